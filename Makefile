@@ -1,0 +1,42 @@
+# make figures   the environment (if needed), then the main job: runs/<PROFILE>/..., figures/
+# make test      the environment (if needed), then every test: the notebooks (nbdev_test) and tests/ (pytest)
+# make clean     forget the environment and what was prepared; runs/ and figures/ stay
+PYTHON  ?= python3
+PROFILE ?= quick
+SEED    ?= 0
+VENV    := .venv
+READY   := $(VENV)/.ready
+BIN     := $(VENV)/bin
+SHELL   := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help environment figures test export clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+environment: $(READY)
+
+# The pins decide every version; the stamp is written last, so a broken-off installation is made again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+figures: $(READY)
+	mkdir -p runs/$(PROFILE)/train_pi
+	$(BIN)/papermill --kernel python3 nbs/train_pi.ipynb runs/$(PROFILE)/train_pi/train_pi.ipynb -p profile $(PROFILE) -p seed $(SEED)
+
+# One thread a worker: two notebooks at a time share two cores without their threads waiting on each other.
+test: export OMP_NUM_THREADS := 1
+test: $(READY)
+	$(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	$(BIN)/python -m pytest --numprocesses 2 tests
+
+export: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+clean:
+	rm -rf $(VENV) data/prepared
