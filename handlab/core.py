@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FULL_DISK', 'ADMITTED', 'PACKAGES', 'HandlabError', 'one_line_errors', 'project_root', 'project_path',
            'full_disk_named', 'atomic_file', 'atomic_folder', 'plain', 'write_json', 'read_json', 'ArrayUnpickler',
-           'read_pickle', 'check_settings', 'make_settings', 'own_names', 'check_parameters', 'seed_words',
+           'read_pickle', 'check_settings', 'make_settings', 'assigned_names', 'check_parameters', 'seed_words',
            'numpy_generator', 'torch_generator', 'pick_device', 'fingerprint', 'package_versions', 'git_commit',
            'hardware', 'provenance', 'progress']
 
 # %% ../nbs/00_core.ipynb #1411e854
+import ast
 import contextlib
 import dataclasses
 import errno
@@ -199,18 +200,26 @@ def make_settings(cls,                      # a frozen dataclass with a class at
     return check_settings(cls(**{**cls.PROFILES[profile], **overrides}))
 
 # %% ../nbs/00_core.ipynb #81b39717
-def own_names(namespace: dict) -> set:  # `globals()` of a notebook
-    "The names a notebook has defined so far, without IPython's own and without modules, functions and classes."
-    ours = {name for name, value in namespace.items() if not name.startswith("_") and isinstance(value, (int, float, str, bool, list, dict, tuple, type(None)))}
-    return ours - {"In", "Out", "exit", "quit", "get_ipython", "open"}
+def assigned_names(source: str):  # the text of a cell
+    "The names that a cell gives to literals, or none where the cell does anything else."
+    try: statements = ast.parse(source).body
+    except SyntaxError: return []
+    targets = [statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None) for statement in statements]
+    try:
+        for statement in statements: ast.literal_eval(statement.value)
+    except (ValueError, TypeError, AttributeError): return []
+    return [target.id for target in targets] if all(isinstance(target, ast.Name) for target in targets) else []
 
 
-def check_parameters(namespace: dict,  # `globals()` of the notebook, right after the parameters
-                     known):            # the names of the parameters cell
-    "Fail when a notebook was given a parameter that it does not have; return the parameters as a dict."
-    for name in sorted(own_names(namespace) - set(known)):
-        raise HandlabError(f"parameter {name!r}", "this notebook has no such parameter", f"choose among {', '.join(known)}")
-    return {name: namespace[name] for name in known}
+def check_parameters(namespace: dict,   # `globals()` of the notebook
+                     optional=()) -> dict:  # further names that may be given, such as the fields of its settings
+    "The notebook's parameters; a name that its first cell of parameters does not have is an error."
+    cells = [names for names in map(assigned_names, namespace["In"]) if names]
+    known = dict.fromkeys([*cells[0], *optional])
+    given = dict.fromkeys(name for names in cells for name in names)
+    for name in given:
+        if name not in known: raise HandlabError(f"parameter {name!r}", "this notebook has no such parameter", f"choose among {', '.join(known)}")
+    return {name: namespace[name] for name in given}
 
 # %% ../nbs/00_core.ipynb #e6e2193b
 def seed_words(seed: int,  # the user's seed
