@@ -1,0 +1,119 @@
+"The privileged-depth notebook from the command line: a whole run, a killed one, and everything a user can get wrong."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from handlab.core import project_root
+from handlab.hand.metrics import epe
+from handlab.privileged.experiment import STAGES
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi")]
+NOTEBOOK = project_root() / "nbs" / "train_pi.ipynb"
+
+
+def command(out: Path, **parameters) -> list:
+    "A papermill call of the notebook at the smoke profile."
+    given = {"profile": "smoke", "device": "cpu", "out": str(out), **parameters}
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    return [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(NOTEBOOK), str(out.parent / f"{out.name}.ipynb"), *words]
+
+
+def environment(root: Path) -> dict:
+    "The project's root is elsewhere, so that nothing is written into the checkout and no real frames are found."
+    kept = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
+    return {**kept, "HANDLAB_ROOT": str(root), "HANDLAB_REAL_RHD": str(root / "nowhere"), "OMP_NUM_THREADS": "1"}
+
+
+def run(out: Path, **parameters) -> subprocess.CompletedProcess:
+    return subprocess.run(command(out, **parameters), env=environment(out.parent), capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    "The run folder of a whole smoke run."
+    out = tmp_path_factory.mktemp("train_pi") / "whole"
+    done = run(out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def test_run_folder_is_whole(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert {"settings", "seed", "commit", "versions", "hardware", "data", "seconds", "values", "source", "protocol"} <= metrics.keys()
+    assert metrics["source"] == "sim-rhd" and metrics["settings"]["crop"] == 32
+    assert set(metrics["values"]) == {*STAGES, "mean_pose"}
+    weights = load_file(finished / "model.safetensors")
+    assert weights and all(np.isfinite(array).all() for array in weights.values())
+    assert (finished.parent / "whole.ipynb").exists()
+
+
+def test_metrics_are_of_the_predictions(finished):
+    "The reported errors are what plain NumPy makes of the saved predictions."
+    metrics, saved = json.loads((finished / "metrics.json").read_text()), np.load(finished / "predictions.npz")
+    for stage in (*STAGES, "mean_pose"):
+        errors = np.linalg.norm(saved[stage] - saved["true"], axis=-1)
+        assert metrics["values"][stage]["epe_mean"] == pytest.approx(errors.mean(), rel=1e-4)
+        assert epe(saved[stage], saved["true"]).mean == pytest.approx(errors.mean(), rel=1e-4)
+        np.testing.assert_allclose(saved[stage][:, 9], saved["true"][:, 9], atol=60)  # the root is near the true one
+
+
+def test_losses_hold_every_network(finished):
+    lines = (finished / "losses.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in lines[1:]} == set(STAGES)
+    controls = [json.loads((finished / stage / "finished.json").read_text())["steps"] for stage in ("rgb_pi", "rgb_steps", "rgb_time")]
+    assert controls[0] == controls[1] <= controls[2]
+
+
+def test_second_call_trains_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/model.safetensors")}
+    values = json.loads((finished / "metrics.json").read_text())["values"]
+    assert run(finished).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*/model.safetensors")} == before
+    assert json.loads((finished / "metrics.json").read_text())["values"] == values
+
+
+def test_killed_run_ends_as_the_whole_one(finished):
+    "kill -9 in the midst of stage 1, and again later; the third call ends with the same weights."
+    out = finished.parent / "killed"
+    for stage in ("rgb", "rgb_pi"):
+        process = subprocess.Popen(command(out), env=environment(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and not (out / stage / "checkpoint.pt").exists(): time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "metrics.json").exists()
+        shutil.copy(finished / "step_time.json", out)  # it decides on steps, and a time measured anew would differ
+    assert run(out).returncode == 0
+    for stage in STAGES:
+        whole, killed = (load_file(folder / stage / "model.safetensors") for folder in (finished, out))
+        assert all((whole[name] == killed[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize("parameters, complaint", [
+    ({"stesp_first": 3}, "parameter 'stesp_first': this notebook has no such parameter"),
+    ({"steps_first": "many"}, "steps_first: 'many' is not int"),
+    ({"profile": "huge"}, "profile 'huge': there is no such profile"),
+    ({"device": "cuda:99"}, "device 'cuda:99': this machine has"),
+    ({"dataset": "rhd", "data_root": "/nowhere/rhd"}, "/nowhere/rhd"),
+    ({"dataset": "rhd"}, "data_root: the real dataset needs a folder"),
+])
+def test_one_line_for_what_is_wrong(finished, parameters, complaint):
+    out = finished.parent / "wrong"
+    failed = run(out, **parameters)
+    assert failed.returncode != 0
+    assert complaint in failed.stderr
+    assert not (out / "metrics.json").exists()
+
+
+def test_other_settings_in_the_same_folder(finished):
+    failed = run(finished, rate_first=0.5)
+    assert failed.returncode != 0
+    assert "rate_first = 0.001, now it is 0.5" in failed.stderr or "learning_rate = 0.001, now it is 0.5" in failed.stderr
