@@ -215,6 +215,7 @@ def check_parameters(namespace: dict,   # `globals()` of the notebook
                      optional=()) -> dict:  # further names that may be given, such as the fields of its settings
     "The notebook's parameters; a name that its first cell of parameters does not have is an error."
     cells = [names for names in map(assigned_names, namespace["In"]) if names]
+    if not cells: cells = [[name for name, value in namespace.items() if name[0] != "_" and isinstance(value, (int, float, str, type(None)))]]  # nbdev_test keeps no history and injects nothing
     known = dict.fromkeys([*cells[0], *optional])
     given = dict.fromkeys(name for names in cells for name in names)
     for name in given:
