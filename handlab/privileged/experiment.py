@@ -36,7 +36,7 @@ from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_o
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
 @dataclass(frozen=True)
 class Stage:
-    "One of the trainings of the "
+    "One of the trainings of the experiment."
     label: str        # as in the paper, where it has one
     modality: str     # the network's input: a Batch's 'image' or 'depth'
     second: bool      # starts from the RGB Net
@@ -71,8 +71,8 @@ class PiSettings:
     steps_first: int = 1700           # stage 1: Depth Net and RGB Net
     steps_second: int = 940           # stage 2: RGB PI Net and the control of equal steps
     batch_size: int = 32              # images a step, both stages
-    rate_first: float = 1e-3          # highest learning rate of stage 1
-    rate_second: float = 5e-4         # ... and of stage 2, the same for RGB PI Net and the controls
+    rate_first: float = 2e-3          # highest learning rate of stage 1
+    rate_second: float = 1e-3         # ... and of stage 2, the same for RGB PI Net and the controls
     warm_up: int = 50                 # steps of rising learning rate, in both stages
     schedule: str = "cosine"          # 'cosine', 'step' or 'constant'
     weight_decay: float = 0.0         # of Adam
@@ -85,13 +85,13 @@ class PiSettings:
     mask_weight: float = 0.0          # on Eq. 3 in stage 2; 0 = without, as in the paper's 3D experiments
     mask_share: float = 1.0           # share of the training images that carry Eq. 3 (the paper: 0.2 and 0.8)
     mask_pooling: str = "area"        # how the mask reaches the feature map's size
-    rotation: float = 30.0            # augmentation: largest rotation in degrees
-    shift: float = 0.06               # ... shift as a fraction of the crop
-    scale_low: float = 0.9            # ... zoom
-    scale_high: float = 1.1
-    hue: float = 0.05                 # ... colour
-    brightness: float = 0.15
-    contrast: float = 0.15
+    rotation: float = 10.0            # augmentation: largest rotation in degrees
+    shift: float = 0.03               # ... shift as a fraction of the crop
+    scale_low: float = 0.95           # ... zoom
+    scale_high: float = 1.05
+    hue: float = 0.03                 # ... colour
+    brightness: float = 0.1
+    contrast: float = 0.1
     precision: str = "bf16"           # 'bf16' (autocast) or 'fp32'
     channels_last: bool = True        # memory order of the convolutions
     log_every: int = 20               # steps a row of the loss table
@@ -105,7 +105,7 @@ class PiSettings:
         "smoke": dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=0.125, fc_width=32, steps_first=12, steps_second=8, batch_size=8, warm_up=2,
                       inter_weight=8.0, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
         "quick": dict(),
-        "full": dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1.0, fc_width=1024, steps_first=20000, steps_second=10000, warm_up=500,
+        "full": dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1.0, fc_width=1024, steps_first=20000, steps_second=10000, warm_up=500, rate_first=1e-3, rate_second=5e-4,
                      inter_weight=1 / 64, log_every=100, validate_every=1000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #8996b7fa
