@@ -24,9 +24,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+RUN     := runs/$(PROFILE)/train_pi-sim-rhd-seed$(SEED)
+
 figures: $(READY)
-	mkdir -p runs/$(PROFILE)/train_pi
-	$(BIN)/papermill --kernel python3 nbs/train_pi.ipynb runs/$(PROFILE)/train_pi/train_pi.ipynb -p profile $(PROFILE) -p seed $(SEED)
+	mkdir -p $(RUN)
+	$(BIN)/papermill --kernel python3 nbs/train_pi.ipynb $(RUN)/train_pi.ipynb -p profile $(PROFILE) -p seed $(SEED)
 
 # One thread a worker: two notebooks at a time share two cores without their threads waiting on each other.
 test: export OMP_NUM_THREADS := 1

@@ -63,8 +63,8 @@ def fig_losses(folder, steps_first: int):  # steps_first: where stage 2 begins
         axis.axvline(steps_first, color="0.6", linewidth=0.8)
         axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(STAGES), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     return figure
 
 # %% ../../nbs/privileged/04_figures.ipynb #45592d22
