@@ -185,13 +185,13 @@ def run_jobs(jobs,                     # the Jobs, the longest first
              seconds: float = 10.0,     # between two lines of progress
              show: bool = True,
              own_processes: bool = True) -> dict:  # False: in this process also on a CPU (for the tiniest); returns {name: the function's result}
-    "Run several trainings, side by side on a CPU; the first error is raised after all have ended."
+    "Run several trainings, side by side on a CPU; the first job's error is raised after all have ended."
     jobs = list(jobs)
     if len({job.name for job in jobs}) < len(jobs): raise HandlabError("run_jobs", "two jobs have the same name", "give each its own")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if pick_device(str(device)).type == "cuda" or not own_processes: outcomes = one_by_one(jobs, show)
     else: outcomes = side_by_side(jobs, min(len(jobs), places or cores), Together(jobs, seconds, show))
-    errors = [value for kind, value in outcomes.values() if kind == "error"]
+    errors = [outcomes[job.name][1] for job in jobs if outcomes[job.name][0] == "error"]  # in the order of the jobs, whichever ended first
     for error in errors[1:]: print(error, file=sys.stderr)
     if errors: raise errors[0]
     return {job.name: outcomes[job.name][1] for job in jobs}
