@@ -232,9 +232,14 @@ def test_identity_of_a_reader_without_one(tmp_path):
     with pytest.raises(HandlabError, match='other data'): quiet(Plain(3), tmp_path/'crops')
 
 
+def left_in(folder):
+    "The names in a folder; an empty lock file may stay."
+    return sorted(path.name for path in folder.iterdir() if path.suffix != '.lock')
+
+
 def test_a_failing_frame_leaves_nothing(tmp_path):
     with pytest.raises(HandlabError, match='drawn/00004: the image cannot be decoded; unpack'): quiet(Drawn(fail_at=4), tmp_path/'crops')
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []
 
 
 def test_a_broken_file_in_a_worker_is_named(tmp_path):
@@ -242,7 +247,7 @@ def test_a_broken_file_in_a_worker_is_named(tmp_path):
     broken = tmp_path/'rhd/evaluation/color/00005.png'
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(HandlabError, match='color/00005.png: the image cannot be decoded'): quiet(RHD(tmp_path/'rhd', 'evaluation'), tmp_path/'crops', workers=2)
-    assert [path.name for path in tmp_path.iterdir()] == ['rhd']
+    assert left_in(tmp_path) == ['rhd']
 
 
 def test_frames_must_have_the_same_fields(tmp_path):
@@ -367,13 +372,17 @@ def test_killed_half_way_nothing_counts_as_done(tmp_path, workers):
     assert whole.fingerprint == quiet(RHD(tmp_path/'rhd', 'evaluation'), tmp_path/'fresh').fingerprint
 
 
-def test_a_folder_being_filled_is_left_alone(tmp_path):
-    partial = tmp_path/'.crops.abc.partial'
-    partial.mkdir()
-    with module.folder_lock(partial): quiet(Drawn(2), tmp_path/'crops')
-    assert partial.exists()
-    module.remove_abandoned(tmp_path/'crops')
-    assert not partial.exists()
+def test_two_processes_that_ask_for_the_same_folder_share_the_work(tmp_path):
+    write_drawn(tmp_path/'rhd', 'evaluation', 16)
+    (tmp_path/'script.py').write_text(SCRIPT)
+    command = [sys.executable, tmp_path/'script.py', tmp_path/'rhd', tmp_path/'crops', '1']
+    first = subprocess.Popen(command, env=ENVIRONMENT)
+    wait_for(lambda: rows_written(tmp_path) > 2)
+    second = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert 'waiting' in second.stdout.readline()
+    assert len(list(tmp_path.glob('.crops.*.partial'))) == 1                              # the second has not begun its own
+    assert (first.wait(), second.wait()) == (0, 0)
+    assert len(open_prepared(tmp_path/'crops')) == 16 and not list(tmp_path.glob('.crops.*.partial'))
 
 
 LIMITED = '''
@@ -393,7 +402,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     (tmp_path/'script.py').write_text(LIMITED)
     done = subprocess.run([sys.executable, tmp_path/'script.py', tmp_path/'rhd', tmp_path/'crops', '100000'], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'image.npy: it could not be written' in done.stderr and 'free some space' in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['rhd', 'script.py']
+    assert left_in(tmp_path) == ['rhd', 'script.py']
 
 
 def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
@@ -403,11 +412,11 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
             patch.setattr(module, name, full)
             with pytest.raises(HandlabError) as error: quiet(Drawn(3), tmp_path/'crops')
         assert 'it could not be written (No space left on device)' in str(error.value) and '\n' not in str(error.value)
-        assert list(tmp_path.iterdir()) == []
+        assert left_in(tmp_path) == []
 
 
 def test_too_little_room_is_seen_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
     reader = Drawn(3)
     with pytest.raises(HandlabError, match='0.0 GB are free; free some space or name another folder'): quiet(reader, tmp_path/'crops')
-    assert reader.read == [0] and list(tmp_path.iterdir()) == []
+    assert reader.read == [0] and left_in(tmp_path) == []

@@ -7,11 +7,10 @@ __all__ = ['GREY', 'DEPTH_STEPS', 'PIXELS', 'META', 'VERSION', 'CropSettings', '
            'crop_colour', 'crop_nearest', 'crop_box', 'crop_sample', 'array_header', 'create_array', 'write_rows',
            'row_digest', 'CropJob', 'usable_cores', 'can_spawn', 'run_chunks', 'Prepared', 'read_meta', 'open_array',
            'open_prepared', 'folder_lock', 'remove_abandoned', 'write_to_disk', 'check_space', 'reader_identity',
-           'source_name', 'check_same', 'prepare']
+           'source_name', 'check_same', 'already_prepared', 'prepare']
 
 # %% ../../nbs/data/03_prepare.ipynb #8bed8247
 import contextlib
-import fcntl
 import hashlib
 import io
 import multiprocessing
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ..core import HandlabError, atomic_folder, check_settings, fingerprint, full_disk_named, progress, project_path, read_json, write_json
 from .sample import Sample, check_sample
@@ -254,17 +254,20 @@ def open_prepared(folder) -> Prepared:
 # %% ../../nbs/data/03_prepare.ipynb #3d42d86e
 @contextlib.contextmanager
 def folder_lock(folder):
-    "Mark a folder as being worked in, for as long as this process lives."
-    with open(Path(folder)/'lock', 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    "Be the only process that makes `folder`; whoever comes second waits."
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent/f'.{folder.name}.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        print(f'{folder.name} is being prepared by another process; waiting for it', flush=True)
+        lock.acquire()
+    try: yield
+    finally: lock.release()
 
 def remove_abandoned(folder):
-    "Remove what killed runs have left beside `folder`."
-    for partial in Path(folder).parent.glob(f'.{Path(folder).name}.*.partial'):
-        try:
-            with folder_lock(partial): shutil.rmtree(partial, ignore_errors=True)
-        except OSError: pass  # still being filled
+    "Remove what killed runs have left beside `folder`; its lock must be held."
+    for partial in Path(folder).parent.glob(f'.{Path(folder).name}.*.partial'): shutil.rmtree(partial, ignore_errors=True)
 
 def write_to_disk(folder):
     "Make sure that the files of a folder outlive a power cut."
@@ -318,6 +321,12 @@ def _save(path, array):
     with full_disk_named(path): np.save(path, array)
 
 # %% ../../nbs/data/03_prepare.ipynb #b39d60df
+def already_prepared(folder, settings: CropSettings, identity: str):
+    "The finished folder, or None where there is none yet."
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return None
+    check_same(prepared := open_prepared(folder), settings, identity)
+    return prepared
+
 def prepare(reader,                                   # len(), [i] -> Sample, .source; must be picklable for more than one worker
             folder,                                   # where the arrays go
             settings: CropSettings = CropSettings(),
@@ -327,15 +336,13 @@ def prepare(reader,                                   # len(), [i] -> Sample, .s
     folder, settings = project_path(folder), check_crop_settings(settings)
     if len(reader) == 0: raise HandlabError('prepare', f'{source_name(reader)} has no frame', 'check the split and the folder it reads')
     identity = reader_identity(reader)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        check_same(prepared := open_prepared(folder), settings, identity)
-        return prepared
-    remove_abandoned(folder)
-    with atomic_folder(folder) as partial:
-        with folder_lock(partial):
+    if prepared := already_prepared(folder, settings, identity): return prepared  # needs no lock: may lie on a disk that is read-only
+    with folder_lock(folder):
+        if prepared := already_prepared(folder, settings, identity): return prepared
+        remove_abandoned(folder)
+        with atomic_folder(folder) as partial:
             shapes, digests = _crop_all(reader, settings, partial, workers or usable_cores(), show_progress)
             write_json(partial/META, dict(version=VERSION, count=len(reader), source=source_name(reader), settings=asdict(settings), shapes=shapes, identity=identity,
                                           skipped=getattr(reader, 'skipped', []), fingerprint=fingerprint(b''.join(digests), settings), finished=True))
-            (partial/'lock').unlink()
             write_to_disk(partial)
     return open_prepared(folder)
