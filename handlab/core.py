@@ -175,17 +175,21 @@ def read_pickle(path):
         raise HandlabError(path, reason, "use the dataset's own file, unpacked anew") from None
 
 # %% ../nbs/00_core.ipynb #2ad0b1c1
-def check_settings(settings,               # a dataclass instance
-                   label: str = ""):        # what to call it in an error
-    "Check each field's value against its annotation; return the settings, whole numbers made floats where floats are due."
+def check_settings(settings,                # a dataclass instance
+                   choices: dict = {},      # {field: the values it may have}
+                   positive: tuple = (),    # fields above 0
+                   not_negative: tuple = ()):
+    "Check each field's value against its annotation and these rules; return the settings, whole numbers made floats where floats are due."
     hints, changes = get_type_hints(type(settings)), {}
+    def refuse(name, what, way_out): raise HandlabError(f"{type(settings).__name__}.{name}", what, way_out)
     for field in dataclasses.fields(settings):
-        value, kind = getattr(settings, field.name), hints[field.name]
-        if kind is float and type(value) is int: changes[field.name] = value = float(value)
-        if kind in (int, float, bool, str, tuple) and type(value) is not kind:
-            raise HandlabError(f"{label or type(settings).__name__}.{field.name}", f"{value!r} is not {kind.__name__}", f"give a value such as {field.default!r}")
-        if kind is float and not math.isfinite(value):
-            raise HandlabError(f"{label or type(settings).__name__}.{field.name}", f"{value!r} is not a finite number", f"give a value such as {field.default!r}")
+        name, value, kind = field.name, getattr(settings, field.name), hints[field.name]
+        if kind is float and type(value) is int: changes[name] = value = float(value)
+        if kind in (int, float, bool, str, tuple) and type(value) is not kind: refuse(name, f"{value!r} is not {kind.__name__}", f"give a value such as {field.default!r}")
+        if kind is float and not math.isfinite(value): refuse(name, f"{value!r} is not a finite number", f"give a value such as {field.default!r}")
+        if name in choices and value not in choices[name]: refuse(name, f"{value!r} is not known", f"choose one of {', '.join(map(str, choices[name]))}")
+        if name in positive and value <= 0: refuse(name, f"{value} is not positive", "give a number above 0")
+        if name in not_negative and value < 0: refuse(name, f"{value} is negative", "give 0 or more")
     return dataclasses.replace(settings, **changes) if changes else settings
 
 

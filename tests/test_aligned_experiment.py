@@ -14,8 +14,8 @@ from handlab.core import HandlabError, make_settings, read_json
 from handlab.data.batches import Augment, Batches
 from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.camera import project, rotate
-from handlab.privileged.experiment import PiData, ordered_batches
 from handlab.sim.twins import SimRHD
+from handlab.train.experiment import ExperimentData, ordered_batches
 from handlab.train.loop import fit, read_losses, weights_fingerprint
 
 SMOKE = make_settings(AlignedSettings, 'smoke', steps=4, batch_size=4, log_every=2, validate_every=2, checkpoint_every=2)
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
     "24 frames to train on, 8 each for validation and test."
     folder, crops = tmp_path_factory.mktemp('prepared'), CropSettings(size=32, context=1.25, crop='mask')
     for split, count in (('training', 32), ('evaluation', 8)): prepare(SimRHD(split, count), folder/split, crops, workers=1, show_progress=False)
-    return PiData(str(folder/'training'), str(folder/'evaluation'), 8)
+    return ExperimentData(str(folder/'training'), str(folder/'evaluation'), 8)
 
 
 @pytest.mark.parametrize('wrong', [dict(strategy='S5'), dict(labelled_share=0.), dict(labelled_share=1.5), dict(matched_points=65), dict(points=60), dict(map_size=20),

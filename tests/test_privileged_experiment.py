@@ -12,8 +12,9 @@ from handlab.core import HandlabError, make_settings, read_json
 from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import RHD, write_drawn
 from handlab.privileged import experiment
-from handlab.privileged.experiment import (STAGES, PiData, PiLoss, PiSettings, carries_mask, check_pi, choose_scale, evaluate_all, make_network, pi_data, predict, predict_all, reader_of,
+from handlab.privileged.experiment import (STAGES, PiLoss, PiSettings, carries_mask, check_pi, choose_scale, make_network, pi_data, predict, predict_all,
                                            start_network, start_sizes, step_time_ratio, train_first, train_second, train_settings, train_stage, trained_network, training_batches, write_run)
+from handlab.train.experiment import ExperimentData, evaluate_on, reader_of
 from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
 
 SMOKE = make_settings(PiSettings, "smoke", train_frames=24, validation_frames=8, test_frames=10)
@@ -26,7 +27,7 @@ def data(tmp_path_factory):
     for split, count in (("training", 32), ("evaluation", 10)):
         write_drawn(folder / "rhd", split, count)
         prepare(RHD(folder / "rhd", split), folder / split, crops, workers=1, show_progress=False)
-    return PiData(str(folder / "training"), str(folder / "evaluation"), 8)
+    return ExperimentData(str(folder / "training"), str(folder / "evaluation"), 8)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_other_settings_are_refused_where_they_matter(data, finished):
     with pytest.raises(HandlabError, match="lambda_c = 100.0, now it is 10.0"): train_stage("rgb_pi", replace(SMOKE, lambda_c=10.0), data, finished)
     train_stage("rgb", replace(SMOKE, lambda_c=10.0), data, finished)                          # stage 1 does not depend on lambda
     with pytest.raises(HandlabError, match="rotation"): train_stage("rgb", replace(SMOKE, rotation=5.0), data, finished)
-    with pytest.raises(HandlabError, match="about.data"): train_stage("rgb", SMOKE, PiData(data.training_folder, data.test_folder, 9), finished)
+    with pytest.raises(HandlabError, match="about.data"): train_stage("rgb", SMOKE, ExperimentData(data.training_folder, data.test_folder, 9), finished)
 
 
 def test_stopped_stage_goes_on_the_same(data, finished, tmp_path, monkeypatch):
@@ -219,7 +220,7 @@ def test_start_sizes(data, finished):
 
 def test_run_folder(data, finished):
     predictions = predict_all(SMOKE, data, finished)
-    values = evaluate_all(SMOKE, data, predictions)
+    values = evaluate_on(data.test, predictions)
     write_run(finished, SMOKE, data, predictions, values, {"data": 1.5}, note="x")
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(values) == {*STAGES, "mean_pose"} and metrics["settings"]["lambda_c"] == 100 and metrics["seed"] == 0 and metrics["note"] == "x"
@@ -236,7 +237,7 @@ def test_run_folder(data, finished):
 
 def test_choice_of_scale_looks_at_validation_only(data, finished, tmp_path, monkeypatch):
     for stage in ("depth", "rgb"): shutil.copytree(finished / stage, tmp_path / stage)
-    monkeypatch.setattr(PiData, "test", property(lambda self: pytest.fail("the evaluation split was opened")))
+    monkeypatch.setattr(ExperimentData, "test", property(lambda self: pytest.fail("the evaluation split was opened")))
     table = choose_scale(SMOKE, data, tmp_path, names=("features sum, pose mean", "both means"), show=False)
     assert set(table["epe_mean"]) == {"features sum, pose mean", "both means", "control"} and table["split"] == "validation"
     assert table["chosen"] in table["epe_mean"] and read_json(tmp_path / "scale.json") == table

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'POSITIVE', 'NOT_TRAINING', 'ENCODER_NAMES', 'AlignedSettings', 'check_aligned', 'part_of',
-           'train_settings', 'aligned_data', 'viewpoint', 'modality_tensors', 'needed_pixels', 'joined', 'ViewsAt',
-           'make_network', 'AlignedLoss', 'Validation', 'depends_on', 'train_strategy', 'trained_network',
-           'strategy_jobs', 'predict', 'predict_mean', 'predict_all', 'decode_all', 'reconstruct', 'time_parts',
-           'equal_time_steps', 'run_name', 'write_run', 'open_run']
+           'train_settings', 'crop_settings', 'aligned_data', 'viewpoint', 'modality_tensors', 'needed_pixels',
+           'joined', 'ViewsAt', 'make_network', 'AlignedLoss', 'Validation', 'depends_on', 'train_strategy',
+           'trained_network', 'strategy_jobs', 'predict', 'predict_mean', 'predict_all', 'decode_all', 'reconstruct',
+           'time_parts', 'equal_time_steps', 'run_name', 'write_run', 'open_run']
 
 # %% ../../nbs/aligned/06_experiment.ipynb #88f0393f
 import time
@@ -24,11 +24,11 @@ from .posteriors import beta_at, interpolate
 from .strategies import AlignedNetwork, NetworkSettings, Views, aligned_loss, make_recipe, posterior_names
 from ..core import HandlabError, check_settings, make_settings, pick_device, provenance, read_json, torch_generator, write_json
 from ..data.batches import Augment, Batches
-from ..data.prepare import CropSettings, open_prepared, prepare
+from ..data.prepare import CropSettings
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
-from ..privileged.experiment import PiData, evaluate, ordered_batches, prepared_folder, reader_of, write_predictions
+from ..train.experiment import DATASETS, ExperimentData, evaluate, experiment_data, ordered_batches, write_predictions
 from ..train.jobs import Job
 from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_optimiser, train_step
 
@@ -101,20 +101,15 @@ class AlignedSettings:
                      learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
-CHOICES = {'dataset': ('sim-rhd', 'rhd'), 'crop_by': ('mask', 'zb'), 'pose_norm': ('vector', 'joints'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
+CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb'), 'pose_norm': ('vector', 'joints'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
            'protocol': ('zb', 'mmpose', 'pooled')}
 POSITIVE = ('train_frames', 'validation_frames', 'test_frames', 'crop', 'latent', 'points', 'map_size', 'steps', 'batch_size', 'timing_steps', 'width', 'cloud_width', 'decoder_width',
             'beta_first', 'beta_last', 'heat_sigma', 'learning_rate', 'start_spread')
 
 def check_aligned(settings):
     "The settings with types and values checked"
-    settings = check_settings(settings)
+    settings, recipe = check_settings(settings, CHOICES, POSITIVE), make_recipe(settings.strategy)
     def refuse(name, what, way_out): raise HandlabError(f'AlignedSettings.{name}', what, way_out)
-    recipe = make_recipe(settings.strategy)
-    for name, choices in CHOICES.items():
-        if getattr(settings, name) not in choices: refuse(name, f'{getattr(settings, name)!r} is not known', f'choose one of {", ".join(choices)}')
-    for name in POSITIVE:
-        if getattr(settings, name) <= 0: refuse(name, f'{getattr(settings, name)} is not positive', 'give a number above 0')
     if not 0 < settings.labelled_share <= 1: refuse('labelled_share', f'{settings.labelled_share} is not a share', 'give a number above 0, at most 1')
     if not 0 <= settings.matched_points <= settings.points: refuse('matched_points', f'a cloud has {settings.points} points', 'give at most that many, or 0 for all')
     if not settings.correspondence and recipe.alignment != 'product': refuse('correspondence', f'{recipe} has no encoders that could see different frames', 'choose strategy S4')
@@ -132,16 +127,13 @@ def train_settings(settings, steps=0):  # steps: 0 = as in the settings
     return replace(part_of(TrainSettings, settings), steps=steps or settings.steps)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #20ab3a60
+def crop_settings(settings):
+    "How the experiment crops"
+    return CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
+
 def aligned_data(settings, show_progress=True):
     "Prepare the crops of both splits, or find them prepared"
-    crops, folders = CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by), {}
-    for split in ('training', 'evaluation'):
-        reader = reader_of(settings, split)
-        folders[split] = prepared_folder(reader, crops)
-        prepare(reader, folders[split], crops, show_progress=show_progress)
-    count = len(open_prepared(folders['training']))
-    if count <= settings.validation_frames: raise HandlabError('validation_frames', f'only {count} training frames are there', 'give fewer validation frames')
-    return PiData(str(folders['training']), str(folders['evaluation']), settings.validation_frames)
+    return experiment_data(settings, crop_settings(settings), show_progress)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ed3fdd89
 def viewpoint(K,       # (B,3,3) of the crop, px

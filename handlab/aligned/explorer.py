@@ -27,10 +27,11 @@ from IPython.display import display
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from .experiment import ENCODER_NAMES, aligned_data, decode_all, evaluate, predict, reconstruct, train_strategy, trained_network, write_run
+from .experiment import ENCODER_NAMES, aligned_data, decode_all, predict, reconstruct, train_strategy, trained_network, write_run
 from .posteriors import interpolate
 from ..core import HandlabError, atomic_file
 from ..hand.skeleton import BONES, FINGER_COLOURS
+from ..train.experiment import evaluate_on
 
 # %% ../../nbs/aligned/08_explorer.ipynb #70666113
 ROUND = 10                                                    # corners of a ring
@@ -354,7 +355,7 @@ def practice_run(settings, folder):  # settings of the profile smoke
     data = aligned_data(settings, show_progress=False)
     train_strategy(settings, data, folder, report=lambda *state: None)
     predicted = predict(trained_network(settings, folder), data.test, settings)
-    write_run(folder, settings, data, {'RGB': predicted}, {'RGB': evaluate(predicted, np.asarray(data.test.joints))})
+    write_run(folder, settings, data, {'RGB': predicted}, evaluate_on(data.test, {'RGB': predicted}))
 
 # %% ../../nbs/aligned/08_explorer.ipynb #b003a497
 def in_jupyterlab():

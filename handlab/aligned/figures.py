@@ -18,7 +18,7 @@ from ..data.batches import Batches
 from ..hand.camera import project
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import draw_hand_2d, draw_hand_3d, frame_hands_3d
-from ..privileged.experiment import ordered_batches
+from ..train.experiment import ordered_batches
 from ..privileged.figures import draw_over, plain_axes
 from ..train.loop import read_losses
 

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'CHOICES', 'SECOND_ONLY', 'NOT_TRAINING', 'SCALES', 'Stage', 'PiSettings', 'check_pi', 'train_settings',
-           'augmentation', 'PiData', 'reader_of', 'prepared_folder', 'pi_data', 'training_batches', 'ordered_batches',
-           'make_network', 'trained_network', 'PoseLoss', 'PiLoss', 'carries_mask', 'ValidationLosses', 'depends_on',
-           'start_network', 'train_stage', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
-           'train_second', 'predict', 'mean_pose', 'predict_mean', 'evaluate', 'predict_all', 'evaluate_all',
-           'scale_settings', 'choose_scale', 'write_predictions', 'gather_losses', 'write_run']
+           'augmentation', 'crop_settings', 'pi_data', 'training_batches', 'make_network', 'trained_network',
+           'PoseLoss', 'PiLoss', 'carries_mask', 'ValidationLosses', 'depends_on', 'start_network', 'train_stage',
+           'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio', 'train_second', 'predict',
+           'mean_pose', 'predict_mean', 'predict_all', 'scale_settings', 'choose_scale', 'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
 import json
@@ -21,15 +20,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core import HandlabError, atomic_file, check_settings, fingerprint, pick_device, project_path, provenance, read_json, write_json
+from ..core import HandlabError, check_settings, pick_device, provenance, read_json, write_json
 from ..data.batches import Augment, Batches
-from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
-from ..data.rhd import RHD
-from ..hand.metrics import epe, pck, scores_3d, thresholds_3d
+from ..data.prepare import CropSettings
+from ..hand.metrics import epe, thresholds_3d
 from ..hand.skeleton import denormalise
 from .losses import REDUCTIONS, loss_c, loss_inter, loss_joint, loss_mask, term_sizes
 from .networks import BaseCNN
-from ..sim.twins import FRAMES_PER_PERSON, SimRHD
+from ..train.experiment import DATASETS, ExperimentData, evaluate_on, experiment_data, ordered_batches, write_predictions
 from ..train.jobs import Job, run_jobs
 from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_optimiser, read_losses, save_network, train_step, weights_fingerprint, write_losses
 
@@ -109,21 +107,15 @@ class PiSettings:
                      inter_weight=1 / 64, log_every=100, validate_every=1000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #8996b7fa
-CHOICES = {"dataset": ("sim-rhd", "rhd"), "inter_reduction": REDUCTIONS, "pose_reduction": REDUCTIONS, "mask_pooling": ("area", "max", "min"),
+CHOICES = {"dataset": DATASETS, "inter_reduction": REDUCTIONS, "pose_reduction": REDUCTIONS, "mask_pooling": ("area", "max", "min"),
            "protocol": ("zb", "mmpose", "pooled")}
 
 
 def check_pi(settings: PiSettings) -> PiSettings:
     "The settings with types and values checked."
-    settings = check_settings(settings)
-    for name, choices in CHOICES.items():
-        value = getattr(settings, name)
-        if value not in choices: raise HandlabError(f"PiSettings.{name}", f"{value!r} is not known", f"choose one of {', '.join(choices)}")
-    for name in ("train_frames", "validation_frames", "test_frames", "steps_first", "steps_second", "batch_size", "timing_steps"):
-        if getattr(settings, name) < 1: raise HandlabError(f"PiSettings.{name}", f"{getattr(settings, name)} is below 1", "give a positive whole number")
+    settings = check_settings(settings, CHOICES, positive=("train_frames", "validation_frames", "test_frames", "steps_first", "steps_second", "batch_size", "timing_steps", "width"))
     if settings.train_frames < settings.batch_size: raise HandlabError("PiSettings.batch_size", "there are fewer training frames than that", f"give at most {settings.train_frames}")
     if settings.crop % 16: raise HandlabError("PiSettings.crop", f"{settings.crop} is not a multiple of 16", "choose 64, 128 or 256")
-    if settings.width <= 0: raise HandlabError("PiSettings.width", f"{settings.width} is not positive", "give a value such as 0.25")
     if not 0 <= settings.mask_share <= 1: raise HandlabError("PiSettings.mask_share", f"{settings.mask_share} is not a share", "give a value from 0 to 1")
     return settings
 
@@ -142,75 +134,23 @@ def augmentation(settings: PiSettings) -> Augment:
                    hue=settings.hue, brightness=settings.brightness, contrast=settings.contrast)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #ff31d316
-@dataclass(frozen=True)
-class PiData:
-    "Where the prepared crops lie; opened on demand, so that it can be handed to other processes."
-    training_folder: str     # training and validation frames
-    test_folder: str         # evaluation split
-    validation_frames: int   # the last ones of the training folder
-
-    @property
-    def train(self):
-        whole = open_prepared(self.training_folder)
-        return whole.subset(slice(len(whole) - self.validation_frames))
-
-    @property
-    def validation(self):
-        whole = open_prepared(self.training_folder)
-        return whole.subset(slice(len(whole) - self.validation_frames, None))
-
-    @property
-    def test(self): return open_prepared(self.test_folder)
-
-    @property
-    def training_fingerprint(self) -> str: return fingerprint(open_prepared(self.training_folder).fingerprint, self.validation_frames)
-
-    @property
-    def fingerprint(self) -> str: return fingerprint(self.training_fingerprint, self.test.fingerprint)
-
-# %% ../../nbs/privileged/03_experiment.ipynb #52571644
-def reader_of(settings: PiSettings, split: str):  # split: 'training' or 'evaluation'
-    "The reader of a split of the dataset."
-    if settings.dataset == "sim-rhd":
-        if settings.train_frames % FRAMES_PER_PERSON:
-            whole = (settings.train_frames // FRAMES_PER_PERSON + 1) * FRAMES_PER_PERSON
-            raise HandlabError("train_frames", f"after {settings.train_frames} frames a person would be in training and validation", f"give a multiple of {FRAMES_PER_PERSON} such as {whole}")
-        frames = settings.train_frames + settings.validation_frames if split == "training" else settings.test_frames
-        return SimRHD(split, frames, seed=settings.data_seed)
-    if not settings.data_root: raise HandlabError("data_root", "the real dataset needs a folder", "give data_root, or choose dataset 'sim-rhd'")
-    return RHD(project_path(settings.data_root), split)
+def crop_settings(settings: PiSettings) -> CropSettings:
+    "How the experiment crops."
+    return CropSettings(size=settings.crop, context=settings.context)
 
 
-def prepared_folder(reader, crops: CropSettings) -> Path:
-    "The folder of a reader's prepared crops, named by what they depend on."
-    return project_path("data/prepared") / f"{reader.source}-{reader.split}-{fingerprint(reader_identity(reader), crops)}"
-
-
-def pi_data(settings: PiSettings, show_progress: bool = True) -> PiData:
+def pi_data(settings: PiSettings, show_progress: bool = True) -> ExperimentData:
     "Prepare the crops of both splits, or find them prepared."
-    crops, folders = CropSettings(size=settings.crop, context=settings.context), {}
-    for split in ("training", "evaluation"):
-        reader = reader_of(settings, split)
-        folders[split] = prepared_folder(reader, crops)
-        prepare(reader, folders[split], crops, show_progress=show_progress)
-    count = len(open_prepared(folders["training"]))
-    if count <= settings.validation_frames:
-        raise HandlabError("validation_frames", f"only {count} training frames are there", "give fewer validation frames")
-    return PiData(str(folders["training"]), str(folders["evaluation"]), settings.validation_frames)
+    return experiment_data(settings, crop_settings(settings), show_progress)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #b2dbb647
-def training_batches(settings: PiSettings, data: PiData, stage: str, device) -> Callable:  # step -> Batch
+def training_batches(settings: PiSettings, data: ExperimentData, stage: str, device) -> Callable:  # step -> Batch
     "The stage's batches as a pure function of the step."
     first = settings.steps_first if STAGES[stage].second else 0
     needed = ("image", "depth", "mask") if STAGES[stage].privileged else (STAGES[stage].modality,)
     device = pick_device(str(device))
     batches = Batches(data.train, settings.batch_size, device=device, augment=augmentation(settings), seed=settings.seed, modalities=needed, prefetch=2 if device.type == "cuda" else 0)
     return lambda step: batches.at(first + step)
-
-
-def ordered_batches(prepared, batch_size: int, device, modalities=("image", "depth", "mask")):
-    "Every sample once, in order, as it is."
-    return Batches(prepared, batch_size, device=device, augment=None, shuffle=False, modalities=modalities)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #34031e2a
 def make_network(settings: PiSettings, stage: str) -> BaseCNN:
@@ -289,7 +229,7 @@ SECOND_ONLY = {"steps_second", "rate_second", "lambda_c", "copy_head", "inter_re
 NOT_TRAINING = {"dataset", "data_root", "data_seed", "train_frames", "validation_frames", "test_frames", "timing_steps", "protocol", "own_processes"}  # the data's fingerprint stands for them
 
 
-def depends_on(settings: PiSettings, stage: str, data: PiData) -> dict:
+def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
     "What a stage's result depends on."
     left_out = NOT_TRAINING | (set() if STAGES[stage].second else SECOND_ONLY)
     return {"stage": stage, "data": data.training_fingerprint, **{name: value for name, value in asdict(settings).items() if name not in left_out}}
@@ -306,7 +246,7 @@ def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
 
 def train_stage(stage: str,            # a key of STAGES
                 settings: PiSettings,
-                data: PiData,
+                data: ExperimentData,
                 folder,                # the run folder; the stage lives in a folder within
                 steps: int = 0,        # 0 = as in the settings
                 device="cpu",
@@ -323,17 +263,17 @@ def train_stage(stage: str,            # a key of STAGES
     return read_json(here / "finished.json")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f89408f2
-def stage_jobs(stages: dict, settings: PiSettings, data: PiData, folder, device) -> list:  # stages: {stage: steps, 0 = as in the settings}
+def stage_jobs(stages: dict, settings: PiSettings, data: ExperimentData, folder, device) -> list:  # stages: {stage: steps, 0 = as in the settings}
     "A job for each stage."
     return [Job(STAGES[stage].label, train_stage, dict(stage=stage, settings=settings, data=data, folder=str(folder), steps=steps, device=str(device))) for stage, steps in stages.items()]
 
 
-def train_first(settings: PiSettings, data: PiData, folder, device="cpu", show: bool = True) -> dict:
+def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
     "Stage 1: Depth Net and RGB Net."
     return run_jobs(stage_jobs({"depth": 0, "rgb": 0}, check_pi(settings), data, folder, device), device, show=show, own_processes=settings.own_processes)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #fe72f6f6
-def start_sizes(settings: PiSettings, data: PiData, folder, device="cpu") -> dict:  # {term: {'value', 'gradient'}}
+def start_sizes(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {term: {'value', 'gradient'}}
     "The sizes of Eq. 2's terms where stage 2 starts."
     device = pick_device(str(device))
     network = start_network(settings, "rgb_pi", folder).to(device).train()
@@ -341,7 +281,7 @@ def start_sizes(settings: PiSettings, data: PiData, folder, device="cpu") -> dic
     return term_sizes(terms, network.trunk.parameters())
 
 # %% ../../nbs/privileged/03_experiment.ipynb #6a6b160c
-def time_steps(stage: str, settings: PiSettings, data: PiData, device="cpu", report: Callable = None) -> float:
+def time_steps(stage: str, settings: PiSettings, data: ExperimentData, device="cpu", report: Callable = None) -> float:
     "The median seconds of a stage's training step, batch included."
     device, loop = pick_device(str(device)), train_settings(settings, stage)
     network = make_network(settings, stage).to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format).train()
@@ -356,7 +296,7 @@ def time_steps(stage: str, settings: PiSettings, data: PiData, device="cpu", rep
     return float(np.median(seconds[3:]))
 
 
-def step_time_ratio(settings: PiSettings, data: PiData, folder, device="cpu") -> float:
+def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> float:
     "Seconds of a privileged step over seconds of a control's, measured once a run folder."
     path = Path(folder) / "step_time.json"
     if not path.exists():
@@ -366,7 +306,7 @@ def step_time_ratio(settings: PiSettings, data: PiData, folder, device="cpu") ->
     return read_json(path)["ratio"]
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f90c513e
-def train_second(settings: PiSettings, data: PiData, folder, device="cpu", show: bool = True) -> dict:
+def train_second(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
     "Stage 2: RGB PI Net and the controls of equal time and of equal steps."
     settings = check_pi(settings)
     same_time = round(settings.steps_second * step_time_ratio(settings, data, folder, device))
@@ -387,34 +327,21 @@ def predict(network,               # a trained BaseCNN
     return np.concatenate(poses)
 
 
-def mean_pose(data: PiData) -> np.ndarray:  # (21, 3) relative to the root, in hand scales
+def mean_pose(data: ExperimentData) -> np.ndarray:  # (21, 3) relative to the root, in hand scales
     "The mean pose of the training frames: what a network without eyes would say."
     return np.mean(np.concatenate([batch.pose.numpy() for batch in ordered_batches(data.train, 256, "cpu", ())]), 0)
 
 
-def predict_mean(data: PiData) -> np.ndarray:  # (N, 21, 3) mm
+def predict_mean(data: ExperimentData) -> np.ndarray:  # (N, 21, 3) mm
     "The mean training pose at each test frame's root and scale."
     pose = torch.from_numpy(mean_pose(data))
     return np.concatenate([denormalise(pose.expand(len(batch.pose), 21, 3), batch.root, batch.scale).numpy() for batch in ordered_batches(data.test, 256, "cpu", ())])
 
 # %% ../../nbs/privileged/03_experiment.ipynb #2c2c1243
-def evaluate(predicted: np.ndarray,      # (N, 21, 3) mm
-             true: np.ndarray,           # (N, 21, 3) mm
-             protocol: str = "pooled") -> dict:
-    "The scores of a set of predictions, with the PCK curve."
-    return {**scores_3d(predicted, true, protocol=protocol), "pck": pck(predicted, true, thresholds_3d(), protocol=protocol)}
-
-
-def predict_all(settings: PiSettings, data: PiData, folder, device="cpu") -> dict:  # {stage: (N, 21, 3) mm}
+def predict_all(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {stage: (N, 21, 3) mm}
     "The test predictions of every network, and of the mean pose."
     networks = {stage: trained_network(settings, stage, folder, device) for stage in STAGES}
     return {**{stage: predict(network, data.test, STAGES[stage].modality, device) for stage, network in networks.items()}, "mean_pose": predict_mean(data)}
-
-
-def evaluate_all(settings: PiSettings, data: PiData, predictions: dict) -> dict:  # {stage: scores}
-    "The scores of every network on the evaluation split."
-    true = np.asarray(data.test.joints)
-    return {stage: evaluate(predicted, true, settings.protocol) for stage, predicted in predictions.items()}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #e9095ea8
 SCALES = {"features sum, pose mean": ("sum", "mean"), "both sums": ("sum", "sum"), "both means": ("mean", "mean"), "features per position, pose mean": ("positions", "mean")}
@@ -426,7 +353,7 @@ def scale_settings(settings: PiSettings, name: str) -> PiSettings:
     return replace(settings, inter_reduction=inter, inter_weight=settings.inter_weight if inter == "sum" else 1.0, pose_reduction=pose)
 
 
-def choose_scale(settings: PiSettings, data: PiData, folder, names=tuple(SCALES), steps: int = 0, device="cpu", show: bool = True) -> dict:
+def choose_scale(settings: PiSettings, data: ExperimentData, folder, names=tuple(SCALES), steps: int = 0, device="cpu", show: bool = True) -> dict:
     "Stage 2 with each candidate scale; returns the validation EPE (mm) of each and the best."
     jobs = []
     for name in (*names, "control"):
@@ -440,13 +367,6 @@ def choose_scale(settings: PiSettings, data: PiData, folder, names=tuple(SCALES)
     return table
 
 # %% ../../nbs/privileged/03_experiment.ipynb #061abaae
-def write_predictions(path, prepared, predictions: dict):
-    "Truth and predictions in mm as one .npz, atomically."
-    with atomic_file(path) as file:
-        np.savez_compressed(file, true=np.asarray(prepared.joints, np.float32), visible=np.asarray(prepared.visible), name=np.asarray(prepared.name, str),
-                            **{stage: np.asarray(predicted, np.float32) for stage, predicted in predictions.items()})
-
-
 def gather_losses(folder):
     "The loss tables of all stages as one, with a column naming the network."
     rows = []
@@ -457,7 +377,7 @@ def gather_losses(folder):
     write_losses(Path(folder) / "losses.csv", rows)
 
 
-def write_run(folder, settings: PiSettings, data: PiData, predictions: dict, values: dict, seconds: dict = None, **more) -> dict:
+def write_run(folder, settings: PiSettings, data: ExperimentData, predictions: dict, values: dict, seconds: dict = None, **more) -> dict:
     "Write the run folder's files, `metrics.json` last; returns its content."
     folder = Path(folder)
     write_predictions(folder / "predictions.npz", data.test, predictions)

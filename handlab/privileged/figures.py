@@ -16,7 +16,8 @@ import torch
 from ..hand.camera import project
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import draw_hand_2d, draw_hand_3d, frame_hands_3d
-from .experiment import STAGES, ordered_batches
+from .experiment import STAGES
+from ..train.experiment import ordered_batches
 from .networks import activation_map, energy_on_hand
 from ..train.loop import read_losses
 

@@ -56,16 +56,8 @@ CHOICES = {"optimiser": ("adam", "adamw"), "schedule": ("cosine", "step", "const
 
 def check_training(settings: TrainSettings) -> TrainSettings:
     "The settings with types and values checked."
-    settings = check_settings(settings)
-    for name, choices in CHOICES.items():
-        value = getattr(settings, name)
-        if value not in choices: raise HandlabError(f"TrainSettings.{name}", f"{value!r} is not known", f"choose one of {', '.join(choices)}")
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-        if getattr(settings, name) < 1: raise HandlabError(f"TrainSettings.{name}", f"{getattr(settings, name)} is below 1", "give a positive whole number")
-    for name in ("warm_up", "validate_every", "weight_decay", "clip_gradient"):
-        if getattr(settings, name) < 0: raise HandlabError(f"TrainSettings.{name}", f"{getattr(settings, name)} is negative", "give 0 or more")
-    if settings.learning_rate <= 0: raise HandlabError("TrainSettings.learning_rate", f"{settings.learning_rate} is not positive", "give a value such as 0.001")
-    return settings
+    return check_settings(settings, CHOICES, positive=("steps", "batch_size", "log_every", "checkpoint_every", "learning_rate"),
+                          not_negative=("warm_up", "validate_every", "weight_decay", "clip_gradient"))
 
 # %% ../../nbs/train/01_loop.ipynb #696f4d1e
 def learning_rate(step: int,                 # from 0
