@@ -18,6 +18,9 @@ class PoseDecoder(nn.Sequential):
     def __init__(self, latent=64, units=128, joints=21):
         super().__init__(nn.Linear(latent, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(),
                          nn.Linear(units, 3*joints), nn.Unflatten(1, (joints, 3)))
+        for layer in (self[0], self[2], self[4]):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity='relu')
+            nn.init.zeros_(layer.bias)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #fd1e996c
 def double_map(channels_in, channels_out, bias=True):

@@ -52,7 +52,8 @@ class AlignedSettings:
     context: float = 1.25             # stored margin around the crop, for rotation and shift
     width: float = 0.5                # of ResNet-18 (1 = the paper)
     cloud_width: float = 0.125        # of the point encoder (1 = the paper)
-    decoder_width: float = 0.125      # of the decoders of maps and clouds (1 = the paper)
+    heat_width: float = 0.5           # of the decoder of heat maps (1 = the paper)
+    decoder_width: float = 0.125      # of the decoders of clouds and depth maps (1 = the paper)
     latent: int = 64                  # numbers that describe a hand
     points: int = 256                 # of a cloud
     map_size: int = 32                # cells of heat and depth maps (the paper: 64)
@@ -94,16 +95,16 @@ class AlignedSettings:
     own_processes: bool = True        # on a CPU trainings run side by side, a process and a thread each
     seed: int = 0                     # of starting weights, batches, augmentation and noise
     PROFILES: ClassVar[dict] = {
-        'smoke': dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=.125, cloud_width=.125, decoder_width=.0625, latent=16, points=64, map_size=16,
+        'smoke': dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=.125, cloud_width=.125, heat_width=.125, decoder_width=.0625, latent=16, points=64, map_size=16,
                       matched_points=16, steps=8, batch_size=8, warm_up=2, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
         'quick': dict(),
-        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., steps=60500,
+        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., heat_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., steps=60500,
                      learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
-CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb'), 'pose_norm': ('vector', 'joints'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
+CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb'), 'pose_norm': ('vector', 'joints', 'squared'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
            'protocol': ('zb', 'mmpose', 'pooled')}
-POSITIVE = ('train_frames', 'validation_frames', 'test_frames', 'crop', 'latent', 'points', 'map_size', 'steps', 'batch_size', 'timing_steps', 'width', 'cloud_width', 'decoder_width',
+POSITIVE = ('train_frames', 'validation_frames', 'test_frames', 'crop', 'latent', 'points', 'map_size', 'steps', 'batch_size', 'timing_steps', 'width', 'cloud_width', 'heat_width', 'decoder_width',
             'beta_first', 'beta_last', 'heat_sigma', 'learning_rate', 'start_spread')
 
 def check_aligned(settings):
@@ -333,8 +334,8 @@ def time_parts(settings, data, device='cpu', report=None):
     return {**median, 'step': median['step'] + median['batch']}
 
 def equal_time_steps(settings, times, reference='S4'):  # times: {strategy: milliseconds a step}
-    "The steps of each strategy that take as long as the reference's, at least its own"
-    return {name: max(settings.steps, round(settings.steps*times[reference]/own)) for name, own in times.items()}
+    "The steps of each strategy that take as long as the reference's"
+    return {name: max(1, round(settings.steps*times[reference]/own)) for name, own in times.items()}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #d326c61a
 def run_name(settings):

@@ -21,12 +21,13 @@ from ..core import HandlabError
 # %% ../../nbs/aligned/03_losses.ipynb #b74361cb
 def pose_loss(prediction,       # (B,21,3) root-relative, scale 1
               truth,            # (B,21,3)
-              norm='vector'):   # 'vector', Eq. 10 as printed, or 'joints'
+              norm='vector'):   # 'vector', Eq. 10 as printed, 'joints' or 'squared'
     "Eq. 10: distance of two poses, (B,)"
     difference = prediction.float() - truth.float()
     if norm == 'vector': return difference.flatten(1).norm(dim=1)
     if norm == 'joints': return difference.norm(dim=2).sum(1)
-    raise HandlabError('pose_norm', f'unknown norm {norm!r}', "use 'vector' or 'joints'")
+    if norm == 'squared': return difference.square().flatten(1).sum(1)
+    raise HandlabError('pose_norm', f'unknown norm {norm!r}', "use 'vector', 'joints' or 'squared'")
 
 # %% ../../nbs/aligned/03_losses.ipynb #324368a7
 def map_loss(prediction,  # (B,J,H,W)
@@ -140,7 +141,7 @@ class LossSettings:
     heat_weight: float = 0.01    # lambda_heat, section 5
     cloud_weight: float = 1.0    # lambda_cloud, section 5
     depth_weight: float = 0.05   # of the ablation's depth map; not in the paper
-    pose_norm: str = 'vector'    # 'vector', Eq. 10 as printed, or 'joints'
+    pose_norm: str = 'vector'    # 'vector', Eq. 10 as printed, 'joints' or 'squared'
     align_weight: float = 1.0    # beta' of Eq. 3
     kl_on_joint: bool = False    # S4: KL of the product to the prior too, as in MVAE; Eq. 4 has none
 

@@ -28,7 +28,8 @@ class NetworkSettings:
     "Sizes and options of encoders and decoders; the defaults are the paper's"
     width: float = 1.0             # of the RGB encoder, 1 = ResNet-18
     cloud_width: float = 1.0       # of the point encoder, 1 = Table 2
-    decoder_width: float = 1.0     # of the decoders for maps and clouds, 1 = Tables 3 and 4
+    heat_width: float = 1.0        # of the heat-map decoder, 1 = Table 3
+    decoder_width: float = 1.0     # of the decoders for clouds and depth maps, 1 = Table 4
     latent: int = 64               # numbers that describe a hand
     points: int = 256              # of a cloud
     map_size: int = 64             # cells of heat and depth maps
@@ -56,7 +57,7 @@ MODALITIES = {
                   decoder=lambda s: CloudDecoder(s.latent, s.decoder_width, s.points, s.norm_output), terms=functools.partial(reconstruction_terms, 'C')),
     'D': Modality('depth map', 'depth', trunk=lambda s: DepthTrunk(s.cloud_width, s.map_size),
                   decoder=lambda s: DepthDecoder(s.latent, s.decoder_width, s.map_size), terms=functools.partial(reconstruction_terms, 'D')),
-    'H': Modality('heat maps', 'rgb', decoder=lambda s: HeatmapDecoder(s.latent, s.decoder_width, map_size=s.map_size),
+    'H': Modality('heat maps', 'rgb', decoder=lambda s: HeatmapDecoder(s.latent, s.heat_width, map_size=s.map_size),
                   terms=functools.partial(reconstruction_terms, 'H'), needs_label=True),
     'P': Modality('pose', '', decoder=lambda s: PoseDecoder(s.latent), terms=functools.partial(reconstruction_terms, 'P'), needs_label=True),
 }

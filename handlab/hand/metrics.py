@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'joint_errors', 'EPE', 'epe', 'thresholds_3d', 'thresholds_20_50', 'thresholds_2d', 'thresholds_mmpose',
-           'pck', 'auc', 'scores_3d', 'scores_2d']
+           'pck', 'auc', 'scores_3d', 'scores_2d', 'Difference', 'paired_difference']
 
 # %% ../../nbs/hand/03_metrics.ipynb #c186bf83
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core import HandlabError
+from ..core import HandlabError, numpy_generator
 
 # %% ../../nbs/hand/03_metrics.ipynb #1e690eb9
 PROTOCOLS = ('zb', 'mmpose', 'pooled')
@@ -126,3 +126,23 @@ def scores_2d(pred,                # (N,21,2) px of the original image
     "Mean and median EPE in px, AUC from 0 to 30 px"
     thresholds, error = thresholds_mmpose() if protocol == 'mmpose' else thresholds_2d(), epe(pred, true, visible, protocol)
     return dict(epe_mean=error.mean, epe_median=error.median, auc_0_30=auc(thresholds, pck(pred, true, thresholds, visible, protocol), protocol))
+
+# %% ../../nbs/hand/03_metrics.ipynb #b63d4635
+class Difference(NamedTuple):
+    "The mean difference of two methods and its interval."
+    mean: float
+    low: float
+    high: float
+
+def paired_difference(first,             # (seeds,N) error of each frame
+                      second,            # (seeds,N) on the same frames; seed k of both belong together
+                      level=.95,         # share of the draws within the interval
+                      draws=2000,
+                      seed=0)->Difference: # mean of first - second, in the errors' unit
+    "Paired bootstrap over seeds and frames"
+    difference, generator = np.atleast_2d(_numbers(first) - _numbers(second)), numpy_generator(seed, 'bootstrap')
+    if difference.ndim != 2: raise HandlabError('paired_difference', f'errors of shape {difference.shape} are not (seeds, frames)', 'give the mean error of each frame')
+    seeds, frames = difference.shape
+    weights = generator.multinomial(frames, np.full(frames, 1/frames), draws)/frames               # how often each frame is drawn
+    drawn = (weights @ difference.T)[np.arange(draws)[:, None], generator.integers(0, seeds, (draws, seeds))].mean(1)
+    return Difference(float(difference.mean()), *map(float, np.quantile(drawn, [(1 - level)/2, (1 + level)/2])))
