@@ -306,7 +306,9 @@ def write_frame(root, sequence: str, index: int, color, depth_code):
     for pixels, depth in ((color, False), (depth_code, True)):
         path = image_path(root, sequence, index, depth=depth)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(path): Image.fromarray(pixels).save(path, compress_level=1)  # a little larger, much faster
+        partial = path.with_name('.' + path.name + '.partial')
+        with full_disk_named(path): Image.fromarray(pixels).save(partial, 'PNG', compress_level=1)  # a little larger, much faster
+        os.replace(partial, path)
 
 def write_labels(root, sequence: str, stored):  # (3,21,N) mm
     "Write a sequence's label file."
