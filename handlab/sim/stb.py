@@ -6,12 +6,12 @@
 __all__ = ['KNUCKLES', 'NUMBERS', 'THUMB', 'SINK', 'LEAST_BEND', 'STYLES', 'FACING', 'PLACES', 'SKIN', 'BARE', 'PROJECTOR',
            'REACH', 'SOURCE', 'FULL', 'UNFINISHED', 'FRAMES_PER_TASK', 'stb_knuckles', 'stb_person', 'sink_depth',
            'settle_thumb', 'key_pose', 'swing', 'counted', 'roamed', 'finger_path', 'wander', 'Motion', 'turned',
-           'motion_of', 'colour_camera', 'depth_camera', 'arm_at', 'joints_at', 'wall_with_light', 'paint_shelf',
-           'paint_window', 'paint_board', 'paint_desk', 'paint_corridor', 'paint_curtain', 'place_of', 'actor_of',
-           'brightness_of', 'light_of', 'dimmed', 'webcam', 'structured_light', 'StbFrame', 'draw_arm', 'draw_colour',
-           'render_stb', 'stb_frame', 'shares', 'time_of', 'check_split', 'SimSTB', 'write_one', 'write_task',
-           'run_tasks', 'frames_missing', 'check_folder', 'finish_sequence', 'write_stb', 'write_sequence',
-           'measure_speed', 'main']
+           'motion_of', 'colour_camera', 'depth_camera', 'arm_at', 'joints_at', 'wall_with_light', 'shade_box',
+           'greyed', 'paint_shelf', 'paint_window', 'paint_board', 'paint_desk', 'paint_corridor', 'paint_curtain',
+           'place_of', 'actor_of', 'brightness_of', 'light_of', 'dimmed', 'webcam', 'structured_light', 'StbFrame',
+           'draw_arm', 'draw_colour', 'render_stb', 'stb_frame', 'shares', 'time_of', 'check_split', 'SimSTB',
+           'write_one', 'write_task', 'run_tasks', 'frames_missing', 'check_folder', 'finish_sequence', 'write_stb',
+           'write_sequence', 'measure_speed', 'main']
 
 # %% ../../nbs/sim/06_stb.ipynb #3953f347
 import contextlib
@@ -33,9 +33,9 @@ from ..data.stb import (FRAMES, HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, SOURCE
 from .pose import contact_depths, forward, joint_limits, pose_from, pose_hand, sample_pose
 from .render import Light, Skin, anatomy_table, compiled, depth_of, empty_buffers, fill_bones, numbers, part_ids, raster
 from .scene import (FOREARM, UPPER_ARM, Actor, Arm, Camera, Geometry, arm_pieces, blend, canvas, draw_box, draw_shelf, draw_strip, draw_writing, expose, fractal, grain_tile, ink,
-                               join, mirrored, muted, place_hand, sample_materials, see_body, shade_geometry)
+                               join, mirrored, muted, paint_land, place_hand, sample_materials, see_body, shade_geometry)
 from .shape import Traits, measured_traits, person_from
-from .twins import QUIET, OneLineParser, cores
+from .twins import QUIET, OneLineParser, cores, rate
 
 # %% ../../nbs/sim/06_stb.ipynb #e1aeea2f
 KNUCKLES = np.array([[-12.6, 15.2], [-18.1, 70.2], [0, 76], [17, 75.8], [34.8, 63.6]])  # mm from the wrist, thumb .. little, in the plane of the palm
@@ -206,7 +206,7 @@ def arm_at(motion, index):
     palm = forearm @ transforms[16, :, :3].T
     wrist = motion.knuckle[index] - palm @ joints[9]
     elbow = wrist - FOREARM * forearm[:, 1]
-    shoulder = elbow + UPPER_ARM * np.array([-.75, -.12, -.65])  # beside the picture, behind the hand
+    shoulder = elbow + UPPER_ARM * np.array([-.80, -.45, -.40])  # beside the picture
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
 
@@ -218,64 +218,97 @@ def joints_at(motion, index):
 # %% ../../nbs/sim/06_stb.ipynb #831d58b0
 def wall_with_light(generator, colour):
     "A wall, brighter on one side: (480,640,3) f32."
-    across = np.linspace(generator.uniform(.75, 1.1), generator.uniform(.75, 1.1), WIDTH, dtype=np.float32)
+    across = np.linspace(*generator.uniform(.78, 1.1, 2), WIDTH, dtype=np.float32)
     down = np.linspace(1.05, generator.uniform(.75, .95), HEIGHT, dtype=np.float32)[:, None]
-    stain = fractal(generator, 3, 6, size=WIDTH)[:HEIGHT]
-    return np.asarray(colour, np.float32) * ((across * down) * (.94 + .12 * stain))[..., None]
+    stain, plaster = (fractal(generator, cells, 6, size=WIDTH)[:HEIGHT] for cells in (2, 40))
+    return np.asarray(colour, np.float32) * ((across * down) * (.95 + .07 * stain + .04 * plaster))[..., None]
+
+
+def shade_box(image, x, y, width, height, strength=.5, soft=14.):
+    "A soft shadow, as of a thing before a wall, drawn in place."
+    shadow = np.zeros((HEIGHT, WIDTH), np.float32)
+    cv2.rectangle(shadow, (int(x), int(y)), (int(x + width), int(y + height)), 1., -1)
+    image[:] = (image * (1 - strength * cv2.GaussianBlur(shadow, (0, 0), soft))[..., None]).astype(np.uint8)
+
+
+def greyed(image, share):
+    "Colours taken back towards grey, drawn in place."
+    grey = image.mean(2, keepdims=True)
+    image[:] = (grey + share * (image - grey)).astype(np.uint8)
 
 
 def paint_shelf(generator):
-    "A wall of book-shelves with a door beside it."
-    image = canvas(wall_with_light(generator, [.72, .70, .64]))
-    left = generator.uniform(60, 200)
-    draw_box(image, left - 10, 0, WIDTH, HEIGHT, [.30, .21, .13])
-    draw_shelf(image, left, -20, WIDTH - left, HEIGHT, generator)
-    draw_box(image, 0, 40, left * .6, HEIGHT, [.55, .42, .28])
+    "Book-shelves, with a door beside them."
+    image = canvas(wall_with_light(generator, [.74, .72, .66]))
+    left = generator.uniform(120, 220)
+    shade_box(image, left - 24, 0, WIDTH, HEIGHT)
+    shelf = np.zeros_like(image)
+    draw_box(shelf, left - 8, 0, WIDTH, HEIGHT, [.30, .22, .15])
+    draw_shelf(shelf, left, -20, WIDTH - left, HEIGHT, generator)
+    greyed(shelf, .55)
+    shelf = cv2.convertScaleAbs(shelf, alpha=1.2, beta=14)
+    for y in range(0, HEIGHT, 80): draw_box(shelf, left, y, WIDTH, 9, [.42, .31, .21]), shade_box(shelf, left, y + 9, WIDTH, 12, .45, 7.)
+    x = int(left - 8)
+    image[:, x:] = shelf[:, x:]
+    draw_box(image, -5, 60, left * .55, HEIGHT, [.50, .46, .40])
+    draw_box(image, -5, 66, left * .55 - 8, HEIGHT, [.72, .68, .60])
+    cv2.circle(image, (int(left * .45), 300), 6, ink([.35, .33, .30]), -1, cv2.LINE_AA)
     return image
 
 
 def paint_window(generator):
-    "A bright window with a frame, a sill, plants."
-    image = canvas(wall_with_light(generator, [.62, .64, .66]))
+    "Three bright windows with frames and a sill, plants before them."
+    image = canvas(wall_with_light(generator, [.58, .60, .62]))
+    outside = .45 + .75 * cv2.resize(np.clip(paint_land(generator), 0, 1).astype(np.float32), (WIDTH, 320))
     for left in (40, 250, 460):
-        outside = blend([.80, .88, .97], [.62, .72, .55], fractal(generator, 4, 5, size=WIDTH)[:300, :170] > .62)
-        image[40:340, left:left + 170] = np.clip(outside * 255, 0, 255).astype(np.uint8)
-        for strip in ((left, 40, left, 340), (left + 170, 40, left + 170, 340), (left, 190, left + 170, 190)): draw_strip(image, strip[:2], strip[2:], 9, [.88, .88, .86])
-    draw_box(image, 0, 345, WIDTH, 22, [.80, .79, .76])
-    for x in generator.uniform(30, WIDTH - 30, 3):
-        draw_box(image, x - 22, 305, 44, 42, [.50, .27, .18])
-        for _ in range(26): draw_strip(image, (x, 305), (x + generator.normal() * 38, 305 - abs(generator.normal()) * 70), generator.uniform(2, 7), np.array([.12, .30, .10]) * generator.uniform(.6, 1.6))
+        image[30:340, left:left + 170] = np.clip(outside[:310, left:left + 170] * 255, 0, 255).astype(np.uint8)
+        for strip in ((left, 30, left, 340), (left + 170, 30, left + 170, 340), (left, 150, left + 170, 150)): draw_strip(image, strip[:2], strip[2:], 9, [.80, .80, .78])
+    draw_box(image, 0, 345, WIDTH, 18, [.78, .77, .74])
+    shade_box(image, 0, 368, WIDTH, 30, .35)
+    for x in (generator.uniform(30, 240), generator.uniform(420, 610)):
+        for _ in range(70): draw_strip(image, (x, 312), (x + generator.normal() * 34, 318 - abs(generator.normal()) * 52), generator.uniform(1, 6), np.array([.16, .27, .11]) * generator.uniform(.5, 1.7))
+        draw_box(image, x - 20, 310, 40, 37, [.45, .29, .21])
+        draw_box(image, x - 20, 310, 12, 37, [.55, .36, .26])
     return image
 
 # %% ../../nbs/sim/06_stb.ipynb #4f6e05f6
 def paint_board(generator):
-    "A whiteboard with writing and drawings."
-    image = canvas(wall_with_light(generator, [.66, .62, .55]))
+    "A whiteboard with lines of writing and a drawing."
+    image = canvas(wall_with_light(generator, [.68, .64, .57]))
+    shade_box(image, 56, 44, 560, 322, .35)
     draw_box(image, 50, 30, 560, 320, [.60, .61, .63])
-    draw_box(image, 58, 38, 544, 304, [.90, .91, .92])
-    for _ in range(26):
-        colour = np.array([[.10, .12, .35], [.45, .08, .08], [.08, .08, .08], [.06, .30, .14]])[generator.integers(4)]
-        x, y = generator.uniform(70, 520), generator.uniform(70, 320)
-        if generator.random() < .6: draw_writing(image, x, y, generator.uniform(.5, 1.1), generator, colour)
-        else: cv2.ellipse(image, (int(x), int(y)), (int(generator.uniform(10, 50)), int(generator.uniform(8, 30))), 0, 0, 360, ink(colour), 2, cv2.LINE_AA)
-    draw_box(image, 0, 400, WIDTH, 90, [.36, .30, .25])
+    image[38:342, 58:602] = canvas(wall_with_light(generator, [.90, .91, .92]))[38:342, 58:602]
+    for block in range(3):
+        colour = np.array([[.12, .14, .38], [.48, .12, .12], [.12, .12, .14], [.08, .30, .16]])[generator.integers(4)]
+        x, y, size = 80 + 175 * block + generator.uniform(0, 20), generator.uniform(70, 110), generator.uniform(.4, .6)
+        for line in range(generator.integers(3, 8)): draw_writing(image, x, y + line * 60 * size, size, generator, colour)
+    for _ in range(3):
+        points = np.cumsum(generator.normal(size=(9, 2)) * 16, 0) + [generator.uniform(120, 560), generator.uniform(220, 300)]
+        cv2.polylines(image, [np.int32(points)], False, ink([.15, .16, .35]), 2, cv2.LINE_AA)
+    draw_box(image, 50, 350, 560, 10, [.45, .45, .46])
+    for x in generator.uniform(120, 500, 4): draw_box(image, x, 344, 34, 6, muted(generator, .1, .7))
+    draw_box(image, 0, 420, WIDTH, 70, [.40, .35, .30])
     return image
 
 
 def paint_desk(generator):
     "A desk with screens, a lamp and paper."
     image = canvas(wall_with_light(generator, [.78, .76, .72]))
-    draw_box(image, 0, 300, WIDTH, 200, [.58, .44, .30])
-    for left, wide in ((60, 230), (340, 210)):
-        draw_box(image, left, 90, wide, 150, [.06, .06, .07])
-        draw_box(image, left + 9, 99, wide - 18, 128, [.20, .32, .50])
-        for row in range(8): draw_box(image, left + 18, 108 + 14 * row, generator.uniform(30, wide - 60), 6, muted(generator, .4, .95))
-        draw_box(image, left + wide * .42, 240, wide * .16, 70, [.10, .10, .11])
-    for _ in range(14):
-        x, y = generator.uniform(0, WIDTH), generator.uniform(310, 470)
-        draw_box(image, x, y, generator.uniform(20, 110), generator.uniform(8, 40), muted(generator, .3, .95))
-    draw_strip(image, (600, 310), (570, 120), 7, [.70, .12, .10])
-    cv2.circle(image, (565, 110), 30, ink([.75, .14, .12]), -1, cv2.LINE_AA)
+    wood = canvas(np.array([.56, .45, .33], np.float32) * (.75 + .4 * fractal(generator, 3, 7, stretch=8, size=WIDTH)[:HEIGHT])[..., None])
+    image[310:] = wood[310:]
+    for _ in range(9):
+        x, y, wide, tall, lean = generator.uniform(0, WIDTH), generator.uniform(330, 460), generator.uniform(40, 120), generator.uniform(12, 34), generator.uniform(-40, 40)
+        sheet = np.int32([(x, y), (x + wide, y), (x + wide + lean, y + tall), (x + lean, y + tall)])
+        cv2.fillPoly(image, [sheet], ink(np.array([.85, .84, .80]) * generator.uniform(.7, 1.05) if generator.random() < .7 else muted(generator, .15, .6)), cv2.LINE_AA)
+    for left, wide in ((60, 230), (345, 210)):
+        shade_box(image, left + 6, 100, wide + 6, 150, .4)
+        shade_box(image, left + .25 * wide, 315, .5 * wide, 22, .5, 8.)
+        draw_box(image, left + wide * .44, 235, wide * .12, 85, [.12, .12, .13])
+        draw_box(image, left, 90, wide, 150, [.09, .09, .10])
+        draw_box(image, left + 8, 98, wide - 16, 130, [.66, .70, .76] if left < 100 else [.16, .20, .27])
+        for row in range(9): draw_box(image, left + 16 + 12 * (row % 3), 106 + 13 * row, generator.uniform(30, wide - 80), 5, muted(generator, .3, .7))
+    draw_strip(image, (606, 320), (580, 130), 6, [.30, .30, .32])
+    cv2.ellipse(image, (566, 124), (36, 20), 25, 0, 360, ink([.38, .38, .40]), -1, cv2.LINE_AA)
     return image
 
 # %% ../../nbs/sim/06_stb.ipynb #90189cf1
@@ -285,28 +318,31 @@ def paint_corridor(generator):
     end = np.array([generator.uniform(260, 380), generator.uniform(180, 240)])
     corner = lambda x, y, share: (np.array([x, y]) + share * (end - [x, y])).tolist()
     quad = lambda *corners, colour: cv2.fillPoly(image, [np.int32(corners)], ink(colour), cv2.LINE_AA)
-    quad((0, HEIGHT), (WIDTH, HEIGHT), corner(WIDTH, HEIGHT, .85), corner(0, HEIGHT, .85), colour=[.40, .38, .36])
+    quad((0, HEIGHT), (WIDTH, HEIGHT), corner(WIDTH, HEIGHT, .85), corner(0, HEIGHT, .85), colour=[.44, .42, .40])
     quad((0, 0), (WIDTH, 0), corner(WIDTH, 0, .85), corner(0, 0, .85), colour=[.86, .85, .82])
     quad(corner(0, 0, .85), corner(WIDTH, 0, .85), corner(WIDTH, HEIGHT, .85), corner(0, HEIGHT, .85), colour=[.55, .58, .60])
     for near in (.05, .38, .62):
         for x in (0, WIDTH):
-            door = [corner(x, HEIGHT, near), corner(x, HEIGHT, near + .16), corner(x, 110, near + .16), corner(x, 110, near)]
-            quad(*door, colour=np.array([.46, .33, .22]) * generator.uniform(.8, 1.15))
+            for grow, colour in ((.02, [.60, .58, .54]), (0, np.array([.46, .35, .25]) * generator.uniform(.8, 1.15))):
+                quad(corner(x, HEIGHT, near - grow), corner(x, HEIGHT, near + .16 + grow), corner(x, 110 - 400 * grow, near + .16 + grow), corner(x, 110 - 400 * grow, near - grow), colour=colour)
         quad(corner(270, 0, near), corner(370, 0, near), corner(370, 0, near + .12), corner(270, 0, near + .12), colour=[.98, .98, .94])
-    return image
+        quad(corner(270, HEIGHT, near), corner(370, HEIGHT, near), corner(370, HEIGHT, near + .12), corner(270, HEIGHT, near + .12), colour=[.56, .55, .52])
+    return (cv2.GaussianBlur(image, (0, 0), 2.) * (.8 + .4 * fractal(generator, 2, 3, size=WIDTH)[:HEIGHT, :, None])).clip(0, 255).astype(np.uint8)
 
 
 def paint_curtain(generator):
     "A curtain in folds, a lamp, a chair."
     fold = np.sin(np.linspace(0, 2 * np.pi * generator.uniform(9, 13), WIDTH) + 2.5 * np.sin(np.linspace(0, 9, WIDTH)))
     drop = fractal(generator, 2, 5, stretch=.3, size=WIDTH)[:HEIGHT]
-    image = canvas(np.array([.52, .36, .26], np.float32) * ((.82 + .22 * fold)[None] * (.85 + .3 * drop))[..., None])
-    draw_box(image, 0, 430, WIDTH, 60, [.28, .22, .18])
-    draw_box(image, 470, 250, 120, 240, [.20, .24, .32])
-    draw_box(image, 480, 330, 100, 30, [.24, .29, .40])
-    draw_strip(image, (90, 430), (90, 150), 6, [.20, .18, .16])
-    quad = np.int32([(40, 170), (140, 170), (115, 95), (65, 95)])
-    cv2.fillPoly(image, [quad], ink([.96, .90, .72]), cv2.LINE_AA)
+    image = canvas(np.array([.62, .50, .40], np.float32) * ((.85 + .16 * fold)[None] * (.88 + .25 * drop))[..., None])
+    glow = np.exp(-((np.arange(WIDTH) - 90)[None] / 150)**2 - ((np.arange(HEIGHT) - 150)[:, None] / 150)**2).astype(np.float32)
+    image = canvas(image / np.float32(255) + glow[..., None] * np.float32([.22, .18, .10]))
+    draw_box(image, 0, 430, WIDTH, 60, [.32, .27, .22])
+    shade_box(image, 480, 260, 130, 240, .45)
+    draw_box(image, 470, 250, 120, 240, [.24, .27, .33])
+    draw_box(image, 478, 258, 104, 90, [.28, .32, .39])
+    draw_strip(image, (90, 430), (90, 150), 5, [.22, .20, .18])
+    cv2.fillPoly(image, [np.int32([(45, 170), (135, 170), (112, 100), (68, 100)])], ink([.98, .94, .80]), cv2.LINE_AA)
     return image
 
 
@@ -318,11 +354,11 @@ def place_of(seed: int, number: int):
     "Background `number` (1 .. 6), (480,640,3) f32 in 0..1."
     generator = numpy_generator(seed, "sim-stb", "place", number)
     image = PLACES[number - 1](generator).astype(np.float32) / np.float32(255)
-    image *= (.9 + .2 * fractal(generator, 6, 7, gain=.75, size=WIDTH)[:HEIGHT])[..., None]
-    return cv2.GaussianBlur(image, (0, 0), float(generator.uniform(1.8, 3.2)))
+    image *= (.95 + .1 * fractal(generator, 6, 7, gain=.75, size=WIDTH)[:HEIGHT])[..., None]
+    return np.clip(cv2.GaussianBlur(image, (0, 0), float(generator.uniform(2.2, 3.6))), 0, 1)
 
 # %% ../../nbs/sim/06_stb.ipynb #f7508187
-SKIN = Skin(numbers([.80, .59, .47]), numbers([.86, .66, .58]), np.float32(.07), np.float32(.85), np.float32(.8), np.float32(.35), -1, np.float32(11))
+SKIN = Skin(numbers([.87, .67, .56]), numbers([.90, .72, .65]), np.float32(.07), np.float32(.85), np.float32(.8), np.float32(.35), -1, np.float32(11))
 BARE = {1: 130., 2: 400., 3: 60., 4: 400., 5: 25., 6: 110.}  # mm from the wrist to the sleeve's end: 400 is a bare forearm
 
 
@@ -330,7 +366,7 @@ BARE = {1: 130., 2: 400., 3: 60., 4: 400., 5: 25., 6: 110.}  # mm from the wrist
 def actor_of(seed: int, number: int) -> Actor:
     "The person as dressed before background `number`."
     person, materials = stb_person(), sample_materials(numpy_generator(seed, "sim-stb", "clothes", number), SKIN)
-    return Actor(person, np.ascontiguousarray(person.faces[:, ::-1]), anatomy_table(person), SKIN, materials, None, None, BARE[number], 7., 0)
+    return Actor(person, np.ascontiguousarray(person.faces[:, ::-1]), anatomy_table(person), SKIN, materials, None, None, BARE[number], 12., 0)
 
 
 @functools.lru_cache(maxsize=12)
@@ -346,7 +382,7 @@ def light_of(seed: int, number: int) -> Light:
     side, height = generator.uniform(-.8, .8), generator.uniform(.35, .9)
     direction = np.array([side, -height, -generator.uniform(.25, .8)])  # camera frame: above, on the camera's side of the hand
     warm = np.array([1 + generator.normal() * .04, 1, 1 - generator.normal() * .05])
-    level = generator.uniform(.92, 1.12)
+    level = generator.uniform(1., 1.15)
     return Light(numbers(direction / np.linalg.norm(direction)), numbers([0, -1, 0]), numbers(level * generator.uniform(.34, .52) * warm), numbers(level * .40 * warm[::-1]),
                  numbers(level * .30 * warm), numbers(level * generator.uniform(.12, .22) * np.ones(3)), np.float32(generator.uniform(.45, .75)))
 
