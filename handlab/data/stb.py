@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FRAMES', 'HEIGHT', 'WIDTH', 'CAMERAS', 'SOURCE_FILE', 'SK_COLOR_K', 'SK_DEPTH_K', 'SK_TURN', 'SK_SHIFT',
-           'BB_K', 'BB_BASELINE', 'CANONICAL_TO_STB', 'AS_OFFICIAL', 'RIGID', 'BONE_RANGE', 'SKIP_IT', 'SAME_SURFACE',
-           'OVERLAP', 'FINGER_REACH', 'PALM_REACH', 'FEWEST_ON_HAND', 'STB_BONES', 'label_path', 'image_prefix',
-           'image_path', 'frame_name', 'intrinsics', 'sk_rotation', 'depth_to_colour', 'colour_to_depth',
-           'camera_joints', 'stored_joints', 'read_labels', 'bone_lengths', 'check_labels', 'decode_depth',
-           'encode_depth', 'splat', 'register_depth', 'near_bones', 'hand_mask', 'decode_frame', 'drawn_joints',
-           'draw_discs', 'drawn_frame', 'read_png', 'write_frame', 'write_labels', 'source_of', 'images_in',
-           'usable_frames', 'STB', 'write_drawn', 'real_stb_root']
+           'BB_K', 'BB_BASELINE', 'CANONICAL_TO_STB', 'MAT_TYPES', 'MAT_CLASSES', 'MAT_MATRIX', 'MAT_PACKED',
+           'MAT_LARGEST', 'AS_OFFICIAL', 'RIGID', 'BONE_RANGE', 'SKIP_IT', 'SAME_SURFACE', 'OVERLAP', 'FINGER_REACH',
+           'PALM_REACH', 'FEWEST_ON_HAND', 'STB_BONES', 'label_path', 'image_prefix', 'image_path', 'frame_name',
+           'intrinsics', 'sk_rotation', 'depth_to_colour', 'colour_to_depth', 'camera_joints', 'stored_joints',
+           'mat_elements', 'unpacked', 'mat_array', 'read_mat', 'read_labels', 'bone_lengths', 'check_labels',
+           'decode_depth', 'encode_depth', 'splat', 'register_depth', 'near_bones', 'hand_mask', 'decode_frame',
+           'drawn_joints', 'draw_discs', 'drawn_frame', 'check_chunks', 'read_png', 'write_frame', 'write_labels',
+           'source_of', 'images_in', 'usable_frames', 'STB', 'write_drawn', 'real_stb_root']
 
 # %% ../../nbs/data/05_stb.ipynb #be783ce4
 import io
+import itertools
+import math
 import os
-import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -91,22 +94,69 @@ def stored_joints(joints):  # (...,21,3) mm, canonical, SK colour camera
     return np.swapaxes(np.concatenate([palm, joints[..., 1:, :]], -2)[..., CANONICAL_TO_STB, :], -1, -2)
 
 # %% ../../nbs/data/05_stb.ipynb #b7eadc1c
+MAT_TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}  # of the numbers as stored
+MAT_CLASSES = {6: 'f8', 7: 'f4'}                                                                         # of the array: double, single
+MAT_MATRIX, MAT_PACKED, MAT_LARGEST = 14, 15, 1 << 26                                                    # element types; bytes
+
+def mat_elements(data, order):  # bytes; '<' or '>'
+    "Type and content of each element in a row."
+    at = 0
+    while at < len(data):
+        if len(data) < at + 8: raise ValueError('it is cut short')
+        kind, length = np.frombuffer(data, order + 'u4', 2, at).tolist()
+        small = kind >> 16
+        if small:
+            if small > 4: raise ValueError('an element is broken')
+            yield kind & 0xffff, data[at + 4:at + 4 + small]
+            at += 8
+            continue
+        if length > len(data) - at - 8: raise ValueError('it is cut short')
+        yield kind, data[at + 8:at + 8 + length]
+        at += 8 + length + (-length % 8 if kind != MAT_PACKED else 0)
+
+def unpacked(data):
+    "The bytes of a packed element."
+    opened = zlib.decompressobj()
+    out = opened.decompress(data, MAT_LARGEST)
+    if not opened.eof: raise ValueError('a packed element is cut short or too large')
+    return out
+
+# %% ../../nbs/data/05_stb.ipynb #43abb7f7
+def mat_array(data, order, wanted):
+    "The array of a matrix element if it has the wanted name, else None."
+    parts = list(itertools.islice(mat_elements(data, order), 3))
+    if [kind for kind, _ in parts] != [6, 5, 1] or len(parts[0][1]) != 8: raise ValueError('a matrix has no flags, dimensions and name')
+    if bytes(parts[2][1]) != wanted.encode(): return None
+    flags, shape = int(np.frombuffer(parts[0][1], order + 'u4')[0]), np.frombuffer(parts[1][1], order + 'i4').tolist()
+    if flags & 0xff not in MAT_CLASSES or flags & 0xa00: raise ValueError(f'{wanted} is not an array of real numbers')  # 0x800: complex, 0x200: logical
+    kind, numbers = next(itertools.islice(mat_elements(data, order), 3, None), (0, b''))
+    if kind not in MAT_TYPES: raise ValueError(f'{wanted} is stored as an unknown type of number')
+    values = np.frombuffer(numbers, order + MAT_TYPES[kind]).astype(MAT_CLASSES[flags & 0xff])
+    if not shape or min(shape) < 0 or math.prod(shape) != len(values): raise ValueError(f'{wanted} has {len(values)} numbers for the shape {tuple(shape)}')
+    return values.reshape(shape, order='F')
+
+def read_mat(data: bytes, wanted: str):
+    "The real array of that name in the bytes of a MATLAB file, or None."
+    order = {b'IM': '<', b'MI': '>'}.get(data[126:128])
+    if data[:4] == b'\x89HDF' or data[:10] == b'MATLAB 7.3': raise ValueError('it is of MATLAB 7.3')
+    if order is None: raise ValueError('it is no MATLAB file')
+    for kind, content in mat_elements(data[128:], order):
+        if kind == MAT_PACKED: kind, content = next(mat_elements(unpacked(content), order), (0, b''))
+        found = mat_array(content, order, wanted) if kind == MAT_MATRIX else None
+        if found is not None: return found
+
+# %% ../../nbs/data/05_stb.ipynb #a5e94596
 AS_OFFICIAL = "use the dataset's own file, unpacked anew"
-RIGID = 2.0             # mm: how far a bone may be from its median over the sequence
+RIGID = .1              # mm: how far a bone may be from its median over the sequence
 BONE_RANGE = (4., 150.) # mm: what the median of any bone of a hand lies in
 
 def read_labels(path):
     "The array `handPara` (3,21,N) f64 of a label file."
-    try:
-        with warnings.catch_warnings(), open(path, 'rb') as file:
-            warnings.simplefilter('ignore')
-            content = scipy.io.loadmat(io.BytesIO(file.read()), variable_names=['handPara'])
+    try: values = read_mat(Path(path).read_bytes(), 'handPara')
     except FileNotFoundError: raise HandlabError(path, 'the label file is not there', 'unpack the dataset completely') from None
-    except Exception as error:  # a broken file can fail in any way inside the parser
-        raise HandlabError(path, f'it cannot be read as a MATLAB file ({type(error).__name__}: {" ".join(str(error).split())[:80]})', AS_OFFICIAL) from None
-    values = content.get('handPara')
+    except (OSError, ValueError, zlib.error) as error:
+        raise HandlabError(path, f'it cannot be read as a MATLAB file ({" ".join(str(error).split())})', AS_OFFICIAL) from None
     if values is None: raise HandlabError(path, "it holds no variable 'handPara'", AS_OFFICIAL)
-    if not isinstance(values, np.ndarray) or values.dtype.kind != 'f': raise HandlabError(path, f'handPara is {getattr(values, "dtype", type(values).__name__)}, not real numbers', AS_OFFICIAL)
     if values.ndim != 3 or values.shape[:2] != (3, 21) or not values.shape[2]:
         raise HandlabError(path, f'handPara has the shape {values.shape}, not (3, 21, frames)', AS_OFFICIAL)
     return values.astype(np.float64)
@@ -117,7 +167,7 @@ def bone_lengths(stored):  # (3,21,N) mm
     joints = from_stb(np.transpose(stored, (2, 1, 0)), wrist=False)
     return np.linalg.norm(joints[:, BONES[:, 1]] - joints[:, BONES[:, 0]], axis=-1)
 
-def check_labels(path, stored, skip=()):  # (3,21,N) mm; frame numbers that need not be right
+def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numbers that need not be right
     "Stop at the first frame whose label is no number, is no hand of this sequence, or lies behind the camera."
     kept = ~np.isin(np.arange(stored.shape[2]), list(skip))
     finite = np.isfinite(stored).all((0, 1))
@@ -126,7 +176,7 @@ def check_labels(path, stored, skip=()):  # (3,21,N) mm; frame numbers that need
     with np.errstate(all='ignore'):
         lengths = bone_lengths(stored)
         typical = np.median(lengths[kept & finite], 0)
-        bent = ~(np.abs(lengths - typical) < RIGID).all(1)
+        bent = ~(np.abs(lengths - typical) < rigid).all(1)
         behind = ~(stored[2] > 0).all(0)
     if typical.min() < BONE_RANGE[0] or typical.max() > BONE_RANGE[1]: raise HandlabError(path, f'bones are {typical.min():.3g} to {typical.max():.3g} long, not millimetres of a hand', AS_OFFICIAL)
     for wrong, complaint in ((~finite, 'a label is not a finite number'), (behind, 'the hand reaches behind the camera'), (bent, 'its bones are not as long as in the other frames')):
@@ -287,11 +337,23 @@ def drawn_frame(index: int):
     return color, encode_depth(depth), stored_joints(joints)
 
 # %% ../../nbs/data/05_stb.ipynb #6e965d9e
+def check_chunks(data: bytes):
+    "Raise unless the bytes are a whole PNG whose check sums are right."
+    if data[:8] != b'\x89PNG\r\n\x1a\n': raise ValueError('it is no PNG')
+    at, kind = 8, b''
+    while kind != b'IEND':
+        if len(data) < at + 12: raise EOFError('it is cut short')
+        length, kind = int.from_bytes(data[at:at + 4], 'big'), data[at + 4:at + 8]
+        end = at + 8 + length
+        if len(data) < end + 4: raise EOFError('it is cut short')
+        if zlib.crc32(data[at + 4:end]) != int.from_bytes(data[end:end + 4], 'big'): raise ValueError('a check sum is wrong')
+        at = end + 4
+
 def read_png(path):
     "The pixels (480,640,3) u8 of an RGB PNG; anything else is an error that names the file."
     try:
         data = Path(path).read_bytes()
-        if b'IEND' not in data: raise EOFError('it is cut short')  # Pillow itself would pass a file that lacks only its end
+        check_chunks(data)
         with Image.open(io.BytesIO(data)) as image:
             if image.size == (WIDTH, HEIGHT): image.load()         # a header that promises a huge image is not followed
             found, pixels = (image.mode, image.size), np.asarray(image) if image.size == (WIDTH, HEIGHT) else None
@@ -352,7 +414,8 @@ class STB:
                  split: str = 'training',  # B2 to B6, or 'evaluation': B1
                  partial: bool = False,    # True: take the sequences and frames that are there
                  skip=(),                  # frames to leave out, as 'B2Counting/17'
-                 camera: str = 'SK'):      # 'SK' with depth; 'BB_left' or 'BB_right' without
+                 camera: str = 'SK',       # 'SK' with depth; 'BB_left' or 'BB_right' without
+                 rigid: float = RIGID):    # mm: how far the labels' bones may be from their median
         if split not in SPLITS: raise HandlabError(f'split {split!r}', 'STB has no such split', f'choose one of {", ".join(SPLITS)}')
         if camera not in CAMERAS: raise HandlabError(f'camera {camera!r}', 'STB has no such camera', f'choose one of {", ".join(CAMERAS)}')
         self.root, self.split, self.camera = project_path(root), split, camera
@@ -362,7 +425,7 @@ class STB:
         found = {sequence: self._frames_of(sequence, partial) for sequence in SPLITS[split] if not partial or self._is_there(sequence)}
         self.has_depth = camera == 'SK' and any(depth for _, depth in found.values())
         self.labels, self.frames = {}, []
-        for sequence, (labelled, _) in found.items(): self._take(sequence, labelled, partial, skipped)
+        for sequence, (labelled, _) in found.items(): self._take(sequence, labelled, partial, skipped, rigid)
         self.skipped = [(frame_name(split, *frame), 'left out on request') for frame in self.frames if frame in skipped]
         self.frames = [frame for frame in self.frames if frame not in skipped]
         if not self.frames: raise HandlabError(self.root, f'no labelled frame of {split} has its images', 'unpack the dataset completely')
@@ -376,12 +439,12 @@ class STB:
             raise HandlabError(label_path(self.root, sequence, self.camera), f'it holds {stored.shape[2]} frames, an official sequence has {FRAMES}', AS_OFFICIAL)
         return stored, bool(images_in(folder, image_prefix('SK', depth=True)))
 
-    def _take(self, sequence, stored, partial, skipped):
+    def _take(self, sequence, stored, partial, skipped, rigid):
         "Add the frames of a sequence."
         folder, path = self.root/'images'/sequence, label_path(self.root, sequence, self.camera)
         prefixes = [image_prefix(self.camera)] + ([image_prefix('SK', depth=True)] if self.has_depth else [])
         frames = usable_frames(folder, {prefix: images_in(folder, prefix) for prefix in prefixes}, stored.shape[2], partial)
-        check_labels(path, stored, [index for name, index in skipped if name == sequence])
+        check_labels(path, stored, [index for name, index in skipped if name == sequence], rigid)
         self.labels[sequence] = stored
         self.frames += [(sequence, index) for index in frames]
 
