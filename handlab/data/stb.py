@@ -422,7 +422,7 @@ class STB:
         for folder in ('images', 'labels'):
             if not (self.root/folder).is_dir(): raise HandlabError(self.root/folder, 'the folder is not there', 'name the folder that holds images/ and labels/')
         self.source, skipped = source_of(self.root), {_skip_key(text) for text in skip}
-        found = {sequence: self._frames_of(sequence, partial) for sequence in SPLITS[split] if not partial or self._is_there(sequence)}
+        found = {sequence: self._frames_of(sequence) for sequence in SPLITS[split] if not partial or self._is_there(sequence)}
         self.has_depth = camera == 'SK' and any(depth for _, depth in found.values())
         self.labels, self.frames = {}, []
         for sequence, (labelled, _) in found.items(): self._take(sequence, labelled, partial, skipped, rigid)
@@ -432,7 +432,7 @@ class STB:
 
     def _is_there(self, sequence): return label_path(self.root, sequence, self.camera).exists() and (self.root/'images'/sequence).is_dir()
 
-    def _frames_of(self, sequence, partial):
+    def _frames_of(self, sequence):
         "The labels of a sequence and whether it has any depth image."
         stored, folder = read_labels(label_path(self.root, sequence, self.camera)), self.root/'images'/sequence
         if self.source == 'stb' and stored.shape[2] != FRAMES:
