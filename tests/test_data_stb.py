@@ -205,11 +205,13 @@ def test_small_holes_of_the_mask_are_closed_only_where_nothing_was_measured():
     assert hand_mask(holed, joints, COLOUR)[v, u] and not hand_mask(behind, joints, COLOUR)[v, u]
 
 
-def test_a_joint_outside_the_picture_is_not_visible():
+@pytest.mark.parametrize('way', [(-260, 0), (240, 0), (0, -150), (0, 200)])
+def test_a_joint_outside_the_picture_is_not_visible(way):
     color, code, label = frame()
-    sample = decode_frame('x', color, None, label + [[-260], [0], [0]])
+    sample = decode_frame('x', color, None, label + np.array([[way[0]], [way[1]], [0]]))
+    u, v = np.rint(sample.uv).T
     assert 0 < sample.visible.sum() < 21
-    assert sample.visible.tolist() == (np.rint(sample.uv[:, 0]) >= 0).tolist()
+    assert sample.visible.tolist() == ((u >= 0) & (u <= 639) & (v >= 0) & (v <= 479)).tolist()
 
 
 def test_no_depth_at_all_means_no_depth(root):
