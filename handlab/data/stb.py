@@ -11,7 +11,8 @@ __all__ = ['SPLITS', 'FRAMES', 'HEIGHT', 'WIDTH', 'CAMERAS', 'SOURCE_FILE', 'SK_
            'mat_elements', 'unpacked', 'mat_array', 'read_mat', 'read_labels', 'bone_lengths', 'check_labels',
            'decode_depth', 'encode_depth', 'splat', 'register_depth', 'near_bones', 'hand_mask', 'decode_frame',
            'drawn_joints', 'draw_discs', 'drawn_frame', 'check_chunks', 'read_png', 'write_frame', 'write_labels',
-           'source_of', 'images_in', 'usable_frames', 'STB', 'write_drawn', 'real_stb_root']
+           'source_of', 'images_in', 'usable_frames', 'sequence_labels', 'sequence_there', 'skip_key', 'check_choice',
+           'STB', 'write_drawn', 'real_stb_root']
 
 # %% ../../nbs/data/05_stb.ipynb #be783ce4
 import io
@@ -349,6 +350,7 @@ def check_chunks(data: bytes):
         if zlib.crc32(data[at + 4:end]) != int.from_bytes(data[end:end + 4], 'big'): raise ValueError('a check sum is wrong')
         at = end + 4
 
+# %% ../../nbs/data/05_stb.ipynb #1288cc40
 def read_png(path):
     "The pixels (480,640,3) u8 of an RGB PNG; anything else is an error that names the file."
     try:
@@ -406,6 +408,32 @@ def usable_frames(folder, there: dict, labelled: int, partial: bool):  # {prefix
     return sorted(wanted.intersection(*there.values()))
 
 # %% ../../nbs/data/05_stb.ipynb #4fdbdf1b
+def sequence_labels(root, sequence: str, camera: str, official: bool, skipped, rigid: float):  # skipped: pairs of sequence and number
+    "The checked labels (3,21,N) of a sequence; an official one has 1500 frames."
+    path = label_path(root, sequence, camera)
+    stored = read_labels(path)
+    if official and stored.shape[2] != FRAMES: raise HandlabError(path, f'it holds {stored.shape[2]} frames, an official sequence has {FRAMES}', AS_OFFICIAL)
+    check_labels(path, stored, [number for name, number in skipped if name == sequence], rigid)
+    return stored
+
+def sequence_there(root, sequence: str, camera: str) -> bool:
+    "Are labels and a folder of images there?"
+    return label_path(root, sequence, camera).exists() and (Path(root)/'images'/sequence).is_dir()
+
+def skip_key(text) -> tuple:
+    "'B2Counting/17' as a pair."
+    sequence, _, number = str(text).partition('/')
+    if not any(sequence in names for names in SPLITS.values()) or not number.isdecimal(): raise HandlabError(f'skip {text!r}', 'it names no frame', "give 'sequence/number', such as 'B2Counting/17'")
+    return sequence, int(number)
+
+def check_choice(root, split: str, camera: str):
+    "Split, camera and folder must be of STB."
+    if split not in SPLITS: raise HandlabError(f'split {split!r}', 'STB has no such split', f'choose one of {", ".join(SPLITS)}')
+    if camera not in CAMERAS: raise HandlabError(f'camera {camera!r}', 'STB has no such camera', f'choose one of {", ".join(CAMERAS)}')
+    for folder in ('images', 'labels'):
+        if not (root/folder).is_dir(): raise HandlabError(root/folder, 'the folder is not there', 'name the folder that holds images/ and labels/')
+
+# %% ../../nbs/data/05_stb.ipynb #ea2d5e21
 class STB:
     "Frames of one split of STB, or of a twin in its layout, as samples."
     name = 'stb'
@@ -416,59 +444,33 @@ class STB:
                  skip=(),                  # frames to leave out, as 'B2Counting/17'
                  camera: str = 'SK',       # 'SK' with depth; 'BB_left' or 'BB_right' without
                  rigid: float = RIGID):    # mm: how far the labels' bones may be from their median
-        if split not in SPLITS: raise HandlabError(f'split {split!r}', 'STB has no such split', f'choose one of {", ".join(SPLITS)}')
-        if camera not in CAMERAS: raise HandlabError(f'camera {camera!r}', 'STB has no such camera', f'choose one of {", ".join(CAMERAS)}')
         self.root, self.split, self.camera = project_path(root), split, camera
-        for folder in ('images', 'labels'):
-            if not (self.root/folder).is_dir(): raise HandlabError(self.root/folder, 'the folder is not there', 'name the folder that holds images/ and labels/')
-        self.source, skipped = source_of(self.root), {_skip_key(text) for text in skip}
-        found = {sequence: self._frames_of(sequence) for sequence in SPLITS[split] if not partial or self._is_there(sequence)}
-        self.has_depth = camera == 'SK' and any(depth for _, depth in found.values())
-        self.labels, self.frames = {}, []
-        for sequence, (labelled, _) in found.items(): self._take(sequence, labelled, partial, skipped, rigid)
-        self.skipped = [(frame_name(split, *frame), 'left out on request') for frame in self.frames if frame in skipped]
-        self.frames = [frame for frame in self.frames if frame not in skipped]
+        check_choice(self.root, split, camera)
+        self.source, skipped = source_of(self.root), [skip_key(text) for text in skip]
+        names = [name for name in SPLITS[split] if not partial or sequence_there(self.root, name, camera)]
+        self.labels = {name: sequence_labels(self.root, name, camera, self.source == 'stb', skipped, rigid) for name in names}
+        prefixes = [image_prefix(camera)] + [image_prefix('SK', depth=True)]*(camera == 'SK')
+        there = {name: {prefix: images_in(self.root/'images'/name, prefix) for prefix in prefixes} for name in names}
+        self.has_depth = camera == 'SK' and any(images[prefixes[1]] for images in there.values())
+        found = [(name, index) for name in names for index in usable_frames(self.root/'images'/name, dict(list(there[name].items())[:1 + self.has_depth]), self.labels[name].shape[2], partial)]
+        self.frames = [frame for frame in found if frame not in skipped]
+        self.skipped = [(frame_name(split, *frame), 'left out on request') for frame in found if frame in skipped]
         if not self.frames: raise HandlabError(self.root, f'no labelled frame of {split} has its images', 'unpack the dataset completely')
-
-    def _is_there(self, sequence): return label_path(self.root, sequence, self.camera).exists() and (self.root/'images'/sequence).is_dir()
-
-    def _frames_of(self, sequence):
-        "The labels of a sequence and whether it has any depth image."
-        stored, folder = read_labels(label_path(self.root, sequence, self.camera)), self.root/'images'/sequence
-        if self.source == 'stb' and stored.shape[2] != FRAMES:
-            raise HandlabError(label_path(self.root, sequence, self.camera), f'it holds {stored.shape[2]} frames, an official sequence has {FRAMES}', AS_OFFICIAL)
-        return stored, bool(images_in(folder, image_prefix('SK', depth=True)))
-
-    def _take(self, sequence, stored, partial, skipped, rigid):
-        "Add the frames of a sequence."
-        folder, path = self.root/'images'/sequence, label_path(self.root, sequence, self.camera)
-        prefixes = [image_prefix(self.camera)] + ([image_prefix('SK', depth=True)] if self.has_depth else [])
-        frames = usable_frames(folder, {prefix: images_in(folder, prefix) for prefix in prefixes}, stored.shape[2], partial)
-        check_labels(path, stored, [index for name, index in skipped if name == sequence], rigid)
-        self.labels[sequence] = stored
-        self.frames += [(sequence, index) for index in frames]
-
-    def identity(self) -> str:
-        "A short name for the content: labels, frames and the sizes of all files."
-        kinds = (False, True) if self.has_depth else (False,)
-        sizes = [os.path.getsize(image_path(self.root, *frame, self.camera, depth)) for frame in self.frames for depth in kinds]
-        return fingerprint(self.source, self.split, self.camera, self.frames, *self.labels.values(), np.array(sizes))
 
     def __len__(self): return len(self.frames)
     def __iter__(self): return (self[index] for index in range(len(self)))
     def __repr__(self): return f'STB({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}, camera {self.camera}, {len(self.skipped)} left out, depth {"there" if self.has_depth else "missing"}'
+
+    def identity(self) -> str:
+        "A short name for the content: labels, frames and the sizes of all files."
+        sizes = [os.path.getsize(image_path(self.root, *frame, self.camera, depth)) for frame in self.frames for depth in (False, True)[:1 + self.has_depth]]
+        return fingerprint(self.source, self.split, self.camera, self.frames, *self.labels.values(), np.array(sizes))
 
     def __getitem__(self, index: int) -> Sample:
         sequence, number = self.frames[index]
         color = read_png(image_path(self.root, sequence, number, self.camera))
         depth_code = read_png(image_path(self.root, sequence, number, depth=True)) if self.has_depth else None
         return decode_frame(frame_name(self.split, sequence, number), color, depth_code, self.labels[sequence][..., number], self.camera)
-
-def _skip_key(text):
-    "'B2Counting/17' as a pair."
-    sequence, _, number = str(text).partition('/')
-    if not any(sequence in names for names in SPLITS.values()) or not number.isdecimal(): raise HandlabError(f'skip {text!r}', 'it names no frame', "give 'sequence/number', such as 'B2Counting/17'")
-    return sequence, int(number)
 
 # %% ../../nbs/data/05_stb.ipynb #3af2a33d
 def write_drawn(root, split: str = 'evaluation', count: int = 3):

@@ -158,7 +158,7 @@ class Motion(NamedTuple):
 STYLES = {  # deviations of: turns of the forearm (sideways, away, roll) and of the wrist, degrees; place, mm; mean turn away, degrees; shortest and longest period, frames
     "Counting": ((8, 9, 15), (7, 4, 3), (22, 16, 22), 14, (60, 260)), "Random": ((14, 16, 34), (17, 7, 6), (36, 26, 34), 4, (70, 320))}
 
-
+# %% ../../nbs/sim/06_stb.ipynb #0a9c8e3d
 def turned(axis, angles):
     "Rotations (N,3,3) about one axis (0 x, 1 y, 2 z)."
     c, s, out = np.cos(angles), np.sin(angles), np.zeros((len(angles), 3, 3))
@@ -236,7 +236,7 @@ def greyed(image, share):
     grey = image.mean(2, keepdims=True)
     image[:] = (grey + share * (image - grey)).astype(np.uint8)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #4f6e05f6
 def paint_shelf(generator):
     "Book-shelves, with a door beside them."
     image = canvas(wall_with_light(generator, [.74, .72, .66]))
@@ -255,7 +255,7 @@ def paint_shelf(generator):
     cv2.circle(image, (int(left * .45), 300), 6, ink([.35, .33, .30]), -1, cv2.LINE_AA)
     return image
 
-
+# %% ../../nbs/sim/06_stb.ipynb #8d0364b9
 def paint_window(generator):
     "Three bright windows with frames and a sill, plants before them."
     image = canvas(wall_with_light(generator, [.58, .60, .62]))
@@ -271,7 +271,7 @@ def paint_window(generator):
         draw_box(image, x - 20, 310, 12, 37, [.55, .36, .26])
     return image
 
-# %% ../../nbs/sim/06_stb.ipynb #4f6e05f6
+# %% ../../nbs/sim/06_stb.ipynb #a2b85e87
 def paint_board(generator):
     "A whiteboard with lines of writing and a drawing."
     image = canvas(wall_with_light(generator, [.68, .64, .57]))
@@ -290,7 +290,7 @@ def paint_board(generator):
     draw_box(image, 0, 420, WIDTH, 70, [.40, .35, .30])
     return image
 
-
+# %% ../../nbs/sim/06_stb.ipynb #701cce8e
 def paint_desk(generator):
     "A desk with screens, a lamp and paper."
     image = canvas(wall_with_light(generator, [.78, .76, .72]))
