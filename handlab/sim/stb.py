@@ -629,7 +629,7 @@ def write_sequence(root: Path, seed: int, sequence: str, count: int, workers: in
 
 # %% ../../nbs/sim/06_stb.ipynb #b912d121
 def measure_speed(count=40) -> dict:
-    "Frames a second and core: drawing, decoding, both; and the seconds that a sequence's motion takes once."
+    "How often a second and core: a frame drawn, decoded, both; and the motion of a sequence, made once."
     frames = [stb_frame(0, "B2Random", 30 * number) for number in range(4)]
     speeds = {"complete": rate(lambda number: stb_frame(0, "B2Random", 13 * number % FRAMES), count),
               "decoding": rate(lambda number: decode_frame("x", *frames[number % 4]), count),
