@@ -6,15 +6,15 @@
 __all__ = ['KNUCKLES', 'FINGER_BONES', 'FAN_DEGREES', 'THUMB_BASE', 'THUMB_BONES', 'THUMB_DORSAL', 'FINGER_RADII', 'TIP_SETBACK',
            'FOREARM', 'PALM_BLEND', 'FINGER_BLEND', 'THUMB_ROOT_BLEND', 'FINGER_ROOT_BLEND', 'DETAILS', 'BONE_COUNT',
            'FOREARM_BONE', 'HANDOVER', 'HALF_PARENTS', 'HALF_CHILDREN', 'HALF_JOINTS', 'Traits', 'sample_traits',
-           'bone_axes', 'rest_skeleton', 'round_cone', 'cone_distance', 'finger_cones', 'knuckle_cones', 'palm_cones',
-           'thenar_cones', 'forearm_cones', 'hand_cones', 'smooth_minimum', 'skin_distance', 'nearby', 'field_on_grid',
-           'grid_axes', 'gradient', 'settle', 'even_out', 'skin_mesh', 'joint_planes', 'smooth_step', 'finger_share',
-           'skin_weights', 'with_half_bones', 'smooth_over_mesh', 'strongest', 'part_of', 'Person', 'person_from',
-           'make_person', 'quick_look', 'strewn']
+           'bone_axes', 'rest_skeleton', 'measured_traits', 'round_cone', 'cone_distance', 'finger_cones',
+           'knuckle_cones', 'palm_cones', 'thenar_cones', 'forearm_cones', 'hand_cones', 'smooth_minimum',
+           'skin_distance', 'nearby', 'field_on_grid', 'grid_axes', 'gradient', 'settle', 'even_out', 'skin_mesh',
+           'joint_planes', 'smooth_step', 'finger_share', 'skin_weights', 'with_half_bones', 'smooth_over_mesh',
+           'strongest', 'part_of', 'Person', 'person_from', 'make_person', 'quick_look', 'strewn']
 
 # %% ../../nbs/sim/01_shape.ipynb #1449e431
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numba
 import numpy as np
 from scipy.sparse import coo_matrix, diags, identity
@@ -36,6 +36,7 @@ class Traits:
     digits: tuple = (1.,) * 5    # relative length of each finger, thumb first
     phalanges: tuple = ((1.,) * 3,) * 5   # relative length of each bone of each finger
     girths: tuple = (1.,) * 5    # relative thickness of each finger
+    knuckles: tuple = None       # (5,3) mm, the first joints of thumb .. little where they are known, else None
 
 # %% ../../nbs/sim/01_shape.ipynb #468669cf
 def sample_traits(
@@ -80,8 +81,7 @@ def rest_skeleton(
     "Joints, bone axes and joint radii of the rest pose."
     joints, axes = np.zeros((21, 3)), np.zeros((5, 3, 3, 3))
     wide, lengths = np.array([traits.palm_width, 1, 1]), np.array(traits.digits)[:, None] * np.array(traits.phalanges)
-    joints[1] = THUMB_BASE * wide
-    joints[5:21:4] = KNUCKLES * wide
+    joints[1:21:4] = np.concatenate([THUMB_BASE[None], KNUCKLES]) * wide if traits.knuckles is None else np.array(traits.knuckles) / traits.size
     fan = np.radians(FAN_DEGREES) * traits.spread
     for finger in range(5):
         for k in range(3):
@@ -93,6 +93,19 @@ def rest_skeleton(
     taper = np.array([1 / traits.taper**.25, 1, traits.taper**.5, traits.taper])
     radii = FINGER_RADII * traits.thickness * np.array(traits.girths)[:, None] * taper
     return joints * traits.size, axes, radii * traits.size
+
+# %% ../../nbs/sim/01_shape.ipynb #ea6c96e5
+def measured_traits(
+    knuckles, # (5,3) mm from the wrist, first joints of thumb .. little, in the rest hand's frame
+    bones, # (5,3) mm, from there to the tip
+    traits=Traits(), # what is not measured
+)->Traits:
+    "Traits of a hand with these bones."
+    mean = np.concatenate([np.linalg.norm(THUMB_BONES, axis=1)[None], FINGER_BONES]) * traits.size
+    grown = np.full((5, 3), traits.finger_length)
+    grown[0, 0] = 1  # as `rest_skeleton` grows them
+    phalanges = np.asarray(bones, float) / (mean * grown * np.array(traits.digits)[:, None])
+    return replace(traits, phalanges=tuple(map(tuple, phalanges.tolist())), knuckles=tuple(map(tuple, np.asarray(knuckles, float).tolist())))
 
 # %% ../../nbs/sim/01_shape.ipynb #f5ca4634
 def round_cone(
