@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REACH', 'Augment', 'check_augment', 'Change', 'draw_change', 'axis_rotation', 'change_matrix', 'change_labels',
-           'colour_matrix', 'change_colours', 'change_pixels', 'Batch', 'epoch_rows', 'as_tensor', 'depth_mm',
-           'PixelStore', 'crop_labels', 'Batches', 'relative_depth', 'draw_clouds']
+           'colour_matrix', 'change_colours', 'change_pixels', 'change_grid', 'Batch', 'epoch_rows', 'as_tensor',
+           'depth_mm', 'PixelStore', 'crop_labels', 'Batches', 'relative_depth', 'draw_clouds']
 
 # %% ../../nbs/data/04_batches.ipynb #4fa297f3
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ import torch
 
 from ..core import HandlabError, check_settings, numpy_generator, pick_device, torch_generator
 from .prepare import DEPTH_STEPS, PIXELS
-from ..hand.camera import crop_intrinsics, crop_matrix, rotate, sample_clouds, similarity_matrix, transform_uv, warp
+from ..hand.camera import crop_intrinsics, crop_matrix, rotate, sample_clouds, similarity_matrix, transform_uv, warp, warp_grid
 from ..hand.skeleton import normalise
 
 # %% ../../nbs/data/04_batches.ipynb #6b7dc722
@@ -100,13 +100,18 @@ def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
 def change_pixels(stored,         # (B,C,P,P), float unless change is None
                   change,         # Change or None
                   size: int,      # S
-                  mode: str):     # 'bilinear' or 'nearest'
+                  mode: str,      # 'bilinear' or 'nearest'
+                  grid=None):     # of `change_grid`, where it is known
     "Crops (B,C,S,S) of stored arrays."
     margin = (stored.shape[-1] - size)//2
     if change is None: return stored[..., margin:margin + size, margin:margin + size].contiguous()
+    return warp(stored, None, size, mode=mode, grid=change_grid(stored, change, size) if grid is None else grid)
+
+def change_grid(stored, change, size: int):
+    "Where the pixels of the crops come from: the same for image, depth and mask."
     matrix = change_matrix(change, size)
-    matrix[:, :2, 2] -= margin*matrix[:, :2, :2].sum(-1)          # from stored px: first take the margin off
-    return warp(stored, matrix, size, mode=mode)
+    matrix[:, :2, 2] -= (stored.shape[-1] - size)//2*matrix[:, :2, :2].sum(-1)   # from stored px: first take the margin off
+    return warp_grid(stored, matrix, size)
 
 # %% ../../nbs/data/04_batches.ipynb #e300b007
 @dataclass
@@ -233,15 +238,17 @@ def _rows(self, step):
 # %% ../../nbs/data/04_batches.ipynb #3b0f4d78
 def _pixels(self, rows, change):
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
-    moved, image, maps = change if self.augment.moves else None, None, {}
+    moved, image, maps, grid = change if self.augment.moves else None, None, {}, None
     if 'image' in self.store.arrays:
         stored = self.store.gather('image', rows).permute(0, 3, 1, 2)
         if moved is None: stored = change_pixels(stored, None, self.size, 'bilinear')      # the margin is not worth converting
-        image = change_pixels(stored.float().div_(255).sub_(.5), moved, self.size, 'bilinear')
+        stored = stored.float().div_(255).sub_(.5)
+        if moved is not None: grid = change_grid(stored, moved, self.size)                  # worked out once, for the maps too
+        image = change_pixels(stored, moved, self.size, 'bilinear', grid)
         if self.augment.colours: image = change_colours(image, change)
     for key, widen in (('depth', depth_mm), ('mask', torch.Tensor.float)):
         if key in self.store.arrays: maps[key] = widen(self.store.gather(key, rows))[:, None]
-    if maps: maps = dict(zip(maps, change_pixels(torch.cat(list(maps.values()), 1), moved, self.size, 'nearest').split(1, 1)))
+    if maps: maps = dict(zip(maps, change_pixels(torch.cat(list(maps.values()), 1), moved, self.size, 'nearest', grid).split(1, 1)))
     return image, maps.get('depth'), maps.get('mask')
 
 # %% ../../nbs/data/04_batches.ipynb #72b7fd32

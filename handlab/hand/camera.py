@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['project', 'pixel_rays', 'unproject', 'Box', 'crop_zb', 'crop_mask', 'crop_matrix', 'transform_uv', 'invert_affine',
-           'mirror_uv', 'mirror_intrinsics', 'crop_intrinsics', 'image_uv', 'similarity_matrix', 'warp',
-           'viewpoint_rotation', 'rotate', 'rotate_back', 'depth_to_cloud', 'sample_points', 'sample_clouds',
+           'mirror_uv', 'mirror_intrinsics', 'crop_intrinsics', 'image_uv', 'similarity_matrix', 'warp_grid', 'warp',
+           'viewpoint_rotation', 'rotate', 'rotate_back', 'depth_to_cloud', 'sample_points', 'sample_clouds', 'within',
            'cell_centres', 'heatmaps', 'heatmap_argmax']
 
 # %% ../../nbs/hand/02_camera.ipynb #d1244b66
@@ -151,17 +151,24 @@ def similarity_matrix(angle,   # (...) radians; positive turns u towards v, cloc
                    sine, cosine, centre - centre*sine - centre*cosine + shift[..., 1])
 
 # %% ../../nbs/hand/02_camera.ipynb #8de1ee8f
-def warp(images,             # (B,C,H,W) float
-         matrix,             # (B,3,3) or (3,3), from source px to output px
-         out_size,           # S, px
-         mode='bilinear',    # or 'nearest', for masks and depth
-         padding='zeros'):   # beyond the border: 'zeros' or 'border'
-    "Square images (B,C,S,S) drawn through an affine map"
+def warp_grid(images,    # (B,C,H,W) float
+              matrix,    # (B,3,3) or (3,3), from source px to output px
+              out_size): # S, px
+    "Where each output pixel comes from, (B,S,S,2), in torch's terms; serves all images of the same size"
     count, _, height, width = images.shape
     back = invert_affine(as_like(matrix, images)).expand(count, 3, 3)
     unit = as_like([[out_size/2, 0, (out_size - 1)/2], [0, out_size/2, (out_size - 1)/2], [0, 0, 1]], images)  # torch's -1..1 to output px
     norm = as_like([[2/width, 0, 1/width - 1], [0, 2/height, 1/height - 1], [0, 0, 1]], images)                # source px to torch's -1..1
-    grid = F.affine_grid((norm @ back @ unit)[:, :2], (count, 1, out_size, out_size), align_corners=False)
+    return F.affine_grid((norm @ back @ unit)[:, :2], (count, 1, out_size, out_size), align_corners=False)
+
+def warp(images,             # (B,C,H,W) float
+         matrix,             # (B,3,3) or (3,3), from source px to output px
+         out_size,           # S, px
+         mode='bilinear',    # or 'nearest', for masks and depth
+         padding='zeros',    # beyond the border: 'zeros' or 'border'
+         grid=None):         # of `warp_grid`, where it is known
+    "Square images (B,C,S,S) drawn through an affine map"
+    grid = warp_grid(images, matrix, out_size) if grid is None else grid
     return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 # %% ../../nbs/hand/02_camera.ipynb #ca8383fb
@@ -231,17 +238,26 @@ def sample_clouds(depth,        # (B,H,W) metres, NaN or 0 where there is none
     "Points (B,count,3) in mm, camera frame, and the number (B,) of those there were to draw from"
     batch, height, width = depth.shape
     flat = depth.reshape(batch, -1)
-    pixel = torch.arange(height*width, device=depth.device)
-    uv = torch.stack([pixel % width, pixel // width], -1).to(depth).expand(batch, -1, 2)
-    points = unproject(uv, flat.nan_to_num(0.)*1000, K)
-    near = ((points - root_mm[:, None])**2).sum(-1) < radius**2
-    valid = near & (flat > 0) & flat.isfinite() & mask.reshape(batch, -1).bool()  # NaN > 0 is False
+    valid = within(flat, width, K, root_mm, radius) & (flat > 0) & flat.isfinite() & mask.reshape(batch, -1).bool()  # NaN > 0 is False
     keys = torch.rand(flat.shape, generator=generator, device=depth.device)
-    order = torch.where(valid, keys, keys.new_tensor(-1.)).topk(min(count, height*width), dim=1).indices
+    order = keys.masked_fill_(~valid, -1.).topk(min(count, height*width), dim=1).indices
     found = valid.sum(1)
     turn = torch.arange(count, device=depth.device) % found.clamp(1, order.shape[1])[:, None]  # go round a small cloud again
-    chosen = order.gather(1, turn)[..., None].expand(-1, -1, 3)
-    return torch.where((found > 0)[:, None, None], points.gather(1, chosen), root_mm[:, None]), found
+    chosen = order.gather(1, turn)
+    points = unproject(torch.stack([chosen % width, chosen // width], -1).to(depth), flat.gather(1, chosen).nan_to_num(0.)*1000, K)
+    return torch.where((found > 0)[:, None, None], points, root_mm[:, None]), found
+
+def within(flat,     # (B,H*W) metres
+           width,    # W
+           K,        # (B,3,3) px
+           root_mm,  # (B,3)
+           radius):  # mm
+    "Which pixels' points lie near the root, (B,H*W) bool, without making the points"
+    inverse, root, z = torch.linalg.inv(K.double()).to(flat), root_mm[:, :, None, None]/1000, flat.unflatten(1, (-1, width))
+    columns, rows = (torch.arange(length, device=flat.device, dtype=flat.dtype) for length in (width, z.shape[1]))
+    ray = lambda axis: (inverse[:, axis, :1]*columns)[:, None] + (inverse[:, axis, 1:2]*rows + inverse[:, axis, 2:])[:, :, None]
+    square = (ray(0).mul_(z) - root[:, 0]).square_() + (ray(1).mul_(z) - root[:, 1]).square_() + (z - root[:, 2]).square_()
+    return square.flatten(1) < (radius/1000)**2
 
 # %% ../../nbs/hand/02_camera.ipynb #a8f1e40d
 def cell_centres(size,            # cells of the map
