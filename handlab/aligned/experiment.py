@@ -47,10 +47,10 @@ class AlignedSettings:
     train_frames: int = 3040          # simulated frames to train on, 80 a person (a real dataset is used whole)
     validation_frames: int = 400      # the last frames of the training split: other persons; every choice is made on them
     test_frames: int = 600            # simulated frames of the evaluation split: for reporting only
-    crop: int = 64                    # side of the RGB encoder's input, px (the paper: 256)
+    crop: int = 128                   # side of the RGB encoder's input, px (the paper: 256)
     crop_by: str = 'mask'             # 'mask', as the paper, or 'zb', by the joints
     context: float = 1.25             # stored margin around the crop, for rotation and shift
-    width: float = 0.5                # of ResNet-18 (1 = the paper)
+    width: float = 0.25               # of ResNet-18 (1 = the paper)
     cloud_width: float = 0.125        # of the point encoder (1 = the paper)
     heat_width: float = 0.5           # of the decoder of heat maps (1 = the paper)
     decoder_width: float = 0.125      # of the decoders of clouds and depth maps (1 = the paper)
@@ -68,7 +68,7 @@ class AlignedSettings:
     cloud_weight: float = 1.0         # lambda_cloud
     depth_weight: float = 0.05        # of the ablation's depth map; not in the paper
     align_weight: float = 1.0         # beta' of Eq. 3
-    pose_norm: str = 'vector'         # Eq. 10: 'vector' as printed, or 'joints'
+    pose_norm: str = 'squared'        # Eq. 10: 'vector' as printed (`full`), 'joints', or 'squared', chosen on the validation split
     beta_first: float = 1e-5          # weight of the KL to the prior at the first step ...
     beta_last: float = 1e-3           # ... and at the last; in between log-linear (not said in the paper)
     heat_sigma: float = 25/256        # of the true heat maps, in crops; not in the paper
@@ -98,7 +98,7 @@ class AlignedSettings:
         'smoke': dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=.125, cloud_width=.125, heat_width=.125, decoder_width=.0625, latent=16, points=64, map_size=16,
                       matched_points=16, steps=8, batch_size=8, warm_up=2, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
         'quick': dict(),
-        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., heat_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., steps=60500,
+        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., heat_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., pose_norm='vector', steps=60500,
                      learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
