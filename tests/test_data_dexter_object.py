@@ -10,8 +10,12 @@ from PIL import Image
 import fuzzing
 from handlab.core import HandlabError, write_json
 from handlab.data import dexter_object as do
+from handlab.data.batches import Batches
 from handlab.data.dexter_object import DexterObject, decode_frame, encode_bmp, encode_depth_png, register_depth, write_digests
+from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import RHD, write_drawn
+from handlab.hand.camera import project
+from handlab.hand.skeleton import denormalise
 
 ROTATION, SHIFT = do.DEPTH_TO_COLOR[:, :3], do.DEPTH_TO_COLOR[:, 3]
 
@@ -321,6 +325,39 @@ def test_a_twin_that_does_not_say_what_it_is(root, text):
     (root/'source.json').write_text(text)
     with pytest.raises(HandlabError) as error: DexterObject(root, BOTH)
     assert 'source.json' in line(error)
+
+
+# ---- on to crops and batches
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('crops')
+    reader = DexterObject(write(folder/'do', {'Grasp1': [frame(0), frame(1, (2,)), frame(2)]}), 'Grasp1')
+    return prepare(reader, folder/'crops', CropSettings(size=48, crop='tips'), workers=1, show_progress=False)
+
+
+def test_tips_are_cropped_and_folded(prepared, root):
+    sample = decode_frame('Grasp1/0002', *frame(1, (2,)))
+    assert prepared.mirrored.all() and np.isnan(prepared.joints[1, 12]).all() and np.array_equal(prepared.visible[1], sample.visible)
+    u, v = sample.uv[sample.visible].T
+    box = prepared.box[1]
+    assert np.isclose(box[0], 639 - (u.min() + u.max())/2, atol=1e-3) and np.isclose(box[1], (v.min() + v.max())/2, atol=1e-3)
+    assert np.allclose(prepared.joints[1, [4, 8, 16, 20]], sample.joints[[4, 8, 16, 20]]*[-1, 1, 1]) and prepared.mask.any() and prepared.depth.any()
+    with pytest.raises(HandlabError, match='Grasp1/0001, crop_zb: the middle MCP has no pixel'): prepare(DexterObject(root, BOTH), root/'zb', CropSettings(size=48), workers=1, show_progress=False)
+
+
+def test_batches_of_tips(prepared):
+    with pytest.raises(HandlabError) as error: Batches(prepared, 3, augment=None, shuffle=False)
+    assert "has no middle_mcp to tell depth from; leave depth and clouds out, or pass root='tips'" in line(error)
+    with pytest.raises(HandlabError, match='no middle_mcp'): Batches(prepared, 3, modalities=('image',), cloud_points=8)
+    plain = next(iter(Batches(prepared, 3, augment=None, shuffle=False, modalities=('image', 'mask'))))
+    assert plain.image.isfinite().all() and plain.root.isnan().all()
+    batch = next(iter(Batches(prepared, 3, augment=None, shuffle=False, root='tips')))
+    truth = np.nanmean(prepared.joints[:, [4, 8, 12, 16, 20]], 1)
+    assert np.allclose(batch.root, truth, atol=1e-2) and np.allclose(batch.scale, 33) and batch.depth.isfinite().all() and batch.depth.min() < .5
+    placed = denormalise(batch.pose, batch.root, batch.scale).numpy()
+    assert np.allclose(placed, prepared.joints, atol=1e-2, equal_nan=True)
+    assert np.allclose(project(placed, batch.K.numpy())[0, [4, 8, 12]], batch.uv[0, [4, 8, 12]], atol=.02)
 
 
 # ---- digests
