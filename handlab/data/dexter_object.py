@@ -166,15 +166,15 @@ def register_depth(raw):  # (240,320) u16 mm
     "Depth (480,640) f32 metres as the colour camera sees it, NaN where nothing was measured."
     points = to_color(depth_points(raw))
     points = points[points[:, 2] > 0]
-    points = points[np.argsort(-points[:, 2], kind='stable')]                   # far to near
+    steps = np.clip(points[:, 2]*10, 0, 65535).astype(np.uint16)                # tenths of a mm, for which sorting is fast
+    points = points[np.argsort(65535 - steps, kind='stable')]                   # far to near
     uv = np.rint(project(points, COLOR_K)).astype(np.int64) if len(points) else np.zeros((0, 2), np.int64)
     height, width = COLOR_SIZE
     margin = PATCH//2
     inside = ((uv >= -margin) & (uv < [width + margin, height + margin])).all(1)
     canvas = np.full((height + 4*margin, width + 4*margin), np.nan, np.float32)  # patches may hang over the border
-    steps = [(dv, du) for dv in range(PATCH) for du in range(PATCH)]
     place = (uv[inside, 1] + margin)*canvas.shape[1] + uv[inside, 0] + margin    # the patch's first pixel
-    patch = np.array([dv*canvas.shape[1] + du for dv, du in steps])
+    patch = (np.arange(PATCH)[:, None]*canvas.shape[1] + np.arange(PATCH)).ravel()
     canvas.ravel()[place[:, None] + patch] = (points[inside, 2:]/1000).astype(np.float32)
     return np.ascontiguousarray(canvas[2*margin:-2*margin, 2*margin:-2*margin])
 
@@ -185,11 +185,12 @@ def mask_near_tips(depth,  # (H,W) metres, NaN where there is none
                    tips,   # (n,3) mm, those that are annotated, in the frame of the depth
                    K):     # (3,3)
     "The mask (H,W) bool of what is within reach of the tips and connected with them."
-    mm = np.nan_to_num(depth)*1000
+    mm = np.nan_to_num(depth)*np.float32(1000)
     near = (mm > max(tips[:, 2].min() - BEFORE, 1)) & (mm < tips[:, 2].max() + BEHIND)
     v, u = np.nonzero(near)
-    points = np.stack([(u - K[0, 2])*mm[v, u]/K[0, 0], (v - K[1, 2])*mm[v, u]/K[1, 1], mm[v, u]], -1).astype(np.float32)
-    near[v, u] = (((points[:, None] - tips.astype(np.float32))**2).sum(-1) < REACH**2).any(1)
+    z = mm[v, u]
+    x, y = (u - np.float32(K[0, 2]))*z/np.float32(K[0, 0]), (v - np.float32(K[1, 2]))*z/np.float32(K[1, 1])
+    near[v, u] = np.any([(x - tip[0])**2 + (y - tip[1])**2 + (z - tip[2])**2 < REACH**2 for tip in tips.astype(np.float32)], 0)
     count, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
     centre = np.rint(project(tips, K)).astype(int)
     around = (centre[:, None] + np.stack(np.meshgrid(np.arange(-4, 5), np.arange(-4, 5)), -1).reshape(-1, 2)).reshape(-1, 2)
