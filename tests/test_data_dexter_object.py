@@ -120,6 +120,8 @@ def test_near_patches_cover_far_ones():
     near = np.abs(depth - .4) < .02
     assert near.sum() > 80*100*2.6**2*.95 and near[200:300, 250:400].all()                  # a closed area
     assert np.isnan(depth).sum() < .25*depth.size                                          # border, and the strip that only the colour camera sees
+    columns = np.flatnonzero(near[240])
+    assert np.ptp(columns) + 1 == len(columns) and abs(len(columns) - 100*587.45/224.5) < 6         # up to its edges, where far points lie behind it
     shadow = np.isnan(depth[240])
     assert 5 < shadow[150:560].sum() < 60
 
