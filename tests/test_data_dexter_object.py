@@ -384,6 +384,13 @@ def test_digests_find_what_nothing_else_can(root):
     with pytest.raises(HandlabError, match='does not hold digests'): DexterObject(root, BOTH)
 
 
+def test_a_twin_that_lost_its_name_does_not_pass_for_the_official_set(root):
+    write_digests(root)
+    (root/'source.json').unlink()
+    with pytest.raises(HandlabError) as error: DexterObject(root, BOTH, partial=True)
+    assert 'source.json: the file is not there' in line(error)
+
+
 # ---- files damaged at random
 
 def test_damaged_files_with_digests(tmp_path):
@@ -397,8 +404,8 @@ def test_damaged_files_of_the_bare_download(tmp_path):
     "Without digests the bytes of BMP pixels and the digits of labels cannot be checked by anyone; all else is, and nothing crashes."
     root = write(tmp_path/'do', {'Grasp1': [frame(0), frame(1, (2,))]})
     bare = lambda got, reference: len(got) <= len(reference) and all(sample.check() for sample in got)
-    fuzzing.fuzz(root, lambda folder: list(DexterObject(folder, 'Grasp1')), rounds=120, seed=1, same=bare)
-    fuzzing.fuzz(root, lambda folder: list(DexterObject(folder, 'Grasp1')), rounds=60, seed=2, choose=lambda path: path.suffix == '.png', kinds=[*fuzzing.DAMAGES, 'missing', 'a folder'])
+    fuzzing.fuzz(root, lambda folder: list(DexterObject(folder, 'Grasp1')), rounds=70, seed=1, same=bare)
+    fuzzing.fuzz(root, lambda folder: list(DexterObject(folder, 'Grasp1')), rounds=30, seed=2, choose=lambda path: path.suffix == '.png', kinds=[*fuzzing.DAMAGES, 'missing', 'a folder'])
 
 
 def read_rhd(folder):

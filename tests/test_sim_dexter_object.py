@@ -179,6 +179,17 @@ def test_box_distance_by_brute_force():
         else: assert found == pytest.approx(np.linalg.norm(grid - local, axis=1).min(), abs=.35) and found > 0
 
 
+def test_the_box_is_a_closed_box_seen_from_outside():
+    for sequence, index in (('Grasp1', 3), ('Pinch', 50), ('Rotate', 99)):
+        stage = sim.stage_at(0, sequence, index)
+        piece = sim.box_piece(stage)
+        corner = piece.vertices[piece.faces].astype(float)
+        normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+        assert len(piece.faces) == 12 and (np.einsum('fc,fc->f', normal, corner.mean(1) - stage.centre) > 0).all()
+        assert np.einsum('fc,fc->', corner[:, 0] - stage.centre, np.cross(corner[:, 1] - stage.centre, corner[:, 2] - stage.centre))/6 == pytest.approx(8*sim.BOX.prod(), rel=1e-4)   # its volume
+        assert (np.einsum('fc,fc->f', piece.normals[piece.faces[:, 0]], normal) > 0).all()
+
+
 # ---- two cameras
 
 @pytest.mark.parametrize('sequence', SEQUENCES)

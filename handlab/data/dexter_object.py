@@ -288,7 +288,7 @@ def check_sequences(sequences) -> tuple:
 def _stated(self):
     "Source and expected frames of each sequence: the official ones, or what `source.json` says."
     path = self.root/SOURCE_FILE
-    if not path.exists(): return OFFICIAL, FRAMES
+    if not path.exists() and SOURCE_FILE not in (self.digests or {}): return OFFICIAL, FRAMES   # a twin that has lost the file is no official set
     read_whole(self.root, path, self.digests)
     stated = read_json(path)
     if isinstance(stated, dict) and isinstance(stated.get('source'), str) and isinstance(stated.get('frames', {}), dict): return stated['source'], stated.get('frames', {})
