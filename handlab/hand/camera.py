@@ -81,8 +81,10 @@ def crop_tips(uv,                  # (21,2) px
               limits=(50., 500.))->Box: # smallest and largest edge, px
     "The square about the visible finger tips"
     uv, z = np.asarray(uv, float)[list(DEXTER_TIPS)], np.asarray(z, float)[list(DEXTER_TIPS)]
-    there = np.asarray(visible, bool)[list(DEXTER_TIPS)] & np.isfinite(uv).all(-1) & (z > 0)
-    if not there.any(): raise HandlabError('crop_tips', 'no finger tip is visible', 'skip this frame or crop it by its mask')
+    known = np.isfinite(uv).all(-1) & (z > 0)
+    there = known & np.asarray(visible, bool)[list(DEXTER_TIPS)]
+    if not there.any(): there = known
+    if not there.any(): raise HandlabError('crop_tips', 'no finger tip is annotated', 'skip this frame or crop it by its mask')
     low, high = uv[there].min(0), uv[there].max(0)
     edge = max(spread*(high - low).max(), reach*(K[0, 0] + K[1, 1])/2/np.median(z[there]))
     return Box(*map(float, (low + high)/2), float(np.clip(edge, *limits)))
