@@ -149,6 +149,7 @@ def read_json(path):
     "Read a JSON file; a broken one is an error that names it."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise HandlabError(path, "the file is not there", "run the step that writes it") from None
+    except OSError as error: raise HandlabError(path, f"it cannot be read ({os.strerror(error.errno)})", "delete it and run the step that writes it") from None
     except ValueError as error: raise HandlabError(path, f"it is not valid JSON ({error})", "delete it and run the step that writes it") from None
 
 # %% ../nbs/00_core.ipynb #fb704363

@@ -316,6 +316,18 @@ def test_a_pickle_cut_short(root):
     assert 'anno_evaluation.pickle: it cannot be read' in line(error)
 
 
+def test_labels_that_contradict_each_other_are_left_out(root):
+    entries = {number: frame(number) for number in range(3)}
+    entries[0][3]['uv_vis'][7, 1] += 1.2
+    entries[2][3]['uv_vis'][30, 2] = .5
+    reader = RHD(write(root, entries), 'evaluation')
+    assert reader.skipped == [(0, 'a joint is 1.2 px from its own projection'), (2, 'a flag of visibility is neither 0 nor 1')] and len(reader) == 1
+    entries = {number: frame(number) for number in range(3)}
+    entries[1] = (*frame(1, left=0)[:3], labels(1, left_seen=False))
+    entries[1][3]['uv_vis'][4, 0] += 50                                                     # nobody sees this hand
+    assert RHD(write(root, entries), 'evaluation').skipped == []
+
+
 def test_a_hand_behind_the_camera_is_no_sample():
     color, coded, parts, entry = frame(0)
     entry['xyz'][:21, 2] = -.3
@@ -341,6 +353,7 @@ def test_real_faulty_frames_by_the_rule_alone(official):
     assert frames[(nearest > 0) & (nearest < .1)].tolist() == [28, 339, 1157]
     assert [number for number, _ in official.skipped] == [1012, 1324]
     assert [number for number, _ in official.noted] == [28, 339, 1157]
+    assert not rhd.disagreeing(frames[nearest > 0], {key: value[nearest > 0] for key, value in stacked.items()})
 
 
 @real

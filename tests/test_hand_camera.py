@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.spatial.transform import Rotation
 
 from handlab.core import HandlabError
-from handlab.hand.camera import (Box, crop_intrinsics, crop_mask, crop_matrix, crop_zb, depth_to_cloud, heatmap_argmax, heatmaps, image_uv,
+from handlab.hand.camera import (Box, crop_intrinsics, crop_mask, crop_matrix, crop_tips, crop_zb, depth_to_cloud, heatmap_argmax, heatmaps, image_uv,
                                  invert_affine, mirror_intrinsics, mirror_uv, pixel_rays, project, rotate, rotate_back, sample_clouds, sample_points,
                                  similarity_matrix, transform_uv, unproject, viewpoint_rotation, warp)
 from handlab.hand.skeleton import example_hand, mirror_joints
@@ -292,3 +292,23 @@ def test_example_hand_in_both_crops():
     for box in (crop_zb(uv, np.ones(21, bool), (320, 320)), Box(*uv.mean(0), 250)):
         crop = transform_uv(crop_matrix(box, 256), uv)
         assert crop.min() >= -.5 - 1e-9 and crop.max() <= 255.5 + 1e-9
+
+
+def test_crop_of_tips_by_a_plain_loop():
+    generator = np.random.default_rng(4)
+    K = np.array([[587.45, 0, 325], [0, 600.67, 249], [0, 0, 1]])
+    for trial in range(200):
+        uv, z, visible = generator.uniform(100, 100 + generator.uniform(5, 300), (21, 2)), generator.uniform(300, 900, 21), generator.random(21) < .6
+        uv[generator.random(21) < .2] = np.nan
+        tips = [j for j in (4, 8, 12, 16, 20) if visible[j] and np.isfinite(uv[j]).all()]
+        tips = tips or [j for j in (4, 8, 12, 16, 20) if np.isfinite(uv[j]).all()]                      # hidden ones where none is visible
+        if not tips:
+            with pytest.raises(HandlabError, match='no finger tip'): crop_tips(uv, visible, z, K)
+            continue
+        box, (u, v) = crop_tips(uv, visible, z, K), np.array([uv[j] for j in tips]).T
+        assert box.u == pytest.approx((u.min() + u.max())/2) and box.v == pytest.approx((v.min() + v.max())/2)
+        wanted = max(1.5*np.ptp(u), 1.5*np.ptp(v), 180*594.06/np.median(z[tips]))
+        assert box.size == pytest.approx(min(max(wanted, 50), 500))
+        others = np.setdiff1d(np.arange(21), (4, 8, 12, 16, 20))
+        moved, near = uv.copy(), z.copy(); moved[others], near[others] = 9e5, np.nan                 # other joints have no say
+        assert crop_tips(moved, visible, near, K) == box

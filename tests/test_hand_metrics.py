@@ -8,6 +8,7 @@ from scipy.integrate import trapezoid
 from scipy.spatial.transform import Rotation
 
 from handlab.core import HandlabError
+from handlab.hand import metrics
 from handlab.hand.metrics import (EPE, PROTOCOLS, auc, epe, joint_errors, pck, scores_2d, scores_3d, thresholds_2d, thresholds_3d, thresholds_20_50,
                                   thresholds_mmpose)
 
@@ -213,3 +214,76 @@ GOOD = np.zeros((2, 21, 3))
 def test_bad_input_has_one_line(call, words):
     with pytest.raises(HandlabError, match=words) as error: call()
     assert '\n' not in str(error.value)
+
+
+# ---- finger tips alone, aligned
+
+def tips_example(seed=0, frames=6):
+    generator = np.random.default_rng(seed)
+    true = np.full((frames, 21, 3), np.nan)
+    true[:, [4, 8, 12, 16, 20]] = generator.normal(0, 40, (frames, 5, 3)) + generator.normal(0, 200, (frames, 1, 3))
+    true[1, 8] = np.nan
+    pred = generator.normal(0, 1, (frames, 21, 3))
+    pred[:, [4, 8, 12, 16, 20]] += np.nan_to_num(true[:, [4, 8, 12, 16, 20]])/33
+    return pred, true
+
+
+def squared(pred, true): return np.nansum((pred - true)**2)
+
+
+def test_alignments_are_the_least_squares_scipy_finds():
+    from scipy.optimize import least_squares
+    pred, true = tips_example()
+    for frame in range(len(pred)):
+        there = np.isfinite(true[frame, :, 0])
+        one = lambda p: (p[3]*pred[frame, there] + p[:3] - true[frame, there]).ravel()
+        moved = least_squares(lambda t: one([*t, 1]), [0, 0, 0]).x
+        assert np.allclose(metrics.align_root(pred, true)[frame], pred[frame] + moved, atol=1e-4)
+        fitted = least_squares(one, [0, 0, 0, 1.], xtol=1e-15, ftol=1e-15, gtol=1e-15).x
+        assert np.allclose(metrics.align_root_scale(pred, true)[frame], fitted[3]*pred[frame] + fitted[:3], atol=1e-3)
+    groups = ['a', 'b', 'a', 'a', 'b', 'a']
+    aligned = metrics.align_root_scale(pred, true, groups=groups)
+    for name in 'ab':
+        rows = np.array(groups) == name
+        def residual(p):
+            out = p[0]*pred[rows] + p[1:].reshape(-1, 1, 3) - true[rows]
+            return out[np.isfinite(out)]
+        fitted = least_squares(residual, np.r_[1., np.zeros(3*rows.sum())], xtol=1e-15, ftol=1e-15, gtol=1e-15).x
+        assert np.allclose(aligned[rows], fitted[0]*pred[rows] + fitted[1:].reshape(-1, 1, 3), atol=1e-3)
+
+
+def test_each_alignment_gives_more_away():
+    pred, true = tips_example(1, 40)
+    pred = pred*33
+    errors = [squared(metrics.align(pred, true, alignment=name), true) for name in ('absolute', 'root', 'root_set_scale', 'root_scale')]
+    assert errors == sorted(errors, reverse=True) and len(set(errors)) == 4
+
+
+def test_alignment_does_not_feel_root_and_scale():
+    pred, true = tips_example(2)
+    for name in ('root_scale', 'root_set_scale'):
+        assert np.allclose(metrics.align(pred, true, alignment=name), metrics.align(pred*71 + [5, 6, 7], true, alignment=name), atol=1e-6)
+    assert np.allclose(metrics.align(pred, true, alignment='root'), metrics.align(pred + [5, 6, 7], true, alignment='root'), atol=1e-9)
+
+
+def test_hidden_and_missing_tips_have_no_say():
+    pred, true = tips_example(3)
+    visible = np.isfinite(true[..., 0]); visible[0, 20] = False
+    other = true.copy(); other[0, 20] += 500
+    for name in metrics.ALIGNMENTS:
+        assert np.array_equal(metrics.align(pred, true, visible, name), metrics.align(pred, other, visible, name))
+        wild = pred.copy(); wild[:, 0] = np.nan                                                # joints without truth may be anything
+        assert np.allclose(metrics.scores_tips(wild, true, visible, name)['epe_mean'], metrics.scores_tips(pred, true, visible, name)['epe_mean'])
+
+
+def test_scores_of_tips():
+    true = np.full((2, 21, 3), np.nan); true[:, [4, 8]] = 0; true[0, 8] = 60, 0, 0; true[1, 8] = np.nan
+    pred = np.zeros((2, 21, 3)); pred[0, 4], pred[0, 8], pred[1, 4] = (0, 30, 0), (40, 30, 0), (0, 0, 300)
+    row = metrics.scores_tips(pred, true)                                                      # 30, |(-20, 30)| = 36.06, 300
+    assert row['tips'] == 3 and np.isclose(row['epe_mean'], (30 + 1300**.5 + 300)/3) and np.isclose(row['epe_median'], 1300**.5)
+    row = metrics.scores_tips(pred, true, alignment='root')                                    # frame 1 has one tip: left out; -20/2 left and right
+    assert row['tips'] == 2 and np.isclose(row['epe_mean'], 10) and np.isclose(row['auc_0_100'], 1 - 10/100, atol=.006)
+    row = metrics.scores_tips(pred, true, alignment='root_scale')
+    assert np.isclose(row['epe_mean'], 0, atol=1e-9) and row['alignment'] == 'root_scale'
+    with pytest.raises(HandlabError, match="unknown alignment 'best'"): metrics.scores_tips(pred, true, alignment='best')
+    assert len(metrics.thresholds_100()) == 100 and np.isclose(metrics.thresholds_100()[5], 5.0505, atol=1e-4)

@@ -184,3 +184,16 @@ def test_real_rhd_sides():
         assert (sign*handedness(joints) > 0).mean() > .9
         lengths = bone_lengths(joints).reshape(-1, 5, 4)[:, 1:]
         assert (np.median(lengths, 0)[:, 1] > np.median(lengths, 0)[:, 2]).all()  # a finger's first bone is longer than its second
+
+
+def test_the_stand_in_root_of_tips():
+    joints = np.random.default_rng(0).normal(0, 60, (4, 21, 3))
+    joints[1, 8] = joints[2, 4] = np.nan
+    expected = np.stack([np.nanmean(hand[[4, 8, 12, 16, 20]], 0) for hand in joints])           # other joints have no say
+    for values in (joints, torch.from_numpy(joints)):
+        pose, root, scale = normalise(values, 'tips')
+        np.testing.assert_allclose(np.asarray(root), expected)
+        np.testing.assert_allclose(np.asarray(scale), hand_scale(joints))                      # a bone that is annotated is kept
+        np.testing.assert_allclose(np.asarray(pose), (joints - expected[:, None])/hand_scale(joints)[:, None, None])
+    joints[3, 10] = np.nan
+    assert normalise(joints, 'tips')[2][3] == 33 and np.isnan(normalise(joints)[2][3])

@@ -72,7 +72,7 @@ class AlignedSettings:
     beta_first: float = 1e-5          # weight of the KL to the prior at the first step ...
     beta_last: float = 1e-3           # ... and at the last; in between log-linear (not said in the paper)
     heat_sigma: float = 25/256        # of the true heat maps, in crops; not in the paper
-    steps: int = 1200                 # optimiser steps (the paper: about 50 epochs)
+    steps: int = 1000                 # optimiser steps, about 10 epochs (the paper: about 50 epochs)
     batch_size: int = 32
     learning_rate: float = 1e-3       # highest rate of Adam (the paper: 1e-4)
     warm_up: int = 50                 # steps of rising learning rate; none in the paper

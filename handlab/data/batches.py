@@ -195,7 +195,7 @@ class Batches:
                  device='cpu',
                  augment: Augment = Augment(),                # None: none
                  seed: int = 0,
-                 root: str = 'middle_mcp',                    # or 'palm'
+                 root: str = 'middle_mcp',                    # or 'palm', or 'tips' where only finger tips are annotated
                  cloud_points: int = 0,                       # points a sample, drawn anew at every step; 0: no cloud
                  modalities=PIXELS,                           # of 'image', 'depth', 'mask'
                  shuffle: bool = True,                        # False: in order, the last batch may be smaller
@@ -207,7 +207,12 @@ class Batches:
         keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != 'image')]
         self._check(prepared, keys)
         self.store, self.labels = PixelStore(prepared, keys, self.device, resident), crop_labels(prepared, root, self.device)
+        self._check_root(root)
         self._ahead, self._thread = {}, ThreadPoolExecutor(1, 'batches') if prefetch else None
+
+    def _check_root(self, root):
+        if ('depth' in self.modalities or self.cloud_points) and not self.labels['root'].isfinite().all():
+            raise HandlabError(self.prepared.folder, f'{self.prepared.source} has no {root} to tell depth from', "leave depth and clouds out, or pass root='tips'")
 
     def _check(self, prepared, keys):
         if len(prepared) == 0: raise HandlabError('Batches', 'there is no frame', 'prepare or choose some')

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from ..core import HandlabError, atomic_folder, check_settings, fingerprint, full_disk_named, progress, project_path, read_json, write_json
 from .sample import Sample, check_sample
-from ..hand.camera import crop_mask, crop_matrix, crop_zb
+from ..hand.camera import crop_mask, crop_matrix, crop_tips, crop_zb
 from ..hand.skeleton import mirror_joints
 
 # %% ../../nbs/data/03_prepare.ipynb #6ed24f2a
@@ -39,7 +39,7 @@ class CropSettings:
     "How frames become crops."
     size: int = 256         # px, edge of the crop
     context: float = 1.25   # edge of the stored array, in crops
-    crop: str = 'zb'        # 'zb': around the middle MCP, all visible joints in; 'mask': around the hand's mask
+    crop: str = 'zb'        # 'zb': around the middle MCP, all visible joints in; 'mask': around the hand's mask; 'tips': around the finger tips
     fold: str = 'right'     # 'right': left hands are mirrored; 'none'
 
     @property
@@ -51,7 +51,7 @@ def check_crop_settings(settings):
     "Return the settings, or say which of them cannot be."
     settings = check_settings(settings)
     for name, valid, way_out in (('size', settings.size >= 8, 'give 8 px or more'), ('context', 1 <= settings.context <= 3, 'give 1 to 3'),
-                                 ('crop', settings.crop in ('zb', 'mask'), "give 'zb' or 'mask'"), ('fold', settings.fold in ('right', 'none'), "give 'right' or 'none'")):
+                                 ('crop', settings.crop in ('zb', 'mask', 'tips'), "give 'zb', 'mask' or 'tips'"), ('fold', settings.fold in ('right', 'none'), "give 'right' or 'none'")):
         if not valid: raise HandlabError(f'CropSettings.{name}', f'{getattr(settings, name)!r} cannot be', way_out)
     return settings
 
@@ -92,6 +92,7 @@ def crop_box(sample: Sample, settings: CropSettings):
     "The crop's square: centre u, centre v, edge (px)."
     try:
         if settings.crop == 'zb': return crop_zb(sample.uv, sample.visible, sample.image.shape[:2])
+        if settings.crop == 'tips': return crop_tips(sample.uv, sample.visible, sample.joints[:, 2], sample.K)
         if sample.mask is None: raise HandlabError('mask', 'there is none', "crop by joints: crop='zb'")
         return crop_mask(sample.mask)
     except HandlabError as error: raise HandlabError(f'{sample.name}, {error.where}', error.what, error.way_out) from None

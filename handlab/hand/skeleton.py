@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINGERS', 'JOINTS', 'WRIST', 'ROOT', 'TIPS', 'PARENTS', 'BONES', 'RHD_TO_CANONICAL', 'STB_TO_CANONICAL',
-           'BIGHAND_TO_CANONICAL', 'DEXTER_TIPS', 'DEXTER_MISSING', 'FINGER_COLOURS', 'library_of', 'as_array',
-           'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand', 'from_dexter',
+           'BIGHAND_TO_CANONICAL', 'DEXTER_TIPS', 'DEXTER_MISSING', 'STAND_IN_SCALE', 'FINGER_COLOURS', 'library_of',
+           'as_array', 'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand', 'from_dexter',
            'mirror_joints', 'handedness', 'root_of', 'hand_scale', 'normalise', 'denormalise', 'bone_colours',
            'draw_hand_2d', 'draw_hand_3d', 'frame_hands_3d']
 
@@ -117,22 +117,26 @@ def handedness(joints): # (...,21,3) mm
 
 # %% ../../nbs/hand/01_skeleton.ipynb #9e0c3a0d
 def root_of(joints,              # (...,21,D)
-            root='middle_mcp'):  # 'middle_mcp', 'palm' or 'wrist'
+            root='middle_mcp'):  # 'middle_mcp', 'palm', 'wrist' or 'tips'
     "The root point of each hand, (...,D)"
     if root == 'middle_mcp': return joints[..., ROOT, :]
     if root == 'palm': return (joints[..., WRIST, :] + joints[..., ROOT, :])/2
     if root == 'wrist': return joints[..., WRIST, :]
-    raise HandlabError('root_of', f'unknown root {root!r}', "use 'middle_mcp', 'palm' or 'wrist'")
+    if root == 'tips': return library_of(joints).nanmean(joints[..., list(DEXTER_TIPS), :], -2)
+    raise HandlabError('root_of', f'unknown root {root!r}', "use 'middle_mcp', 'palm', 'wrist' or 'tips'")
 
 def hand_scale(joints):  # (...,21,3) mm
     "Length of the middle finger's first bone, MCP to PIP, (...) mm"
     return ((joints[..., ROOT, :] - joints[..., ROOT + 1, :])**2).sum(-1)**.5
 
 # %% ../../nbs/hand/01_skeleton.ipynb #ef029b3a
+STAND_IN_SCALE = 33.  # mm, where the bone is not annotated; the median of RHD's evaluation hands
+
 def normalise(joints,              # (...,21,3) mm
-              root='middle_mcp'):  # 'middle_mcp', 'palm' or 'wrist'
+              root='middle_mcp'):  # 'middle_mcp', 'palm', 'wrist' or 'tips'; with 'tips' a missing scale is replaced
     "Root-relative pose of scale 1 (...,21,3), root (...,3) mm and scale (...) mm"
     root_mm, scale = root_of(joints, root), hand_scale(joints)
+    if root == 'tips': scale = library_of(joints).where(scale == scale, scale, as_like(STAND_IN_SCALE, scale))
     return (joints - root_mm[..., None, :])/scale[..., None, None], root_mm, scale
 
 def denormalise(pose,     # (...,21,3) root-relative, scale 1
