@@ -407,7 +407,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
 
 def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
     def full(path, *_): raise OSError(28, 'No space left on device', str(path))
-    for name in ('write_rows', '_save', 'write_json'):
+    for name in ('write_rows', 'create_array', 'write_json'):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(HandlabError) as error: quiet(Drawn(3), tmp_path/'crops')
