@@ -198,6 +198,7 @@ class LabelStore:
     "Labels of prepared rows, on the device or worked out when asked for."
     def __init__(self, prepared, root, device, resident):
         self.prepared, self.root, self.device, self.held = prepared, root, device, None
+        crop_labels(prepared, [0], root, device)             # an unknown root is told now
         if not resident: return
         runs = np.array_split(np.arange(len(prepared)), ceil(len(prepared)/16384))
         parts = [crop_labels(prepared, run, root, device) for run in runs]
