@@ -218,6 +218,7 @@ def stated(root: Path) -> dict:
     if not path.exists(): return {'source': 'bighand'}
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get('source'), str): raise HandlabError(path, "it does not name a 'source'", 'write the dataset again')
+    if found.get('finished') is False: raise HandlabError(root, 'it was never finished', 'call the writer again, it goes on where it was')
     return found
 
 def choose_subjects(subjects: list,  # in natural order
@@ -225,7 +226,7 @@ def choose_subjects(subjects: list,  # in natural order
                     held_out=None):   # names, or None: the last tenth
     "The subjects of a split."
     if split not in SPLITS: raise HandlabError(f'split {split!r}', 'BigHand has no such split', f'choose one of {", ".join(SPLITS)}')
-    for name in held_out or (): 
+    for name in held_out or ():
         if name not in subjects: raise HandlabError(f'held_out {name!r}', 'there is no such subject', f'choose among {", ".join(subjects[:12])}')
     if held_out is None: held_out = subjects[len(subjects) - max(1, len(subjects)//10):] if len(subjects) > 1 else []
     chosen = [name for name in subjects if split == 'all' or (name in set(held_out)) == (split == 'evaluation')]
