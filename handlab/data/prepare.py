@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GREY', 'DEPTH_STEPS', 'PIXELS', 'DIGESTS', 'NAME_LENGTH', 'AHEAD', 'META', 'VERSION', 'CropSettings',
            'check_crop_settings', 'mirror_sample', 'crop_colour', 'crop_nearest', 'crop_box', 'crop_sample',
-           'array_header', 'create_array', 'write_rows', 'row_digest', 'CropJob', 'create_arrays', 'rows_done',
-           'spans_left', 'usable_cores', 'can_spawn', 'run_chunks', 'Prepared', 'read_meta', 'open_array',
+           'array_header', 'create_array', 'write_rows', 'row_digest', 'CropJob', 'shapes_of', 'create_arrays',
+           'rows_done', 'spans_left', 'usable_cores', 'can_spawn', 'run_chunks', 'Prepared', 'read_meta', 'open_array',
            'open_prepared', 'folder_lock', 'growing_folder', 'write_to_disk', 'check_space', 'reader_identity',
            'source_name', 'check_same', 'begin', 'crop_all', 'shorten_names', 'already_prepared', 'prepare']
 
@@ -171,16 +171,19 @@ class CropJob:
         if len(str(row['name'])) > NAME_LENGTH: raise HandlabError(str(row['name']), f'its name is longer than {NAME_LENGTH} letters', 'mend the reader: give it a shorter one')
 
 # %% ../../nbs/data/03_prepare.ipynb #025f605d
-def create_arrays(folder, first: dict, count: int) -> dict:
-    "Make the files for `count` rows like `first`; return their shapes."
-    shapes = {key: (count, *first[key].shape) for key in (*(key for key in PIXELS if key in first), *(key for key in first if key not in PIXELS))}
-    for key, shape in shapes.items(): create_array(folder/f'{key}.npy', shape, f'<U{NAME_LENGTH}' if key == 'name' else first[key].dtype)
+def shapes_of(first: dict, count: int) -> dict:
+    "The shapes of the arrays that hold `count` rows like `first`, pixels first."
+    return {key: (count, *first[key].shape) for key in (*(key for key in PIXELS if key in first), *(key for key in first if key not in PIXELS))}
+
+def create_arrays(folder, first: dict, count: int):
+    "Make the files for `count` rows like `first`."
+    for key, shape in shapes_of(first, count).items(): create_array(folder/f'{key}.npy', shape, f'<U{NAME_LENGTH}' if key == 'name' else first[key].dtype)
     create_array(folder/f'{DIGESTS}.npy', (count, 16), np.uint8)
-    return shapes
 
 def rows_done(folder, shapes: dict, count: int):
     "The rows (N,) bool of a growing folder that are whole."
     arrays = {key: np.load(folder/f'{key}.npy', mmap_mode='r', allow_pickle=False) for key in shapes}
+    if any(array.shape != shapes[key] for key, array in arrays.items()): raise ValueError('other arrays')
     digests, done = np.load(folder/f'{DIGESTS}.npy'), np.zeros(count, bool)
     for index in np.flatnonzero(digests.any(1)):
         row = {key: array[index] if key != 'name' else np.array(str(array[index])) for key, array in arrays.items()}
@@ -347,11 +350,11 @@ def check_same(prepared: Prepared, settings: CropSettings, identity: str):
 
 # %% ../../nbs/data/03_prepare.ipynb #280114e9
 def begin(folder, first: dict, count: int):
-    "The shapes of a growing folder's arrays, and which rows (N,) bool are done; a new folder gets its files."
+    "Which rows (N,) bool of a growing folder are done; a new folder gets its files."
     check_space(folder, count*sum(array.nbytes for array in first.values()))
-    shapes = {key: (count, *first[key].shape) for key in first}
-    try: return shapes, rows_done(folder, shapes, count)
-    except (OSError, ValueError, EOFError): return create_arrays(folder, first, count), np.zeros(count, bool)
+    try: return rows_done(folder, shapes_of(first, count), count)
+    except (OSError, ValueError, EOFError): create_arrays(folder, first, count)
+    return np.zeros(count, bool)
 
 def crop_all(job: CropJob, done, workers: int, show_progress: bool):
     "Fill the rows that are not done."
@@ -399,7 +402,7 @@ def _fill(reader, folder, settings, identity, workers, show_progress):
     "Make the folder, or what is missing of it."
     first, count = crop_sample(reader[0], settings), len(reader)
     with growing_folder(folder, fingerprint(VERSION, count, source_name(reader), settings, identity, row_digest(first))) as growing:
-        shapes, done = begin(growing, first, count)
+        done, shapes = begin(growing, first, count), shapes_of(first, count)
         crop_all(CropJob(reader, settings, growing, shapes), done, workers, show_progress)
         shorten_names(growing/'name.npy')
         digests = np.load(growing/f'{DIGESTS}.npy').tobytes()

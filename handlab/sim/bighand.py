@@ -74,7 +74,7 @@ def sample_camera(generator, folder: int, target) -> Camera:  # target: (3,) mm,
     direction = sample_direction(generator, folder, target)
     if abs(direction[1]) > .97: direction = unit_vector(direction + [.3, 0, .3])     # `look` needs a horizon
     distance = float(np.clip(430*math.exp(.27*generator.normal()), 250, 800))
-    roll = generator.normal()*.5 if generator.random() < .5 else generator.uniform(-math.pi, math.pi)
+    roll = generator.normal()*.4 if FOLDERS[folder] == 'ego' or generator.random() < .5 else generator.uniform(-math.pi, math.pi)
     wander = np.clip(generator.normal(size=2)*.13, -.32, .32)*[WIDTH, HEIGHT]
     ray = np.array([wander[0]/CAMERA[0, 0], wander[1]/CAMERA[1, 1], 1.])
     rotation = look(direction, roll)
