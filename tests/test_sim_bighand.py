@@ -112,6 +112,18 @@ def test_persons_come_in_blocks_and_splits_share_nothing():
     assert not np.array_equal(*(twin.bighand_frame(seed, 'training', 0)[0] for seed in (0, 1)))
 
 
+def test_a_hand_that_is_hidden_is_drawn_again():
+    joints = np.column_stack([np.linspace(-50, 50, 21), np.zeros(21), np.full(21, 400.)])
+    depth, own = np.full((480, 640), 392, np.uint16), np.ones((480, 640), bool)
+    assert twin.acceptable(depth, own, joints)
+    assert twin.acceptable(depth - 70, own, joints) and not twin.acceptable(depth - 90, own, joints)               # its own fingers; its own forearm
+    assert twin.acceptable(depth, ~own, joints) and not twin.acceptable(depth - 10, ~own, joints)                  # another surface
+    assert not twin.acceptable(depth*0, own, joints)
+    assert not twin.acceptable(depth - 250, own, joints - [0, 0, 235])                                             # too near
+    assert not twin.acceptable(depth, own, joints + [360, 0, 0])                                                   # partly out of the picture
+    SimBigHand('training', 2000)[1685]                                                                             # where an arm stood before the hand once
+
+
 # ---- the sensor
 
 def test_nothing_in_the_shadow():
