@@ -7,7 +7,7 @@ __all__ = ['WIDTH', 'HEIGHT', 'CAMERA', 'ANNOTATION', 'SOURCE_FILE', 'SKIP_IT', 
            'SIGNATURE', 'FLESH', 'SPLITS', 'image_name', 'format_line', 'parse_line', 'index_annotation', 'read_label',
            'check_chunks', 'decode_depth16', 'encode_depth16', 'read_depth', 'threshold_mask', 'decode_frame',
            'drawn_frame', 'Part', 'natural', 'texts_in', 'find_parts', 'stated', 'choose_subjects', 'frames_in',
-           'frames_of', 'BigHand', 'write_frame', 'write_drawn']
+           'frames_of', 'image_sizes', 'BigHand', 'write_frame', 'write_drawn']
 
 # %% ../../nbs/data/07_bighand.ipynb #c5b6c6e6
 import hashlib
@@ -252,6 +252,12 @@ def frames_of(part: Part, partial: bool):
     if len(unknown): raise HandlabError(part.annotation, f'it has no line for {len(unknown)} of {len(there)} images, the first is {image_name(unknown[0])}', "use the dataset's own annotation, or pass partial=True")
     return frames, starts, digest
 
+
+def image_sizes(folder: Path, frames: list):
+    "The sizes (N,) i64 of image files, bytes."
+    start = f'{folder}/'
+    return np.fromiter((os.stat(start + image_name(frame)).st_size for frame in frames), np.int64, len(frames))
+
 # %% ../../nbs/data/07_bighand.ipynb #b415915e
 class BigHand:
     "Depth frames of BigHand2.2M, or of a twin in its layout, as samples without an image."
@@ -290,8 +296,8 @@ class BigHand:
 
     def identity(self) -> str:
         "A short name for the content: the texts, frame numbers and the sizes of all images."
-        sizes = np.fromiter((os.path.getsize(self.image_path(index)) for index in range(len(self))), np.int64, len(self))
-        return fingerprint(self.source, self.split, [part.name for part in self.parts], self.digests, self.part, self.frames, sizes)
+        sizes = [image_sizes(part.images, self.frames[self.part == number].tolist()) for number, part in enumerate(self.parts)]
+        return fingerprint(self.source, self.split, [part.name for part in self.parts], self.digests, self.part, self.frames, *sizes)
 
     def __len__(self): return len(self.frames)
     def __iter__(self): return (self[index] for index in range(len(self)))
