@@ -1,5 +1,6 @@
 """Batches: every modality and label moves together, and a batch is a pure function of seed and step."""
 import colorsys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -306,6 +307,18 @@ def test_an_epoch_is_ordered_once(prepared, monkeypatch):
     batches = Batches(prepared, 2, seed=12345)
     for step in range(10): batches.at(step)
     assert asked.count((12345, 'order')) == 2                                              # ten steps are two epochs
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps').exists(), reason='Linux only')
+@pytest.mark.parametrize('memory, shuffle, random', [(10**9, True, False), (1000, True, True), (1000, False, False), (0, True, False)])
+def test_nothing_is_read_ahead_in_what_memory_cannot_hold(prepared, monkeypatch, memory, shuffle, random):
+    monkeypatch.setattr(module, 'memory_of_machine', lambda: memory)
+    mine = prepared.subset(slice(0, 8))                                                     # a map of its own
+    batches = Batches(mine, 2, shuffle=shuffle)
+    start = mine.arrays['depth'].ctypes.data//4096*4096
+    entry = Path('/proc/self/smaps').read_text().split(f'{start:08x}-', 1)[1]
+    flags = entry.split('VmFlags:', 1)[1].split('\n', 1)[0].split()
+    assert ('rr' in flags) == random and len(batches.at(0)) == 2
 
 
 def test_labels_wait_only_where_the_pixels_do(prepared):

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['REACH', 'Augment', 'check_augment', 'Change', 'draw_change', 'axis_rotation', 'change_matrix', 'change_labels',
            'colour_matrix', 'change_colours', 'change_pixels', 'Batch', 'epoch_order', 'epoch_rows', 'as_tensor',
-           'depth_mm', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches', 'relative_depth', 'draw_clouds']
+           'depth_mm', 'memory_of_machine', 'read_at_random', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches',
+           'relative_depth', 'draw_clouds']
 
 # %% ../../nbs/data/04_batches.ipynb #4fa297f3
 import functools
+import mmap
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from math import ceil
@@ -156,12 +159,23 @@ def depth_mm(stored):
     return (stored.int() & 0xFFFF).float()/DEPTH_STEPS
 
 # %% ../../nbs/data/04_batches.ipynb #04711d75
+def memory_of_machine() -> int:
+    "Bytes; 0 where the system does not say."
+    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): return 0
+
+def read_at_random(arrays: list):  # memory maps
+    "Tell the system not to read ahead in arrays that are too large for its cache."
+    if hasattr(mmap, 'MADV_RANDOM') and sum(array.nbytes for array in arrays) > .6*memory_of_machine() > 0:
+        for array in arrays: array._mmap.madvise(mmap.MADV_RANDOM)
+
 class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
-    def __init__(self, prepared, keys, device, resident):
+    def __init__(self, prepared, keys, device, resident, shuffle=True):
         self.device, self.rows = device, None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows))
         self.arrays = {key: as_tensor(prepared.arrays[key]) for key in keys}
         self.resident = self._fits(prepared) if resident == 'auto' else bool(resident)
+        if shuffle and not self.resident: read_at_random([prepared.arrays[key] for key in keys])
         if self.resident: self.arrays = {key: self._upload(array) for key, array in self.arrays.items()}
 
     def _fits(self, prepared):
@@ -228,7 +242,7 @@ class Batches:
         self.size = prepared.settings.size
         keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != 'image')]
         self._check(prepared, keys)
-        self.store = PixelStore(prepared, keys, self.device, resident)
+        self.store = PixelStore(prepared, keys, self.device, resident, shuffle)
         self.labels = LabelStore(prepared, root, self.device, self.store.resident)
         self._ahead, self._thread = {}, ThreadPoolExecutor(1, 'batches') if prefetch else None
 
