@@ -1,5 +1,6 @@
 """Batches: every modality and label moves together, and a batch is a pure function of seed and step."""
 import colorsys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings as hypothesis_settings, strategies as st
 
-from handlab.core import HandlabError
+from handlab.core import HandlabError, numpy_generator
+from handlab.data import batches as module
 from handlab.data.batches import Augment, Batches, Change, change_colours, change_labels, change_pixels
 from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import decode_frame, drawn_frame
@@ -296,6 +298,31 @@ def test_one_pass_in_order(prepared):
     assert len(batches) == 3 and [batch.index.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     for step in (-1, 3):
         with pytest.raises(HandlabError, match='one pass has 3 steps'): batches.at(step)
+
+
+def test_an_epoch_is_ordered_once(prepared, monkeypatch):
+    "A permutation of millions at every step would cost more than the step."
+    asked = []
+    monkeypatch.setattr(module, 'numpy_generator', lambda *labels: asked.append(labels[:2]) or numpy_generator(*labels))
+    batches = Batches(prepared, 2, seed=12345)
+    for step in range(10): batches.at(step)
+    assert asked.count((12345, 'order')) == 2                                              # ten steps are two epochs
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps').exists(), reason='Linux only')
+@pytest.mark.parametrize('memory, shuffle, random', [(10**9, True, False), (1000, True, True), (1000, False, False), (0, True, False)])
+def test_nothing_is_read_ahead_in_what_memory_cannot_hold(prepared, monkeypatch, memory, shuffle, random):
+    monkeypatch.setattr(module, 'memory_of_machine', lambda: memory)
+    mine = prepared.subset(slice(0, 8))                                                     # a map of its own
+    batches = Batches(mine, 2, shuffle=shuffle)
+    start = mine.arrays['depth'].ctypes.data//4096*4096
+    entry = Path('/proc/self/smaps').read_text().split(f'{start:08x}-', 1)[1]
+    flags = entry.split('VmFlags:', 1)[1].split('\n', 1)[0].split()
+    assert ('rr' in flags) == random and len(batches.at(0)) == 2
+
+
+def test_labels_wait_only_where_the_pixels_do(prepared):
+    assert Batches(prepared, 2).labels.held is None and Batches(prepared, 2, resident=True).labels.held['pose'].shape == (10, 21, 3)
 
 
 def test_fewer_frames_than_a_batch(prepared):

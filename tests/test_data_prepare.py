@@ -367,9 +367,170 @@ def test_killed_half_way_nothing_counts_as_done(tmp_path, workers):
     with pytest.raises(HandlabError): open_prepared(tmp_path/'crops')
     with pytest.raises(HandlabError): open_prepared(next(tmp_path.glob('.crops.*.partial')))
     wait_for(lambda: not any(map(alive, workers_ids)))                                    # no orphan goes on writing
-    whole = quiet(RHD(tmp_path/'rhd', 'evaluation'), tmp_path/'crops')
+    done = int(np.load(next(tmp_path.glob('.crops.*.partial'))/'digests.npy').any(1).sum())
+    reader = Recording(tmp_path/'rhd', 'evaluation')
+    whole = quiet(reader, tmp_path/'crops')
+    assert 0 < done < 16 and len(reader.read) == 1 + 16 - done                            # the first to know it again, then what is missing
     assert len(whole) == 16 and not list(tmp_path.glob('.crops.*.partial'))               # and what was left is gone
-    assert whole.fingerprint == quiet(RHD(tmp_path/'rhd', 'evaluation'), tmp_path/'fresh').fingerprint
+    fresh = quiet(RHD(tmp_path/'rhd', 'evaluation'), tmp_path/'fresh')
+    same_files(whole.folder, fresh.folder)
+
+
+class Recording(RHD):
+    def __init__(self, *arguments): super().__init__(*arguments); self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def same_files(one, two):
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, two)]
+    assert 'digests.npy' not in files[0] and files[0].keys() == files[1].keys() and [name for name in files[0] if files[0][name] != files[1][name]] == []
+
+
+class Interrupted(Drawn):
+    "A reader at whose frame somebody presses Ctrl-C."
+    def __getitem__(self, index):
+        if index == self.fail_at: raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def interrupt(folder, at=30, count=40, **options):
+    "A run that is stopped at a frame; its growing folder."
+    with pytest.raises(KeyboardInterrupt): quiet(Interrupted(count, fail_at=at), folder, **options)
+    return next(folder.parent.glob(f'.{folder.name}.*.partial'))
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    growing = interrupt(tmp_path/'crops')
+    assert sorted(np.flatnonzero(np.load(growing/'digests.npy').any(1))) == list(range(30))          # runs of 10 here
+    with pytest.raises(HandlabError): open_prepared(growing)
+    reader = Drawn(40)
+    crops = quiet(reader, tmp_path/'crops', workers=1)
+    assert reader.read == [0, *range(30, 40)] and left_in(tmp_path) == ['crops']
+    same_files(crops.folder, quiet(Drawn(40), tmp_path/'fresh').folder)
+    again = interrupt(tmp_path/'twice', 12)
+    with pytest.raises(KeyboardInterrupt): quiet(Interrupted(40, fail_at=25), tmp_path/'twice')      # stopped twice
+    assert sorted(np.flatnonzero(np.load(again/'digests.npy').any(1))) == list(range(20))
+    same_files(crops.folder, quiet(Drawn(40), tmp_path/'twice').folder)
+
+
+def test_what_is_torn_is_made_again(tmp_path):
+    "Power was cut: rows are half on disk, or their digests are."
+    fresh = quiet(Drawn(40), tmp_path/'fresh')
+    growing = interrupt(tmp_path/'crops')
+    for file, row in (('image', 3), ('uv', 7), ('name', 12), ('digests', 15), ('mirrored', 17)):
+        array = np.load(growing/f'{file}.npy', mmap_mode='r+')
+        array[row] = array[row + 1] if file != 'mirrored' else ~array[row]
+        array.flush()
+    reader = Drawn(40)
+    same_files(fresh.folder, quiet(reader, tmp_path/'crops').folder)
+    assert reader.read == [0, 3, 7, 12, 15, 17, *range(30, 40)]
+
+
+@pytest.mark.parametrize('damage', [lambda folder: (folder/'image.npy').unlink(), lambda folder: (folder/'uv.npy').write_bytes(b'x'), lambda folder: (folder/'digests.npy').unlink(),
+                                    lambda folder: (folder/'K.npy').write_bytes((folder/'K.npy').read_bytes()[:-4]), lambda folder: np.save(folder/'joints.npy', np.zeros((39, 21, 3), np.float32))])
+def test_a_damaged_rest_is_made_anew(tmp_path, damage):
+    damage(interrupt(tmp_path/'crops'))
+    same_files(quiet(Drawn(40), tmp_path/'crops').folder, quiet(Drawn(40), tmp_path/'fresh').folder)
+
+
+def test_other_work_does_not_go_on_with_it(tmp_path):
+    for number, (reader, settings) in enumerate(((Drawn(40), CropSettings(size=26)), (Drawn(40, identity='two'), SMALL), (Drawn(41), SMALL))):
+        folder = tmp_path/str(number)/'crops'
+        folder.parent.mkdir()
+        interrupt(folder)
+        assert len(quiet(reader, folder, settings)) == len(reader) and len(reader.read) == len(reader) + 1
+        assert left_in(folder.parent) == ['crops']
+
+    class Darker(Drawn):                                                                  # the same identity, but frames are decoded otherwise now
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            sample.image[:] //= 2
+            return sample
+    interrupt(tmp_path/'crops')
+    same_files(quiet(Darker(40), tmp_path/'crops').folder, quiet(Darker(40), tmp_path/'fresh').folder)
+
+
+def test_a_dead_worker_loses_nothing(tmp_path, monkeypatch):
+    def dying(job, spans, workers):
+        yield job.run(*spans[0])
+        raise module.BrokenProcessPool
+    with monkeypatch.context() as patch:
+        patch.setattr(module, 'run_chunks', dying)
+        with pytest.raises(HandlabError, match='prepare: a worker process died; call it again'): quiet(Drawn(40), tmp_path/'crops')
+    reader = Drawn(40)
+    quiet(reader, tmp_path/'crops')
+    assert reader.read == [0, *range(10, 40)]
+
+
+def test_the_rest_counts_as_room_that_is_there(tmp_path, monkeypatch):
+    growing = interrupt(tmp_path/'crops')
+    taken, need = sum(path.stat().st_blocks*512 for path in growing.iterdir()), 40*sum(array.nbytes for array in crop_sample(Drawn()[0], SMALL).values())
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: SimpleNamespace(free=need - taken + 4096))
+    assert taken > 30*1000 and len(quiet(Drawn(40), tmp_path/'crops')) == 40
+
+
+def test_names_of_any_length(tmp_path):
+    class Named(Drawn):
+        def __getitem__(self, index): return decode_frame('a'*(index + 60), *drawn_frame(index))
+    assert quiet(Named(6), tmp_path/'crops').name.tolist() == ['a'*(index + 60) for index in range(6)] and open_prepared(tmp_path/'crops').name.dtype == '<U65'
+    with pytest.raises(HandlabError, match='its name is longer than 96 letters'): quiet(Named(38), tmp_path/'long')
+
+
+MEMORY = """
+import sys
+from handlab.data.prepare import CropSettings, prepare
+from handlab.data.batches import Batches
+from handlab.data.rhd import decode_frame, drawn_frame
+SAMPLE = decode_frame('drawn/0', *drawn_frame(0))
+class Same:
+    source = 'same'
+    def __init__(self, count): self.count = count
+    def identity(self): return 'same'
+    def __len__(self): return self.count
+    def __getitem__(self, index): return SAMPLE
+def anonymous(): return int(next(line for line in open('/proc/self/status') if line.startswith('RssAnon')).split()[1])
+def work(count):
+    prepared = prepare(Same(count), f'{sys.argv[1]}/{count}', CropSettings(size=8, context=1.), workers=1, show_progress=False)
+    batches = Batches(prepared, 32)
+    for step in range(20): batches.at(step)
+    return anonymous(), batches
+if __name__ == '__main__':
+    work(200)
+    before, kept = work(500)
+    print(work(20000)[0] - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    "20 000 frames have 10 MB of labels and 6 MB of pixels even at this size; none of it stays in the process."
+    (tmp_path/'script.py').write_text(MEMORY)
+    done = subprocess.run([sys.executable, tmp_path/'script.py', tmp_path], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3000                                                        # kB
+
+
+def test_few_runs_are_handed_out_at_a_time(tmp_path, monkeypatch):
+    from concurrent.futures import Future
+    handed_out, most = [], []
+
+    class Pool:
+        def __init__(self, *arguments): pass
+        def submit(self, function, start, stop):
+            future = Future()
+            handed_out.append((future, stop - start))
+            most.append(len(handed_out))
+            return future
+        def shutdown(self, **options): pass
+
+    def wait(futures, return_when):
+        future, count = handed_out.pop(0)
+        future.set_result(count)
+        return {future}, futures - {future}
+    monkeypatch.setattr(module, 'ProcessPoolExecutor', Pool), monkeypatch.setattr(module, 'wait', wait)
+    spans = module.spans_left(np.zeros(1000, bool), 4)
+    assert sum(module.run_chunks(SimpleNamespace(reader=None), spans, 2)) == 1000 and max(most) == 2*module.AHEAD and not handed_out
 
 
 def test_two_processes_that_ask_for_the_same_folder_share_the_work(tmp_path):
@@ -407,7 +568,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
 
 def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
     def full(path, *_): raise OSError(28, 'No space left on device', str(path))
-    for name in ('write_rows', '_save', 'write_json'):
+    for name in ('write_rows', 'create_array', 'write_json'):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             with pytest.raises(HandlabError) as error: quiet(Drawn(3), tmp_path/'crops')

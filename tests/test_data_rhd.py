@@ -109,7 +109,7 @@ def test_depth_code_by_hand():
 
 
 def test_construction_opens_no_image(root, monkeypatch):
-    monkeypatch.setattr(rhd, 'read_png', lambda path, mode: pytest.fail(f'{path} was opened'))
+    monkeypatch.setattr(rhd, 'read_image', lambda path, mode: pytest.fail(f'{path} was opened'))
     assert len(RHD(root, 'evaluation')) == 3
 
 

@@ -222,7 +222,7 @@ def test_no_depth_at_all_means_no_depth(root):
 
 
 def test_construction_opens_no_image(root, monkeypatch):
-    monkeypatch.setattr(stb, 'read_png', lambda path: pytest.fail(f'{path} was opened'))
+    monkeypatch.setattr(stb, 'read_image', lambda path: pytest.fail(f'{path} was opened'))
     assert len(STB(root, 'evaluation')) == 6
 
 

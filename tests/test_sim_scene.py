@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from handlab.core import numpy_generator
-from handlab.data.rhd import read_annotation, read_png, real_rhd_root
+from handlab.data.rhd import read_annotation, read_image, real_rhd_root
 from handlab.hand.skeleton import from_rhd
 from handlab.sim import scene
 from handlab.sim.render import part_ids
@@ -163,7 +163,7 @@ def test_visibility_follows_what_real_frames_show():
     frames, labels = read_annotation(root / "evaluation" / "anno_evaluation.pickle")
     own, outside = [], []
     for path in sorted((root / "evaluation" / "mask").glob("*.png"))[:40]:
-        parts, row = read_png(path, "L"), int(np.searchsorted(frames, int(path.stem)))
+        parts, row = read_image(path, "L"), int(np.searchsorted(frames, int(path.stem)))
         for side in scene.SIDES:
             uv, seen = from_rhd(labels["uv_vis"][row], side)[:, :2], from_rhd(labels["uv_vis"][row], side)[:, 2]
             inside = ((np.rint(uv) >= 0) & (np.rint(uv) < 320)).all(1)

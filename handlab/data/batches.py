@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['REACH', 'Augment', 'check_augment', 'Change', 'draw_change', 'axis_rotation', 'change_matrix', 'change_labels',
-           'colour_matrix', 'change_colours', 'change_pixels', 'change_grid', 'Batch', 'epoch_rows', 'as_tensor',
-           'depth_mm', 'PixelStore', 'crop_labels', 'Batches', 'relative_depth', 'draw_clouds']
+           'colour_matrix', 'change_colours', 'change_pixels', 'change_grid', 'Batch', 'epoch_order', 'epoch_rows',
+           'as_tensor', 'depth_mm', 'memory_of_machine', 'read_at_random', 'PixelStore', 'crop_labels', 'LabelStore',
+           'Batches', 'relative_depth', 'draw_clouds']
 
 # %% ../../nbs/data/04_batches.ipynb #4fa297f3
+import functools
+import mmap
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from math import ceil
@@ -136,11 +140,18 @@ class Batch:
         return type(self)(**{name: None if value is None else value.to(*args, **kwargs) for name, value in moved.items()})
 
 # %% ../../nbs/data/04_batches.ipynb #46f53f80
+@functools.lru_cache(maxsize=2)
+def epoch_order(count: int, epoch: int, seed: int):
+    "The order of all rows in an epoch."
+    order = numpy_generator(seed, 'order', epoch).permutation(count)
+    order.flags.writeable = False
+    return order
+
 def epoch_rows(count: int, batch: int, step: int, seed: int):
     "The sorted rows of one step of a shuffled training; incomplete batches are left out."
     batch = min(batch, count)
     epoch, turn = divmod(step, count//batch)
-    order = numpy_generator(seed, 'order', epoch).permutation(count)
+    order = epoch_order(count, epoch, seed)
     return np.sort(order[turn*batch:(turn + 1)*batch])       # sorted: reads go forward through the file
 
 # %% ../../nbs/data/04_batches.ipynb #0b98e725
@@ -153,12 +164,23 @@ def depth_mm(stored):
     return (stored.int() & 0xFFFF).float()/DEPTH_STEPS
 
 # %% ../../nbs/data/04_batches.ipynb #04711d75
+def memory_of_machine() -> int:
+    "Bytes; 0 where the system does not say."
+    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError): return 0
+
+def read_at_random(arrays: list):  # memory maps
+    "Tell the system not to read ahead in arrays that are too large for its cache."
+    if hasattr(mmap, 'MADV_RANDOM') and sum(array.nbytes for array in arrays) > .6*memory_of_machine() > 0:
+        for array in arrays: array._mmap.madvise(mmap.MADV_RANDOM)
+
 class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
-    def __init__(self, prepared, keys, device, resident):
+    def __init__(self, prepared, keys, device, resident, shuffle=True):
         self.device, self.rows = device, None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows))
         self.arrays = {key: as_tensor(prepared.arrays[key]) for key in keys}
         self.resident = self._fits(prepared) if resident == 'auto' else bool(resident)
+        if shuffle and not self.resident: read_at_random([prepared.arrays[key] for key in keys])
         if self.resident: self.arrays = {key: self._upload(array) for key, array in self.arrays.items()}
 
     def _fits(self, prepared):
@@ -179,13 +201,32 @@ class PixelStore:
         return self.arrays[key].index_select(0, rows).to(self.device, non_blocking=True)
 
 # %% ../../nbs/data/04_batches.ipynb #7e8632d0
-def crop_labels(prepared, root: str, device) -> dict:
-    "All labels of prepared rows, in the terms of a batch."
-    joints, box, K, uv = (torch.from_numpy(np.array(getattr(prepared, key), np.float64)) for key in ('joints', 'box', 'K', 'uv'))
+def crop_labels(prepared,
+                rows,      # (B,) which of the prepared rows
+                root: str,
+                device) -> dict:
+    "Labels of some prepared rows, in the terms of a batch."
+    rows = np.asarray(rows) if prepared.rows is None else np.asarray(prepared.rows)[rows]
+    joints, box, K, uv = (torch.from_numpy(prepared.arrays[key][rows].astype(np.float64)) for key in ('joints', 'box', 'K', 'uv'))
     size = prepared.settings.size
     pose, root_mm, scale = normalise(joints, root)
     labels = dict(pose=pose, root=root_mm, scale=scale, uv=transform_uv(crop_matrix(box, size), uv), K=crop_intrinsics(K, box, size))
-    return {**{key: value.float().to(device) for key, value in labels.items()}, 'visible': torch.from_numpy(np.array(prepared.visible)).to(device)}
+    return {**{key: value.float().to(device) for key, value in labels.items()}, 'visible': torch.from_numpy(prepared.arrays['visible'][rows]).to(device)}
+
+class LabelStore:
+    "Labels of prepared rows, on the device or worked out when asked for."
+    def __init__(self, prepared, root, device, resident):
+        self.prepared, self.root, self.device, self.held = prepared, root, device, None
+        crop_labels(prepared, [0], root, device)             # an unknown root is told now
+        if not resident: return
+        runs = np.array_split(np.arange(len(prepared)), ceil(len(prepared)/16384))
+        parts = [crop_labels(prepared, run, root, device) for run in runs]
+        self.held = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+    def gather(self, rows, there) -> dict:  # (B,) long, on the CPU and on the device
+        "The labels of some rows."
+        if self.held is None: return crop_labels(self.prepared, rows.numpy(), self.root, self.device)
+        return {key: values.index_select(0, there) for key, values in self.held.items()}
 
 # %% ../../nbs/data/04_batches.ipynb #bccc3547
 class Batches:
@@ -206,12 +247,15 @@ class Batches:
         self.size = prepared.settings.size
         keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != 'image')]
         self._check(prepared, keys)
-        self.store, self.labels = PixelStore(prepared, keys, self.device, resident), crop_labels(prepared, root, self.device)
+        self.store = PixelStore(prepared, keys, self.device, resident, shuffle)
+        self.labels = LabelStore(prepared, root, self.device, self.store.resident)
         self._check_root(root)
         self._ahead, self._thread = {}, ThreadPoolExecutor(1, 'batches') if prefetch else None
 
     def _check_root(self, root):
-        if ('depth' in self.modalities or self.cloud_points) and not self.labels['root'].isfinite().all():
+        if not ('depth' in self.modalities or self.cloud_points): return
+        some = np.linspace(0, len(self.prepared) - 1, min(len(self.prepared), 16384)).astype(int)
+        if not crop_labels(self.prepared, some, root, 'cpu')['root'].isfinite().all():
             raise HandlabError(self.prepared.folder, f'{self.prepared.source} has no {root} to tell depth from', "leave depth and clouds out, or pass root='tips'")
 
     def _check(self, prepared, keys):
@@ -262,7 +306,7 @@ def _make(self, step: int) -> Batch:
     rows = _rows(self, step)
     there = rows.to(self.device, non_blocking=True)
     change = draw_change(self.augment, len(rows), numpy_generator(self.seed, 'augment', step), self.device)
-    labels = {key: values.index_select(0, there) for key, values in self.labels.items()}
+    labels = self.labels.gather(rows, there)
     if self.augment.moves: labels.update(zip(('pose', 'root', 'uv', 'K'), change_labels(change, self.size, *(labels[key] for key in ('pose', 'root', 'uv', 'K')))))
     image, mm, mask = _pixels(self, rows, change)
     cloud = relative = None
