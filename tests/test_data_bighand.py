@@ -14,6 +14,7 @@ from handlab.core import HandlabError
 from handlab.data import bighand
 from handlab.data.batches import Augment, Batches
 from handlab.data.bighand import ANNOTATION, BigHand, image_name, threshold_mask
+from handlab.data.files import SIGNATURE
 from handlab.data.prepare import CropSettings, crop_sample, mirror_sample, prepare
 
 K = np.array([[475.065948, 0, 315.944855], [0, 475.065857, 245.287079], [0, 0, 1]])

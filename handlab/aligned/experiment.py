@@ -28,7 +28,7 @@ from ..data.prepare import CropSettings
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
-from ..train.experiment import DATASETS, ExperimentData, evaluate, experiment_data, ordered_batches, write_predictions
+from ..train.experiment import DATASETS, ExperimentData, evaluate, experiment_data, has_root, ordered_batches, write_predictions
 from ..train.jobs import Job
 from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_optimiser, train_step
 
@@ -41,14 +41,14 @@ class AlignedSettings:
     use_unlabelled: bool = True       # ... and the others take part without labels (RC2C); False: they are left out
     correspondence: bool = True       # False: each training frame is seen by one sensor only (supplement, section E)
     viewpoint_correction: bool = True # rotate pose and cloud so that the crop's centre lies on the optical axis
-    dataset: str = 'sim-rhd'          # 'sim-rhd' (simulated twin) or 'rhd' (the real one, from data_root)
-    data_root: str = ''               # folder of the real dataset; not used for the twin
+    dataset: str = 'sim-rhd'          # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
+    data_root: str = ''               # folder of the real dataset; not used for a twin
     data_seed: int = 0                # of the simulated frames
     train_frames: int = 3040          # simulated frames to train on, 80 a person (a real dataset is used whole)
     validation_frames: int = 400      # the last frames of the training split: other persons; every choice is made on them
     test_frames: int = 600            # simulated frames of the evaluation split: for reporting only
     crop: int = 128                   # side of the RGB encoder's input, px (the paper: 256)
-    crop_by: str = 'mask'             # 'mask', as the paper, or 'zb', by the joints
+    crop_by: str = 'mask'             # 'mask', as the paper, 'zb', by the joints, or 'tips', for a test on finger tips
     context: float = 1.25             # stored margin around the crop, for rotation and shift
     width: float = 0.25               # of ResNet-18 (1 = the paper)
     cloud_width: float = 0.125        # of the point encoder (1 = the paper)
@@ -102,7 +102,7 @@ class AlignedSettings:
                      learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
-CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb'), 'pose_norm': ('vector', 'joints', 'squared'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
+CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb', 'tips'), 'pose_norm': ('vector', 'joints', 'squared'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
            'protocol': ('zb', 'mmpose', 'pooled')}
 POSITIVE = ('train_frames', 'validation_frames', 'test_frames', 'crop', 'latent', 'points', 'map_size', 'steps', 'batch_size', 'timing_steps', 'width', 'cloud_width', 'heat_width', 'decoder_width',
             'beta_first', 'beta_last', 'heat_sigma', 'learning_rate', 'start_spread')
@@ -272,8 +272,7 @@ def predict(network,        # a trained AlignedNetwork
             batch_size=64):
     "Poses (N,21,3) in mm, camera frame"
     network, device, poses = network.to(device).eval(), pick_device(str(device)), []
-    batches = Batches(prepared, batch_size, device=device, augment=None, shuffle=False, cloud_points=settings.points if letter == 'C' else 0, modalities=needed_pixels(letter))
-    for batch in batches:
+    for batch in ordered_batches(prepared, batch_size, device, needed_pixels(letter), settings.points if letter == 'C' else 0):
         pose = network.decoders['P'](network.encode(modality_tensors(batch, letter, settings)[letter], letter))
         pose = rotate_back(pose, viewpoint(batch.K, settings.crop, settings.viewpoint_correction))
         poses.append(denormalise(pose, batch.root, batch.scale).cpu().numpy())
@@ -293,7 +292,7 @@ ENCODER_NAMES = {'R': 'RGB', 'C': 'cloud', 'D': 'depth'}
 
 def predict_all(network, prepared, settings, data, device='cpu'):  # data gives the mean pose
     "Poses from each encoder alone and the mean training pose, {name: (N,21,3) mm}"
-    there = [letter for letter in network.encoders if letter == 'R' or 'depth' in prepared.arrays]
+    there = [letter for letter in network.encoders if letter == 'R' or ('depth' in prepared.arrays and has_root(prepared))]
     predictions = {ENCODER_NAMES.get(letter, letter): predict(network, prepared, settings, device, letter) for letter in there}
     return {**predictions, 'mean_pose': predict_mean(settings, data, prepared)}
 

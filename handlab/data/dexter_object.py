@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import HandlabError, fingerprint, project_path, read_json, write_json
-from .rhd import SOURCE_FILE, check_png
+from .files import SOURCE_FILE, check_png
 from .sample import Sample
 from ..hand.camera import project
 from ..hand.skeleton import DEXTER_MISSING, DEXTER_TIPS, from_dexter

@@ -6,8 +6,9 @@
 __all__ = ['STAGES', 'CHOICES', 'SECOND_ONLY', 'NOT_TRAINING', 'SCALES', 'Stage', 'PiSettings', 'check_pi', 'train_settings',
            'augmentation', 'crop_settings', 'pi_data', 'training_batches', 'make_network', 'trained_network',
            'PoseLoss', 'PiLoss', 'carries_mask', 'ValidationLosses', 'depends_on', 'start_network', 'train_stage',
-           'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio', 'train_second', 'predict',
-           'mean_pose', 'predict_mean', 'predict_all', 'scale_settings', 'choose_scale', 'gather_losses', 'write_run']
+           'before_data', 'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
+           'train_second', 'predict', 'mean_pose', 'predict_mean', 'predict_all', 'scale_settings', 'choose_scale',
+           'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
 import json
@@ -20,14 +21,16 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core import HandlabError, check_settings, pick_device, provenance, read_json, write_json
+from ..core import HandlabError, check_settings, pick_device, project_path, provenance, read_json, write_json
 from ..data.batches import Augment, Batches
+from ..data.bighand import BigHand
 from ..data.prepare import CropSettings
 from ..hand.metrics import epe, thresholds_3d
 from ..hand.skeleton import denormalise
 from .losses import REDUCTIONS, loss_c, loss_inter, loss_joint, loss_mask, term_sizes
 from .networks import BaseCNN
-from ..train.experiment import DATASETS, ExperimentData, evaluate_on, experiment_data, ordered_batches, write_predictions
+from ..sim.bighand import SimBigHand
+from ..train.experiment import DATASETS, ExperimentData, evaluate_on, experiment_data, ordered_batches, prepared_reader, write_predictions
 from ..train.jobs import Job, run_jobs
 from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_optimiser, read_losses, save_network, train_step, weights_fingerprint, write_losses
 
@@ -53,8 +56,11 @@ STAGES = {
 @dataclass(frozen=True)
 class PiSettings:
     "All settings of the privileged-depth experiment (3D)."
-    dataset: str = "sim-rhd"          # 'sim-rhd' (simulated twin) or 'rhd' (the real one, from data_root)
-    data_root: str = ""               # folder of the real dataset; not used for the twin
+    dataset: str = "sim-rhd"          # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
+    data_root: str = ""               # folder of the real dataset; not used for a twin
+    depth_first: str = ""             # Depth Net is trained on this set before: 'sim-bighand', 'bighand' (section 3.2), or not at all
+    depth_first_root: str = ""        # folder of the real BigHand
+    depth_first_frames: int = 3000    # frames of its twin
     data_seed: int = 0                # of the simulated frames
     train_frames: int = 3040          # simulated frames to train on, 80 a person (a real dataset is used whole)
     validation_frames: int = 400      # the last frames of the training split: other persons; every choice is made on them
@@ -66,6 +72,8 @@ class PiSettings:
     batch_norm: bool = True           # not in the paper
     negative_slope: float = 0.0       # of the ReLU; CPM has 0.01
     dropout: float = 0.0              # before the last layer
+    crop_by: str = "zb"               # around the visible joints, 'zb', or 'mask', or 'tips' for a test on finger tips
+    steps_before: int = 1700          # Depth Net on `depth_first`
     steps_first: int = 1700           # stage 1: Depth Net and RGB Net
     steps_second: int = 940           # stage 2: RGB PI Net and the control of equal steps
     batch_size: int = 32              # images a step, both stages
@@ -100,14 +108,14 @@ class PiSettings:
     own_processes: bool = True        # on a CPU trainings run side by side, a process and a thread each; else one after the other
     seed: int = 0                     # of starting weights, batches and augmentation
     PROFILES: ClassVar[dict] = {
-        "smoke": dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=0.125, fc_width=32, steps_first=12, steps_second=8, batch_size=8, warm_up=2,
+        "smoke": dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=0.125, fc_width=32, steps_first=12, steps_second=8, batch_size=8, warm_up=2, depth_first_frames=200, steps_before=8,
                       inter_weight=8.0, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
         "quick": dict(),
-        "full": dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1.0, fc_width=1024, steps_first=20000, steps_second=10000, warm_up=500, rate_first=1e-3, rate_second=5e-4,
+        "full": dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1.0, fc_width=1024, depth_first_frames=200000, steps_before=100000, steps_first=20000, steps_second=10000, warm_up=500, rate_first=1e-3, rate_second=5e-4,
                      inter_weight=1 / 64, log_every=100, validate_every=1000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #8996b7fa
-CHOICES = {"dataset": DATASETS, "inter_reduction": REDUCTIONS, "pose_reduction": REDUCTIONS, "mask_pooling": ("area", "max", "min"),
+CHOICES = {"dataset": DATASETS, "depth_first": ("", "sim-bighand", "bighand"), "crop_by": ("zb", "mask", "tips"), "inter_reduction": REDUCTIONS, "pose_reduction": REDUCTIONS, "mask_pooling": ("area", "max", "min"),
            "protocol": ("zb", "mmpose", "pooled")}
 
 
@@ -136,7 +144,7 @@ def augmentation(settings: PiSettings) -> Augment:
 # %% ../../nbs/privileged/03_experiment.ipynb #ff31d316
 def crop_settings(settings: PiSettings) -> CropSettings:
     "How the experiment crops."
-    return CropSettings(size=settings.crop, context=settings.context)
+    return CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
 
 
 def pi_data(settings: PiSettings, show_progress: bool = True) -> ExperimentData:
@@ -225,7 +233,7 @@ class ValidationLosses:
         return {name: float(value) / count for name, value in sums.items()}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #cc6a553c
-SECOND_ONLY = {"steps_second", "rate_second", "lambda_c", "copy_head", "inter_reduction", "inter_weight", "mask_weight", "mask_share", "mask_pooling"}
+SECOND_ONLY = {"steps_second", "steps_before", "depth_first", "depth_first_root", "depth_first_frames", "rate_second", "lambda_c", "copy_head", "inter_reduction", "inter_weight", "mask_weight", "mask_share", "mask_pooling"}
 NOT_TRAINING = {"dataset", "data_root", "data_seed", "train_frames", "validation_frames", "test_frames", "timing_steps", "protocol", "own_processes"}  # the data's fingerprint stands for them
 
 
@@ -236,8 +244,9 @@ def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
 
 
 def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
-    "The network a stage starts with: fresh, or the trained RGB Net."
+    "The network a stage starts with: fresh, the Depth Net of `depth_first`, or the trained RGB Net."
     network = make_network(settings, stage)
+    if stage == "depth" and settings.depth_first: return load_network(Path(folder) / "before" / "model.safetensors", network)
     if not STAGES[stage].second: return network
     load_network(Path(folder) / "rgb" / "model.safetensors", network)
     if settings.copy_head and STAGES[stage].privileged: network.head.load_state_dict(trained_network(settings, "depth", folder).head.state_dict())
@@ -258,8 +267,25 @@ def train_stage(stage: str,            # a key of STAGES
     loss = PiLoss(settings, depth_net if kind.privileged else None) if kind.second else PoseLoss(settings, kind.modality)
     about = depends_on(settings, stage, data)
     if kind.privileged: about["depth_net"] = weights_fingerprint(depth_net)
+    if stage == "depth" and settings.depth_first: about["before"] = train_before(settings, folder, device, report)["weights"]
     fit(start_network(settings, stage, folder), loss, training_batches(settings, data, stage, device), train_settings(settings, stage, steps), here, device,
         validate=ValidationLosses(settings, data.validation, kind.modality, depth_net, device), about=about, report=report, name=kind.label)
+    return read_json(here / "finished.json")
+
+# %% ../../nbs/privileged/03_experiment.ipynb #a3a5c5aa
+def before_data(settings: PiSettings, show_progress: bool = True):
+    "The prepared depth crops of `depth_first`, made or found."
+    twin = settings.depth_first.startswith("sim-")
+    reader = SimBigHand("training", settings.depth_first_frames, seed=settings.data_seed) if twin else BigHand(project_path(settings.depth_first_root), partial=True)
+    return prepared_reader(reader, crop_settings(settings), show_progress)
+
+
+def train_before(settings: PiSettings, folder, device="cpu", report: Callable = None) -> dict:
+    "Train Depth Net on `depth_first`, or finish or load it; returns its `finished.json`."
+    here, prepared = Path(folder) / "before", before_data(settings, show_progress=False)
+    batches = Batches(prepared, settings.batch_size, device=device, augment=augmentation(settings), seed=settings.seed, modalities=("depth",))
+    fit(make_network(settings, "depth"), PoseLoss(settings, "depth"), batches.at, train_settings(settings, "depth", settings.steps_before), here, device,
+        about={"stage": "before", "data": prepared.fingerprint, "width": settings.width, "rate": settings.rate_first}, report=report, name="Depth Net, before")
     return read_json(here / "finished.json")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f89408f2

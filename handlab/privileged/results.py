@@ -13,7 +13,7 @@ from ..data.prepare import Prepared
 from ..hand.skeleton import denormalise, draw_hand_2d
 from .experiment import STAGES, PiSettings, mean_pose, predict, trained_network
 from .figures import plain_axes
-from ..train.experiment import ExperimentData, ordered_batches
+from ..train.experiment import ExperimentData, has_root, ordered_batches
 
 # %% ../../nbs/privileged/05_results.ipynb #10f71d49
 def fig_samples(prepared, count: int = 8):
@@ -51,7 +51,7 @@ def predict_on(prepared: Prepared,
                folder,                      # the run folder
                device="cpu") -> dict:       # {stage: (N, 21, 3) mm}
     "What each network says of other frames than the run's own, and the mean training pose; Depth Net only where there is depth."
-    stages = [stage for stage, kind in STAGES.items() if kind.modality in prepared.arrays]
+    stages = [stage for stage, kind in STAGES.items() if kind.modality == "image" or ("depth" in prepared.arrays and has_root(prepared))]
     predictions = {stage: predict(trained_network(settings, stage, folder, device), prepared, STAGES[stage].modality, device) for stage in stages}
     return {**predictions, "mean_pose": pose_everywhere(mean_pose(data), prepared)}
 

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 
 from ..core import HandlabError, atomic_file, fingerprint, numpy_generator, one_line_errors, progress, project_path, read_json, write_json
-from ..data.bighand import ANNOTATION, CAMERA, HEIGHT, SOURCE_FILE, WIDTH, decode_frame, format_line, image_name, parse_line, write_frame
+from ..data.bighand import ANNOTATION, CAMERA, HEIGHT, WIDTH, decode_frame, format_line, image_name, parse_line, write_frame
+from ..data.files import SOURCE_FILE
 from .pose import pose_hand, sample_pose
 from .render import compiled, empty_buffers, raster
 from .scene import (Arm, Camera, arm_pieces, body_pieces, grain_tile, hidden_by_body, join, look, make_actor, place_hand, project_joints, sample_arm, sample_roll,

@@ -27,7 +27,7 @@ import numpy as np
 from ..core import HandlabError, atomic_folder, fingerprint, numpy_generator, progress, project_path, read_json, write_json
 from ..data.dexter_object import (COLOR_K, COLOR_SIZE, DEPTH_K, DEPTH_SIZE, DEPTH_TO_COLOR, DIGESTS, FRAMES, SEQUENCES, DexterObject, annotation_path, check_sequences, decode_frame,
                                         encode_bmp, encode_depth_png, format_line, image_path, parse_line, to_color, write_digests)
-from ..data.rhd import SOURCE_FILE
+from ..data.files import SOURCE_FILE
 from ..hand.camera import project
 from ..hand.skeleton import DEXTER_MISSING, DEXTER_TIPS
 from .pose import forward_finger, gesture_style, joint_limits, pose_from, pose_hand, sample_pose

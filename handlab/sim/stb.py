@@ -28,8 +28,9 @@ import cv2
 import numpy as np
 
 from ..core import HandlabError, fingerprint, numpy_generator, one_line_errors, progress, project_path, read_json, write_json
-from ..data.stb import (FRAMES, HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, SOURCE_FILE, SPLITS, STB_BONES, WIDTH, decode_frame, encode_depth, frame_name, image_path, label_path,
-                              sk_rotation, source_of, stored_joints, write_frame, write_labels)
+from ..data.files import SOURCE_FILE, source_of
+from ..data.stb import (FRAMES, HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, SPLITS, STB_BONES, WIDTH, decode_frame, encode_depth, frame_name, image_path, label_path,
+                              sk_rotation, stored_joints, write_frame, write_labels)
 from .pose import contact_depths, forward, joint_limits, pose_from, pose_hand, sample_pose
 from .render import Light, Skin, anatomy_table, compiled, depth_of, empty_buffers, fill_bones, numbers, part_ids, raster
 from .scene import (FOREARM, UPPER_ARM, Actor, Arm, Camera, Geometry, arm_pieces, blend, canvas, draw_box, draw_shelf, draw_strip, draw_writing, expose, fractal, grain_tile, ink,
@@ -577,7 +578,7 @@ def check_folder(root: Path, settings: dict):
     if not (root / SOURCE_FILE).exists():
         if stranger: raise HandlabError(root, "it holds frames that are not simulated", "name another folder")
         return settings
-    if source_of(root) != SOURCE: raise HandlabError(root, f"it holds {source_of(root)}", "name another folder")
+    if source_of(root, "stb") != SOURCE: raise HandlabError(root, f"it holds {source_of(root, 'stb')}", "name another folder")
     known = read_json(root / SOURCE_FILE)
     if any(known.get(name) != settings[name] for name in ("seed", "first_frame")): raise HandlabError(root, "it was written with another seed or by another simulator", "delete it, or name another folder")
     before = known.get("sequences", {})

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 
 from ..core import HandlabError, atomic_file, fingerprint, numpy_generator, one_line_errors, progress, project_path, read_json, write_json
-from ..data.rhd import SOURCE_FILE, SPLITS, annotation_path, decode_frame, encode_depth, frame_name, source_of, write_frame
+from ..data.files import SOURCE_FILE, source_of
+from ..data.rhd import SPLITS, annotation_path, decode_frame, encode_depth, frame_name, write_frame
 from ..hand.camera import crop_matrix, crop_zb
 from ..hand.skeleton import RHD_TO_CANONICAL
 from .render import depth_of
@@ -122,7 +123,7 @@ def frames_missing(root: Path, split: str, count: int) -> list:
 # %% ../../nbs/sim/05_twins.ipynb #50674ae4
 def split_state(root: Path, split: str, settings: dict) -> str:
     "'finished', 'growing' or 'new'; anything else at that place is an error."
-    if any((root / each).exists() for each in SPLITS) and source_of(root) != SOURCE:
+    if any((root / each).exists() for each in SPLITS) and source_of(root, 'rhd') != SOURCE:
         raise HandlabError(root, "it holds frames that are not simulated", "name another folder")
     if (root / split).exists():
         known = read_json(root / SOURCE_FILE).get(split, {})
