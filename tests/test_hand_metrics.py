@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from handlab.core import HandlabError
 from handlab.hand import metrics
-from handlab.hand.metrics import (EPE, PROTOCOLS, auc, epe, joint_errors, pck, scores_2d, scores_3d, thresholds_2d, thresholds_3d, thresholds_20_50,
+from handlab.hand.metrics import (EPE, PROTOCOLS, auc, epe, joint_errors, paired_difference, pck, scores_2d, scores_3d, thresholds_2d, thresholds_3d, thresholds_20_50,
                                   thresholds_mmpose)
 
 examples = settings(deadline=None, max_examples=40)
@@ -287,3 +287,21 @@ def test_scores_of_tips():
     assert np.isclose(row['epe_mean'], 0, atol=1e-9) and row['alignment'] == 'root_scale'
     with pytest.raises(HandlabError, match="unknown alignment 'best'"): metrics.scores_tips(pred, true, alignment='best')
     assert len(metrics.thresholds_100()) == 100 and np.isclose(metrics.thresholds_100()[5], 5.0505, atol=1e-4)
+
+
+def test_paired_difference_agrees_with_scipy():
+    "One seed: the percentile bootstrap of the mean, which SciPy has."
+    from scipy.stats import bootstrap
+    first, second = (np.random.default_rng(seed).gamma(4, 5, 300) for seed in (0, 1))
+    ours = paired_difference(first, second, draws=20000)
+    known = bootstrap((first - second,), np.mean, n_resamples=20000, method='percentile', random_state=0).confidence_interval
+    assert ours.mean == pytest.approx((first - second).mean())
+    assert (ours.low, ours.high) == pytest.approx(known, abs=.06)
+
+
+def test_paired_difference_knows_that_seeds_differ():
+    "Seeds that disagree widen the interval even when every frame agrees."
+    base = np.zeros((3, 50))
+    apart = paired_difference(base + np.array([[0.], [1], [2]]), base)
+    assert apart == pytest.approx((1, 0, 2))
+    with pytest.raises(HandlabError, match='not .seeds, frames.'): paired_difference(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)))

@@ -73,6 +73,19 @@ def test_losses_hold_every_network(finished):
     assert controls[0] == controls[1] <= controls[2]
 
 
+def test_other_datasets(tmp_path):
+    "STB's twin to train on, BigHand's for the Depth Net before, Dexter+Object's to test on with finger tips alone."
+    done = run(tmp_path / "stb", dataset="sim-stb", depth_first="sim-bighand", crop_by="tips", other_set="sim-dexter-object")
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "stb" / "metrics.json").read_text())
+    assert metrics["source"] == "sim-stb" and metrics["settings"]["depth_first"] == "sim-bighand"
+    assert json.loads((tmp_path / "stb" / "before" / "finished.json").read_text())["steps"] == metrics["settings"]["steps_before"]
+    assert set(metrics["other"]) == {stage for stage, kind in STAGES.items() if kind.modality == "image"} | {"mean_pose"}  # no root to tell depth from
+    for scores in metrics["other"].values():
+        assert scores["root_scale"]["epe_mean"] <= scores["root_set_scale"]["epe_mean"] < scores["absolute"]["epe_mean"]
+        assert scores["root"]["tips"] == scores["root_scale"]["tips"] > 16
+
+
 def test_second_call_trains_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/model.safetensors")}
     values = json.loads((finished / "metrics.json").read_text())["values"]
