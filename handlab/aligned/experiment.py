@@ -67,7 +67,7 @@ class AlignedSettings:
     heat_weight: float = 0.01         # lambda_heat
     cloud_weight: float = 1.0         # lambda_cloud
     depth_weight: float = 0.05        # of the ablation's depth map; not in the paper
-    align_weight: float = 1.0         # beta' of Eq. 3
+    align_weight: float = 0.01        # beta' of Eq. 3, chosen on the validation split (the paper, `full`: 1)
     pose_norm: str = 'squared'        # Eq. 10: 'vector' as printed (`full`), 'joints', or 'squared', chosen on the validation split
     beta_first: float = 1e-5          # weight of the KL to the prior at the first step ...
     beta_last: float = 1e-3           # ... and at the last; in between log-linear (not said in the paper)
@@ -98,7 +98,7 @@ class AlignedSettings:
         'smoke': dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=.125, cloud_width=.125, heat_width=.125, decoder_width=.0625, latent=16, points=64, map_size=16,
                       matched_points=16, steps=8, batch_size=8, warm_up=2, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
         'quick': dict(),
-        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., heat_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., pose_norm='vector', steps=60500,
+        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., heat_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., pose_norm='vector', align_weight=1., steps=60500,
                      learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
