@@ -533,15 +533,30 @@ def test_few_runs_are_handed_out_at_a_time(tmp_path, monkeypatch):
     assert sum(module.run_chunks(SimpleNamespace(reader=None), spans, 2)) == 1000 and max(most) == 2*module.AHEAD and not handed_out
 
 
+HELD = '''
+import sys, time
+from pathlib import Path
+from handlab.data.prepare import CropSettings, prepare
+from handlab.data.rhd import RHD
+class Held(RHD):
+    def __getitem__(self, index):
+        while index == 5 and not Path(sys.argv[3]).exists(): time.sleep(.02)
+        return super().__getitem__(index)
+if __name__ == '__main__':
+    prepare(Held(sys.argv[1], 'evaluation'), sys.argv[2], CropSettings(size=24), workers=1, show_progress=False)
+'''
+
+
 def test_two_processes_that_ask_for_the_same_folder_share_the_work(tmp_path):
     write_drawn(tmp_path/'rhd', 'evaluation', 16)
-    (tmp_path/'script.py').write_text(SCRIPT)
-    command = [sys.executable, tmp_path/'script.py', tmp_path/'rhd', tmp_path/'crops', '1']
+    (tmp_path/'script.py').write_text(HELD)
+    command = [sys.executable, tmp_path/'script.py', tmp_path/'rhd', tmp_path/'crops', tmp_path/'go']
     first = subprocess.Popen(command, env=ENVIRONMENT)
-    wait_for(lambda: rows_written(tmp_path) > 2)
+    wait_for(lambda: rows_written(tmp_path) > 2, seconds=120)
     second = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    assert 'waiting' in second.stdout.readline()
+    assert 'waiting' in second.stdout.readline()                                          # the first is held back until it has said so
     assert len(list(tmp_path.glob('.crops.*.partial'))) == 1                              # the second has not begun its own
+    (tmp_path/'go').touch()
     assert (first.wait(), second.wait()) == (0, 0)
     assert len(open_prepared(tmp_path/'crops')) == 16 and not list(tmp_path.glob('.crops.*.partial'))
 
