@@ -7,11 +7,9 @@ __all__ = ['SOURCE', 'SPLITS', 'FOLDERS', 'FRAMES_PER_FOLDER', 'FRAMES_PER_PERSO
            'FEWEST_INSIDE', 'FEWEST_SEEN', 'NEAREST', 'BEFORE', 'HAND_BEFORE', 'place_of', 'sample_name', 'actor_of',
            'pose_broadly', 'sample_direction', 'sample_camera', 'surroundings', 'plane_nearness', 'sample_plane',
            'draw_nearness', 'sense_rows', 'sense_depth', 'acceptable', 'bighand_frame', 'SimBigHand', 'hand_tile',
-           'parts_of', 'text_path', 'write_part', 'write_task', 'run_tasks', 'twin_state', 'write_bighand',
-           'OneLineParser', 'main']
+           'parts_of', 'text_path', 'write_part', 'write_task', 'run_tasks', 'twin_state', 'write_bighand', 'main']
 
 # %% ../../nbs/sim/08_bighand.ipynb #3234281d
-import argparse
 import contextlib
 import functools
 import math
@@ -29,7 +27,7 @@ from .pose import pose_hand, sample_pose
 from .render import compiled, empty_buffers, raster
 from .scene import (Arm, Camera, arm_pieces, body_pieces, grain_tile, hidden_by_body, join, look, make_actor, place_hand, project_joints, sample_arm, sample_roll,
                                see_body, unit_vector)
-from .twins import QUIET, cores
+from .twins import QUIET, OneLineParser, cores
 
 # %% ../../nbs/sim/08_bighand.ipynb #85949dad
 SOURCE = 'sim-bighand'
@@ -292,10 +290,6 @@ def write_bighand(folder,                     # relative paths count from the pr
     return root
 
 # %% ../../nbs/sim/08_bighand.ipynb #f5685865
-class OneLineParser(argparse.ArgumentParser):
-    "An argument parser whose errors are one line."
-    def error(self, message): raise HandlabError('command line', message, 'see python -m handlab.sim.bighand --help')
-
 def main(words=None):
     "The command line of `write_bighand`."
     parser = OneLineParser(prog='python -m handlab.sim.bighand', description='Write the simulated twin of BigHand2.2M in the official layout.', allow_abbrev=False)

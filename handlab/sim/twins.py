@@ -275,7 +275,7 @@ def measure_speed(count=100) -> dict:
 # %% ../../nbs/sim/05_twins.ipynb #978431da
 class OneLineParser(argparse.ArgumentParser):
     "An argument parser whose errors are one line, as all of handlab's."
-    def error(self, message): raise HandlabError("command line", message, "see python -m handlab.sim.twins --help")
+    def error(self, message): raise HandlabError("command line", message, f"see {self.prog} --help")
 
 
 def main(words=None):
