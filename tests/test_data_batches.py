@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings as hypothesis_settings, strategies
 
 from handlab.core import HandlabError, numpy_generator
 from handlab.data import batches as module
-from handlab.data.batches import Augment, Batches, Change, change_colours, change_labels, change_pixels
+from handlab.data.batches import Augment, Batches, Change, change_colours, change_labels, change_pixels, depth_mm, draw_change, draw_pixels
 from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import decode_frame, drawn_frame
 from handlab.hand.skeleton import root_of
@@ -134,6 +134,33 @@ def test_the_warp_is_opencvs(prepared):
     offset = np.full(2, (SIZE - 1)/2) + shift*SIZE - turn @ centre
     expected = cv2.warpAffine(stored, np.column_stack([turn, offset]), (SIZE, SIZE), flags=cv2.INTER_LINEAR)
     assert np.abs(crop - expected).mean() < .5 and np.abs(crop - expected).max() < 8      # OpenCV places samples on 1/32 px
+
+
+def test_compiled_crops_are_those_of_the_passes(prepared):
+    "One pass by compiled code against grid_sample and colour matrices, also far beyond the border."
+    image, depth, mask = (torch.from_numpy(np.array(prepared.arrays[key]).view({'depth': np.int16}.get(key, np.uint8))) for key in ('image', 'depth', 'mask'))
+    for augment in (Augment.paper2(), Augment(180., .6, .5, 2., .3, .3, .5)):
+        change = draw_change(augment, 10, numpy_generator(0, 'change'))
+        drawn, mm, on = draw_pixels({'image': image, 'depth': depth, 'mask': mask}, change, SIZE)
+        plain = change_colours(change_pixels(image.permute(0, 3, 1, 2)/255 - .5, change, SIZE, 'bilinear'), change)
+        assert torch.allclose(drawn, plain, atol=2e-4)
+        maps = change_pixels(torch.stack([depth_mm(depth), mask.float()], 1), change, SIZE, 'nearest')
+        assert (torch.cat([mm, on], 1) == maps).float().mean() > .9995                          # a source half-way between two pixels may fall to either
+
+
+def test_compiled_clouds_are_random_pixels_of_the_hand(prepared):
+    batch = Batches(prepared, 10, augment=Augment.paper2(), shuffle=False, cloud_points=64).at(0)
+    ours = batch.cloud*batch.scale[:, None, None] + batch.root[:, None]
+    for sample in range(10):
+        rows, columns = torch.nonzero((batch.mask[sample, 0] > 0) & (batch.depth[sample, 0] < 1), as_tuple=True)
+        z = batch.depth[sample, 0, rows, columns].double()*200 + batch.root[sample, 2]
+        every = z[:, None]*(torch.stack([columns, rows, torch.ones_like(rows)], 1).double() @ torch.linalg.inv(batch.K[sample].double()).T)
+        every = every[(every - batch.root[sample]).norm(dim=1) < 199]
+        near = torch.cdist(ours[sample].double(), every)
+        assert near.amin(1).max() < .5                                                          # mm: each point is a pixel's
+        if len(every) >= 64: assert len(near.argmin(1).unique()) == 64                           # and no pixel is taken twice
+    again = Batches(prepared, 10, augment=Augment.paper2(), shuffle=False, cloud_points=64, seed=1).at(0)
+    assert not torch.equal(again.cloud, batch.cloud)
 
 
 def centroid(picture):

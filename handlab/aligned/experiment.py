@@ -30,7 +30,7 @@ from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
 from ..train.experiment import DATASETS, ExperimentData, evaluate, experiment_data, has_root, ordered_batches, write_predictions
 from ..train.jobs import Job
-from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_optimiser, train_step
+from ..train.loop import TrainSettings, fit, keep_memory, learning_rate, load_network, make_optimiser, train_step
 
 # %% ../../nbs/aligned/06_experiment.ipynb #37ee2b87
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def modality_tensors(batch,     # data.batches.Batch
     "The batch's tensors by modality: {letter: (B,...)}"
     size, turn = settings.crop, viewpoint(batch.K, settings.crop, settings.viewpoint_correction)
     make = {'R': lambda: batch.image, 'P': lambda: rotate(batch.pose, turn), 'C': lambda: rotate(batch.cloud, turn),
-            'H': lambda: heatmaps(batch.uv, settings.map_size, crop_size=size, sigma=settings.heat_sigma*size),
+            'H': lambda: heatmaps(batch.uv, settings.map_size, crop_size=size, sigma=settings.heat_sigma*size).contiguous(memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format),
             'D': lambda: F.interpolate(torch.where(batch.mask > .5, batch.depth, 1.), settings.map_size, mode='nearest-exact')}
     return {letter: make[letter]() for letter in letters}
 
@@ -162,7 +162,7 @@ def needed_pixels(letters):
 # %% ../../nbs/aligned/06_experiment.ipynb #0e914328
 def joined(parts):  # dicts {letter: (B,...)}
     "Several batches as one larger batch"
-    return {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]}
+    return {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]} if len(parts) > 1 else parts[0]
 
 class ViewsAt:
     "The views of every step of a training"
@@ -323,6 +323,7 @@ def time_parts(settings, data, device='cpu', report=None):
         if device.type == 'cuda': torch.cuda.synchronize(device)
         parts[name].append(1000*(time.perf_counter() - begun))
         return result
+    if device.type == 'cpu': keep_memory()
     for step in range(settings.timing_steps + 2):  # the first ones warm up
         views = timed('batch', lambda: views_at(step))
         if 'C' in loss.recipe.decoders:

@@ -183,7 +183,7 @@ def reconstructions(found, drawn, views, recipe, settings):
     "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)"
     means, total = {}, 0.
     for letter, prediction in drawn.items():
-        truth = views.tensors[letter].repeat(len(found), *[1]*(views.tensors[letter].ndim - 1))
+        truth = torch.cat([views.tensors[letter]]*len(found))
         for term, (values, weight) in MODALITIES[letter].terms(prediction.flatten(0, 1), truth, settings, views.chosen).items():
             for place, (name, row) in enumerate(zip(found, values.view(len(found), -1))):
                 mean = mean_over(row, carries(views, recipe, name, letter) if name != 'one' else None)

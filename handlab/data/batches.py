@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['REACH', 'Augment', 'check_augment', 'Change', 'draw_change', 'axis_rotation', 'change_matrix', 'change_labels',
-           'colour_matrix', 'change_colours', 'change_pixels', 'change_grid', 'Batch', 'epoch_order', 'epoch_rows',
-           'as_tensor', 'depth_mm', 'memory_of_machine', 'read_at_random', 'PixelStore', 'crop_labels', 'LabelStore',
-           'Batches', 'relative_depth', 'draw_clouds']
+           'colour_matrix', 'change_colours', 'change_pixels', 'stored_matrix', 'change_grid', 'change_back',
+           'draw_pixels', 'Batch', 'epoch_order', 'epoch_rows', 'as_tensor', 'depth_mm', 'memory_of_machine',
+           'read_at_random', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches', 'relative_depth', 'draw_clouds',
+           'draw_clouds_at_once']
 
 # %% ../../nbs/data/04_batches.ipynb #4fa297f3
 import functools
+import math
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from math import ceil
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 
 from ..core import HandlabError, check_settings, numpy_generator, pick_device, torch_generator
 from .prepare import DEPTH_STEPS, PIXELS
-from ..hand.camera import crop_intrinsics, crop_matrix, rotate, sample_clouds, similarity_matrix, transform_uv, warp, warp_grid
+from ..hand.camera import crop_intrinsics, crop_matrix, invert_affine, rotate, sample_clouds, similarity_matrix, transform_uv, warp, warp_grid
 from ..hand.skeleton import normalise
 
 # %% ../../nbs/data/04_batches.ipynb #6b7dc722
@@ -111,11 +113,88 @@ def change_pixels(stored,         # (B,C,P,P), float unless change is None
     if change is None: return stored[..., margin:margin + size, margin:margin + size].contiguous()
     return warp(stored, None, size, mode=mode, grid=change_grid(stored, change, size) if grid is None else grid)
 
+def stored_matrix(change, edge: int, size: int):  # edge: P
+    "Affine maps (B,3,3) from stored pixels to crop pixels."
+    matrix = change_matrix(change, size)
+    matrix[:, :2, 2] -= (edge - size)//2*matrix[:, :2, :2].sum(-1)   # first take the margin off
+    return matrix
+
 def change_grid(stored, change, size: int):
     "Where the pixels of the crops come from: the same for image, depth and mask."
-    matrix = change_matrix(change, size)
-    matrix[:, :2, 2] -= (stored.shape[-1] - size)//2*matrix[:, :2, :2].sum(-1)   # from stored px: first take the margin off
-    return warp_grid(stored, matrix, size)
+    return warp_grid(stored, stored_matrix(change, stored.shape[-1], size), size)
+
+# %% ../../nbs/data/04_batches.ipynb #beb04427
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
+    "A channel's value between four pixels of which some lie beyond the border: (value, share of those within)"
+    value = within = np.float32(0)
+    for down in range(2):
+        for across in range(2):
+            if 0 <= row + down < len(stored) and 0 <= column + across < len(stored):
+                share = (below if down else np.float32(1) - below)*(right if across else np.float32(1) - right)
+                value, within = value + share*stored[row + down, column + across, channel], within + share
+    return value, within
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _draw_line(stored, back, v, line):  # (P,P,3) u8, map (2,3) from crop to stored px, which line, (3,S) f32 to fill
+    "A line of the crop, bilinearly, in -0.5..0.5; grey beyond the border"
+    flat, edge, one, half, unit = stored.reshape(-1), len(stored), np.float32(1), np.float32(.5), np.float32(1/255)
+    x_start, y_start = back[0, 1]*np.float32(v) + back[0, 2], back[1, 1]*np.float32(v) + back[1, 2]
+    for u in range(line.shape[1]):
+        x, y = back[0, 0]*np.float32(u) + x_start, back[1, 0]*np.float32(u) + y_start
+        if 0 <= x < edge - 1 and 0 <= y < edge - 1:
+            column, row = np.int32(x), np.int32(y)
+            right, below, above, under = x - np.float32(column), y - np.float32(row), (row*edge + column)*3, ((row + 1)*edge + column)*3
+            first, second, third, fourth = (one - below)*(one - right), (one - below)*right, below*(one - right), below*right
+            for c in range(3):
+                line[c, u] = (first*flat[above + c] + second*flat[above + 3 + c] + third*flat[under + c] + fourth*flat[under + 3 + c])*unit - half
+        else:
+            column, row = np.int32(math.floor(x)), np.int32(math.floor(y))
+            for c in range(3):
+                value, within = _border_pixel(stored, row, column, c, x - np.float32(column), y - np.float32(row))
+                line[c, u] = value*unit - half*within
+
+# %% ../../nbs/data/04_batches.ipynb #d4cb60c9
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), (B,S,S,3) f32 to fill
+    "Crops in another light"
+    size, half = drawn.shape[1], np.float32(.5)
+    line = np.empty((3, size), np.float32)
+    for b in range(len(stored)):
+        for v in range(size):
+            _draw_line(stored[b], back[b], v, line)
+            for c in range(3):
+                for u in range(size): drawn[b, v, u, c] = min(max(light[b, c, 0]*line[0, u] + light[b, c, 1]*line[1, u] + light[b, c, 2]*line[2, u] + light[b, c, 3], -half), half)
+
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), counts in one, (B,S,S) f32 to fill
+    "Crops of the nearest pixels; 0 beyond the border"
+    edge, size = stored.shape[1], drawn.shape[1]
+    for b in range(len(stored)):
+        for v in range(size):
+            for u in range(size):
+                x, y = back[b, 0, 0]*u + back[b, 0, 1]*v + back[b, 0, 2], back[b, 1, 0]*u + back[b, 1, 1]*v + back[b, 1, 2]
+                column, row = int(math.floor(x + .5)), int(math.floor(y + .5))
+                drawn[b, v, u] = stored[b, row, column]/np.float32(unit) if 0 <= column < edge and 0 <= row < edge else np.float32(0)
+
+def change_back(change, edge: int, size: int):  # edge: P
+    "Affine maps (B,2,3) from crop to stored pixels, an array."
+    return invert_affine(stored_matrix(change, edge, size))[:, :2].contiguous().numpy()
+
+# %% ../../nbs/data/04_batches.ipynb #6560cd5a
+def draw_pixels(stored,      # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
+                change,      # Change
+                size: int):  # S
+    "`change_pixels` and `change_colours` by compiled code: image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S), None where there is none."
+    drawn = dict.fromkeys(PIXELS)
+    for key, array in stored.items():
+        back = change_back(change, array.shape[1], size)
+        drawn[key] = torch.empty(len(array), size, size, *array.shape[3:])
+        if key == 'image':
+            light = torch.cat([colour_matrix(change.hue, change.contrast), change.brightness[:, None, None].expand(-1, 3, 1)], 2)
+            _draw_image(array.numpy(), back, light.numpy(), drawn[key].numpy())
+        else: _draw_map(array.numpy().view(np.uint16) if key == 'depth' else array.numpy(), back, DEPTH_STEPS if key == 'depth' else 1, drawn[key].numpy())
+    return tuple(drawn[key] if drawn[key] is None else drawn[key].permute(0, 3, 1, 2) if key == 'image' else drawn[key][:, None] for key in ('image', 'depth', 'mask'))
 
 # %% ../../nbs/data/04_batches.ipynb #e300b007
 @dataclass
@@ -219,7 +298,7 @@ class LabelStore:
         self.prepared, self.root, self.device, self.held = prepared, root, device, None
         crop_labels(prepared, [0], root, device)             # an unknown root is told now
         if not resident: return
-        runs = np.array_split(np.arange(len(prepared)), ceil(len(prepared)/16384))
+        runs = np.array_split(np.arange(len(prepared)), math.ceil(len(prepared)/16384))
         parts = [crop_labels(prepared, run, root, device) for run in runs]
         self.held = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
@@ -266,7 +345,7 @@ class Batches:
         for key in keys:
             if key not in prepared.arrays: raise HandlabError(prepared.folder, f'{prepared.source} was prepared without {key}', f'leave {key} out of modalities{" and clouds" if self.cloud_points else ""}, or read data that has it')
 
-    def __len__(self): return max(1, len(self.prepared)//self.batch_size) if self.shuffle else ceil(len(self.prepared)/self.batch_size)
+    def __len__(self): return max(1, len(self.prepared)//self.batch_size) if self.shuffle else math.ceil(len(self.prepared)/self.batch_size)
     def __iter__(self): return map(self.at, range(len(self)))
 
     def at(self, step: int) -> Batch:
@@ -285,8 +364,11 @@ def _rows(self, step):
     return torch.arange(step*self.batch_size, min((step + 1)*self.batch_size, len(self.prepared)))
 
 # %% ../../nbs/data/04_batches.ipynb #3b0f4d78
+def _at_once(self): return self.augment.moves and self.device.type == 'cpu'  # by compiled code
+
 def _pixels(self, rows, change):
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
+    if _at_once(self): return draw_pixels({key: self.store.gather(key, rows) for key in self.store.arrays if key in self.modalities}, change, self.size)
     moved, image, maps, grid = change if self.augment.moves else None, None, {}, None
     if 'image' in self.store.arrays:
         stored = self.store.gather('image', rows).permute(0, 3, 1, 2)
@@ -310,7 +392,10 @@ def _make(self, step: int) -> Batch:
     if self.augment.moves: labels.update(zip(('pose', 'root', 'uv', 'K'), change_labels(change, self.size, *(labels[key] for key in ('pose', 'root', 'uv', 'K')))))
     image, mm, mask = _pixels(self, rows, change)
     cloud = relative = None
-    if self.cloud_points: cloud = draw_clouds(mm, mask, labels, self.cloud_points, torch_generator(self.seed, 'cloud', step, device=self.device))
+    if self.cloud_points:
+        generator = torch_generator(self.seed, 'cloud', step, device=self.device)
+        if _at_once(self): cloud = draw_clouds_at_once(*(self.store.gather(key, rows) for key in ('depth', 'mask')), change, labels, self.size, self.cloud_points, generator)
+        else: cloud = draw_clouds(mm, mask, labels, self.cloud_points, generator)
     if 'depth' in self.modalities: relative = relative_depth(mm, labels['root'])
     return Batch(image, relative, mask if 'mask' in self.modalities else None, cloud=cloud, index=there, **labels)
 
@@ -327,3 +412,47 @@ def draw_clouds(mm, mask, labels, count, generator):
     "Points (B,count,3) on the hand, root-relative, divided by scale."
     points, _ = sample_clouds(mm[:, 0]/1000, mask[:, 0], labels['K'], labels['root'], count, generator, radius=REACH)
     return (points - labels['root'][:, None])/labels['scale'][:, None, None]
+
+# %% ../../nbs/data/04_batches.ipynb #b0337a0e
+@numba.njit(cache=True, nogil=True)
+def _on_hand(depth, mask, back, ray, root, size, places, far):  # (P,P) twice, (2,3), (3,3), (3,) mm; (S*S,) to fill twice
+    "List the crop's pixels on the hand and their depths in mm; returns how many"
+    count = 0
+    for v in range(size):
+        for u in range(size):
+            column, row = int(math.floor(back[0, 0]*u + back[0, 1]*v + back[0, 2] + .5)), int(math.floor(back[1, 0]*u + back[1, 1]*v + back[1, 2] + .5))
+            if not (0 <= column < len(depth) and 0 <= row < len(depth)) or mask[row, column] == 0 or depth[row, column] == 0: continue
+            z = depth[row, column]/DEPTH_STEPS
+            x, y = (ray[0, 0]*u + ray[0, 1]*v + ray[0, 2])*z, (ray[1, 0]*u + ray[1, 1]*v + ray[1, 2])*z
+            if (x - root[0])**2 + (y - root[1])**2 + (z - root[2])**2 < REACH**2:
+                places[count], far[count] = v*size + u, z
+                count += 1
+    return count
+
+@numba.njit(cache=True, nogil=True)
+def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):  # (B,...) of the above, (B,) mm, (B,N) in 0..1; (B,N,3) to fill
+    "Random points on each hand, root-relative and in units of its scale"
+    places, far = np.empty(size*size, np.int64), np.empty(size*size)
+    for b in range(len(depth)):
+        count = _on_hand(depth[b], mask[b], back[b], ray[b], root[b], size, places, far)
+        for n in range(cloud.shape[1]):
+            if n < count:
+                other = n + min(int(chance[b, n]*(count - n)), count - n - 1)
+                places[n], places[other] = places[other], places[n]
+                far[n], far[other] = far[other], far[n]
+            m = n % max(count, 1)  # go round a small cloud again
+            u, v, z = places[m] % size, places[m]//size, far[m]
+            for axis in range(3):
+                place = (ray[b, axis, 0]*u + ray[b, axis, 1]*v + ray[b, axis, 2])*z
+                cloud[b, n, axis] = (place - root[b, axis])/scale[b] if count > 0 else 0
+
+# %% ../../nbs/data/04_batches.ipynb #b9dc7e76
+def draw_clouds_at_once(depth, mask,       # (B,P,P) as stored
+                        change, labels,    # Change; K, root and scale after it
+                        size: int,         # S
+                        count: int, generator):
+    "`draw_clouds` by compiled code, from stored depth and mask."
+    chance, cloud = torch.rand(len(depth), count, generator=generator), torch.empty(len(depth), count, 3)
+    ray, root, scale = torch.linalg.inv(labels['K'].double()), labels['root'].double(), labels['scale'].double()
+    _draw_points(depth.numpy().view(np.uint16), mask.numpy(), change_back(change, depth.shape[1], size), ray.numpy(), root.numpy(), scale.numpy(), size, chance.numpy(), cloud.numpy())
+    return cloud

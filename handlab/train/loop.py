@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CHOICES', 'TrainSettings', 'check_training', 'learning_rate', 'make_optimiser', 'write_losses', 'read_losses',
            'state_on_cpu', 'weights_fingerprint', 'save_network', 'load_network', 'save_checkpoint', 'load_checkpoint',
-           'flat', 'claim_folder', 'clock', 'Lines', 'RunningMeans', 'precision_of', 'train_step', 'Training',
-           'log_row', 'validate_row', 'finish', 'fit']
+           'flat', 'claim_folder', 'clock', 'Lines', 'RunningMeans', 'precision_of', 'train_step', 'keep_memory',
+           'Training', 'log_row', 'validate_row', 'finish', 'fit']
 
 # %% ../../nbs/train/01_loop.ipynb #141e334c
 import csv
+import ctypes
 import io
 import math
 import time
@@ -76,8 +77,7 @@ def make_optimiser(network: nn.Module, settings: TrainSettings, device: torch.de
     "Adam or AdamW over the network's trainable parameters."
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    fused = {"fused": True} if device.type == "cuda" else {}
-    return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, **fused)
+    return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=device.type in ("cuda", "cpu"))
 
 # %% ../../nbs/train/01_loop.ipynb #0c9e4e6a
 def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and losses
@@ -218,11 +218,20 @@ def train_step(network: nn.Module, optimiser: torch.optim.Optimizer, loss_functi
     optimiser.step()
     return losses
 
+# %% ../../nbs/train/01_loop.ipynb #afa1bc7b
+def keep_memory() -> bool:  # whether the system could be asked
+    "Ask the C library to keep freed memory for the next step; changes nothing but the time."
+    try: tune = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False  # not glibc
+    trim_threshold, top_pad, map_threshold = (-1, 1 << 30), (-2, 64 << 20), (-3, 32 << 20)  # numbers from malloc.h, bytes
+    return all([bool(tune(*option)) for option in (trim_threshold, top_pad, map_threshold)])
+
 # %% ../../nbs/train/01_loop.ipynb #c121afeb
 class Training:
     "A training in its run folder: what `fit` steps through."
     def __init__(self, network: nn.Module, settings: TrainSettings, folder, device: torch.device, report: Callable):
         self.network, self.settings, self.folder, self.device, self.report = network, settings, Path(folder), device, report
+        if device.type == "cpu": keep_memory()
         self.optimiser = make_optimiser(network, settings, device)
         self.step, self.rows, self.means, self.seconds = 0, [], RunningMeans(), 0.0
         torch.manual_seed(int(seed_words(settings.seed, "training")[0]))
