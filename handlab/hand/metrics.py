@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'ALIGNMENTS', 'joint_errors', 'EPE', 'epe', 'thresholds_3d', 'thresholds_20_50', 'thresholds_2d',
-           'thresholds_mmpose', 'pck', 'auc', 'scores_3d', 'scores_2d', 'align_root', 'align_root_scale',
+           'thresholds_mmpose', 'pck', 'auc', 'scores_3d', 'scores_2d', 'measures_2d', 'align_root', 'align_root_scale',
            'thresholds_100', 'align', 'scores_tips', 'Difference', 'paired_difference']
 
 # %% ../../nbs/hand/03_metrics.ipynb #c186bf83
@@ -127,6 +127,14 @@ def scores_2d(pred,                # (N,21,2) px of the original image
     "Mean and median EPE in px, AUC from 0 to 30 px"
     thresholds, error = thresholds_mmpose() if protocol == 'mmpose' else thresholds_2d(), epe(pred, true, visible, protocol)
     return dict(epe_mean=error.mean, epe_median=error.median, auc_0_30=auc(thresholds, pck(pred, true, thresholds, visible, protocol), protocol))
+
+# %% ../../nbs/hand/03_metrics.ipynb #a691447a
+def measures_2d(pred,            # (N,21,2) px of the original image
+                true,            # (N,21,2) px, NaN where not annotated
+                visible=None):   # (N,21) bool; None: all that are annotated
+    "Mean and median EPE in px, AUC from 0 to 30 px and PCK curve at `thresholds_2d()`, under every protocol"
+    scores = {protocol: scores_2d(pred, true, visible, protocol) for protocol in PROTOCOLS}
+    return {protocol: dict(epe_mean=row['epe_mean'], epe_median=row['epe_median'], auc=row['auc_0_30'], pck=pck(pred, true, thresholds_2d(), visible, protocol)) for protocol, row in scores.items()}
 
 # %% ../../nbs/hand/03_metrics.ipynb #3dfd9dd9
 ALIGNMENTS = ('absolute', 'root', 'root_scale', 'root_set_scale')

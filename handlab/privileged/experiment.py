@@ -44,6 +44,9 @@ class Stage:
     privileged: bool  # has Loss_Inter
     colour: str       # in every figure; the first four as in the paper's Fig. 6
 
+    @property
+    def modalities(self) -> tuple: return ("image", "depth", "mask") if self.privileged else (self.modality,)  # what its batches hold
+
 
 STAGES = {
     "depth": Stage("Depth Net", "depth", False, False, "#c2279b"),
@@ -107,6 +110,7 @@ class PiSettings:
     protocol: str = "pooled"          # of the metrics: 'zb', 'mmpose' or 'pooled'
     own_processes: bool = True        # on a CPU trainings run side by side, a process and a thread each; else one after the other
     seed: int = 0                     # of starting weights, batches and augmentation
+    STAGES: ClassVar[dict] = STAGES   # the trainings that these settings are for
     PROFILES: ClassVar[dict] = {
         "smoke": dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=0.125, fc_width=32, steps_first=12, steps_second=8, batch_size=8, warm_up=2, depth_first_frames=200, steps_before=8,
                       inter_weight=8.0, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
@@ -130,7 +134,7 @@ def check_pi(settings: PiSettings) -> PiSettings:
 # %% ../../nbs/privileged/03_experiment.ipynb #60a64570
 def train_settings(settings: PiSettings, stage: str, steps: int = 0) -> TrainSettings:  # steps: 0 = as in the settings
     "The loop's settings of one stage."
-    second = STAGES[stage].second
+    second = settings.STAGES[stage].second
     shared = ("batch_size", "warm_up", "schedule", "weight_decay", "clip_gradient", "precision", "channels_last", "log_every", "validate_every", "checkpoint_every", "seed")
     return TrainSettings(steps=steps or (settings.steps_second if second else settings.steps_first), learning_rate=settings.rate_second if second else settings.rate_first,
                          **{name: getattr(settings, name) for name in shared})
@@ -154,10 +158,9 @@ def pi_data(settings: PiSettings, show_progress: bool = True) -> ExperimentData:
 # %% ../../nbs/privileged/03_experiment.ipynb #b2dbb647
 def training_batches(settings: PiSettings, data: ExperimentData, stage: str, device) -> Callable:  # step -> Batch
     "The stage's batches as a pure function of the step."
-    first = settings.steps_first if STAGES[stage].second else 0
-    needed = ("image", "depth", "mask") if STAGES[stage].privileged else (STAGES[stage].modality,)
+    first = settings.steps_first if settings.STAGES[stage].second else 0
     device = pick_device(str(device))
-    batches = Batches(data.train, settings.batch_size, device=device, augment=augmentation(settings), seed=settings.seed, modalities=needed, prefetch=2 if device.type == "cuda" else 0)
+    batches = Batches(data.train, settings.batch_size, device=device, augment=augmentation(settings), seed=settings.seed, modalities=settings.STAGES[stage].modalities, prefetch=2 if device.type == "cuda" else 0)
     return lambda step: batches.at(first + step)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #34031e2a
@@ -166,9 +169,9 @@ def make_network(settings: PiSettings, stage: str) -> BaseCNN:
     return BaseCNN(1 if STAGES[stage].modality == "depth" else 3, settings.crop, settings.width, settings.batch_norm, settings.fc_width, settings.negative_slope, settings.dropout, settings.seed)
 
 
-def trained_network(settings: PiSettings, stage: str, folder, device="cpu") -> BaseCNN:
+def trained_network(settings: PiSettings, stage: str, folder, device="cpu", make: Callable = make_network) -> torch.nn.Module:  # make: (settings, stage) -> network
     "A stage's trained network, frozen, in evaluation mode."
-    network = load_network(Path(folder) / stage / "model.safetensors", make_network(settings, stage)).to(device).eval()
+    network = load_network(Path(folder) / stage / "model.safetensors", make(settings, stage)).to(device).eval()
     if settings.channels_last: network = network.to(memory_format=torch.channels_last)
     return network.requires_grad_(False)
 
@@ -239,7 +242,7 @@ NOT_TRAINING = {"dataset", "data_root", "data_seed", "train_frames", "validation
 
 def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
     "What a stage's result depends on."
-    left_out = NOT_TRAINING | (set() if STAGES[stage].second else SECOND_ONLY)
+    left_out = NOT_TRAINING | (set() if settings.STAGES[stage].second else SECOND_ONLY)
     return {"stage": stage, "data": data.training_fingerprint, **{name: value for name, value in asdict(settings).items() if name not in left_out}}
 
 
@@ -289,9 +292,9 @@ def train_before(settings: PiSettings, folder, device="cpu", report: Callable = 
     return read_json(here / "finished.json")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f89408f2
-def stage_jobs(stages: dict, settings: PiSettings, data: ExperimentData, folder, device) -> list:  # stages: {stage: steps, 0 = as in the settings}
+def stage_jobs(stages: dict, settings: PiSettings, data: ExperimentData, folder, device, train: Callable = train_stage) -> list:  # stages: {stage: steps, 0 = as in the settings}
     "A job for each stage."
-    return [Job(STAGES[stage].label, train_stage, dict(stage=stage, settings=settings, data=data, folder=str(folder), steps=steps, device=str(device))) for stage, steps in stages.items()]
+    return [Job(settings.STAGES[stage].label, train, dict(stage=stage, settings=settings, data=data, folder=str(folder), steps=steps, device=str(device))) for stage, steps in stages.items()]
 
 
 def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
@@ -393,10 +396,10 @@ def choose_scale(settings: PiSettings, data: ExperimentData, folder, names=tuple
     return table
 
 # %% ../../nbs/privileged/03_experiment.ipynb #061abaae
-def gather_losses(folder):
+def gather_losses(folder, stages=STAGES):
     "The loss tables of all stages as one, with a column naming the network."
     rows = []
-    for stage in STAGES:
+    for stage in stages:
         for split in ("training", "validation"):
             table = read_losses(Path(folder) / stage / "losses.csv", split)
             rows += [{"network": stage, "split": split, **{name: (int(column[i]) if name == "step" else float(column[i])) for name, column in table.items()}} for i in range(len(table["step"]))]

@@ -86,7 +86,8 @@ def plain_axes(axes):
 
 def fig_activations(networks: dict,   # {stage: trained network}
                     prepared,         # prepared crops
-                    count: int = 5):  # how many of them
+                    count: int = 5,   # how many of them
+                    stages: dict = STAGES):
     "Input, the networks' activation maps with their energy on the hand, depth."
     batch = next(iter(ordered_batches(prepared.subset(np.linspace(0, len(prepared) - 1, count).astype(int)), count, "cpu")))
     figure, axes = plt.subplots(len(networks) + 2, count, figsize=(1.5 * count, 1.6 * (len(networks) + 2)), dpi=85, squeeze=False)
@@ -97,23 +98,23 @@ def fig_activations(networks: dict,   # {stage: trained network}
         axes[0, column].set_xlabel(f"hand {covered[column]:.0%} of the crop", fontsize=7)
         axes[-1, column].imshow(batch.depth[column, 0], cmap="gray_r", vmin=-1, vmax=1)
     for row, (stage, network) in zip(axes[1:-1], networks.items()):
-        with torch.no_grad(): _, features = network.cpu().eval()(getattr(batch, STAGES[stage].modality))
+        with torch.no_grad(): _, features = network.cpu().eval()(getattr(batch, stages[stage].modality))
         shares, maps = energy_on_hand(features, batch.mask), activation_map(features).float().numpy()
         for column, axis in enumerate(row): draw_map(axis, images[column].mean(-1), maps[column], f"{shares[column]:.0%} on the hand")
-        row[0].set_ylabel(STAGES[stage].label, fontsize=8)
+        row[0].set_ylabel(stages[stage].label, fontsize=8)
     axes[0, 0].set_ylabel("image", fontsize=8); axes[-1, 0].set_ylabel("depth", fontsize=8)
     plain_axes(axes)
     figure.tight_layout(pad=0.3)
     return figure
 
 # %% ../../nbs/privileged/04_figures.ipynb #c64647de
-def activation_energy(networks: dict, prepared, device="cpu") -> dict:  # {stage: share, 'hand': the crop's share that the hand covers}
+def activation_energy(networks: dict, prepared, device="cpu", stages: dict = STAGES) -> dict:  # {stage: share, 'hand': the crop's share that the hand covers}
     "The mean share of activation energy on the hand over all samples."
     shares = {stage: [] for stage in (*networks, "hand")}
     for batch in ordered_batches(prepared, 64, device):
         shares["hand"].append(batch.mask.mean((1, 2, 3)).cpu())
         for stage, network in networks.items():
-            with torch.no_grad(): _, features = network.to(device).eval()(getattr(batch, STAGES[stage].modality))
+            with torch.no_grad(): _, features = network.to(device).eval()(getattr(batch, stages[stage].modality))
             shares[stage].append(energy_on_hand(features, batch.mask).cpu())
     return {stage: float(torch.cat(parts).mean()) for stage, parts in shares.items()}
 

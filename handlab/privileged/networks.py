@@ -17,11 +17,11 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512))  # a
 TAIL = (512, 128)                                                           # the last one gives A_k
 
 # %% ../../nbs/privileged/01_networks.ipynb #0a8890eb
-def convolution(channels_in: int, channels_out: int, batch_norm: bool, negative_slope: float) -> nn.Sequential:
-    "A 3x3 convolution with its normalisation and nonlinearity."
+def convolution(channels_in: int, channels_out: int, batch_norm: bool, negative_slope: float, kernel: int = 3) -> nn.Sequential:
+    "A convolution with its normalisation and nonlinearity; it keeps the map's size."
     normalise = [nn.BatchNorm2d(channels_out)] if batch_norm else []
     activate = nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True)
-    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=not batch_norm), *normalise, activate)
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=not batch_norm), *normalise, activate)
 
 # %% ../../nbs/privileged/01_networks.ipynb #404aff34
 def make_trunk(in_channels: int, width: float, batch_norm: bool, negative_slope: float) -> nn.Sequential:

@@ -162,8 +162,8 @@ def table_tips(scores: dict) -> pd.DataFrame:  # of `evaluate_tips`
     return pd.DataFrame(rows).T.drop(columns="alignment").rename_axis(["network", "alignment"])
 
 # %% ../../nbs/train/03_experiment.ipynb #e0798049
-def write_predictions(path, prepared, predictions: dict):
-    "Truth and predictions in mm as one .npz, atomically."
+def write_predictions(path, prepared, predictions: dict, true=None):  # true: the joints in mm, or `prepared.uv` where the predictions are pixels
+    "Truth and predictions as one .npz, atomically."
     with atomic_file(path) as file:
-        np.savez_compressed(file, true=np.asarray(prepared.joints, np.float32), visible=np.asarray(prepared.visible), name=np.asarray(prepared.name, str),
+        np.savez_compressed(file, true=np.asarray(prepared.joints if true is None else true, np.float32), visible=np.asarray(prepared.visible), name=np.asarray(prepared.name, str),
                             **{name: np.asarray(predicted, np.float32) for name, predicted in predictions.items()})
