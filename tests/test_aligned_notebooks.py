@@ -66,23 +66,6 @@ def test_training_notebook_on_other_datasets(tmp_path):
 
 
 @pytest.mark.end_to_end
-def test_table_of_strategies(tmp_path):
-    code, printed, notebook = papermill('paper_aligned', tmp_path, profile='smoke', seeds=2, out=tmp_path/'run', steps=4)
-    assert code == 0, printed[-3000:]
-    metrics, text = read_json(tmp_path/'run'/'metrics.json'), outputs(notebook)
-    steps = metrics['steps_in_time']
-    assert steps['S4'] == 4 and set(metrics['values']) == {'equal steps', 'equal time'}
-    with np.load(tmp_path/'run'/'errors.npz') as errors:
-        for name, row in metrics['values']['equal steps'].items():
-            np.testing.assert_allclose(errors[f'equal steps/{name}'].mean(1), row['seeds'], rtol=1e-5)
-            done = read_json(tmp_path/'run'/'time'/f'{name}-seed_1'/'finished.json') if name != 'S4' else {'steps': 4}
-            assert done['steps'] == steps[name]
-        np.testing.assert_array_equal(errors['equal steps/S4'], errors['equal time/S4'])
-    assert 'published, real RHD' in text and '16.61' in text and '13.14' in text
-    assert not any('published' in name for name in metrics['values']['equal steps'])
-
-
-@pytest.mark.end_to_end
 @pytest.mark.parametrize('notebook, parameters, words', [('train_aligned', dict(stratgey='S4'), "parameter 'stratgey'"), ('train_aligned', dict(strategy='S9'), "strategy 'S9'"),
                                                          ('explore_latent', dict(pear=3), "parameter 'pear'"), ('explore_latent', dict(run='runs/nowhere'), 'no finished run is there')])
 def test_wrong_parameter_is_named(tmp_path, notebook, parameters, words):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TABLE_1', 'seed_variants', 'strategies_as_variants', 'step_times', 'train_variants', 'predict_variants', 'job_size',
-           'frame_errors', 'comparison_table', 'validation_curves', 'fig_validation', 'fig_budgets', 'write_comparison']
+           'frame_errors', 'comparison_table', 'validation_curves', 'fig_validation', 'fig_budgets']
 
 # %% ../../nbs/aligned/09_comparison.ipynb #ab1f9824
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from .experiment import predict, strategy_jobs, time_parts, trained_network
-from ..core import atomic_file, provenance, read_json, write_json
+from ..core import read_json, write_json
 from ..hand.metrics import Difference, joint_errors, paired_difference
 from ..train.jobs import run_jobs
 from ..train.loop import read_losses
@@ -99,23 +99,22 @@ def comparison_table(errors: dict,            # {name: (seeds, N) mm}
     return pd.DataFrame(rows).set_index("strategy")
 
 # %% ../../nbs/aligned/09_comparison.ipynb #7465be54
-def validation_curves(folder, names, seeds) -> dict:  # {name: (steps (T,), mean EPE (seeds, T) mm)}
+def validation_curves(folders: dict) -> dict:  # {name: [run folder, one a seed]} -> {name: (steps (T,), mean EPE (seeds, T) mm)}
     "The validation error of each variant over the steps of training."
-    curves = {}
-    for name in names:
-        tables = [read_losses(Path(folder) / f"{name}-seed_{seed}" / "losses.csv", "validation") for seed in seeds]
-        curves[name] = np.asarray(tables[0]["step"], int), np.array([table["epe"] for table in tables], float)
-    return curves
+    tables = {name: [read_losses(Path(folder) / "losses.csv", "validation") for folder in each] for name, each in folders.items()}
+    return {name: (np.asarray(each[0]["step"], int), np.array([table["epe"] for table in each], float)) for name, each in tables.items()}
 
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
 def fig_validation(curves: dict,          # of `validation_curves`
-                   times: dict = None):   # {name: milliseconds a step}
+                   times: dict = None,    # {name: milliseconds a step}
+                   colours: dict = None): # {name: colour} where a name has one of its own
     "The validation error over steps and, where the cost of a step is known, over time; thin lines are seeds."
     figure, axes = plt.subplots(1, 1 + bool(times), figsize=(10 if times else 5.5, 3.4), sharey=True, squeeze=False)
     for number, (name, (steps, errors)) in enumerate(curves.items()):
+        colour = (colours or {}).get(name, f"C{number}")
         for ax, axis in zip(axes[0], (steps, steps * times[name] / 60000) if times else (steps,)):
-            ax.plot(axis, errors.T, color=f"C{number}", lw=.5, alpha=.5)
-            ax.plot(axis, errors.mean(0), color=f"C{number}", label=name)
+            ax.plot(axis, errors.T, color=colour, lw=.5, alpha=.5)
+            ax.plot(axis, errors.mean(0), color=colour, label=name)
     for ax, label in zip(axes[0], ("step", "training time (minutes)")): ax.set_xlabel(label); ax.grid(alpha=.3)
     axes[0, 0].set_ylabel("validation EPE (mm)"); axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
@@ -135,13 +134,3 @@ def fig_budgets(errors: dict,        # {budget: {name: (seeds, N) mm}}
     axes[0, 0].set_ylabel("mean EPE (mm); the axis does not start at 0", fontsize=8)
     figure.suptitle(source, fontsize=8); figure.tight_layout()
     return figure
-
-# %% ../../nbs/aligned/09_comparison.ipynb #a2c94b4f
-def write_comparison(folder, settings, data, errors: dict, **more) -> dict:  # errors {budget: {name: (seeds, N) mm}}
-    "Write each frame's error and, last of all, `metrics.json`; returns its content."
-    folder = Path(folder)
-    with atomic_file(folder / "errors.npz") as file:
-        np.savez_compressed(file, frame=np.asarray(data.test.name, str), **{f"{budget}/{name}": each.astype(np.float32) for budget, rows in errors.items() for name, each in rows.items()})
-    values = {budget: {name: {"epe_mean": each.mean(), "seeds": each.mean(1)} for name, each in rows.items()} for budget, rows in errors.items()}
-    write_json(folder / "metrics.json", {"experiment": "strategies", "source": data.test.source, "settings": asdict(settings), **provenance(), "data": data.fingerprint, "values": values, **more})
-    return read_json(folder / "metrics.json")
