@@ -1,9 +1,9 @@
-# make figures   the environment (if needed), then the main job: runs/<PROFILE>/..., figures/
+# make figures   the environment (if needed), then what is out of date of both papers: runs/<PROFILE>/..., figures/
 # make test      the environment (if needed), then every test: the notebooks (nbdev_test) and tests/ (pytest)
 # make clean     forget the environment and what was prepared; runs/ and figures/ stay
 PYTHON  ?= python3
 PROFILE ?= quick
-SEED    ?= 0
+SEEDS   ?= 1
 VENV    := .venv
 READY   := $(VENV)/.ready
 BIN     := $(VENV)/bin
@@ -24,11 +24,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-RUN     := runs/$(PROFILE)/train_pi-sim-rhd-seed$(SEED)
-
+# Snakefile says what depends on what; FLAGS go to Snakemake, such as FLAGS=--dry-run.
 figures: $(READY)
-	mkdir -p $(RUN)
-	$(BIN)/papermill --kernel python3 nbs/train_pi.ipynb $(RUN)/train_pi.ipynb -p profile $(PROFILE) -p seed $(SEED)
+	@$(BIN)/python -m handlab.report.graph figures --profile $(PROFILE) --seeds $(SEEDS) $(FLAGS)
 
 # One thread a worker: two notebooks at a time share two cores without their threads waiting on each other.
 test: export OMP_NUM_THREADS := 1
@@ -41,4 +39,4 @@ export: $(READY)
 	$(BIN)/nbdev_clean
 
 clean:
-	rm -rf $(VENV) data/prepared
+	rm -rf $(VENV) data/prepared runs/*/data

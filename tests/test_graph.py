@@ -1,0 +1,184 @@
+"The list of runs, the graph that makes them, and what it does when something changes or fails."
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from handlab.aligned.experiment import AlignedSettings, check_aligned
+from handlab.aligned.experiment import run_name as aligned_name
+from handlab.core import HandlabError, make_settings, project_root, write_json
+from handlab.report.graph import data_names, whole_graph
+from handlab.report.runs import ABLATION_STEPS, PROFILES, graph_runs, reference_name
+
+
+def aligned_settings(run, profile):
+    fields = {name: value for name, value in run.parameters.items() if name != "other_set"}
+    return check_aligned(make_settings(AlignedSettings, profile, seed=run.seed, **fields))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_names_are_the_notebooks_own(profile):
+    runs = graph_runs(profile, seeds=2)
+    for run in runs:
+        own = aligned_name(aligned_settings(run, profile)) if run.notebook == "train_aligned" else f"{run.notebook}-{run.dataset}-seed{run.seed}"
+        assert run.name.replace(f"-steps{ABLATION_STEPS[profile]}", "") == own
+    assert len({run.name for run in runs}) == len(runs)
+
+
+def test_every_weak_supervision_has_a_whole_batch():
+    for profile in PROFILES:
+        for run in graph_runs(profile):
+            if "labelled_share" not in run.parameters: continue
+            settings = aligned_settings(run, profile)
+            assert round(settings.labelled_share * settings.train_frames) >= settings.batch_size
+
+
+def test_ablations_of_fewer_steps_bring_references_of_as_many(monkeypatch):
+    monkeypatch.setitem(ABLATION_STEPS, "quick", 0)
+    assert reference_name("S4", "quick") == "train_aligned-S4-sim-rhd"
+    monkeypatch.setitem(ABLATION_STEPS, "quick", 500)
+    runs = {run.name: run.parameters for run in graph_runs("quick")}
+    assert runs["train_aligned-S4-steps500-sim-rhd-seed0"]["steps"] == runs["train_aligned-alternating-sim-rhd-seed0"]["steps"] == 500
+    assert "steps" not in runs["train_aligned-S4-sim-rhd-seed0"] and reference_name("S1", "quick") + "-seed0" in runs
+
+
+def test_bad_questions_are_answered():
+    with pytest.raises(HandlabError, match="choose one of smoke, quick, full"): graph_runs("fast")
+    with pytest.raises(HandlabError, match="give 1 or more"): graph_runs("quick", 0)
+
+
+# The graph itself, in a copy of the project whose notebooks are tiny: `tree` has the real package and the real Snakefile.
+
+FAKE_TRAINING = '''profile: str = "quick"
+dataset: str = "sim-rhd"
+other_set: str = ""
+seed: int = 0
+out: str = ""''', '''import json, os
+from pathlib import Path
+if False: from handlab.hand import metrics
+if dataset == "sim-stb" and not Path("mended").exists(): raise ValueError("no hand in sight")
+(Path(out) / "metrics.json").write_text(json.dumps({"source": dataset}))'''
+FAKE_PAGE = '''profile: str = "quick"
+seeds: int = 1''', '''if False: from handlab.report.published import published_numbers'''
+
+
+def write_notebook(path, cells):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("handlab", "profiles"): shutil.copytree(project_root() / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "settings.ini", "pyproject.toml"): shutil.copy(project_root() / name, tmp_path)
+    (tmp_path / "nbs").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(tree):
+    write_notebook(tree / "nbs/train_pi.ipynb", FAKE_TRAINING)
+    write_notebook(tree / "nbs/paper_pi.ipynb", FAKE_PAGE)
+    for dataset in ("sim-rhd", "sim-stb"): write_json(tree / f"runs/smoke/data/data-train_pi-{dataset}.json", {})  # prepared before
+    return tree
+
+
+def environment(tree): return {**os.environ, "HANDLAB_ROOT": str(tree), "PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tree / "cache")}
+
+
+def figures(tree, *more):
+    words = [sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2", *more]
+    return subprocess.run(words, cwd=tree, env=environment(tree), capture_output=True, text=True)
+
+
+def to_be_made(tree, *more):
+    said = figures(tree, "--dry-run", *more)
+    assert said.returncode == 0, said.stdout + said.stderr
+    return set(re.findall(r"^(?:local)?rule (.+):$", said.stdout + said.stderr, re.M)) - {"all"}
+
+
+def append(path, text): path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def test_a_dry_run_names_the_whole_graph(tree):
+    shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
+    trainings, pages = whole_graph("smoke", 2)
+    assert trainings and {run.name for run in (*trainings, *pages)} | set(data_names("smoke", 2)) | {"manifest"} == to_be_made(tree, "--seeds", "2")
+
+
+def test_a_failed_run_leaves_its_notebook_and_the_others_go_on(tiny):
+    said = figures(tiny)
+    words = said.stdout + said.stderr
+    failed = "runs/smoke/train_pi-sim-stb-seed0/train_pi.ipynb"
+    assert said.returncode != 0 and f"failed: train_pi-sim-stb-seed0: ValueError: no hand in sight; see {failed}" in words, words
+    assert "no hand in sight" in (tiny / failed).read_text() and (tiny / "runs/smoke/train_pi-sim-rhd-seed0/metrics.json").exists()
+    assert "not made, for they wait for others: paper_pi, manifest" in words and not (tiny / "runs/smoke/paper_pi/finished.json").exists()
+    (tiny / "mended").touch()
+    assert to_be_made(tiny) == {"train_pi-sim-stb-seed0", "paper_pi", "manifest"}
+    assert figures(tiny).returncode == 0 and (tiny / "runs/smoke/figures/README.md").exists()
+    assert to_be_made(tiny) == set()
+
+
+@pytest.fixture
+def finished(tiny):
+    (tiny / "mended").touch()
+    said = figures(tiny)
+    assert said.returncode == 0, said.stdout + said.stderr
+    return tiny
+
+
+def test_only_what_depends_on_a_change_is_made_again(finished):
+    trainings = {"train_pi-sim-rhd-seed0", "train_pi-sim-stb-seed0"}
+    again = figures(finished)
+    assert again.returncode == 0 and "Nothing to be made" in again.stdout + again.stderr
+    for file in (finished / "handlab").rglob("*.py"): os.utime(file)  # as a fresh checkout does
+    append(finished / "handlab/hand/metrics.py", "\n# a comment\n")
+    append(finished / "handlab/aligned/losses.py", "\nNEW = 1\n")  # nothing here needs it
+    assert to_be_made(finished) == set()
+    append(finished / "handlab/report/published.py", "\nNEW = 1\n")
+    assert to_be_made(finished) == {"paper_pi", "manifest"}
+    append(finished / "handlab/report/published_numbers.csv", "\n")
+    assert to_be_made(finished) == {"paper_pi", "manifest"}
+    append(finished / "handlab/hand/metrics.py", "\nNEW = 1\n")
+    assert {*trainings, "paper_pi", "manifest"} <= to_be_made(finished)
+
+
+def test_a_changed_parameter_makes_its_runs_again(finished):
+    source = finished / "handlab/report/runs.py"
+    source.write_text(source.read_text().replace('dict(dataset="sim-rhd", other_set=OTHER)', 'dict(dataset="sim-rhd")'))
+    assert to_be_made(finished) - {"manifest", "paper_pi"} == {"train_pi-sim-rhd-seed0"}
+
+
+def test_a_killed_graph_goes_on_and_two_do_not_meet(tiny):
+    (tiny / "mended").touch()
+    slow = FAKE_TRAINING[1].replace("if False", "import time; time.sleep(6)\nopen(Path(out) / 'times', 'a').write('x')\nif False")
+    write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0], slow))
+    first = subprocess.Popen([sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2"], cwd=tiny, env=environment(tiny), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    waited = 0
+    while not (tiny / "runs/smoke/train_pi-sim-rhd-seed0/train_pi.ipynb").exists() and waited < 600:
+        time.sleep(.1); waited += 1
+    second = figures(tiny)
+    assert second.returncode == 2 and "another call of the graph is at work on this profile" in second.stderr
+    first.kill(); first.wait()
+    said = figures(tiny)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert to_be_made(tiny) == set()
+
+
+def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypatch):
+    shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
+    say = lambda: subprocess.run([sys.executable, "-c", "from handlab.report.graph import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))"],
+                                 cwd=tree, env=environment(tree), capture_output=True, text=True, check=True).stdout.split()
+    before = say()
+    append(tree / "handlab/report/output.py", "\nNEW = 1\n")
+    plot = say()
+    append(tree / "handlab/aligned/losses.py", "\nNEW = 1\n")
+    loss = say()
+    assert before[0] == plot[0] != loss[0] and len({before[1], plot[1], loss[1]}) == 3
