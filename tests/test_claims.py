@@ -15,7 +15,7 @@ from handlab.core import HandlabError, project_root
 from handlab.hand.metrics import paired_difference
 from handlab.report import claims
 from handlab.report.claims import CANNOT_TELL, DRAWS, FAILS, HOLDS, MORE, NOT_RUN, ORDER, Estimate, World, about, at_most, mean_estimate, same, seeds_estimate, up_to
-from handlab.report.runs import graph_runs
+from handlab.report.runs import graph_runs, reference_name
 
 
 def spread(low, high): return Estimate((low + high) / 2, np.linspace(low, high, DRAWS))
@@ -111,7 +111,7 @@ FLAT = dict(rgb=8, rgb_pi=5, depth=4, rgb_steps=7)
 FLAT_STEREO = {"rgb": 6.5, "mask_0.2": 6, "mask_0.8": 4.5, "mask_1": 4.4, "depth": 5.5, "rgb_steps": 6.3}
 DEXTER = dict(rgb=18, rgb_pi=14, rgb_steps=17)
 ALIGNED = {"S1": 20.6, "R2HP": 19.8, "R2CP": 18.8, "R2CHP": 17, "S3": 15, "S4": 11.5, "S1-own_view": 25, "RD2DHP": 14.5, "alternating": 14, "S4-apart": 13.5, "S4-labelled0.05": 30, "S4-labelled0.05-alone": 31.8,
-           "S4-labelled0.25": 15, "S4-labelled0.25-alone": 16, "S4-labelled0.5": 12.3, "S4-labelled0.5-alone": 13}
+           "S4-labelled0.25": 12.3, "S4-labelled0.25-alone": 13}
 ALIGNED_STEREO = {"S1": 8, "S4": 7}
 ALWAYS_OPEN = {"others-joint", "smooth-clouds", "best-dexter"}  # nothing here measures them
 REAL_ONLY = {claim.id for claim in claims.all_claims() if claim.real_only}
@@ -153,10 +153,11 @@ def write_pi(folder, dataset, seed, good, prefix):
 def write_aligned(folder, name, dataset, seed, good, prefix, error, **more):
     run = folder / f"train_aligned-{name}-{prefix}{dataset}-seed{seed}"
     write_run(run, f"{prefix}{dataset}", RGB=error, **more)
-    weights = {"encoders.R.trunk": np.zeros((10, 10)), "decoders.P.0": np.zeros(50 if good or name != "S4" else 90), "encoders.C.trunk": np.zeros(7 if name == "S4" else 1)}
+    plain = name == "S4" or name.startswith("S4-steps")
+    weights = {"encoders.R.trunk": np.zeros((10, 10)), "decoders.P.0": np.zeros(50 if good or not plain else 90), "encoders.C.trunk": np.zeros(7 if plain else 1)}
     save_file(weights, run / "model.safetensors")
     fast, slow = [50, 20, 12, 11.5], [50, 40, 25, 14]
-    write_losses(run, epe=np.array(fast if (name == "S4") == good else slow) + .001 * seed)
+    write_losses(run, epe=np.array(fast if plain == good else slow) + .001 * seed)
 
 
 def write_world(folder, good=True, prefix="sim-", seeds=3):
@@ -166,8 +167,9 @@ def write_world(folder, good=True, prefix="sim-", seeds=3):
         write_run(folder / f"train_pi-bighand-{prefix}rhd-seed{seed}", f"{prefix}rhd", **turned(dict(depth=13, rgb_pi=20), good))
         write_run(folder / f"train_pi_2d-{prefix}rhd-seed{seed}", f"{prefix}rhd", 2, other={f"{prefix}dexter-object": turned(DEXTER, good)}, **turned(FLAT, good))
         write_run(folder / f"train_pi_2d-{prefix}stb-seed{seed}", f"{prefix}stb", 2, **turned(FLAT_STEREO, good))
-        bad = {"S4-labelled0.5": 36., "S4-labelled0.5-alone": 35.} if not good else {}
-        for name, error in {**turned(ALIGNED, good), **bad}.items(): write_aligned(folder, name, "rhd", seed, good, prefix, error, **(turned(dict(cloud=9), good) if name == "S4" else {}))
+        bad = {"S4-labelled0.25": 36., "S4-labelled0.25-alone": 35.} if not good else {}
+        references = {reference_name(strategy, "quick").removeprefix("train_aligned-").removesuffix("-sim-rhd"): ALIGNED[strategy] for strategy in ("S1", "S4")}
+        for name, error in {**turned({**ALIGNED, **references}, good), **bad}.items(): write_aligned(folder, name, "rhd", seed, good, prefix, error, **(turned(dict(cloud=9), good) if name == "S4" else {}))
         for name, error in turned(ALIGNED_STEREO, good).items(): write_aligned(folder, name, "stb", seed, good, prefix, error)
     pages = folder / "paper_aligned"
     pages.mkdir()
