@@ -304,17 +304,18 @@ def papermill(folder, **parameters):
 @pytest.mark.end_to_end
 def test_notebook_goes_on_with_what_is_there(practised, tmp_path):
     before = sorted(path.name for path in (project_root()/'figures').iterdir())
-    code, printed, text = papermill(tmp_path, profile='smoke', runs=practised, out=tmp_path/'paper_aligned')
+    code, printed, text = papermill(tmp_path, profile='smoke', runs=practised, out=tmp_path/'paper_aligned', figures=tmp_path/'figures')
     assert code == 0, printed[-3000:]
     assert 'train_aligned-R2HP-sim-rhd-seed0' in text and 'train_aligned-S4-apart-sim-rhd-seed0' in text and '13.14' in text
     metrics = read_json(tmp_path/'paper_aligned'/'metrics.json')
     assert metrics['runs'] == ['train_aligned-S1-sim-rhd-seed0', 'train_aligned-S4-sim-rhd-seed0'] and set(metrics['values']['smoothness']) == {'S1', 'S4', 'joints'}
     assert metrics['values']['smoothness']['joints']['path_ratio']['mean'] == pytest.approx(1)
     with np.load(tmp_path/'paper_aligned'/'smoothness.npz') as arrays: assert arrays['S4/path_ratio'].shape == (1, 20)
-    assert sorted(path.name for path in (project_root()/'figures').iterdir()) == before   # nothing of the smallest profile is kept
+    assert sorted(path.name for path in (project_root()/'figures').iterdir()) == before   # the page's own folder is left alone
+    assert (tmp_path/'figures'/'aligned-table1-strategies-sim-rhd-smoke.csv').exists()
 
 
 @pytest.mark.end_to_end
 def test_strict_notebook_names_what_is_missing(practised, tmp_path):
-    code, printed, _ = papermill(tmp_path, profile='smoke', runs=practised, out=tmp_path/'paper_aligned', strict=True)
+    code, printed, _ = papermill(tmp_path, profile='smoke', runs=practised, out=tmp_path/'paper_aligned', figures=tmp_path/'figures', strict=True)
     assert code != 0 and 'HandlabError' in printed and 'train_aligned-R2HP-sim-rhd-seed0' in printed and not (tmp_path/'paper_aligned'/'metrics.json').exists()
