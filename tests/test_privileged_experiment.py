@@ -189,6 +189,13 @@ def test_in_processes_of_their_own_the_same_weights(data, finished, tmp_path, ca
     for stage in ("depth", "rgb"): assert results[STAGES[stage].label]["weights"] == read_json(finished / stage / "finished.json")["weights"]
 
 
+def test_the_first_stage_prepares_before_its_processes_start(data, tmp_path, monkeypatch):
+    "A training's process may start no others, as preparing does."
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
+    train_first(replace(SMOKE, own_processes=True, depth_first="sim-bighand"), data, tmp_path / "run", show=False)
+    assert read_json(tmp_path / "run" / "before" / "finished.json")["steps"] == SMOKE.steps_before and list((tmp_path / "data" / "prepared").glob("sim-bighand-*"))
+
+
 def test_the_networks_learn(data, tmp_path):
     "Drawn hands are one rigid hand: a hundred steps must beat the mean pose on the training frames."
     settings = replace(SMOKE, steps_first=150, rate_first=3e-3, log_every=50, validate_every=0)

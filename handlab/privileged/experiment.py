@@ -299,7 +299,9 @@ def stage_jobs(stages: dict, settings: PiSettings, data: ExperimentData, folder,
 
 def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
     "Stage 1: Depth Net and RGB Net."
-    return run_jobs(stage_jobs({"depth": 0, "rgb": 0}, check_pi(settings), data, folder, device), device, show=show, own_processes=settings.own_processes)
+    settings = check_pi(settings)
+    if settings.depth_first: before_data(settings, show)  # here, because a job's process may start no others
+    return run_jobs(stage_jobs({"depth": 0, "rgb": 0}, settings, data, folder, device), device, show=show, own_processes=settings.own_processes)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #fe72f6f6
 def start_sizes(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {term: {'value', 'gradient'}}
