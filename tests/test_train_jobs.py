@@ -66,6 +66,15 @@ def test_device_that_is_not_there():
     with pytest.raises(HandlabError, match="device 'cuda:9'"): run_jobs([Job("a", practice_job)], device="cuda:9")
 
 
+@pytest.fixture
+def interruptible():
+    "An interrupt is heard also where the tests were begun in the background, which has it ignored."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_children_end_with_their_parent(kill, tmp_path):
     code = ("import sys; sys.path.insert(0, sys.argv[2])\n"
@@ -85,6 +94,7 @@ def test_children_end_with_their_parent(kill, tmp_path):
     assert not any(alive(child) for child in children)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_ends_the_children_while_the_parent_lives(tmp_path):
     "As in a notebook, whose kernel goes on after an interrupt."
     with pytest.raises(KeyboardInterrupt): run_jobs([Job("a", write_and_wait, {"folder": tmp_path}), Job("b", interrupts_parent, {"folder": tmp_path})], places=2, show=False)
