@@ -4,37 +4,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from handlab.core import project_root
+import papermill_calls
 from handlab.hand.metrics import epe
 from handlab.privileged.experiment import STAGES
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi")]
-NOTEBOOK = project_root() / "nbs" / "train_pi.ipynb"
-
-
-def command(out: Path, **parameters) -> list:
-    "A papermill call of the notebook at the smoke profile."
-    given = {"profile": "smoke", "device": "cpu", "out": str(out), **parameters}
-    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    return [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(NOTEBOOK), str(out.parent / f"{out.name}.ipynb"), *words]
-
-
-def environment(root: Path) -> dict:
-    "The project's root is elsewhere, so that nothing is written into the checkout and no real frames are found."
-    kept = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    return {**kept, "HANDLAB_ROOT": str(root), "HANDLAB_REAL_RHD": str(root / "nowhere"), "OMP_NUM_THREADS": "1"}
-
-
-def run(out: Path, **parameters) -> subprocess.CompletedProcess:
-    return subprocess.run(command(out, **parameters), env=environment(out.parent), capture_output=True, text=True, timeout=900)
+NOTEBOOK = "train_pi"
+command, run = partial(papermill_calls.command, NOTEBOOK), partial(papermill_calls.run, NOTEBOOK)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +82,7 @@ def test_killed_run_ends_as_the_whole_one(finished):
     "kill -9 in the midst of stage 1, and again later; the third call ends with the same weights."
     out = finished.parent / "killed"
     for stage in ("rgb", "rgb_pi"):
-        process = subprocess.Popen(command(out), env=environment(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command(out), env=papermill_calls.environment(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not (out / stage / "checkpoint.pt").exists(): time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

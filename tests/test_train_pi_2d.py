@@ -3,36 +3,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from handlab.core import project_root
+import papermill_calls
 from handlab.privileged.experiment_2d import STAGES_2D
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi_2d")]
-NOTEBOOK = project_root() / "nbs" / "train_pi_2d.ipynb"
-
-
-def command(out: Path, **parameters) -> list:
-    "A papermill call of the notebook at the smoke profile."
-    given = {"profile": "smoke", "device": "cpu", "out": str(out), **parameters}
-    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    return [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(NOTEBOOK), str(out.parent / f"{out.name}.ipynb"), *words]
-
-
-def environment(root: Path) -> dict:
-    "The project's root is elsewhere, so that nothing is written into the checkout and no real frames are found."
-    kept = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    return {**kept, "HANDLAB_ROOT": str(root), "HANDLAB_REAL_RHD": str(root / "nowhere"), "OMP_NUM_THREADS": "1"}
-
-
-def run(out: Path, **parameters) -> subprocess.CompletedProcess:
-    return subprocess.run(command(out, **parameters), env=environment(out.parent), capture_output=True, text=True, timeout=900)
+NOTEBOOK = "train_pi_2d"
+command, run = partial(papermill_calls.command, NOTEBOOK), partial(papermill_calls.run, NOTEBOOK)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +69,7 @@ def test_stereo_twin(tmp_path):
 def test_killed_run_ends_as_the_whole_one(finished):
     "kill -9 in the midst of stage 2; the next call ends with the same weights."
     out = finished.parent / "killed"
-    process = subprocess.Popen(command(out), env=environment(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command(out), env=papermill_calls.environment(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not (out / "mask_0.2" / "checkpoint.pt").exists(): time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
