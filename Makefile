@@ -1,9 +1,10 @@
-# make figures   the environment (if needed), then what is out of date of both papers: runs/<PROFILE>/..., figures/
+# make figures   the environment (if needed), then what is out of date of both papers: runs/<PROFILE>/..., figures/; REAL=<folder>: on the real sets in it
 # make test      the environment (if needed), then every test: the notebooks (nbdev_test) and tests/ (pytest)
 # make clean     forget the environment and what was prepared; runs/ and figures/ stay
 PYTHON  ?= python3
 PROFILE ?= quick
 SEEDS   ?= 1
+REAL    ?=
 VENV    := .venv
 READY   := $(VENV)/.ready
 BIN     := $(VENV)/bin
@@ -26,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Snakefile says what depends on what; FLAGS go to Snakemake, such as FLAGS=--dry-run.
 figures: $(READY)
-	@$(BIN)/python -m handlab.report.graph figures --profile $(PROFILE) --seeds $(SEEDS) $(FLAGS)
+	@$(BIN)/python -m handlab.report.graph figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL),--real "$(abspath $(REAL))") $(FLAGS)
 
 # One thread a worker: two notebooks at a time share two cores without their threads waiting on each other.
 test: export OMP_NUM_THREADS := 1

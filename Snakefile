@@ -1,24 +1,26 @@
 # The graph of runs: data -> trainings x datasets x strategies x seeds -> the papers' pages with their figures -> the manifest.
 #
-#   make figures [PROFILE=smoke|quick|full] [SEEDS=n]            the usual way: all cores, all GPUs of this machine
+#   make figures [PROFILE=smoke|quick|full] [SEEDS=n] [REAL=folder]   the usual way: all cores, all GPUs of this machine; REAL: on the real sets
 #   snakemake --cores 2 --config profile=quick seeds=1           the same without make (flags: profiles/default/config.yaml)
 #   snakemake --cores 2 runs/quick/train_pi-sim-stb-seed0/metrics.json    one run of it
 #
 # Which runs there are is said in nbs/report/04_runs.ipynb, what they depend on in nbs/report/10_graph.ipynb. Sources are no inputs here: a rule's
 # `code` is a fingerprint of what its notebook and all modules it imports mean, so that neither a fresh clone's file dates nor a comment make anything again.
+import shlex
 import sys
 
 from snakemake.logging import logger
 
 from handlab.report import graph
-from handlab.report.runs import run_folder
+from handlab.report.runs import page_folder, run_folder
 
-PROFILE, SEEDS = config.get("profile", "quick"), int(config.get("seeds", 1))
-TRAININGS, PAGES = graph.whole_graph(PROFILE, SEEDS)
-DATA = graph.data_names(PROFILE, SEEDS)
+PROFILE, SEEDS, REAL = config.get("profile", "quick"), int(config.get("seeds", 1)), str(config.get("real", ""))
+TRAININGS, PAGES = graph.whole_graph(PROFILE, SEEDS, REAL)
+DATA = graph.data_names(PROFILE, SEEDS, REAL)
 FIGURES = graph.figures_folder(PROFILE)
 CALL = f"{sys.executable} -m handlab.report.graph"
-OPTIONS = f"--profile {PROFILE} --seeds {SEEDS}"
+OPTIONS = f"--profile {PROFILE} --seeds {SEEDS}" + (f" --real {shlex.quote(REAL)}" if REAL else "")
+MANIFEST = page_folder("manifest", bool(REAL))
 GPUS = int(config.get("gpus", graph.gpu_count()))  # of this machine, or of each of a cluster's jobs
 THREADS = "" if GPUS else "OMP_NUM_THREADS=1"  # on a CPU a training is one thread, or several processes of one thread each
 DATA_CODE = graph.code_fingerprint("handlab/train/experiment.py")
@@ -32,7 +34,7 @@ def priority(run): return 10 + int(10 * run.minutes * run.threads)  # the longes
 
 rule all:
     default_target: True
-    input: f"runs/{PROFILE}/manifest.json", [f"{folder(run)}/metrics.json" for run in TRAININGS]
+    input: f"runs/{PROFILE}/{MANIFEST}.json", [f"{folder(run)}/metrics.json" for run in TRAININGS]
 
 
 for name, (notebook, dataset, other) in DATA.items():
@@ -52,7 +54,7 @@ for run in TRAININGS:
         input: data_file(f"data-{run.notebook}-{run.dataset}")
         output: f"{folder(run)}/metrics.json"
         log: notebook=f"{folder(run)}/{run.notebook}.ipynb", text=text_log(run.name)
-        params: code=graph.code_fingerprint(graph.notebook_file(run.notebook)), given=graph.run_parameters(run, PROFILE)
+        params: code=graph.code_fingerprint(graph.notebook_file(run.notebook)), given=graph.what_matters(graph.run_parameters(run, PROFILE))
         threads: 1 if GPUS else run.threads
         resources: gpu=1 if GPUS else 0
         priority: priority(run)
@@ -67,7 +69,7 @@ for page in PAGES:
             [f"{folder(other)}/finished.json" for other in PAGES if other.notebook in graph.PAGES_BEFORE.get(page.notebook, ())]
         output: f"{folder(page)}/finished.json"
         log: notebook=f"{folder(page)}/{page.notebook}.ipynb", text=text_log(page.name)
-        params: code=graph.code_fingerprint(graph.notebook_file(page.notebook)), given=graph.page_parameters(page, PROFILE)
+        params: code=graph.code_fingerprint(graph.notebook_file(page.notebook)), given=graph.what_matters(graph.page_parameters(page, PROFILE))
         resources: gpu=1 if GPUS else 0
         priority: 1
         shell: "{THREADS} {CALL} run {rule} {OPTIONS} &> {log.text}"
@@ -75,9 +77,9 @@ for page in PAGES:
 
 rule manifest:
     input: [f"{folder(page)}/finished.json" for page in PAGES]
-    output: f"runs/{PROFILE}/manifest.json"
-    log: text_log("manifest")
-    params: code=graph.code_fingerprint("handlab/report/manifest.py"), command=graph.make_command(PROFILE, SEEDS)
+    output: f"runs/{PROFILE}/{MANIFEST}.json"
+    log: text_log(MANIFEST)
+    params: code=graph.code_fingerprint("handlab/report/manifest.py"), command=graph.make_command(PROFILE, SEEDS, bool(REAL))
     shell: "{sys.executable} -m handlab.report.manifest {FIGURES} --command '{params.command}' --json {output} &> {log}"
 
 

@@ -42,7 +42,7 @@ from ..privileged.networks import energy_on_hand
 from .output import save_figure, save_table
 from .paper_pi import device_name, forward_times, paper_networks
 from .published import facts, published_curves, published_numbers
-from .runs import LABELLED_SHARES, Run, about_item, data_sources, graph_runs, open_runs, reference_name, require, run_command
+from .runs import LABELLED_SHARES, Run, about_item, data_sources, graph_runs, open_runs, page_folder, reference_name, require, run_command
 from ..train.experiment import ordered_batches
 
 # %% ../../nbs/report/08_claims.ipynb #f7ff6212
@@ -675,7 +675,7 @@ def claims_weak(shares) -> list:  # labelled shares, as the profile trains them
 def walks(of: Callable) -> Measure:  # {measure of S4's walks, 'joints/...' of the straight ones: (seeds, pairs)} -> Measured
     "What the walks between random pairs of test images show."
     def measured(evidence):
-        path = project_path(evidence.world.folder) / "paper_aligned" / "smoothness.npz"
+        path = project_path(evidence.world.folder) / page_folder("paper_aligned", evidence.world.real) / "smoothness.npz"
         if not path.exists(): raise Missing("paper_aligned: smoothness.npz")
         with np.load(path, allow_pickle=False) as arrays: found = dict(arrays)
         if lacking := {"S4/path_ratio", "joints/bone_drift"} - set(found): raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['OTHER', 'MINUTES', 'TABLE_1', 'TESTED_ON_OTHER', 'OWN_VIEW', 'ABLATIONS', 'LABELLED_SHARES', 'ABLATION_STEPS',
-           'STB_STEPS', 'PROFILES', 'Run', 'regime_of', 'name_of', 'aligned_parameters', 'pi_parameters', 'graph_runs',
-           'reference_name', 'run_folder', 'run_parameters', 'run_command', 'RunFolder', 'open_runs', 'missing_runs',
-           'make_command', 'missing_line', 'require', 'data_sources', 'seed_count', 'source_line', 'about_item']
+           'STB_STEPS', 'PROFILES', 'REAL_SETS', 'Run', 'regime_of', 'name_of', 'aligned_parameters', 'pi_parameters',
+           'graph_runs', 'reference_name', 'real_roots', 'on_real', 'page_folder', 'run_folder', 'run_parameters',
+           'run_command', 'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of', 'missing_line',
+           'require', 'data_sources', 'seed_count', 'source_line', 'about_item']
 
 # %% ../../nbs/report/04_runs.ipynb #5aa17eba
 import csv
 import re
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +38,9 @@ class Run:
 
     @property
     def dataset(self) -> str: return self.parameters["dataset"]
+
+    @property
+    def real(self) -> bool: return not self.dataset.startswith("sim-")
 
 # %% ../../nbs/report/04_runs.ipynb #3f117c7b
 def regime_of(parameters: dict) -> list:  # of train_aligned
@@ -83,7 +88,8 @@ PROFILES = tuple(LABELLED_SHARES)
 
 
 def graph_runs(profile: str = "quick",
-               seeds: int = 1) -> list[Run]:  # the longest first
+               seeds: int = 1,
+               real: str = "") -> list[Run]:  # the longest first; real: the folder of the real sets, for runs on them
     "Every run that the tables and figures need."
     if profile not in PROFILES: raise HandlabError("profile", f"{profile!r} is not known", f"choose one of {', '.join(PROFILES)}")
     if not isinstance(seeds, int) or seeds < 1: raise HandlabError("seeds", f"{seeds!r} is not a number of seeds", "give 1 or more")
@@ -94,6 +100,9 @@ def graph_runs(profile: str = "quick",
     minutes = lambda notebook, each: MINUTES[each.get("strategy", notebook)] * (1 + .2 * ("other_set" in each)) * shorter(each)
     runs = [Run(f"{name_of(notebook, each, reference)}-seed{seed}", notebook, each, seed, threads, minutes(notebook, each))
             for seed in range(seeds) for notebook, each, reference, threads in wanted]
+    if real:
+        roots = real_roots(real)
+        runs = [on_real(run, roots) for run in runs]
     return sorted(runs, key=lambda run: (run.seed, -run.minutes * run.threads))
 
 
@@ -101,6 +110,30 @@ def reference_name(strategy: str, profile: str) -> str:  # S1 or S4
     "The run that the ablations of a profile are measured against, without its seed."
     steps = ABLATION_STEPS[profile]
     return name_of("train_aligned", dict(strategy=strategy, dataset="sim-rhd", steps=steps), reference=bool(steps))
+
+# %% ../../nbs/report/04_runs.ipynb #eaec3c93
+REAL_SETS = {"rhd": "RHD_published_v2", "stb": "the Stereo set's images and labels", "dexter-object": "dexter+object"}  # {name: what lies there}
+
+
+def real_roots(folder) -> dict:  # {'rhd': folder, ...}
+    "The folders of the real sets within one folder."
+    roots = {name: Path(folder).expanduser() / name for name in REAL_SETS}
+    missing = [name for name, root in roots.items() if not root.is_dir()]
+    if missing: raise HandlabError(folder, f"holds no folder {', '.join(missing)}", "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in missing))
+    return {name: root.as_posix() for name, root in roots.items()}
+
+
+def on_real(run: Run, roots: dict) -> Run:
+    "The run's counterpart on the real set."
+    given = {name: value.removeprefix("sim-") if name in ("dataset", "other_set") else value for name, value in run.parameters.items()}
+    given["data_root"] = roots[given["dataset"]]
+    if "other_set" in given: given["other_root"] = roots[given["other_set"]]
+    return replace(run, name=run.name.replace(f"-{run.dataset}-", f"-{given['dataset']}-"), parameters=given)
+
+
+def page_folder(notebook: str, real: bool = False) -> str:
+    "The name of a page's own folder: pages about the real sets have others than those about the twins."
+    return f"{notebook}{'-real' * real}"
 
 # %% ../../nbs/report/04_runs.ipynb #cc79dc19
 def run_folder(run: Run, profile: str) -> str:
@@ -115,7 +148,7 @@ def run_parameters(run: Run, profile: str) -> dict:
 
 def run_command(run: Run, profile: str) -> str:
     "The same by hand."
-    words = " ".join(f"-p {name} {value}" for name, value in run_parameters(run, profile).items())
+    words = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in run_parameters(run, profile).items())
     return f"papermill nbs/{run.notebook}.ipynb runs/{run.notebook}.ipynb {words}"
 
 # %% ../../nbs/report/04_runs.ipynb #042e928e
@@ -161,22 +194,27 @@ def missing_runs(names, folder="runs/quick", seeds: int = 1) -> list:  # names w
     return [f"{name}-seed{seed}" for name in names for seed in range(seeds) if f"{name}-seed{seed}" not in there]
 
 
-def make_command(folder="runs/quick", seeds: int = 1) -> str:
+def make_command(folder="runs/quick", seeds: int = 1, real: bool = False) -> str:  # real: on the real sets
     "What makes every run of a profile."
-    return f"make figures PROFILE={Path(folder).name} SEEDS={seeds}"
+    return f"make figures PROFILE={Path(folder).name} SEEDS={seeds}{' REAL=<folder of the real sets>' * real}"
+
+
+def command_of(names, folder="runs/quick", seeds: int = 1) -> str:
+    "What makes some runs, and all others with them."
+    return make_command(folder, seeds, not any("-sim-" in name for name in names))
 
 
 def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where nothing is missing
     "One line on what is not there and how to make it."
     missing = missing_runs(names, folder, seeds)
     if not missing: return ""
-    return f"{len(missing)} run{'s are' if len(missing) > 1 else ' is'} not in {Path(folder).parent.name}/{Path(folder).name}: {', '.join(missing)}; make with: {make_command(folder, seeds)}"
+    return f"{len(missing)} run{'s are' if len(missing) > 1 else ' is'} not in {Path(folder).parent.name}/{Path(folder).name}: {', '.join(missing)}; make with: {command_of(missing, folder, seeds)}"
 
 
 def require(names, folder="runs/quick", seeds: int = 1):
     "An error that names every missing run, if there is one."
     missing = missing_runs(names, folder, seeds)
-    if missing: raise HandlabError(folder, f"no finished run of {', '.join(missing)}", f"make with: {make_command(folder, seeds)}")
+    if missing: raise HandlabError(folder, f"no finished run of {', '.join(missing)}", f"make with: {command_of(missing, folder, seeds)}")
 
 # %% ../../nbs/report/04_runs.ipynb #f8677eaa
 def data_sources(runs) -> list:  # RunFolders
@@ -209,4 +247,4 @@ def about_item(item: str,          # as in the paper: 'Fig. 3', 'Table 2'
     newest = max((run.path / "metrics.json").stat().st_mtime for run in runs)
     profile, seeds = runs[0].profile, seed_count(runs)
     return {**facts, "source": ", ".join(data_sources(runs)), "profile": profile, "seeds": seeds, "date": f"{datetime.fromtimestamp(newest, timezone.utc):%Y-%m-%d}",
-            "command": make_command(profile, seeds)}
+            "command": make_command(profile, seeds, not runs[0].metrics["source"].startswith("sim-"))}
