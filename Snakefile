@@ -43,7 +43,7 @@ for name, (notebook, dataset, other) in DATA.items():
         output: data_file(name)
         log: text_log(name)
         params: code=DATA_CODE, other=other
-        threads: 1 if PROFILE == "smoke" else workflow.cores or 8
+        threads: 1 if PROFILE == "smoke" else max(1, (workflow.cores or 8) // 2)  # two at a time: while one starts or writes its last the other draws
         priority: 10000
         shell: "{CALL} data {rule} {OPTIONS} --output {output} &> {log}"  # `name` itself would be that of the last round
 

@@ -15,7 +15,7 @@ from handlab.core import HandlabError, project_root
 from handlab.hand.metrics import paired_difference
 from handlab.report import claims
 from handlab.report.claims import CANNOT_TELL, DRAWS, FAILS, HOLDS, MORE, NOT_RUN, ORDER, Estimate, World, about, at_most, mean_estimate, same, seeds_estimate, up_to
-from handlab.report.runs import graph_runs, reference_name
+from handlab.report.runs import graph_runs, page_folder, reference_name
 
 
 def spread(low, high): return Estimate((low + high) / 2, np.linspace(low, high, DRAWS))
@@ -171,7 +171,7 @@ def write_world(folder, good=True, prefix="sim-", seeds=3):
         references = {reference_name(strategy, "quick").removeprefix("train_aligned-").removesuffix("-sim-rhd"): ALIGNED[strategy] for strategy in ("S1", "S4")}
         for name, error in {**turned({**ALIGNED, **references}, good), **bad}.items(): write_aligned(folder, name, "rhd", seed, good, prefix, error, **(turned(dict(cloud=9), good) if name == "S4" else {}))
         for name, error in turned(ALIGNED_STEREO, good).items(): write_aligned(folder, name, "stb", seed, good, prefix, error)
-    pages = folder / "paper_aligned"
+    pages = folder / page_folder("paper_aligned", not prefix)
     pages.mkdir()
     noise = np.random.default_rng(0).normal(0, .01, (seeds, 50))
     walk = {"S4/path_ratio": 1.2, "S4/largest_step": 1.4, "S4/bone_drift": 3, "joints/bone_drift": 8, "S4/from_real": 10, "S4/from_real_ends": 10} if good else \
@@ -196,6 +196,13 @@ def worlds(tmp_path_factory):
             folders[good, real] = tmp_path_factory.mktemp("worlds") / "quick"
             write_world(folders[good, real], good, "" if real else "sim-")
     return folders
+
+
+def test_twins_in_the_real_sets_layout_decide_nothing_about_the_real_sets(tmp_path):
+    write_world(tmp_path / "quick", True, "")
+    for file in (tmp_path / "quick").glob("*/metrics.json"): file.write_text(json.dumps({**json.loads(file.read_text()), "source": "sim-rhd"}))
+    table = claims.claims_table(World(str(tmp_path / "quick"), 3, True))
+    assert not set(table.verdict) & {"holds", "does not hold"} and table.reason.str.contains("sim-rhd, a twin in the real set's layout").sum() > 50
 
 
 @pytest.mark.parametrize("good", [True, False])

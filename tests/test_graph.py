@@ -13,7 +13,7 @@ from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.core import HandlabError, make_settings, project_root, write_json
 from handlab.report.graph import data_names, whole_graph
-from handlab.report.runs import ABLATION_STEPS, PROFILES, graph_runs, reference_name
+from handlab.report.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
 
 
 def aligned_settings(run, profile):
@@ -111,6 +111,37 @@ def test_a_dry_run_names_the_whole_graph(tree):
     shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
     trainings, pages = whole_graph("smoke", 2)
     assert trainings and {run.name for run in (*trainings, *pages)} | set(data_names("smoke", 2)) | {"manifest"} == to_be_made(tree, "--seeds", "2")
+
+
+@pytest.fixture
+def real_sets(tmp_path):
+    folder = tmp_path / "the real sets"
+    for name in REAL_SETS: (folder / name).mkdir(parents=True)
+    return folder
+
+
+def test_the_real_sets_take_the_twins_places(tree, real_sets):
+    shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
+    twins = to_be_made(tree)
+    own = {"paper_pi", "paper_aligned", "claims"}  # pages have folders of their own
+    assert to_be_made(tree, "--real", str(real_sets)) == {name.replace("sim-", "") for name in twins - own} | {f"{name}-real" for name in own}
+    (real_sets / "stb").rmdir()
+    said = figures(tree, "--real", str(real_sets))
+    assert said.returncode == 2 and "holds no folder stb; put or link there: stb" in said.stderr
+
+
+def test_runs_on_the_real_sets_are_told_where_they_lie_and_stay_when_these_move(tiny, real_sets):
+    (tiny / "mended").touch()
+    noting = FAKE_TRAINING[1].replace("if False", "Path(out, 'roots.txt').write_text(f'{data_root}|{other_root}')\nif False")
+    write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0] + '\ndata_root: str = ""\nother_root: str = ""', noting))
+    for dataset in ("rhd", "stb"): write_json(tiny / f"runs/smoke/data/data-train_pi-{dataset}.json", {})
+    said = figures(tiny, "--real", str(real_sets))
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert (tiny / "runs/smoke/train_pi-rhd-seed0/roots.txt").read_text() == f"{real_sets}/rhd|{real_sets}/dexter-object"
+    assert (tiny / "runs/smoke/paper_pi-real/finished.json").exists() and not (tiny / "runs/smoke/paper_pi").exists()
+    moved = real_sets.rename(real_sets.with_name("elsewhere"))
+    assert to_be_made(tiny, "--real", str(moved)) == set()
+    assert {"train_pi-sim-rhd-seed0", "paper_pi"} <= to_be_made(tiny)
 
 
 def test_a_failed_run_leaves_its_notebook_and_the_others_go_on(tiny):

@@ -238,6 +238,8 @@ class Evidence:
         self.seeds = sorted(set.intersection(*(set(runs) for runs in found.values()))) if found else []
         if found and not self.seeds: raise Unfit("its runs have no seed in common")
         self.by_pattern = {pattern: [runs[seed] for seed in self.seeds] for pattern, runs in found.items()}
+        for run in self.runs:  # a twin written to disk is read like the real set
+            if world.real and run.metrics["source"].startswith("sim-"): raise Unfit(f"{run.name} is of {run.metrics['source']}, a twin in the real set's layout")
         self.frames = None
 
     @property

@@ -392,7 +392,7 @@ def begin(profile: str, seeds: int, cores: int = 0, more=(), real: str = ""):  #
     hold(project_path(f"runs/{profile}/.lock"))
     forget_incomplete_pages(profile)
     sys.stdout.flush()
-    words = snakemake_words(profile, seeds, cores, more, real)
+    words = snakemake_words(profile, seeds, cores, more, real and str(Path(real).expanduser().absolute()))
     os.execv(words[0], words)
 
 # %% ../../nbs/report/10_graph.ipynb #d5663d45

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OTHER', 'MINUTES', 'TABLE_1', 'TESTED_ON_OTHER', 'OWN_VIEW', 'ABLATIONS', 'LABELLED_SHARES', 'ABLATION_STEPS',
-           'STB_STEPS', 'PROFILES', 'REAL_SETS', 'Run', 'regime_of', 'name_of', 'aligned_parameters', 'pi_parameters',
-           'graph_runs', 'reference_name', 'real_roots', 'on_real', 'page_folder', 'run_folder', 'run_parameters',
-           'run_command', 'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of', 'missing_line',
-           'require', 'data_sources', 'seed_count', 'source_line', 'about_item']
+           'STB_STEPS', 'PROFILES', 'REAL_SETS', 'Run', 'regime_of', 'name_of', 'stb_steps', 'aligned_parameters',
+           'pi_parameters', 'graph_runs', 'reference_name', 'real_roots', 'on_real', 'page_folder', 'run_folder',
+           'run_parameters', 'run_command', 'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of',
+           'missing_line', 'require', 'data_sources', 'seed_count', 'source_line', 'about_item']
 
 # %% ../../nbs/report/04_runs.ipynb #5aa17eba
 import csv
@@ -65,13 +65,18 @@ OWN_VIEW = dict(strategy="S1", viewpoint_correction=False)  # Fig. 5 sets it bes
 ABLATIONS = (dict(strategy="RD2DHP"), dict(strategy="alternating"), dict(strategy="S4", correspondence=False))
 LABELLED_SHARES = {"smoke": (.25,), "quick": (.05, .25), "full": (.05, .1, .25, .5, .75)}
 ABLATION_STEPS = {"smoke": 0, "quick": 400, "full": 0}  # 0: as many as the others
-STB_STEPS = {"quick": {"train_pi": dict(steps_first=1000, steps_second=560), "train_pi_2d": dict(steps_first=500, steps_second=150)}}  # one person's hand is learnt in fewer
+STB_STEPS = {"quick": {"train_pi": dict(steps_first=1000, steps_second=560), "train_pi_2d": dict(steps_first=500, steps_second=150), "train_aligned": dict(steps=600)}}  # one person's hand is learnt in fewer
+
+
+def stb_steps(notebook: str, profile: str) -> dict:
+    "The steps of a notebook on Stereo where they are others than on RHD."
+    return STB_STEPS.get(profile, {}).get(notebook, {})
 
 
 def aligned_parameters(profile: str) -> list:  # [(parameters, whether it is the reference of the ablations)]
     "The trainings of paper 2."
-    table = [dict(strategy=strategy, dataset=dataset, **({"other_set": OTHER} if dataset == "sim-rhd" and strategy in TESTED_ON_OTHER else {}))
-             for dataset, strategies in TABLE_1.items() for strategy in strategies]
+    more = lambda dataset, strategy: stb_steps("train_aligned", profile) if dataset == "sim-stb" else {"other_set": OTHER} if strategy in TESTED_ON_OTHER else {}
+    table = [dict(strategy=strategy, dataset=dataset, **more(dataset, strategy)) for dataset, strategies in TABLE_1.items() for strategy in strategies]
     weak = [dict(strategy="S4", labelled_share=share, **alone) for share in LABELLED_SHARES[profile] for alone in ({}, {"use_unlabelled": False})]
     steps = {"steps": ABLATION_STEPS[profile]} if ABLATION_STEPS[profile] else {}
     apart = [dict(OWN_VIEW, dataset="sim-rhd"), *(dict(each, dataset="sim-rhd", **steps) for each in (*ABLATIONS, *weak))]
@@ -81,7 +86,7 @@ def aligned_parameters(profile: str) -> list:  # [(parameters, whether it is the
 
 def pi_parameters(notebook: str, profile: str) -> list:
     "The trainings of paper 1, of 3D and 2D alike: on RHD they are tested on Dexter+Object, too."
-    return [dict(dataset="sim-rhd", other_set=OTHER), dict(dataset="sim-stb", **STB_STEPS.get(profile, {}).get(notebook, {}))]
+    return [dict(dataset="sim-rhd", other_set=OTHER), dict(dataset="sim-stb", **stb_steps(notebook, profile))]
 
 # %% ../../nbs/report/04_runs.ipynb #60d043ae
 PROFILES = tuple(LABELLED_SHARES)
@@ -96,8 +101,8 @@ def graph_runs(profile: str = "quick",
     pair = 1 if profile == "smoke" else 2  # paper 1 trains two networks side by side, but the tiniest one after the other
     wanted = [(notebook, each, False, pair) for notebook in ("train_pi", "train_pi_2d") for each in pi_parameters(notebook, profile)]
     wanted += [("train_aligned", each, reference, 1) for each, reference in aligned_parameters(profile)]
-    shorter = lambda each: .4 if "steps" in each else .6 if "steps_first" in each else 1
-    minutes = lambda notebook, each: MINUTES[each.get("strategy", notebook)] * (1 + .2 * ("other_set" in each)) * shorter(each)
+    shorter = lambda notebook, each: .6 if each["dataset"] == "sim-stb" and stb_steps(notebook, profile) else .4 if "steps" in each else 1
+    minutes = lambda notebook, each: MINUTES[each.get("strategy", notebook)] * (1 + .2 * ("other_set" in each)) * shorter(notebook, each)
     runs = [Run(f"{name_of(notebook, each, reference)}-seed{seed}", notebook, each, seed, threads, minutes(notebook, each))
             for seed in range(seeds) for notebook, each, reference, threads in wanted]
     if real:
@@ -117,7 +122,7 @@ REAL_SETS = {"rhd": "RHD_published_v2", "stb": "the Stereo set's images and labe
 
 def real_roots(folder) -> dict:  # {'rhd': folder, ...}
     "The folders of the real sets within one folder."
-    roots = {name: Path(folder).expanduser() / name for name in REAL_SETS}
+    roots = {name: Path(folder).expanduser().absolute() / name for name in REAL_SETS}
     missing = [name for name, root in roots.items() if not root.is_dir()]
     if missing: raise HandlabError(folder, f"holds no folder {', '.join(missing)}", "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in missing))
     return {name: root.as_posix() for name, root in roots.items()}
