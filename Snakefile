@@ -14,6 +14,7 @@ from snakemake.logging import logger
 from handlab.report import graph
 from handlab.report.runs import page_folder, run_folder
 
+if workflow.is_main_process: logger.addHandler(graph.Errors())
 PROFILE, SEEDS, REAL = config.get("profile", "quick"), int(config.get("seeds", 1)), str(config.get("real", ""))
 TRAININGS, PAGES = graph.whole_graph(PROFILE, SEEDS, REAL)
 DATA = graph.data_names(PROFILE, SEEDS, REAL)
@@ -43,7 +44,7 @@ for name, (notebook, dataset, other) in DATA.items():
         output: data_file(name)
         log: text_log(name)
         params: code=DATA_CODE, other=other
-        threads: 1 if PROFILE == "smoke" else max(1, (workflow.cores or 8) // 2)  # two at a time: while one starts or writes its last the other draws
+        threads: 1 if PROFILE == "smoke" else max(1, workflow.cores // 2) if workflow.cores else 8  # two at a time: while one starts or writes its last the other draws
         priority: 10000
         shell: "{CALL} data {rule} {OPTIONS} --output {output} &> {log}"  # `name` itself would be that of the last round
 

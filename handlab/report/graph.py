@@ -8,8 +8,8 @@ __all__ = ['PACKAGE', 'ROOTS', 'NOT_TRAINING', 'PAGES', 'PAGES_BEFORE', 'PAGE_MI
            'closure', 'code_fingerprint', 'notebook_file', 'training_code', 'training_fingerprint', 'claim', 'adopt',
            'there', 'accepted', 'what_matters', 'page_run', 'page_parameters', 'figures_folder', 'whole_graph',
            'find_run', 'gpu_count', 'one_gpu', 'execute', 'run_one', 'data_names', 'experiment_of', 'parsed_names',
-           'prepare_data', 'notebook_error', 'Progress', 'hold', 'snakemake_words', 'forget_incomplete_pages', 'begin',
-           'main']
+           'prepare_data', 'notebook_error', 'event_of', 'Errors', 'Progress', 'hold', 'snakemake_words',
+           'forget_incomplete_pages', 'begin', 'main']
 
 # %% ../../nbs/report/10_graph.ipynb #64371460
 import argparse
@@ -302,6 +302,22 @@ PACE = {"smoke": .1, "quick": 1., "full": 60.}  # minutes that a core takes for 
 TRUST = 10.0  # core minutes after which the pace so far counts as much as the usual one
 
 
+def event_of(record) -> str:
+    "What one of Snakemake's log records is about."
+    return str(getattr(record, "event", "") or "").lower().split(".")[-1]
+
+
+class Errors(logging.Handler):
+    "Shows what Snakemake says of an error when it is told to be quiet; `Progress` tells of failed runs."
+    def __init__(self, write=print):
+        super().__init__(logging.ERROR)
+        self.write = write
+
+    def emit(self, record):
+        shown = (handler.filter(record) for handler in logging.getLogger(record.name).handlers if handler.name == "DefaultStreamHandler")
+        if event_of(record) in ("", "error") and not any(shown): self.write(record.getMessage().split("\n\n")[-1])  # behind a traceback, if there is one
+
+
 class Progress(logging.Handler):
     "Says what the graph does, from Snakemake's log records."
     def __init__(self, costs: dict, logs: dict, profile: str, cores: int = 2, write=print):  # {name: core minutes}, {name: files to look at}
@@ -312,8 +328,7 @@ class Progress(logging.Handler):
 
     def emit(self, record):
         if str(record.msg).startswith("Nothing to be done"): self.on_nothing()
-        event = str(getattr(record, "event", "") or "").lower().split(".")[-1]
-        if hasattr(self, f"on_{event}"): getattr(self, f"on_{event}")(record)
+        if hasattr(self, f"on_{event_of(record)}"): getattr(self, f"on_{event_of(record)}")(record)
 
     def on_run_info(self, record):
         self.wanted = [name for name in self.costs if name in record.stats] or self.wanted
