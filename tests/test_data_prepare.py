@@ -348,9 +348,9 @@ def wait_for(condition, seconds=30):
 
 
 def rows_written(folder):
-    "How many frames of an unfinished image file hold anything."
-    for path in folder.glob('.crops.*.partial/image.npy'):
-        if path.stat().st_size > 200: return int((np.frombuffer(path.read_bytes()[128:], np.uint8).reshape(16, -1) > 0).any(1).sum())
+    "How many frames of an unfinished folder have their digest, which is written last."
+    for path in folder.glob('.crops.*.partial/digests.npy'):
+        if path.stat().st_size == 128 + 16*16: return int((np.frombuffer(path.read_bytes()[128:], np.uint8).reshape(16, 16) > 0).any(1).sum())
     return 0
 
 
