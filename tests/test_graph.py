@@ -113,6 +113,11 @@ def test_a_dry_run_names_the_whole_graph(tree):
     assert trainings and {run.name for run in (*trainings, *pages)} | set(data_names("smoke", 2)) | {"manifest"} == to_be_made(tree, "--seeds", "2")
 
 
+def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
+    said = subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=fast"], cwd=tree, env=environment(tree), capture_output=True, text=True)
+    assert said.returncode != 0 and "profile: 'fast' is not known; choose one of smoke, quick, full" in said.stdout + said.stderr
+
+
 @pytest.fixture
 def real_sets(tmp_path):
     folder = tmp_path / "the real sets"

@@ -39,9 +39,6 @@ class Run:
     @property
     def dataset(self) -> str: return self.parameters["dataset"]
 
-    @property
-    def real(self) -> bool: return not self.dataset.startswith("sim-")
-
 # %% ../../nbs/report/04_runs.ipynb #3f117c7b
 def regime_of(parameters: dict) -> list:  # of train_aligned
     "The words of a name for what differs from the paper's main experiment."
