@@ -297,11 +297,7 @@ def notebook_error(path) -> str:
             if output["output_type"] == "error": return " ".join(f"{output['ename']}: {output['evalue']}".split())
     return ""
 
-
-PACE = {"smoke": .1, "quick": 1., "full": 60.}  # minutes that a core takes for what is said to cost a minute
-TRUST = 10.0  # core minutes after which the pace so far counts as much as the usual one
-
-
+# %% ../../nbs/report/10_graph.ipynb #3d46da6c
 def event_of(record) -> str:
     "What one of Snakemake's log records is about."
     return str(getattr(record, "event", "") or "").lower().split(".")[-1]
@@ -316,6 +312,10 @@ class Errors(logging.Handler):
     def emit(self, record):
         shown = (handler.filter(record) for handler in logging.getLogger(record.name).handlers if handler.name == "DefaultStreamHandler")
         if event_of(record) in ("", "error") and not any(shown): self.write(record.getMessage().split("\n\n")[-1])  # behind a traceback, if there is one
+
+# %% ../../nbs/report/10_graph.ipynb #c02e80dc
+PACE = {"smoke": .1, "quick": 1., "full": 60.}  # minutes that a core takes for what is said to cost a minute
+TRUST = 10.0  # core minutes after which the pace so far counts as much as the usual one
 
 
 class Progress(logging.Handler):
