@@ -12,7 +12,7 @@ import pytest
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.core import HandlabError, make_settings, project_root, write_json
-from handlab.report.graph import data_names, whole_graph
+from handlab.report.graph import TRIES, data_names, execute, whole_graph
 from handlab.report.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
 
 
@@ -118,6 +118,17 @@ def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
     assert said.returncode != 0 and "profile: 'fast' is not known; choose one of smoke, quick, full" in said.stdout + said.stderr
 
 
+def test_named_runs_alone_are_made_and_unknown_names_are_answered(tree):
+    shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
+    run, needs = "train_pi-sim-stb-seed0", "data-train_pi-sim-stb"
+    for words in ([run, "--dry-run"], ["--dry-run", "--until", run], [f"runs/smoke/{run}/metrics.json", "--dry-run"]):
+        said = figures(tree, *words)
+        assert said.returncode == 0 and set(re.findall(r"^(?:local)?rule (.+):$", said.stdout + said.stderr, re.M)) - {"all"} == {run, needs}, words
+    for name in (f"runs/quick/{run}/metrics.json", "train_pi-sim-stb-seed1"):
+        said = figures(tree, name)
+        assert said.returncode == 2 and f"{name}: nothing of that name is made at profile smoke with 1 seed" in said.stderr and f"did you mean" in said.stderr and "Traceback" not in said.stderr, said.stderr
+
+
 @pytest.fixture
 def real_sets(tmp_path):
     folder = tmp_path / "the real sets"
@@ -206,6 +217,19 @@ def test_a_killed_graph_goes_on_and_two_do_not_meet(tiny):
     said = figures(tiny)
     assert said.returncode == 0, said.stdout + said.stderr
     assert to_be_made(tiny) == set()
+
+
+@pytest.mark.parametrize("error, calls", [("Kernel died before replying to kernel_info", TRIES), ("Kernel didn't respond in 60 seconds", TRIES), ("Kernel died", 1)])
+def test_a_kernel_that_does_not_begin_is_begun_again_but_nothing_runs_twice(tmp_path, monkeypatch, error, calls):
+    called = []
+    def fail(*arguments, **options):
+        called.append(arguments)
+        raise RuntimeError(error)
+    monkeypatch.setattr("papermill.execute_notebook", fail)
+    with pytest.raises(RuntimeError, match=error): execute("train_pi", tmp_path / "train_pi.ipynb", {})
+    assert len(called) == calls
+    monkeypatch.setattr("papermill.execute_notebook", lambda *arguments, **options: called.append(arguments) if len(called) > calls else fail())
+    if calls > 1: execute("train_pi", tmp_path / "train_pi.ipynb", {})
 
 
 def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypatch):

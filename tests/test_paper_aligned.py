@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
+from scipy.spatial.transform import Rotation
 
 from handlab.aligned.comparison import TABLE_1
 from handlab.aligned.experiment import AlignedSettings
@@ -236,6 +238,32 @@ def test_smoothness_table_by_hand():
     assert row['S4 minus joints'] == .5
 
 
+@given(st.lists(st.floats(.1, 10), min_size=3, max_size=3), st.integers(0, 1000), st.floats(.01, 100))
+def test_surface_variation_of_a_box_however_it_lies(edges, seed, scale):
+    "The corners of a box vary by half its edges along its axes: the smallest edge squared over the sum of all squares."
+    box = np.array(list(np.ndindex(2, 2, 2)))*edges
+    turn = Rotation.random(random_state=seed).as_matrix()
+    variation = paper.surface_variation(scale*(box @ turn.T) + [3, -7, 11], neighbours=8)
+    assert variation == pytest.approx(np.full(8, min(edges)**2/np.square(edges).sum()), rel=1e-5, abs=1e-9)
+
+
+def test_surface_variation_looks_at_neighbours_alone():
+    generator = np.random.default_rng(0)
+    floor = np.c_[generator.uniform(-1, 1, (300, 2)), np.zeros(300)]
+    apart = np.concatenate([floor, generator.uniform(-1, 1, (300, 3)) + [100, 0, 0]])
+    variation = paper.surface_variation(apart)
+    assert np.allclose(variation[:300], 0, atol=1e-9) and variation[300:].mean() > .1
+    rough = floor + generator.normal(0, .05, floor.shape)
+    assert paper.surface_variation(rough).mean() > paper.surface_variation(floor + (rough - floor)/5).mean() > 0
+    assert np.isfinite(paper.surface_variation(np.zeros((20, 3)))).all()                                      # a decoder that has collapsed
+
+
+def test_table_of_clouds_by_hand():
+    measures = {'put_in': np.array([[.2, .4], [.2, .4]]), 'reconstructed': np.array([[.1, .3], [.1, .3]])}
+    row = paper.table_clouds({'sim-rhd': {'clouds': {'measures': measures}}}).loc['sim-rhd']
+    assert row.tolist() == pytest.approx([.3, .2, .1, .1, .1])
+
+
 # ---------------------------------------------------------------- what goes to figures/
 def test_items_are_written_with_what_they_are(page, tmp_path):
     runs = page.open(['S1', 'S4'], 'sim-rhd')
@@ -308,9 +336,9 @@ def test_notebook_goes_on_with_what_is_there(practised, tmp_path):
     assert code == 0, printed[-3000:]
     assert 'train_aligned-R2HP-sim-rhd-seed0' in text and 'train_aligned-S4-apart-sim-rhd-seed0' in text and '13.14' in text
     metrics = read_json(tmp_path/'paper_aligned'/'metrics.json')
-    assert metrics['runs'] == ['train_aligned-S1-sim-rhd-seed0', 'train_aligned-S4-sim-rhd-seed0'] and set(metrics['values']['smoothness']) == {'S1', 'S4', 'joints'}
+    assert metrics['runs'] == ['train_aligned-S1-sim-rhd-seed0', 'train_aligned-S4-sim-rhd-seed0'] and set(metrics['values']['smoothness']) == {'S1', 'S4', 'joints', 'clouds'}
     assert metrics['values']['smoothness']['joints']['path_ratio']['mean'] == pytest.approx(1)
-    with np.load(tmp_path/'paper_aligned'/'smoothness.npz') as arrays: assert arrays['S4/path_ratio'].shape == (1, 20)
+    with np.load(tmp_path/'paper_aligned'/'smoothness.npz') as arrays: assert arrays['S4/path_ratio'].shape == (1, 20) and arrays['clouds/put_in'].shape == arrays['clouds/reconstructed'].shape == (1, 16)
     assert sorted(path.name for path in (project_root()/'figures').iterdir()) == before   # the page's own folder is left alone
     assert (tmp_path/'figures'/'aligned-table1-strategies-sim-rhd-smoke.csv').exists()
 

@@ -71,7 +71,6 @@ def finish_pck(axis,
                source: str,                   # of our curves: 'sim-rhd twin, profile quick, 2 seeds'
                unit: str = "mm",              # 'mm' (3D) or 'px' (2D)
                limits=None,                   # of the thresholds; None: those of the curves
-               legend: str = "inside",        # where the curves are not; or 'below', for many of them
                auc_range: str = "",           # heads the legend, such as '20-50 mm'
                floor: float = 0.0):           # where the axis of the shares begins
     "Title, source, axes, grid and legend of a PCK plot."
@@ -79,9 +78,8 @@ def finish_pck(axis,
     if limits is None: limits = (min(line.get_xdata().min() for line in lines), max(line.get_xdata().max() for line in lines)) if lines else (0, 50)
     axis.set(xlabel=f"error threshold ({unit})", ylabel="2D PCK" if unit == "px" else "3D PCK", xlim=limits, ylim=(floor, 1.005))
     axis.set_title(title, fontsize=10, fontweight="bold", pad=18)
-    axis.text(0.5, 1.015, source, transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5, color="0.25")
+    ours = "ours: " if any(line.get_linestyle() == "--" for line in lines) else ""
+    axis.text(0.5, 1.015, ours + source, transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5, color="0.25")
     axis.grid(alpha=0.3)
-    low = all(np.interp(limits[1], *line.get_data()) < 0.5 for line in lines)
-    place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False) if legend == "below" else dict(loc="upper left" if low else "lower right", framealpha=0.9)
-    if lines: axis.legend(handles=lines, fontsize=7.5, title=f"AUC {auc_range}".strip(), title_fontsize=7.5, handlelength=2.6, borderaxespad=0.4, **place)
+    if lines: axis.legend(handles=lines, fontsize=7.5, title=f"AUC {auc_range}".strip(), title_fontsize=7.5, handlelength=2.6, borderaxespad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return axis

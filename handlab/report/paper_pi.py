@@ -158,7 +158,7 @@ def fig_panel(runs, place: str, *more):  # more: the other test set, for the bot
 def fig_3(rhd, stereo, rhd_2d, stereo_2d, test_set: str):  # runs of each kind, perhaps none
     "Fig. 3 as in the paper: 3D above, 2D below; a panel without runs says so."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
-    figure, axes = plt.subplots(2, 3, figsize=(15, 9.6), dpi=85, gridspec_kw={"hspace": 0.42, "wspace": 0.2})
+    figure, axes = plt.subplots(2, 3, figsize=(11.5, 9), dpi=110, gridspec_kw={"hspace": 0.95, "wspace": 0.32})
     for axis, (place, (key, draw, *arguments)) in zip(axes.flat, PANELS.items()):
         more = [test_set] if place == "bottom right" else []
         tested = bool(runs[key]) and all((run.path / f"predictions-{test_set}.npz").exists() for run in runs[key] if more)
