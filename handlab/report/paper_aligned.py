@@ -352,7 +352,7 @@ def fig_tips(curves: dict, frames: str, source: str):  # curves and frames of `m
     for method in COMPARED["dexter_object"]: draw_published(axis, known[method], method)
     for variant, by_alignment in curves.items():
         for alignment, each in by_alignment.items(): draw_ours(axis, thresholds_100(), each, f"{LABELS[base(variant)]}, {TIP_ALIGNMENTS[alignment]}", COLOURS[base(variant)], "-" if alignment == "root_scale" else ":")
-    finish_pck(axis, "Dexter+Object, finger tips", f"tested on {frames}; trained on {source}", limits=(0, 100), auc_range="0-100 mm")
+    finish_pck(axis, "Dexter+Object, finger tips", f"tested on {frames};\ntrained on {source}", limits=(0, 100), auc_range="0-100 mm")
     return figure
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #69030131

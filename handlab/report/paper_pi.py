@@ -134,7 +134,7 @@ def panel_2d(axis, runs, title: str, which: str, test_set: str = ""):  # which: 
     "2D PCK of the networks that the paper shows, and the control."
     there = networks_of(runs, test_set)
     draw_networks(axis, runs, [name for name in NETWORKS_2D[which] if name in there], "px", test_set)
-    source = f"{test_set}, trained on {source_line(runs)}" if test_set else source_line(runs)
+    source = f"tested on {test_set};\ntrained on {source_line(runs)}" if test_set else source_line(runs)
     return finish_pck(axis, title, source, "px", auc_range="0-30 px")
 
 # %% ../../nbs/report/06_paper_pi.ipynb #80b45ad5
@@ -158,7 +158,7 @@ def fig_panel(runs, place: str, *more):  # more: the other test set, for the bot
 def fig_3(rhd, stereo, rhd_2d, stereo_2d, test_set: str):  # runs of each kind, perhaps none
     "Fig. 3 as in the paper: 3D above, 2D below; a panel without runs says so."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
-    figure, axes = plt.subplots(2, 3, figsize=(11.5, 9), dpi=110, gridspec_kw={"hspace": 0.95, "wspace": 0.32})
+    figure, axes = plt.subplots(2, 3, figsize=(11.5, 10), dpi=110, layout="constrained")
     for axis, (place, (key, draw, *arguments)) in zip(axes.flat, PANELS.items()):
         more = [test_set] if place == "bottom right" else []
         tested = bool(runs[key]) and all((run.path / f"predictions-{test_set}.npz").exists() for run in runs[key] if more)
