@@ -78,8 +78,7 @@ def finish_pck(axis,
     if limits is None: limits = (min(line.get_xdata().min() for line in lines), max(line.get_xdata().max() for line in lines)) if lines else (0, 50)
     axis.set(xlabel=f"error threshold ({unit})", ylabel="2D PCK" if unit == "px" else "3D PCK", xlim=limits, ylim=(floor, 1.005))
     ours = "ours: " if any(line.get_linestyle() == "--" for line in lines) else ""
-    told = (ours + source).splitlines()
-    axis.set_title(title, fontsize=10, fontweight="bold", pad=8 + 10*len(told))
+    axis.set_title(title, fontsize=10, fontweight="bold", pad=18 + 10*source.count("\n"))
     axis.text(0.5, 1.015, ours + source, transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5, color="0.25")
     axis.grid(alpha=0.3)
     if lines: axis.legend(handles=lines, fontsize=7.5, title=f"AUC {auc_range}".strip(), title_fontsize=7.5, handlelength=2.6, borderaxespad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
