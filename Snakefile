@@ -38,12 +38,12 @@ rule all:
     input: f"runs/{PROFILE}/{MANIFEST}.json", [f"{folder(run)}/metrics.json" for run in TRAININGS]
 
 
-for name, (notebook, dataset, other) in DATA.items():
+for name, wanted in DATA.items():
     rule:
         name: name
         output: data_file(name)
         log: text_log(name)
-        params: code=DATA_CODE, other=other
+        params: code=DATA_CODE, wanted=wanted
         threads: 1 if PROFILE == "smoke" else max(1, workflow.cores // 2) if workflow.cores else 8  # two at a time: while one starts or writes its last the other draws
         priority: 10000
         shell: "{CALL} data {rule} {OPTIONS} --output {output} &> {log}"  # `name` itself would be that of the last round
@@ -52,7 +52,7 @@ for name, (notebook, dataset, other) in DATA.items():
 for run in TRAININGS:
     rule:
         name: run.name
-        input: data_file(f"data-{run.notebook}-{run.dataset}")
+        input: data_file(graph.data_name(run.dataset))
         output: f"{folder(run)}/metrics.json"
         log: notebook=f"{folder(run)}/{run.notebook}.ipynb", text=text_log(run.name)
         params: code=graph.code_fingerprint(graph.notebook_file(run.notebook)), given=graph.what_matters(graph.run_parameters(run, PROFILE))

@@ -86,7 +86,7 @@ def tree(tmp_path):
 def tiny(tree):
     write_notebook(tree / "nbs/train_pi.ipynb", FAKE_TRAINING)
     write_notebook(tree / "nbs/paper_pi.ipynb", FAKE_PAGE)
-    for dataset in ("sim-rhd", "sim-stb"): write_json(tree / f"runs/smoke/data/data-train_pi-{dataset}.json", {})  # prepared before
+    for dataset in ("sim-rhd", "sim-stb"): write_json(tree / f"runs/smoke/data/data-{dataset}.json", {})  # prepared before
     return tree
 
 
@@ -120,7 +120,7 @@ def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
 
 def test_named_runs_alone_are_made_and_unknown_names_are_answered(tree):
     shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
-    run, needs = "train_pi-sim-stb-seed0", "data-train_pi-sim-stb"
+    run, needs = "train_pi-sim-stb-seed0", "data-sim-stb"
     for words in ([run, "--dry-run"], ["--dry-run", "--until", run], [f"runs/smoke/{run}/metrics.json", "--dry-run"]):
         said = figures(tree, *words)
         assert said.returncode == 0 and set(re.findall(r"^(?:local)?rule (.+):$", said.stdout + said.stderr, re.M)) - {"all"} == {run, needs}, words
@@ -150,7 +150,7 @@ def test_runs_on_the_real_sets_are_told_where_they_lie_and_stay_when_these_move(
     (tiny / "mended").touch()
     noting = FAKE_TRAINING[1].replace("if False", "Path(out, 'roots.txt').write_text(f'{data_root}|{other_root}')\nif False")
     write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0] + '\ndata_root: str = ""\nother_root: str = ""', noting))
-    for dataset in ("rhd", "stb"): write_json(tiny / f"runs/smoke/data/data-train_pi-{dataset}.json", {})
+    for dataset in ("rhd", "stb"): write_json(tiny / f"runs/smoke/data/data-{dataset}.json", {})
     said = figures(tiny, "--real", str(real_sets))
     assert said.returncode == 0, said.stdout + said.stderr
     assert (tiny / "runs/smoke/train_pi-rhd-seed0/roots.txt").read_text() == f"{real_sets}/rhd|{real_sets}/dexter-object"

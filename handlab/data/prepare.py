@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GREY', 'DEPTH_STEPS', 'PIXELS', 'DIGESTS', 'NAME_LENGTH', 'AHEAD', 'META', 'VERSION', 'CropSettings',
            'check_crop_settings', 'mirror_sample', 'crop_colour', 'crop_nearest', 'crop_box', 'crop_sample',
-           'array_header', 'create_array', 'write_rows', 'row_digest', 'CropJob', 'shapes_of', 'create_arrays',
-           'rows_done', 'spans_left', 'usable_cores', 'can_spawn', 'run_chunks', 'Prepared', 'read_meta', 'open_array',
-           'open_prepared', 'folder_lock', 'growing_folder', 'write_to_disk', 'check_space', 'reader_identity',
-           'source_name', 'check_same', 'begin', 'crop_all', 'shorten_names', 'already_prepared', 'prepare']
+           'array_header', 'create_array', 'write_rows', 'row_digest', 'CropFiles', 'CropJob', 'shapes_of',
+           'create_arrays', 'rows_done', 'spans_left', 'usable_cores', 'can_spawn', 'run_chunks', 'Prepared',
+           'read_meta', 'open_array', 'open_prepared', 'folder_lock', 'growing_folder', 'write_to_disk', 'check_space',
+           'reader_identity', 'source_name', 'check_same', 'begin', 'crop_all', 'shorten_names', 'already_prepared',
+           'prepare_each', 'prepare']
 
 # %% ../../nbs/data/03_prepare.ipynb #8bed8247
 import contextlib
@@ -147,29 +148,41 @@ def row_digest(row: dict) -> bytes:
     return digest.digest()
 
 @dataclass(frozen=True)
-class CropJob:
-    "What a worker needs: frames, settings, and the folder that holds the array files."
-    reader: object
+class CropFiles:
+    "The array files that crops of one kind go to."
     settings: CropSettings
     folder: Path
     shapes: dict  # {array: shape}
 
-    def run(self, start: int, stop: int) -> int:
-        "Crop frames start..stop, write their rows, then the rows' digests; how many."
-        rows = [crop_sample(self.reader[index], self.settings) for index in range(start, stop)]
+    def write(self, start: int, rows: list):
+        "Write the rows of frames `start` and following, then the rows' digests."
         for row in rows: self.check(row)
         for key, shape in self.shapes.items():
             values = np.stack([row[key] for row in rows])
             write_rows(self.folder/f'{key}.npy', shape, start, values.astype(f'<U{NAME_LENGTH}') if key == 'name' else values)
         digests = np.frombuffer(b''.join(map(row_digest, rows)), np.uint8).reshape(-1, 16)
-        write_rows(self.folder/f'{DIGESTS}.npy', (len(self.reader), 16), start, digests)
-        return stop - start
+        write_rows(self.folder/f'{DIGESTS}.npy', (self.shapes['name'][0], 16), start, digests)
 
     def check(self, row: dict):
         "A row has what the first one has."
         pixels = [', '.join(key for key in PIXELS if key in keys) for keys in (row, self.shapes)]
         if pixels[0] != pixels[1]: raise HandlabError(str(row['name']), f'it has {pixels[0]}, the first frame {pixels[1]}', 'mend the reader: all its frames must have the same')
         if len(str(row['name'])) > NAME_LENGTH: raise HandlabError(str(row['name']), f'its name is longer than {NAME_LENGTH} letters', 'mend the reader: give it a shorter one')
+
+@dataclass(frozen=True)
+class CropJob:
+    "What a worker needs: frames, and the files for each kind of crops of them."
+    reader: object
+    files: tuple  # of CropFiles
+
+    def run(self, start: int, stop: int) -> int:
+        "Read frames start..stop, each once, and write their crops; how many."
+        crops = [[] for _ in self.files]
+        for index in range(start, stop):
+            sample = self.reader[index]
+            for rows, files in zip(crops, self.files): rows.append(crop_sample(sample, files.settings))
+        for rows, files in zip(crops, self.files): files.write(start, rows)
+        return stop - start
 
 # %% ../../nbs/data/03_prepare.ipynb #025f605d
 def shapes_of(first: dict, count: int) -> dict:
@@ -382,31 +395,48 @@ def already_prepared(folder, settings: CropSettings, identity: str):
     check_same(prepared := open_prepared(folder), settings, identity)
     return prepared
 
-def prepare(reader,                                   # len(), [i] -> Sample, .source; must be picklable for more than one worker
+def prepare_each(reader,                              # len(), [i] -> Sample, .source; must be picklable for more than one worker
+                 wanted: dict,                        # {folder: CropSettings}
+                 workers: int = None,                 # processes; None: one a core
+                 show_progress: bool = True) -> list[Prepared]:
+    "Crop all frames of a reader in several ways, each into a folder of its own, and read them once; what is done already is opened."
+    wanted = {project_path(folder): check_crop_settings(settings) for folder, settings in wanted.items()}
+    if len(reader) == 0: raise HandlabError('prepare', f'{source_name(reader)} has no frame', 'check the split and the folder it reads')
+    identity = reader_identity(reader)
+    missing = lambda: {folder: settings for folder, settings in wanted.items() if not already_prepared(folder, settings, identity)}
+    if not missing(): return [open_prepared(folder) for folder in wanted]  # needs no lock: may lie on a disk that is read-only
+    with contextlib.ExitStack() as locks:
+        for folder in sorted(wanted): locks.enter_context(folder_lock(folder))  # in one order, so that no two wait for each other
+        if left := missing():
+            try: _fill(reader, left, identity, workers or usable_cores(), show_progress)
+            except BrokenProcessPool: raise HandlabError('prepare', 'a worker process died', 'call it again with fewer workers, it goes on where it was: memory may have run out; a script must start its work under `if __name__ == "__main__":`') from None
+            for folder in left: (folder/f'{DIGESTS}.npy').unlink(missing_ok=True)
+    return [open_prepared(folder) for folder in wanted]
+
+def _fill(reader, wanted, identity, workers, show_progress):
+    "Make the folders, or what is missing of them."
+    sample, count, files, done = reader[0], len(reader), [], np.ones(len(reader), bool)
+    with contextlib.ExitStack() as folders:
+        for folder, settings in wanted.items():
+            first = crop_sample(sample, settings)
+            growing = folders.enter_context(growing_folder(folder, fingerprint(VERSION, count, source_name(reader), settings, identity, row_digest(first))))
+            done &= begin(growing, first, count)
+            files.append(CropFiles(settings, growing, shapes_of(first, count)))
+        crop_all(CropJob(reader, tuple(files)), done, workers, show_progress)
+        for each in files: _finish(each, reader, identity)
+
+def _finish(files: CropFiles, reader, identity):
+    "Write what a folder says of itself, when all rows are there."
+    shorten_names(files.folder/'name.npy')
+    digests = np.load(files.folder/f'{DIGESTS}.npy').tobytes()
+    write_json(files.folder/META, dict(version=VERSION, count=len(reader), source=source_name(reader), settings=asdict(files.settings), shapes=files.shapes, identity=identity,
+                                       skipped=getattr(reader, 'skipped', []), fingerprint=fingerprint(digests, files.settings), finished=True))
+    write_to_disk(files.folder)
+
+def prepare(reader,                                   # as of `prepare_each`
             folder,                                   # where the arrays go
             settings: CropSettings = CropSettings(),
             workers: int = None,                      # processes; None: one a core
             show_progress: bool = True) -> Prepared:
     "Crop all frames of a reader into a folder of arrays, or open the folder where that is done already."
-    folder, settings = project_path(folder), check_crop_settings(settings)
-    if len(reader) == 0: raise HandlabError('prepare', f'{source_name(reader)} has no frame', 'check the split and the folder it reads')
-    identity = reader_identity(reader)
-    if prepared := already_prepared(folder, settings, identity): return prepared  # needs no lock: may lie on a disk that is read-only
-    with folder_lock(folder):
-        if prepared := already_prepared(folder, settings, identity): return prepared
-        try: _fill(reader, folder, settings, identity, workers or usable_cores(), show_progress)
-        except BrokenProcessPool: raise HandlabError('prepare', 'a worker process died', 'call it again with fewer workers, it goes on where it was: memory may have run out; a script must start its work under `if __name__ == "__main__":`') from None
-        (folder/f'{DIGESTS}.npy').unlink(missing_ok=True)
-    return open_prepared(folder)
-
-def _fill(reader, folder, settings, identity, workers, show_progress):
-    "Make the folder, or what is missing of it."
-    first, count = crop_sample(reader[0], settings), len(reader)
-    with growing_folder(folder, fingerprint(VERSION, count, source_name(reader), settings, identity, row_digest(first))) as growing:
-        done, shapes = begin(growing, first, count), shapes_of(first, count)
-        crop_all(CropJob(reader, settings, growing, shapes), done, workers, show_progress)
-        shorten_names(growing/'name.npy')
-        digests = np.load(growing/f'{DIGESTS}.npy').tobytes()
-        write_json(growing/META, dict(version=VERSION, count=count, source=source_name(reader), settings=asdict(settings), shapes=shapes, identity=identity,
-                                      skipped=getattr(reader, 'skipped', []), fingerprint=fingerprint(digests, settings), finished=True))
-        write_to_disk(growing)
+    return prepare_each(reader, {folder: settings}, workers, show_progress)[0]

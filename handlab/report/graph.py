@@ -7,9 +7,9 @@ __all__ = ['PACKAGE', 'ROOTS', 'NOT_TRAINING', 'PAGES', 'PAGES_BEFORE', 'PAGE_MI
            'TRUST', 'notebook_cells', 'meaning', 'module_file', 'imported_names', 'needed_files', 'data_files',
            'parsed', 'closure', 'code_fingerprint', 'notebook_file', 'training_code', 'training_fingerprint', 'claim',
            'adopt', 'there', 'accepted', 'what_matters', 'page_run', 'page_parameters', 'figures_folder', 'whole_graph',
-           'find_run', 'gpu_count', 'one_gpu', 'execute', 'run_one', 'data_names', 'experiment_of', 'parsed_names',
-           'prepare_data', 'notebook_error', 'event_of', 'Errors', 'Progress', 'hold', 'snakemake_words',
-           'forget_incomplete_pages', 'targets', 'begin', 'command_line', 'main']
+           'find_run', 'gpu_count', 'one_gpu', 'execute', 'run_one', 'data_names', 'data_name', 'experiment_of',
+           'parsed_names', 'frames_wanted', 'prepare_data', 'notebook_error', 'event_of', 'Errors', 'Progress', 'hold',
+           'snakemake_words', 'forget_incomplete_pages', 'targets', 'begin', 'command_line', 'main']
 
 # %% ../../nbs/report/10_graph.ipynb #64371460
 import argparse
@@ -263,12 +263,15 @@ def run_one(name: str, profile: str, seeds: int, real: str = ""):
         if is_page: write_json(folder / "finished.json", {"notebook": run.notebook, "parameters": parameters, "seconds": time.time() - begun})
 
 # %% ../../nbs/report/10_graph.ipynb #5dceb35e
-def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: (notebook, dataset, other set)}
+def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: [(notebook, dataset, other set)]}
     "The preparations that the graph's trainings need."
     runs = whole_graph(profile, seeds, real)[0]
-    wanted = {(run.notebook, run.dataset) for run in runs}
     others = {(run.notebook, run.dataset): run.parameters["other_set"] for run in runs if "other_set" in run.parameters}
-    return {f"data-{notebook}-{dataset}": (notebook, dataset, others.get((notebook, dataset), "")) for notebook, dataset in sorted(wanted)}
+    wanted = sorted({(run.notebook, run.dataset, others.get((run.notebook, run.dataset), "")) for run in runs})
+    return {data_name(dataset): [each for each in wanted if each[1] == dataset] for dataset in sorted({dataset for _, dataset, _ in wanted})}
+
+
+def data_name(dataset: str) -> str: return f"data-{dataset}"
 
 
 def experiment_of(notebook: str) -> tuple:  # (module, settings class, function that makes the data)
@@ -285,15 +288,26 @@ def parsed_names(notebook: str) -> list[str]:
     return [alias.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
 
 
+def frames_wanted(wanted, profile: str, roots: dict) -> list:  # [(notebook, dataset, other set)] -> [(reader, {folder: CropSettings})]
+    "Every reader once, with all crops of its frames that the experiments want."
+    from handlab.data.prepare import reader_identity  # torch and all, which the graph itself does not need
+    from handlab.train.experiment import evaluation_reader, prepared_folder, reader_of
+    found = {}
+    for notebook, dataset, other in wanted:
+        module, settings_class, _ = experiment_of(notebook)
+        settings = make_settings(settings_class, profile, dataset=dataset, data_root=roots.get(dataset, ""))
+        crops = module.crop_settings(settings)
+        each = [(reader_of(settings, split), crops) for split in ("training", "evaluation")]
+        if other: each.append((evaluation_reader(other, roots.get(other, ""), settings.test_frames, settings.data_seed), replace(crops, crop="tips")))
+        for reader, kind in each: found.setdefault((reader.source, reader.split, reader_identity(reader)), (reader, {}))[1][prepared_folder(reader, kind)] = kind
+    return list(found.values())
+
+
 def prepare_data(name: str, profile: str, seeds: int, output, real: str = ""):
-    "Prepare the crops of a notebook on a dataset, and those of the other set it is tested on."
-    notebook, dataset, other = data_names(profile, seeds, real)[name]
-    from handlab.train.experiment import evaluation_reader, prepared_reader  # torch, which the graph itself does not need
-    module, settings_class, make_data = experiment_of(notebook)
-    roots = real_roots(real) if real else {}
-    settings = make_settings(settings_class, profile, dataset=dataset, data_root=roots.get(dataset, ""))
-    made = {dataset: make_data(settings).fingerprint}
-    if other: made[other] = prepared_reader(evaluation_reader(other, roots.get(other, ""), settings.test_frames, settings.data_seed), replace(module.crop_settings(settings), crop="tips")).fingerprint
+    "Prepare all crops of a dataset, and those of the other set that its networks are tested on."
+    from handlab.data.prepare import prepare_each
+    wanted, roots = data_names(profile, seeds, real)[name], real_roots(real) if real else {}
+    made = {prepared.folder.name: prepared.fingerprint for reader, folders in frames_wanted(wanted, profile, roots) for prepared in prepare_each(reader, folders)}
     write_json(project_path(output), made)
 
 # %% ../../nbs/report/10_graph.ipynb #ad398f73
