@@ -1,5 +1,8 @@
 """Batches: every modality and label moves together, and a batch is a pure function of seed and step."""
 import colorsys
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -425,3 +428,26 @@ def test_the_gpu_makes_the_same_batches(prepared, resident):
         assert two.image.is_cuda and torch.equal(one.index, two.index.cpu())
         for name in ('pose', 'root', 'uv', 'K'): assert torch.allclose(getattr(one, name), getattr(two, name).cpu(), atol=1e-2), name
         assert (one.image - two.image.cpu()).abs().mean() < 1e-3 and (one.depth - two.depth.cpu()).abs().mean() < .01
+
+
+DRAWING = """
+import sys, hashlib
+from handlab.data.batches import Batches
+from handlab.data.prepare import CropSettings, prepare
+from handlab.data.rhd import decode_frame, drawn_frame
+class Drawn:
+    source = 'drawn'
+    def __len__(self): return 8
+    def __getitem__(self, index): return decode_frame(f'drawn/{index}', *drawn_frame(index))
+    def identity(self): return 'drawn'
+batch = Batches(prepare(Drawn(), sys.argv[1], CropSettings(size=64), workers=1, show_progress=False), 8, cloud_points=64).at(0)
+print(*(hashlib.md5(value.contiguous().numpy().tobytes()).hexdigest() for value in (batch.image, batch.depth, batch.mask, batch.cloud)))
+"""
+
+
+def test_the_process_that_compiles_draws_what_later_ones_draw(tmp_path):
+    "The first training on a machine compiles the drawing, the others find it compiled: the same seed must give the same numbers."
+    (tmp_path/'script.py').write_text(DRAWING)
+    environment = {**os.environ, 'PYTHONPATH': str(Path(module.__file__).parents[2]), 'NUMBA_CACHE_DIR': str(tmp_path/'compiled')}
+    first, second = (subprocess.run([sys.executable, tmp_path/'script.py', tmp_path/'crops'], env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second and len(first.split()) == 4 and any((tmp_path/'compiled').rglob('*.nbc'))

@@ -597,3 +597,38 @@ def test_too_little_room_is_seen_at_once(tmp_path, monkeypatch):
     reader = Drawn(3)
     with pytest.raises(HandlabError, match='0.0 GB are free; free some space or name another folder'): quiet(reader, tmp_path/'crops')
     assert reader.read == [0] and left_in(tmp_path) == []
+
+
+# ---- several crops of the same frames
+
+KINDS = {'joints': SMALL, 'mask': CropSettings(size=16, crop='mask')}
+
+
+def kinds(folder): return {folder/name: settings for name, settings in KINDS.items()}
+
+
+def each(reader, folder): return module.prepare_each(reader, kinds(folder), workers=1, show_progress=False)
+
+
+def test_several_crops_are_those_of_one_at_a_time(tmp_path):
+    both, reader = each(Drawn(9), tmp_path/'both'), Drawn(9)
+    for prepared, (folder, settings) in zip(both, kinds(tmp_path/'one').items()):
+        alone = quiet(Drawn(9), folder, settings)
+        assert prepared.fingerprint == alone.fingerprint and all(np.array_equal(prepared.arrays[key], alone.arrays[key], equal_nan=key in ('joints', 'uv')) for key in alone.arrays if key != 'name')
+    assert [prepared.fingerprint for prepared in each(reader, tmp_path/'both')] == [prepared.fingerprint for prepared in both] and reader.read == []  # opened
+
+
+def test_what_is_there_of_several_crops_stays(tmp_path):
+    quiet(Drawn(9), tmp_path/'joints')
+    before, reader = (tmp_path/'joints'/'meta.json').stat().st_mtime_ns, Drawn(9)
+    assert [len(prepared) for prepared in each(reader, tmp_path)] == [9, 9] and reader.read == [0, *range(9)]
+    assert (tmp_path/'joints'/'meta.json').stat().st_mtime_ns == before
+
+
+def test_several_crops_fail_or_go_on_together(tmp_path):
+    with pytest.raises(HandlabError, match='drawn/00035: the image cannot be decoded'): each(Drawn(40, fail_at=35), tmp_path)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt): each(Interrupted(40, fail_at=30), tmp_path)
+    reader = Drawn(40)
+    assert [len(prepared) for prepared in each(reader, tmp_path)] == [40, 40] and reader.read == [0, *range(30, 40)]
+    assert [prepared.fingerprint for prepared in each(Drawn(40), tmp_path)] == [prepared.fingerprint for prepared in each(Drawn(40), tmp_path/'anew')]
