@@ -62,7 +62,7 @@ OWN_VIEW = dict(strategy="S1", viewpoint_correction=False)  # Fig. 5 sets it bes
 ABLATIONS = (dict(strategy="RD2DHP"), dict(strategy="alternating"), dict(strategy="S4", correspondence=False))
 LABELLED_SHARES = {"smoke": (.25,), "quick": (.05, .25), "full": (.05, .1, .25, .5, .75)}
 ABLATION_STEPS = {"smoke": 0, "quick": 400, "full": 0}  # 0: as many as the others
-STB_STEPS = {"quick": {"train_pi": dict(steps_first=1000, steps_second=560), "train_pi_2d": dict(steps_first=500, steps_second=150)}}  # one person's hand is learnt in fewer, but not by S4: after 600 steps it was behind S1 there, after 1,000 far ahead
+STB_STEPS = {"quick": {"train_pi": dict(steps_first=1000, steps_second=560), "train_pi_2d": dict(steps_first=500, steps_second=150)}}  # one person's hand is learnt in fewer, but not by S4: after 600 steps it was behind S1 there, after 1,000 ahead on one machine and behind on another
 
 
 def stb_steps(notebook: str, profile: str) -> dict:
