@@ -274,12 +274,11 @@ def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: [(no
 def data_name(dataset: str) -> str: return f"data-{dataset}"
 
 
-def experiment_of(notebook: str) -> tuple:  # (module, settings class, function that makes the data)
+def experiment_of(notebook: str) -> tuple:  # (module, settings class)
     "The experiment of a notebook, by its parts."
     module = importlib.import_module(training_code(notebook)[-1].removesuffix(".py").replace("/", "."))
     name = next(name for name in parsed_names(notebook) if name.endswith("Settings"))
-    data = next(getattr(module, name) for name in vars(module) if name.endswith("_data") and name != "experiment_data")
-    return module, getattr(module, name), data
+    return module, getattr(module, name)
 
 
 def parsed_names(notebook: str) -> list[str]:
@@ -294,7 +293,7 @@ def frames_wanted(wanted, profile: str, roots: dict) -> list:  # [(notebook, dat
     from handlab.train.experiment import evaluation_reader, prepared_folder, reader_of
     found = {}
     for notebook, dataset, other in wanted:
-        module, settings_class, _ = experiment_of(notebook)
+        module, settings_class = experiment_of(notebook)
         settings = make_settings(settings_class, profile, dataset=dataset, data_root=roots.get(dataset, ""))
         crops = module.crop_settings(settings)
         each = [(reader_of(settings, split), crops) for split in ("training", "evaluation")]
