@@ -298,3 +298,51 @@ def test_cuda_trains_and_resumes(tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(tiny(), namespace["loss"], broken, SETTINGS, tmp_path, device="cuda", report=quiet)
     fit(tiny(), namespace["loss"], lambda at: tuple(part.cuda() for part in batch_at(at)), SETTINGS, tmp_path, device="cuda", report=quiet)
     assert read_json(tmp_path / "finished.json")["steps"] == 150
+
+
+# ---------------------------------------------------------------- precision
+CPU = torch.device("cpu")
+
+
+def pretend_times(monkeypatch, bf16: float, fp32: float):
+    monkeypatch.setattr(loop, "convolution_time", lambda device, half: bf16 if half else fp32)
+    loop.faster_precision.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def measured_anew():
+    yield
+    loop.faster_precision.cache_clear()
+
+
+def line_folder(folder):
+    fit(new_line(), line_loss, line, TrainSettings(steps=4, log_every=2, checkpoint_every=2), folder, report=quiet)
+    return read_json(folder / "finished.json")["precision"], read_json(folder / "run.json")["settings"]["precision"]
+
+
+@pytest.mark.parametrize("bf16, fp32, faster", [(1.0, 4.0, "bf16"), (11.0, 1.0, "fp32"), (1.3, 1.0, "fp32"), (0.95, 1.0, "fp32")])
+def test_auto_takes_the_faster_precision_and_records_it(bf16, fp32, faster, monkeypatch, tmp_path):
+    pretend_times(monkeypatch, bf16, fp32)
+    assert loop.precision_of(TrainSettings(), CPU).fast_dtype == torch.bfloat16
+    assert loop.precision_of(TrainSettings(), CPU)._enabled == (faster == "bf16")
+    assert line_folder(tmp_path) == (faster, faster)
+
+
+def test_auto_goes_on_as_begun_on_another_processor(monkeypatch, tmp_path):
+    def breaks(step):
+        if step == 3:
+            raise RuntimeError("power cut")
+        return line(step)
+
+    pretend_times(monkeypatch, 1.0, 4.0)
+    with pytest.raises(RuntimeError):
+        fit(new_line(), line_loss, breaks, TrainSettings(steps=4, log_every=2, checkpoint_every=2), tmp_path, report=quiet)
+    pretend_times(monkeypatch, 4.0, 1.0)
+    assert line_folder(tmp_path) == ("bf16", "bf16")
+
+
+def test_a_named_precision_is_never_measured(monkeypatch):
+    monkeypatch.setattr(loop, "convolution_time", None)
+    loop.faster_precision.cache_clear()
+    assert not loop.precision_of(TrainSettings(precision="fp32"), CPU)._enabled
+    assert loop.precision_of(TrainSettings(precision="bf16"), CPU)._enabled

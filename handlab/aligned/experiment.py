@@ -85,7 +85,7 @@ class AlignedSettings:
     hue: float = 0.1                  # ... colour
     brightness: float = 0.0           # ... not in the paper
     contrast: float = 0.0             # ... not in the paper
-    precision: str = 'bf16'           # 'bf16' (autocast) or 'fp32'
+    precision: str = 'auto'           # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
     channels_last: bool = True        # memory order of the convolutions
     log_every: int = 20               # steps a row of the loss table
     validate_every: int = 200         # steps between validations
@@ -102,7 +102,7 @@ class AlignedSettings:
                      learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
-CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb', 'tips'), 'pose_norm': ('vector', 'joints', 'squared'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('bf16', 'fp32'),
+CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb', 'tips'), 'pose_norm': ('vector', 'joints', 'squared'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('auto', 'bf16', 'fp32'),
            'protocol': ('zb', 'mmpose', 'pooled')}
 POSITIVE = ('train_frames', 'validation_frames', 'test_frames', 'crop', 'latent', 'points', 'map_size', 'steps', 'batch_size', 'timing_steps', 'width', 'cloud_width', 'heat_width', 'decoder_width',
             'beta_first', 'beta_last', 'heat_sigma', 'learning_rate', 'start_spread')
