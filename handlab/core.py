@@ -36,21 +36,27 @@ from tqdm import tqdm
 # %% ../nbs/00_core.ipynb #d56d52bf
 class HandlabError(Exception):
     "An error that the user can mend: one line that says where, what is wrong and what to do."
-    def __init__(self,
-                 where,          # the file, frame or setting
-                 what: str,      # what is wrong with it
-                 way_out: str):  # what to do
+
+    def __init__(
+        self,
+        where,  # the file, frame or setting
+        what: str,  # what is wrong with it
+        way_out: str,
+    ):  # what to do
         self.where, self.what, self.way_out = str(where), what, way_out
         super().__init__(" ".join(f"{where}: {what}; {way_out}".split()))
 
-    def __reduce__(self): return type(self), (self.where, self.what, self.way_out)
+    def __reduce__(self):
+        return type(self), (self.where, self.what, self.way_out)
 
 # %% ../nbs/00_core.ipynb #37a2b9cf
 @contextlib.contextmanager
 def one_line_errors():
     "Within this block a `HandlabError` ends the program with its one line and exit code 2."
-    try: yield
-    except HandlabError as error: sys.exit(_exit_line(error))
+    try:
+        yield
+    except HandlabError as error:
+        sys.exit(_exit_line(error))
 
 
 def _exit_line(error):
@@ -62,10 +68,14 @@ def _exit_line(error):
 def project_root() -> Path:
     "The project's root folder, whichever folder the caller stands in."
     named = os.environ.get("HANDLAB_ROOT")
-    if named: return Path(named).expanduser().resolve()
-    package = [Path(__file__).resolve().parent.parent] if "__file__" in globals() else []  # a notebook has no __file__
+    if named:
+        return Path(named).expanduser().resolve()
+    package = (
+        [Path(__file__).resolve().parent.parent] if "__file__" in globals() else []
+    )  # a notebook has no __file__
     for folder in (*package, Path.cwd().resolve(), *Path.cwd().resolve().parents):
-        if (folder / "settings.ini").exists(): return folder
+        if (folder / "settings.ini").exists():
+            return folder
     return Path.cwd().resolve()
 
 
@@ -80,15 +90,23 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextlib.contextmanager
 def full_disk_named(path):  # the file or folder that is being written
     "Turn the system's 'no space left' into one line that names `path`."
-    try: yield
+    try:
+        yield
     except OSError as error:
-        if error.errno not in FULL_DISK: raise
-        raise HandlabError(path, f"it could not be written ({os.strerror(error.errno)})", "free some space or name another folder") from None
+        if error.errno not in FULL_DISK:
+            raise
+        raise HandlabError(
+            path,
+            f"it could not be written ({os.strerror(error.errno)})",
+            "free some space or name another folder",
+        ) from None
 
 
 @contextlib.contextmanager
-def atomic_file(path,              # where the finished file shall stand
-                mode: str = "wb"):  # as of `open`
+def atomic_file(
+    path,  # where the finished file shall stand
+    mode: str = "wb",
+):  # as of `open`
     "Open a temporary file beside `path`, renamed to it when the block ends well."
     path = Path(path)
     with full_disk_named(path):
@@ -102,7 +120,8 @@ def atomic_file(path,              # where the finished file shall stand
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError): os.unlink(temporary)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             raise
 
 
@@ -123,7 +142,8 @@ def atomic_folder(path):  # where the finished folder shall stand
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            if path.exists(): shutil.rmtree(path)
+            if path.exists():
+                shutil.rmtree(path)
             os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -132,105 +152,177 @@ def atomic_folder(path):  # where the finished folder shall stand
 # %% ../nbs/00_core.ipynb #4d0acf62
 def plain(value):  # anything made of numbers, strings, arrays, containers, dataclasses
     "`value` in plain Python containers that JSON can hold."
-    if dataclasses.is_dataclass(value) and not isinstance(value, type): return plain(dataclasses.asdict(value))
-    if isinstance(value, dict): return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)): return [plain(item) for item in value]
-    if hasattr(value, "tolist"): return plain(value.tolist())
-    if isinstance(value, Path): return str(value)
-    if isinstance(value, float) and not math.isfinite(value): return None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 
 def write_json(path, value):
     "Write `value` to `path` as readable JSON, atomically."
-    with atomic_file(path, "w") as file: file.write(json.dumps(plain(value), indent=1) + "\n")
+    with atomic_file(path, "w") as file:
+        file.write(json.dumps(plain(value), indent=1) + "\n")
 
 
 def read_json(path):
     "Read a JSON file; a broken one is an error that names it."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise HandlabError(path, "the file is not there", "run the step that writes it") from None
-    except OSError as error: raise HandlabError(path, f"it cannot be read ({os.strerror(error.errno)})", "delete it and run the step that writes it") from None
-    except ValueError as error: raise HandlabError(path, f"it is not valid JSON ({error})", "delete it and run the step that writes it") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HandlabError(path, "the file is not there", "run the step that writes it") from None
+    except OSError as error:
+        raise HandlabError(
+            path,
+            f"it cannot be read ({os.strerror(error.errno)})",
+            "delete it and run the step that writes it",
+        ) from None
+    except ValueError as error:
+        raise HandlabError(
+            path, f"it is not valid JSON ({error})", "delete it and run the step that writes it"
+        ) from None
 
 # %% ../nbs/00_core.ipynb #fb704363
-ADMITTED = {(module, name)
-            for package in ("numpy.core", "numpy._core")
-            for module, names in ((f"{package}.multiarray", ("_reconstruct", "scalar")), (f"{package}.numeric", ("_frombuffer",)))
-            for name in names} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+ADMITTED = {
+    (module, name)
+    for package in ("numpy.core", "numpy._core")
+    for module, names in (
+        (f"{package}.multiarray", ("_reconstruct", "scalar")),
+        (f"{package}.numeric", ("_frombuffer",)),
+    )
+    for name in names
+} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
 class ArrayUnpickler(pickle.Unpickler):
     "An unpickler that rebuilds arrays and plain containers and refuses to look up anything else."
+
     def find_class(self, module, name):
-        if (module, name) in ADMITTED: return super().find_class(module, name)
+        if (module, name) in ADMITTED:
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def read_pickle(path):
     "Read a pickle that holds arrays and plain containers only; Python 2's are welcome."
     try:
-        with open(path, "rb") as file: return ArrayUnpickler(file, encoding="latin1").load()
-    except FileNotFoundError: raise HandlabError(path, "the file is not there", "check the folder, or unpack the dataset again") from None
+        with open(path, "rb") as file:
+            return ArrayUnpickler(file, encoding="latin1").load()
+    except FileNotFoundError:
+        raise HandlabError(
+            path, "the file is not there", "check the folder, or unpack the dataset again"
+        ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = f"it cannot be read as arrays and plain containers ({type(error).__name__}: {error})"
         raise HandlabError(path, reason, "use the dataset's own file, unpacked anew") from None
 
 # %% ../nbs/00_core.ipynb #2ad0b1c1
-def check_settings(settings,                # a dataclass instance
-                   choices: dict = {},      # {field: the values it may have}
-                   positive: tuple = (),    # fields above 0
-                   not_negative: tuple = ()):
+def check_settings(
+    settings,  # a dataclass instance
+    choices: dict = {},  # {field: the values it may have}
+    positive: tuple = (),  # fields above 0
+    not_negative: tuple = (),
+):
     "Check each field's value against its annotation and these rules; return the settings, whole numbers made floats where floats are due."
     hints, changes = get_type_hints(type(settings)), {}
-    def refuse(name, what, way_out): raise HandlabError(f"{type(settings).__name__}.{name}", what, way_out)
+
+    def refuse(name, what, way_out):
+        raise HandlabError(f"{type(settings).__name__}.{name}", what, way_out)
+
     for field in dataclasses.fields(settings):
         name, value, kind = field.name, getattr(settings, field.name), hints[field.name]
-        if kind is float and type(value) is int: changes[name] = value = float(value)
-        if kind in (int, float, bool, str, tuple) and type(value) is not kind: refuse(name, f"{value!r} is not {kind.__name__}", f"give a value such as {field.default!r}")
-        if kind is float and not math.isfinite(value): refuse(name, f"{value!r} is not a finite number", f"give a value such as {field.default!r}")
-        if name in choices and value not in choices[name]: refuse(name, f"{value!r} is not known", f"choose one of {', '.join(map(str, choices[name]))}")
-        if name in positive and value <= 0: refuse(name, f"{value} is not positive", "give a number above 0")
-        if name in not_negative and value < 0: refuse(name, f"{value} is negative", "give 0 or more")
+        if kind is float and type(value) is int:
+            changes[name] = value = float(value)
+        if kind in (int, float, bool, str, tuple) and type(value) is not kind:
+            refuse(name, f"{value!r} is not {kind.__name__}", f"give a value such as {field.default!r}")
+        if kind is float and not math.isfinite(value):
+            refuse(name, f"{value!r} is not a finite number", f"give a value such as {field.default!r}")
+        if name in choices and value not in choices[name]:
+            refuse(name, f"{value!r} is not known", f"choose one of {', '.join(map(str, choices[name]))}")
+        if name in positive and value <= 0:
+            refuse(name, f"{value} is not positive", "give a number above 0")
+        if name in not_negative and value < 0:
+            refuse(name, f"{value} is negative", "give 0 or more")
     return dataclasses.replace(settings, **changes) if changes else settings
 
 
-def make_settings(cls,                      # a frozen dataclass with a class attribute PROFILES: {profile: {field: value}}
-                  profile: str = "quick",    # 'smoke', 'quick' or 'full'
-                  **overrides):              # any field by name
+def make_settings(
+    cls,  # a frozen dataclass with a class attribute PROFILES: {profile: {field: value}}
+    profile: str = "quick",  # 'smoke', 'quick' or 'full'
+    **overrides,
+):  # any field by name
     "The settings of a profile with some of them overridden; unknown names and wrong types are errors."
-    if profile not in cls.PROFILES: raise HandlabError(f"profile {profile!r}", "there is no such profile", f"choose one of {', '.join(cls.PROFILES)}")
+    if profile not in cls.PROFILES:
+        raise HandlabError(
+            f"profile {profile!r}", "there is no such profile", f"choose one of {', '.join(cls.PROFILES)}"
+        )
     names = [field.name for field in dataclasses.fields(cls)]
     for name in overrides:
-        if name not in names: raise HandlabError(f"setting {name!r}", f"{cls.__name__} has no such setting", f"choose among {', '.join(names)}")
+        if name not in names:
+            raise HandlabError(
+                f"setting {name!r}", f"{cls.__name__} has no such setting", f"choose among {', '.join(names)}"
+            )
     return check_settings(cls(**{**cls.PROFILES[profile], **overrides}))
 
 # %% ../nbs/00_core.ipynb #81b39717
 def assigned_names(source: str):  # the text of a cell
     "The names that a cell gives to literals, or none where the cell does anything else."
-    try: statements = ast.parse(source).body
-    except SyntaxError: return []
-    targets = [statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None) for statement in statements]
     try:
-        for statement in statements: ast.literal_eval(statement.value)
-    except (ValueError, TypeError, AttributeError): return []
-    return [target.id for target in targets] if all(isinstance(target, ast.Name) for target in targets) else []
+        statements = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [
+        statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        for statement in statements
+    ]
+    try:
+        for statement in statements:
+            ast.literal_eval(statement.value)
+    except (ValueError, TypeError, AttributeError):
+        return []
+    return (
+        [target.id for target in targets] if all(isinstance(target, ast.Name) for target in targets) else []
+    )
 
 
-def check_parameters(namespace: dict,   # `globals()` of the notebook
-                     optional=()) -> dict:  # further names that may be given, such as the fields of its settings
+def check_parameters(
+    namespace: dict,  # `globals()` of the notebook
+    optional=(),
+) -> dict:  # further names that may be given, such as the fields of its settings
     "The notebook's parameters; a name that its first cell of parameters does not have is an error."
     cells = [names for names in map(assigned_names, namespace["In"]) if names]
-    if not cells: cells = [[name for name, value in namespace.items() if name[0] != "_" and isinstance(value, (int, float, str, type(None)))]]  # nbdev_test keeps no history and injects nothing
+    if not cells:
+        cells = [
+            [
+                name
+                for name, value in namespace.items()
+                if name[0] != "_" and isinstance(value, (int, float, str, type(None)))
+            ]
+        ]  # nbdev_test keeps no history and injects nothing
     known = dict.fromkeys([*cells[0], *optional])
     given = dict.fromkeys(name for names in cells for name in names)
     for name in given:
-        if name not in known: raise HandlabError(f"parameter {name!r}", "this notebook has no such parameter", f"choose among {', '.join(known)}")
+        if name not in known:
+            raise HandlabError(
+                f"parameter {name!r}",
+                "this notebook has no such parameter",
+                f"choose among {', '.join(known)}",
+            )
     return {name: namespace[name] for name in given}
 
 # %% ../nbs/00_core.ipynb #e6e2193b
-def seed_words(seed: int,  # the user's seed
-               *labels):    # str or int: what the stream is for
+def seed_words(
+    seed: int,  # the user's seed
+    *labels,
+):  # str or int: what the stream is for
     "Eight 32-bit words made of a seed and the labels."
     return np.frombuffer(hashlib.sha256(repr((int(seed), *labels)).encode()).digest(), dtype=np.uint32)
 
@@ -243,18 +335,29 @@ def numpy_generator(seed: int, *labels) -> np.random.Generator:
 def torch_generator(seed: int, *labels, device="cpu"):
     "A torch generator of its own for `(seed, *labels)`."
     import torch  # not at the top: the simulator's worker processes do without it
-    return torch.Generator(device=device).manual_seed(int(seed_words(seed, *labels)[:2].view(np.uint64)[0] >> np.uint64(1)))
+
+    return torch.Generator(device=device).manual_seed(
+        int(seed_words(seed, *labels)[:2].view(np.uint64)[0] >> np.uint64(1))
+    )
 
 # %% ../nbs/00_core.ipynb #fda0312e
 def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
     "The torch device of that name; 'auto' takes a GPU where there is one."
     import torch
-    if name == "auto": name = "cuda" if torch.cuda.is_available() else "cpu"
-    try: device = torch.device(name)
-    except (RuntimeError, TypeError): raise HandlabError(f"device {name!r}", "there is no such device", "choose 'auto', 'cpu' or 'cuda'") from None
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise HandlabError(
+            f"device {name!r}", "there is no such device", "choose 'auto', 'cpu' or 'cuda'"
+        ) from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise HandlabError(f"device {name!r}", f"this machine has {count} CUDA device(s)", "choose 'auto' or 'cpu'")
+        raise HandlabError(
+            f"device {name!r}", f"this machine has {count} CUDA device(s)", "choose 'auto' or 'cpu'"
+        )
     return device
 
 # %% ../nbs/00_core.ipynb #f96dbab0
@@ -262,43 +365,77 @@ def fingerprint(*values) -> str:  # 16 hexadecimal digits
     "A short name for the content of arrays, numbers, strings, containers and dataclasses."
     digest = hashlib.sha256()
     for value in values:
-        if isinstance(value, np.ndarray): digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
-        elif isinstance(value, bytes): digest.update(value)
-        else: digest.update(json.dumps(plain(value), sort_keys=True).encode())
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, bytes):
+            digest.update(value)
+        else:
+            digest.update(json.dumps(plain(value), sort_keys=True).encode())
         digest.update(b"|")
     return digest.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #70c1f8a8
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")  # that decide the speed of a training
-PACKAGES = ("torch", "numpy", "scipy", "numba", "opencv-python-headless", "scikit-image", "papermill", "nbdev")
+INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "bf16",
+)  # that decide the speed of a training
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "numba",
+    "opencv-python-headless",
+    "scikit-image",
+    "papermill",
+    "nbdev",
+)
 
 
 def package_versions() -> dict:
     "The versions of Python and of the packages whose results ours depend on."
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError): versions[name] = metadata.version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return versions
 
 
 def git_commit() -> str:
     "The checkout's commit, marked '+' where files differ from it; 'unknown' outside a checkout."
-    def git(*words): return subprocess.run(["git", "-C", str(project_root()), *words], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError): return "unknown"
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(project_root()), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def hardware() -> dict:
     "The processor and, where torch is loaded and sees one, the GPU."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"machine": platform.machine(), "processor": platform.processor(), "instructions": [], "cores": cores}
+    found = {
+        "machine": platform.machine(),
+        "processor": platform.processor(),
+        "instructions": [],
+        "cores": cores,
+    }
     with contextlib.suppress(OSError):  # Linux
         about = dict(re.findall(r"^(.*?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
         flags = about.get("flags", about.get("Features", "")).split()
         found["processor"] = about.get("model name", found["processor"])
         found["instructions"] = [name for name in INSTRUCTIONS if name in flags]
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available(): found["gpu"] = torch.cuda.get_device_name(0)
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
     return found
 
 
@@ -307,9 +444,21 @@ def provenance() -> dict:
     return {"commit": git_commit(), "versions": package_versions(), "hardware": hardware()}
 
 # %% ../nbs/00_core.ipynb #33e2972b
-def progress(iterable=None,       # what to go through, or None to call `.update()`
-             total: int = None,    # the number of items, where `iterable` does not know
-             desc: str = ""):      # what is being done
+def progress(
+    iterable=None,  # what to go through, or None to call `.update()`
+    total: int = None,  # the number of items, where `iterable` does not know
+    desc: str = "",
+):  # what is being done
     "A text progress bar that stays readable in a saved notebook."
     seconds = 0.2 if sys.stderr.isatty() else 5.0
-    return tqdm(iterable, total=total, desc=desc, mininterval=seconds, maxinterval=4 * seconds, file=sys.stdout, ascii=" .:#", ncols=90, leave=True)
+    return tqdm(
+        iterable,
+        total=total,
+        desc=desc,
+        mininterval=seconds,
+        maxinterval=4 * seconds,
+        file=sys.stdout,
+        ascii=" .:#",
+        ncols=90,
+        leave=True,
+    )

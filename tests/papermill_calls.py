@@ -1,4 +1,5 @@
 "A notebook from the command line, as the tests of whole runs call it."
+
 import os
 import subprocess
 import sys
@@ -10,15 +11,36 @@ from handlab.core import project_root
 def environment(root: Path) -> dict:
     "The project's root is elsewhere, so that nothing is written into the checkout and no real frames are found."
     kept = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    return {**kept, "HANDLAB_ROOT": str(root), "HANDLAB_REAL_RHD": str(root / "nowhere"), "OMP_NUM_THREADS": "1"}
+    return {
+        **kept,
+        "HANDLAB_ROOT": str(root),
+        "HANDLAB_REAL_RHD": str(root / "nowhere"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def command(notebook: str, out: Path, **parameters) -> list:
     "A papermill call of a notebook at the smoke profile."
     given = {"profile": "smoke", "device": "cpu", "out": str(out), **parameters}
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    return [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(project_root() / "nbs" / f"{notebook}.ipynb"), str(out.parent / f"{out.name}.ipynb"), *words]
+    return [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        "--kernel",
+        "python3",
+        str(project_root() / "nbs" / f"{notebook}.ipynb"),
+        str(out.parent / f"{out.name}.ipynb"),
+        *words,
+    ]
 
 
 def run(notebook: str, out: Path, **parameters) -> subprocess.CompletedProcess:
-    return subprocess.run(command(notebook, out, **parameters), env=environment(out.parent), capture_output=True, text=True, timeout=900)
+    return subprocess.run(
+        command(notebook, out, **parameters),
+        env=environment(out.parent),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )

@@ -1,4 +1,5 @@
 """The notebooks of the second paper, run as a person runs them, and the explorer's page and widgets."""
+
 import base64
 import gzip
 import json
@@ -13,74 +14,173 @@ import numpy as np
 import pytest
 
 from handlab.aligned.experiment import AlignedSettings, make_network, open_run, run_name
-from handlab.aligned.explorer import LiveExplorer, Walk, capsules, choose_pairs, hand_faces, hand_vertices, in_jupyterlab, make_walk, middle, note_on, practice_run, write_explorer
+from handlab.aligned.explorer import (
+    LiveExplorer,
+    Walk,
+    capsules,
+    choose_pairs,
+    hand_faces,
+    hand_vertices,
+    in_jupyterlab,
+    make_walk,
+    middle,
+    note_on,
+    practice_run,
+    write_explorer,
+)
 from handlab.core import HandlabError, make_settings, project_root, read_json
 from handlab.hand.skeleton import example_hand, normalise
 
-SMOKE = make_settings(AlignedSettings, 'smoke')
+SMOKE = make_settings(AlignedSettings, "smoke")
 
 
 def papermill(notebook, folder, **parameters):
     "Run a notebook of the project; returns (exit code, everything printed, executed notebook)."
-    target = Path(folder)/f'{notebook}.ipynb'
-    words = [word for name, value in parameters.items() for word in ('-p', name, str(value))]
-    done = subprocess.run([sys.executable, '-m', 'papermill', '--kernel', 'python3', '--no-progress-bar', str(project_root()/'nbs'/f'{notebook}.ipynb'), str(target), *words],
-                          cwd=project_root(), env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr, json.loads(target.read_text()) if target.exists() else None
+    target = Path(folder) / f"{notebook}.ipynb"
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--kernel",
+            "python3",
+            "--no-progress-bar",
+            str(project_root() / "nbs" / f"{notebook}.ipynb"),
+            str(target),
+            *words,
+        ],
+        cwd=project_root(),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        json.loads(target.read_text()) if target.exists() else None,
+    )
 
 
 def outputs(notebook):
     "All that a notebook's cells printed or displayed as text."
-    found = [output for cell in notebook['cells'] for output in cell.get('outputs', [])]
-    return '\n'.join(''.join(output.get('text') or output.get('data', {}).get('text/markdown') or output.get('data', {}).get('text/plain') or '') for output in found)
+    found = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return "\n".join(
+        "".join(
+            output.get("text")
+            or output.get("data", {}).get("text/markdown")
+            or output.get("data", {}).get("text/plain")
+            or ""
+        )
+        for output in found
+    )
 
 
-def pictures(notebook): return sum('image/png' in output.get('data', {}) for cell in notebook['cells'] for output in cell.get('outputs', []))
+def pictures(notebook):
+    return sum(
+        "image/png" in output.get("data", {})
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+    )
 
 
 # ---------------------------------------------------------------- the notebooks
 @pytest.mark.end_to_end
-@pytest.mark.parametrize('parameters', [dict(strategy='S4'), dict(strategy='RD2DHP', labelled_share=.5, viewpoint_correction=False)])
+@pytest.mark.parametrize(
+    "parameters",
+    [dict(strategy="S4"), dict(strategy="RD2DHP", labelled_share=0.5, viewpoint_correction=False)],
+)
 def test_training_notebook(tmp_path, parameters):
-    code, printed, notebook = papermill('train_aligned', tmp_path, profile='smoke', out=tmp_path/'run', **parameters)
+    code, printed, notebook = papermill(
+        "train_aligned", tmp_path, profile="smoke", out=tmp_path / "run", **parameters
+    )
     assert code == 0, printed[-3000:]
-    metrics = read_json(tmp_path/'run'/'metrics.json')
-    assert {name: metrics['settings'][name] for name in parameters} == parameters
-    encoders = {'S4': ['RGB', 'cloud'], 'RD2DHP': ['RGB', 'depth']}[parameters['strategy']]
-    assert list(metrics['values']) == [*encoders, 'mean_pose'] and all(scores['epe_mean'] > 0 for scores in metrics['values'].values())
-    assert (metrics['times']['emd'] > 0) == (parameters['strategy'] == 'S4') and 0 <= metrics['times']['emd_share'] < 1
-    with np.load(tmp_path/'run'/'predictions.npz') as arrays: assert arrays['RGB'].shape == arrays['mean_pose'].shape == (16, 21, 3)
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert {name: metrics["settings"][name] for name in parameters} == parameters
+    encoders = {"S4": ["RGB", "cloud"], "RD2DHP": ["RGB", "depth"]}[parameters["strategy"]]
+    assert list(metrics["values"]) == [*encoders, "mean_pose"] and all(
+        scores["epe_mean"] > 0 for scores in metrics["values"].values()
+    )
+    assert (metrics["times"]["emd"] > 0) == (parameters["strategy"] == "S4") and 0 <= metrics["times"][
+        "emd_share"
+    ] < 1
+    with np.load(tmp_path / "run" / "predictions.npz") as arrays:
+        assert arrays["RGB"].shape == arrays["mean_pose"].shape == (16, 21, 3)
     text = outputs(notebook)
-    assert f"*sim-rhd, {parameters['strategy']}, profile smoke, seed 0*" in text and '| mean training pose |' in text and 'of which the EMD' in text
-    assert pictures(notebook) >= 6 and 'widgets' not in notebook['metadata']
+    assert (
+        f"*sim-rhd, {parameters['strategy']}, profile smoke, seed 0*" in text
+        and "| mean training pose |" in text
+        and "of which the EMD" in text
+    )
+    assert pictures(notebook) >= 6 and "widgets" not in notebook["metadata"]
 
 
 @pytest.mark.end_to_end
 def test_training_notebook_on_other_datasets(tmp_path):
-    code, printed, notebook = papermill('train_aligned', tmp_path, profile='smoke', out=tmp_path/'run', strategy='R2HP', dataset='sim-stb', other_set='sim-dexter-object')
+    code, printed, notebook = papermill(
+        "train_aligned",
+        tmp_path,
+        profile="smoke",
+        out=tmp_path / "run",
+        strategy="R2HP",
+        dataset="sim-stb",
+        other_set="sim-dexter-object",
+    )
     assert code == 0, printed[-3000:]
-    metrics = read_json(tmp_path/'run'/'metrics.json')
-    assert metrics['source'] == 'sim-stb' and list(metrics['other']) == ['RGB', 'mean_pose']
-    assert metrics['other']['RGB']['root_scale']['epe_mean'] < metrics['other']['RGB']['absolute']['epe_mean']
-    assert 'sim-dexter-object, trained on sim-stb' in outputs(notebook)
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    assert metrics["source"] == "sim-stb" and list(metrics["other"]) == ["RGB", "mean_pose"]
+    assert metrics["other"]["RGB"]["root_scale"]["epe_mean"] < metrics["other"]["RGB"]["absolute"]["epe_mean"]
+    assert "sim-dexter-object, trained on sim-stb" in outputs(notebook)
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize('notebook, parameters, words', [('train_aligned', dict(stratgey='S4'), "parameter 'stratgey'"), ('train_aligned', dict(strategy='S9'), "strategy 'S9'"),
-                                                         ('explore_latent', dict(pear=3), "parameter 'pear'"), ('explore_latent', dict(run='runs/nowhere'), 'no finished run is there')])
+@pytest.mark.parametrize(
+    "notebook, parameters, words",
+    [
+        ("train_aligned", dict(stratgey="S4"), "parameter 'stratgey'"),
+        ("train_aligned", dict(strategy="S9"), "strategy 'S9'"),
+        ("explore_latent", dict(pear=3), "parameter 'pear'"),
+        ("explore_latent", dict(run="runs/nowhere"), "no finished run is there"),
+    ],
+)
 def test_wrong_parameter_is_named(tmp_path, notebook, parameters, words):
-    code, printed, _ = papermill(notebook, tmp_path, **{**(dict(profile='smoke', out=tmp_path/'run') if notebook == 'train_aligned' else dict(page=tmp_path/'page.html')), **parameters})
-    assert code != 0 and 'HandlabError' in printed and words in printed
-    assert not (tmp_path/'run').exists() and not (tmp_path/'page.html').exists()
+    code, printed, _ = papermill(
+        notebook,
+        tmp_path,
+        **{
+            **(
+                dict(profile="smoke", out=tmp_path / "run")
+                if notebook == "train_aligned"
+                else dict(page=tmp_path / "page.html")
+            ),
+            **parameters,
+        },
+    )
+    assert code != 0 and "HandlabError" in printed and words in printed
+    assert not (tmp_path / "run").exists() and not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.end_to_end
 def test_explorer_notebook(tmp_path):
-    code, printed, notebook = papermill('explore_latent', tmp_path, profile='smoke', run=tmp_path/'run', page=tmp_path/'page.html', pairs=2, steps=5)
+    code, printed, notebook = papermill(
+        "explore_latent",
+        tmp_path,
+        profile="smoke",
+        run=tmp_path / "run",
+        page=tmp_path / "page.html",
+        pairs=2,
+        steps=5,
+    )
     assert code == 0, printed[-3000:]
-    content = figure_in((tmp_path/'page.html').read_text())
-    assert [frame['name'] for frame in content['frames']] == [f'{walk}:{step}' for walk in range(2) for step in range(5)]
-    assert 'widgets' not in notebook['metadata'] and 'page.html: 2 walks of 5 steps' in outputs(notebook) and pictures(notebook) == 2
+    content = figure_in((tmp_path / "page.html").read_text())
+    assert [frame["name"] for frame in content["frames"]] == [
+        f"{walk}:{step}" for walk in range(2) for step in range(5)
+    ]
+    assert (
+        "widgets" not in notebook["metadata"]
+        and "page.html: 2 walks of 5 steps" in outputs(notebook)
+        and pictures(notebook) == 2
+    )
 
 
 # ---------------------------------------------------------------- the page
@@ -89,7 +189,8 @@ def figure_in(page):
     return json.loads(gzip.decompress(base64.b64decode(re.search(r'id="figure">([^<]*)<', page)[1])))
 
 
-def numbers(packed): return np.frombuffer(base64.b64decode(packed['bdata']), packed['dtype'])
+def numbers(packed):
+    return np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
 
 
 @pytest.fixture
@@ -97,33 +198,77 @@ def walks():
     "Two walks of three steps: a hand that slides to the right, and one that stays, with clouds of ten points."
     hand, cloud = normalise(example_hand())[0], np.linspace(-1, 1, 30).reshape(10, 3)
     images = np.stack([np.full((8, 8, 3), 40, np.uint8), np.full((8, 8, 3), 200, np.uint8)])
-    return [Walk(images, np.stack([hand + [step*pace, 0, 0] for step in range(3)]), np.stack([cloud + [step*pace, 0, 0] for step in range(3)]), ('one', 'two')) for pace in (.5, 0.)]
+    return [
+        Walk(
+            images,
+            np.stack([hand + [step * pace, 0, 0] for step in range(3)]),
+            np.stack([cloud + [step * pace, 0, 0] for step in range(3)]),
+            ("one", "two"),
+        )
+        for pace in (0.5, 0.0)
+    ]
 
 
 def test_page_asks_for_nothing_and_has_frames(walks, tmp_path):
-    assert write_explorer(tmp_path/'page.html', walks, note='a < b') < 5
-    page = (tmp_path/'page.html').read_text()
-    own = re.sub(r'<script type="text/plain"[^>]*>[A-Za-z0-9+/=]*</script>', '', page)   # without the two packed parts
-    assert len(own) < 20_000 and not re.search(r'https?:|wss?:|//cdn|@import|url\(|<link (?!rel="icon" href="data:,")|<iframe|<script [^>]*src|fetch\(|XMLHttpRequest', own)
-    assert re.findall(r'<img [^>]*src="([^"]*)"', own) == ['${image}'] and 'a &lt; b' in own
+    assert write_explorer(tmp_path / "page.html", walks, note="a < b") < 5
+    page = (tmp_path / "page.html").read_text()
+    own = re.sub(
+        r'<script type="text/plain"[^>]*>[A-Za-z0-9+/=]*</script>', "", page
+    )  # without the two packed parts
+    assert len(own) < 20_000 and not re.search(
+        r'https?:|wss?:|//cdn|@import|url\(|<link (?!rel="icon" href="data:,")|<iframe|<script [^>]*src|fetch\(|XMLHttpRequest',
+        own,
+    )
+    assert re.findall(r'<img [^>]*src="([^"]*)"', own) == ["${image}"] and "a &lt; b" in own
     content = figure_in(page)
-    assert [frame['name'] for frame in content['frames']] == ['0:0', '0:1', '0:2', '1:0', '1:1', '1:2']
-    assert [walk['steps'] for walk in content['walks']] == [3, 3] and all(image.startswith('data:image/jpeg') for walk in content['walks'] for image in walk['images'])
-    hands = [numbers(frame['data'][0]['x']) for frame in content['frames']]
-    clouds = [numbers(frame['data'][1]['x']) for frame in content['frames']]
-    assert np.abs(hands[2] - hands[0] - 1000).max() <= 1 and np.abs(clouds[1] - clouds[0] - 500).max() <= 1   # half a hand's scale a step
+    assert [frame["name"] for frame in content["frames"]] == ["0:0", "0:1", "0:2", "1:0", "1:1", "1:2"]
+    assert [walk["steps"] for walk in content["walks"]] == [3, 3] and all(
+        image.startswith("data:image/jpeg") for walk in content["walks"] for image in walk["images"]
+    )
+    hands = [numbers(frame["data"][0]["x"]) for frame in content["frames"]]
+    clouds = [numbers(frame["data"][1]["x"]) for frame in content["frames"]]
+    assert (
+        np.abs(hands[2] - hands[0] - 1000).max() <= 1 and np.abs(clouds[1] - clouds[0] - 500).max() <= 1
+    )  # half a hand's scale a step
     assert np.array_equal(hands[3], hands[5])
-    assert gzip.decompress(base64.b64decode(re.search(r'id="library">([^<]*)<', page)[1])).decode().count('Plotly') > 5
+    assert (
+        gzip.decompress(base64.b64decode(re.search(r'id="library">([^<]*)<', page)[1]))
+        .decode()
+        .count("Plotly")
+        > 5
+    )
 
 
-@pytest.mark.skipif(not shutil.which('chromium'), reason='no chromium here')
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
 def test_page_runs_in_a_browser(walks, tmp_path):
     "It says that it is ready only once the library, the figure and a step of a walk are drawn."
-    write_explorer(tmp_path/'page.html', walks)
-    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
-             f'--user-data-dir={tmp_path/"profile"}', '--virtual-time-budget=300000', '--dump-dom']
-    seen = subprocess.run(['chromium', *flags, f'file://{tmp_path}/page.html#walk=1&step=2'], capture_output=True, text=True, timeout=240).stdout
-    assert 'data-ready="yes"' in seen and '100 % of the way' in seen and 'aria-pressed="true"' in seen and '<canvas' in seen
+    write_explorer(tmp_path / "page.html", walks)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=300000",
+        "--dump-dom",
+    ]
+    seen = subprocess.run(
+        ["chromium", *flags, f"file://{tmp_path}/page.html#walk=1&step=2"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    ).stdout
+    assert (
+        'data-ready="yes"' in seen
+        and "100 % of the way" in seen
+        and 'aria-pressed="true"' in seen
+        and "<canvas" in seen
+    )
 
 
 # ---------------------------------------------------------------- its parts
@@ -131,69 +276,112 @@ def test_hand_is_as_thick_as_said_and_follows_the_pose():
     hand = normalise(example_hand())[0]
     vertices, (faces, colours) = hand_vertices(hand), hand_faces()
     assert len(vertices) == len(colours) == faces.max() + 1 and faces.min() == 0
-    turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.]])
+    turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
     distances = np.linalg.norm(vertices[:, None] - hand[None], axis=2).min(1)
     assert distances.max() < 1.5 and np.isfinite(vertices).all()
     assert np.allclose(hand_vertices(hand + [1, 2, 3]), vertices + [1, 2, 3])
-    assert np.linalg.norm(hand_vertices(hand @ turn.T).mean(0) - vertices.mean(0) @ turn.T) < .02   # rings may start elsewhere
-    assert np.isfinite(hand_vertices(np.zeros((21, 3)))).all()                                     # a collapsed pose does not break the drawing
+    assert (
+        np.linalg.norm(hand_vertices(hand @ turn.T).mean(0) - vertices.mean(0) @ turn.T) < 0.02
+    )  # rings may start elsewhere
+    assert np.isfinite(hand_vertices(np.zeros((21, 3)))).all()  # a collapsed pose does not break the drawing
 
 
 def test_capsule_is_round():
-    tube = capsules(np.zeros(3), np.array([3., 4, 0]), np.array(1.), np.array(2.))
-    along = tube @ np.array([.6, .8, 0])
-    radius = np.linalg.norm(tube - along[:, None]*np.array([.6, .8, 0]), axis=1)
-    assert along.min() == pytest.approx(-1) and along.max() == pytest.approx(7) and radius.max() == pytest.approx(2)
+    tube = capsules(np.zeros(3), np.array([3.0, 4, 0]), np.array(1.0), np.array(2.0))
+    along = tube @ np.array([0.6, 0.8, 0])
+    radius = np.linalg.norm(tube - along[:, None] * np.array([0.6, 0.8, 0]), axis=1)
+    assert (
+        along.min() == pytest.approx(-1)
+        and along.max() == pytest.approx(7)
+        and radius.max() == pytest.approx(2)
+    )
 
 
 def test_pairs_are_the_farthest_of_the_best():
-    codes, errors = np.array([[0.], [10], [1], [9], [100], [4]]), np.array([1., 2, 3, 4, 90, 5])
-    assert choose_pairs(codes, errors, 2, share=.5) == [(0, 1), (2, 3)]
-    with pytest.raises(HandlabError, match='at most 3'): choose_pairs(codes, errors, 4)
+    codes, errors = np.array([[0.0], [10], [1], [9], [100], [4]]), np.array([1.0, 2, 3, 4, 90, 5])
+    assert choose_pairs(codes, errors, 2, share=0.5) == [(0, 1), (2, 3)]
+    with pytest.raises(HandlabError, match="at most 3"):
+        choose_pairs(codes, errors, 4)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def practised(tmp_path_factory):
     "A finished run of seconds."
-    folder = tmp_path_factory.mktemp('practised')/'run'
+    folder = tmp_path_factory.mktemp("practised") / "run"
     practice_run(SMOKE, folder)
     return folder
 
 
 def test_run_opens_with_its_own_settings(practised):
     settings, data, network = open_run(practised)
-    assert settings == SMOKE and len(data.test) == 16 and not any(weights.requires_grad for weights in network.parameters())
-    assert run_name(settings) == 'train_aligned-S4-sim-rhd-seed0'
+    assert (
+        settings == SMOKE
+        and len(data.test) == 16
+        and not any(weights.requires_grad for weights in network.parameters())
+    )
+    assert run_name(settings) == "train_aligned-S4-sim-rhd-seed0"
 
 
 def test_foreign_or_changed_run_is_refused(practised, tmp_path):
-    shutil.copytree(practised, tmp_path/'run')
-    metrics = json.loads((tmp_path/'run'/'metrics.json').read_text())
-    for change, words in ((dict(experiment='train_pi'), 'a run of train_pi'), (dict(data={'fingerprint': 'other'}), 'the data have changed'), (dict(settings={**metrics['settings'], 'colour': 1}), "'colour'")):
-        (tmp_path/'run'/'metrics.json').write_text(json.dumps({**metrics, **change}))
-        with pytest.raises(HandlabError, match=words): open_run(tmp_path/'run')
+    shutil.copytree(practised, tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    for change, words in (
+        (dict(experiment="train_pi"), "a run of train_pi"),
+        (dict(data={"fingerprint": "other"}), "the data have changed"),
+        (dict(settings={**metrics["settings"], "colour": 1}), "'colour'"),
+    ):
+        (tmp_path / "run" / "metrics.json").write_text(json.dumps({**metrics, **change}))
+        with pytest.raises(HandlabError, match=words):
+            open_run(tmp_path / "run")
 
 
 def test_walk_ends_at_the_two_frames(practised):
     settings, data, network = open_run(practised)
-    walk, first, second = (make_walk(network, data.test, settings, *pair, 3) for pair in ((2, 7), (2, 2), (7, 7)))
-    assert np.allclose(walk.poses[0], first.poses[1], atol=1e-5) and np.allclose(walk.poses[-1], second.poses[1], atol=1e-5)
-    assert np.allclose(walk.clouds[0], first.clouds[1], atol=1e-5) and walk.names == (str(data.test.name[2]), str(data.test.name[7]))
-    with pytest.raises(HandlabError, match='no poses'): make_walk(make_network(make_settings(AlignedSettings, 'smoke', strategy='R2C')), data.test, make_settings(AlignedSettings, 'smoke', strategy='R2C'), 0, 1)
-    assert 'alone; no depth' in note_on(settings, data, 'x') and 'cloud of each frame' in note_on(settings, data, 'x', 'C')
+    walk, first, second = (
+        make_walk(network, data.test, settings, *pair, 3) for pair in ((2, 7), (2, 2), (7, 7))
+    )
+    assert np.allclose(walk.poses[0], first.poses[1], atol=1e-5) and np.allclose(
+        walk.poses[-1], second.poses[1], atol=1e-5
+    )
+    assert np.allclose(walk.clouds[0], first.clouds[1], atol=1e-5) and walk.names == (
+        str(data.test.name[2]),
+        str(data.test.name[7]),
+    )
+    with pytest.raises(HandlabError, match="no poses"):
+        make_walk(
+            make_network(make_settings(AlignedSettings, "smoke", strategy="R2C")),
+            data.test,
+            make_settings(AlignedSettings, "smoke", strategy="R2C"),
+            0,
+            1,
+        )
+    assert "alone; no depth" in note_on(settings, data, "x") and "cloud of each frame" in note_on(
+        settings, data, "x", "C"
+    )
 
 
 def test_live_explorer_moves_with_its_slider(practised, monkeypatch):
-    pytest.importorskip('anywidget')
+    pytest.importorskip("anywidget")
     settings, data, network = open_run(practised)
     live = LiveExplorer(network, data.test, settings, 2, 7, count=5)
-    expected = lambda pair, step: -1000*(make_walk(network, data.test, settings, *pair, 5).clouds[step] - middle(make_walk(network, data.test, settings, *pair, 5)))[:, 1]
+
+    def expected(pair, step):
+        return (
+            -1000
+            * (
+                make_walk(network, data.test, settings, *pair, 5).clouds[step]
+                - middle(make_walk(network, data.test, settings, *pair, 5))
+            )[:, 1]
+        )
+
     assert np.allclose(live.figure.data[1].z, expected((2, 7), 0), atol=1)
     live.share.value = 4
     assert np.allclose(live.figure.data[1].z, expected((2, 7), 4), atol=1)
     before = live.pictures[1].value
     live.second.value = 9
-    assert np.allclose(live.figure.data[1].z, expected((2, 9), 4), atol=1) and live.pictures[1].value != before
-    for name, answer in (('notebook.ipynb', True), ('', False)):
-        monkeypatch.setenv('JPY_SESSION_NAME', name)
+    assert (
+        np.allclose(live.figure.data[1].z, expected((2, 9), 4), atol=1) and live.pictures[1].value != before
+    )
+    for name, answer in (("notebook.ipynb", True), ("", False)):
+        monkeypatch.setenv("JPY_SESSION_NAME", name)
         assert in_jupyterlab() is answer

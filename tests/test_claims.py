@@ -1,4 +1,5 @@
 "Claims: the rules, the intervals, a world in which every claim holds and one in which every claim fails, and what happens where runs are missing or wrong."
+
 import json
 import os
 import shutil
@@ -14,50 +15,93 @@ from scipy import stats
 from handlab.core import HandlabError, project_root
 from handlab.hand.metrics import paired_difference
 from handlab.report import claims
-from handlab.report.claims import CANNOT_TELL, DRAWS, FAILS, HOLDS, MORE, NOT_RUN, ORDER, Estimate, World, about, at_most, mean_estimate, same, seeds_estimate, up_to
+from handlab.report.claims import (
+    CANNOT_TELL,
+    DRAWS,
+    FAILS,
+    HOLDS,
+    MORE,
+    NOT_RUN,
+    ORDER,
+    Estimate,
+    World,
+    about,
+    at_most,
+    mean_estimate,
+    same,
+    seeds_estimate,
+    up_to,
+)
 from handlab.report.runs import graph_runs, page_folder, reference_name
 
 
-def spread(low, high): return Estimate((low + high) / 2, np.linspace(low, high, DRAWS))
+def spread(low, high):
+    return Estimate((low + high) / 2, np.linspace(low, high, DRAWS))
 
 
-@pytest.mark.parametrize("rule, effects, verdict", [
-    (MORE, [(1, 2)], HOLDS), (MORE, [(-2, -1)], FAILS), (MORE, [(-1, 2)], CANNOT_TELL), (MORE, [(0, 0)], FAILS), (MORE, [(np.nan, np.nan)], CANNOT_TELL),
-    (ORDER, [(1, 2), (1, 3)], HOLDS), (ORDER, [(1, 2), (-3, -1)], FAILS), (ORDER, [(1, 2), (-1, 3)], CANNOT_TELL), (ORDER, [(-1, 2), (-3, -1)], FAILS),
-    (up_to(.06, .03), [(0, .01), (.04, .07)], HOLDS), (up_to(.06, .03), [(0, .01), (.01, .02)], FAILS), (up_to(.06, .03), [(0, .01), (.02, .07)], CANNOT_TELL), (up_to(.06, .03), [(.2, .3)], HOLDS),
-    (about(2, 1), [(1.5, 2.5)], HOLDS), (about(2, 1), [(3.5, 5)], FAILS), (about(2, 1), [(-1, .5)], FAILS), (about(2, 1), [(.5, 2)], CANNOT_TELL),
-    (same(.1), [(-.05, .05)], HOLDS), (same(.1), [(.2, .3)], FAILS), (same(.1), [(.05, .2)], CANNOT_TELL),
-    (at_most(6), [(4, 5)], HOLDS), (at_most(6), [(7, 8)], FAILS), (at_most(6), [(5, 7)], CANNOT_TELL)])
+@pytest.mark.parametrize(
+    "rule, effects, verdict",
+    [
+        (MORE, [(1, 2)], HOLDS),
+        (MORE, [(-2, -1)], FAILS),
+        (MORE, [(-1, 2)], CANNOT_TELL),
+        (MORE, [(0, 0)], FAILS),
+        (MORE, [(np.nan, np.nan)], CANNOT_TELL),
+        (ORDER, [(1, 2), (1, 3)], HOLDS),
+        (ORDER, [(1, 2), (-3, -1)], FAILS),
+        (ORDER, [(1, 2), (-1, 3)], CANNOT_TELL),
+        (ORDER, [(-1, 2), (-3, -1)], FAILS),
+        (up_to(0.06, 0.03), [(0, 0.01), (0.04, 0.07)], HOLDS),
+        (up_to(0.06, 0.03), [(0, 0.01), (0.01, 0.02)], FAILS),
+        (up_to(0.06, 0.03), [(0, 0.01), (0.02, 0.07)], CANNOT_TELL),
+        (up_to(0.06, 0.03), [(0.2, 0.3)], HOLDS),
+        (about(2, 1), [(1.5, 2.5)], HOLDS),
+        (about(2, 1), [(3.5, 5)], FAILS),
+        (about(2, 1), [(-1, 0.5)], FAILS),
+        (about(2, 1), [(0.5, 2)], CANNOT_TELL),
+        (same(0.1), [(-0.05, 0.05)], HOLDS),
+        (same(0.1), [(0.2, 0.3)], FAILS),
+        (same(0.1), [(0.05, 0.2)], CANNOT_TELL),
+        (at_most(6), [(4, 5)], HOLDS),
+        (at_most(6), [(7, 8)], FAILS),
+        (at_most(6), [(5, 7)], CANNOT_TELL),
+    ],
+)
 def test_rules(rule, effects, verdict):
     assert rule.weigh([spread(*pair) for pair in effects])[0] == verdict
 
 
 def test_several_effects_are_held_to_a_stricter_level():
-    edge = spread(-.02, .98)  # 95 % of it lies within 0.005 and 0.955, 97.5 % within -0.0075 and 0.9675
+    edge = spread(-0.02, 0.98)  # 95 % of it lies within 0.005 and 0.955, 97.5 % within -0.0075 and 0.9675
     assert MORE.weigh([edge])[0] == HOLDS and ORDER.weigh([edge, spread(1, 2)])[0] == CANNOT_TELL
     _, shown, low, high = ORDER.weigh([spread(1, 2), edge])
-    assert shown is edge and (low, high) == pytest.approx((-.02 + .0125, .98 - .0125), abs=1e-9)
+    assert shown is edge and (low, high) == pytest.approx((-0.02 + 0.0125, 0.98 - 0.0125), abs=1e-9)
     assert up_to(1, 0).weigh([edge, spread(1, 2)])[1].value == 1.5
 
 
 def test_an_estimate_is_paired():
     values = np.random.default_rng(0).normal(30, 5, (3, 200))
     first, second = mean_estimate(values + 1), mean_estimate(values)
-    assert (first - second).interval() == pytest.approx((1, 1), abs=1e-4) and np.ptp(first.interval()) > .5
-    assert abs(second - first).value == pytest.approx(1) and (first / second).value == pytest.approx(first.value / second.value)
+    assert (first - second).interval() == pytest.approx((1, 1), abs=1e-4) and np.ptp(first.interval()) > 0.5
+    assert abs(second - first).value == pytest.approx(1) and (first / second).value == pytest.approx(
+        first.value / second.value
+    )
 
 
 def test_one_seed_is_the_known_paired_bootstrap():
     errors = np.random.default_rng(1).normal([[30], [29]], [[4], [6]], (2, 300))
-    ours, theirs = (mean_estimate(errors[0]) - mean_estimate(errors[1])), paired_difference(errors[0], errors[1], draws=4000)
-    assert (ours.value, *ours.interval()) == pytest.approx(tuple(theirs), abs=.06)
+    ours, theirs = (
+        (mean_estimate(errors[0]) - mean_estimate(errors[1])),
+        paired_difference(errors[0], errors[1], draws=4000),
+    )
+    assert (ours.value, *ours.interval()) == pytest.approx(tuple(theirs), abs=0.06)
 
 
 def test_seeds_follow_students_t():
-    values = np.array([1., 2., 4., 3.5])
-    expected = stats.t.interval(.95, 3, values.mean(), stats.sem(values))
-    assert seeds_estimate(values).interval() == pytest.approx(expected, abs=.25)
-    assert np.isnan(seeds_estimate([2.]).interval()).all() and seeds_estimate([2.]).value == 2
+    values = np.array([1.0, 2.0, 4.0, 3.5])
+    expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert seeds_estimate(values).interval() == pytest.approx(expected, abs=0.25)
+    assert np.isnan(seeds_estimate([2.0]).interval()).all() and seeds_estimate([2.0]).value == 2
 
 
 def coverage(make, truth: float, count: int = 300) -> float:
@@ -70,18 +114,29 @@ def coverage(make, truth: float, count: int = 300) -> float:
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_intervals_cover_as_they_say(seeds):
     "Normal effects of seeds and of frames; with one seed there is no effect of seeds to be found."
-    def make(generator): return mean_estimate(1 + generator.normal(0, .3 * (seeds > 1), (seeds, 1)) + generator.normal(0, 2, 100) + generator.normal(0, 1, (seeds, 100)))
-    assert .915 <= coverage(make, 1) <= .985
+
+    def make(generator):
+        return mean_estimate(
+            1
+            + generator.normal(0, 0.3 * (seeds > 1), (seeds, 1))
+            + generator.normal(0, 2, 100)
+            + generator.normal(0, 1, (seeds, 100))
+        )
+
+    assert 0.915 <= coverage(make, 1) <= 0.985
 
 
 def test_intervals_of_videos_need_stretches():
     "Frames that look like their neighbours: drawn singly, the interval covers too seldom."
+
     def make(block):
         def made(generator):
             noise = generator.normal(0, 1, 405)
             return mean_estimate(np.convolve(noise, np.ones(6), "valid"), block)
+
         return made
-    assert coverage(make(1), 0) < .75 and coverage(make(10), 0) > .88
+
+    assert coverage(make(1), 0) < 0.75 and coverage(make(10), 0) > 0.88
 
 
 def test_medians_are_those_of_drawn_frames():
@@ -89,17 +144,24 @@ def test_medians_are_those_of_drawn_frames():
     errors = np.random.default_rng(2).exponential(5, (40, 21))
     errors[::3, 4:9] = np.nan
     counts = np.random.default_rng(5).multinomial(40, np.full(40, 1 / 40), 20)
-    direct = [np.nanquantile(np.repeat(errors, each, 0), .5, method="inverted_cdf") for each in counts]
+    direct = [np.nanquantile(np.repeat(errors, each, 0), 0.5, method="inverted_cdf") for each in counts]
     assert claims.weighted_medians(errors, counts) == pytest.approx(direct)
 
 
 def test_holm_against_hand():
-    assert claims.holm([.01, .04, .03, .005]).tolist() == [True, False, False, True]  # .05/4, .05/3, .05/2 < .03: stop
-    assert claims.holm([np.nan, .04]).tolist() == [False, True] and not claims.holm([.9, .8]).any()
+    assert claims.holm([0.01, 0.04, 0.03, 0.005]).tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]  # .05/4, .05/3, .05/2 < .03: stop
+    assert claims.holm([np.nan, 0.04]).tolist() == [False, True] and not claims.holm([0.9, 0.8]).any()
 
 
 def test_steps_to_a_goal():
-    assert claims.steps_to([0, 100, 200, 300], [50, 40, 45, 30], 35) == pytest.approx(200 + 100 * 5 / 10)  # from the lowest so far, 40
+    assert claims.steps_to([0, 100, 200, 300], [50, 40, 45, 30], 35) == pytest.approx(
+        200 + 100 * 5 / 10
+    )  # from the lowest so far, 40
     assert claims.steps_to([0, 10], [5, 4], 6) == 0 and claims.steps_to([0, 10], [5, 4], 3) == np.inf
 
 
@@ -110,26 +172,52 @@ PI_STEREO = dict(rgb=14, rgb_pi=9, depth=6, rgb_steps=12, rgb_time=11)
 FLAT = dict(rgb=8, rgb_pi=5, depth=4, rgb_steps=7)
 FLAT_STEREO = {"rgb": 6.5, "mask_0.2": 6, "mask_0.8": 4.5, "mask_1": 4.4, "depth": 5.5, "rgb_steps": 6.3}
 DEXTER = dict(rgb=18, rgb_pi=14, rgb_steps=17)
-ALIGNED = {"S1": 20.6, "R2HP": 19.8, "R2CP": 18.8, "R2CHP": 17, "S3": 15, "S4": 11.5, "S1-own_view": 25, "RD2DHP": 14.5, "alternating": 14, "S4-apart": 13.5, "S4-labelled0.05": 30, "S4-labelled0.05-alone": 31.8,
-           "S4-labelled0.25": 12.3, "S4-labelled0.25-alone": 13}
+ALIGNED = {
+    "S1": 20.6,
+    "R2HP": 19.8,
+    "R2CP": 18.8,
+    "R2CHP": 17,
+    "S3": 15,
+    "S4": 11.5,
+    "S1-own_view": 25,
+    "RD2DHP": 14.5,
+    "alternating": 14,
+    "S4-apart": 13.5,
+    "S4-labelled0.05": 30,
+    "S4-labelled0.05-alone": 31.8,
+    "S4-labelled0.25": 12.3,
+    "S4-labelled0.25-alone": 13,
+}
 ALIGNED_STEREO = {"S1": 8, "S4": 7}
 ALWAYS_OPEN = {"others-joint", "best-dexter"}  # nothing here measures them
 REAL_ONLY = {claim.id for claim in claims.all_claims() if claim.real_only}
 TIMES = {"time-3d", "time-2d"}
 
 
-def turned(errors, good, about_=40): return errors if good else {name: about_ - error for name, error in errors.items()}
+def turned(errors, good, about_=40):
+    return errors if good else {name: about_ - error for name, error in errors.items()}
 
 
 def write_run(path, source, dimensions=3, frames=60, other=None, **errors):
     "A run folder in which each network errs by about what is given, alike in all frames."
     generator = np.random.default_rng(int(path.name[-1]))
     path.mkdir(parents=True)
+
     def predictions(errors):
-        true, noise = generator.normal(0, 60, (frames, 21, dimensions)), generator.normal(0, .02, (frames, 1, 1))
-        return dict(true=true, visible=np.ones((frames, 21), bool), name=np.array([f"{number:04d}" for number in range(frames)]), **{key: true + np.eye(dimensions)[0] * (error + noise) for key, error in errors.items()})
+        true, noise = (
+            generator.normal(0, 60, (frames, 21, dimensions)),
+            generator.normal(0, 0.02, (frames, 1, 1)),
+        )
+        return dict(
+            true=true,
+            visible=np.ones((frames, 21), bool),
+            name=np.array([f"{number:04d}" for number in range(frames)]),
+            **{key: true + np.eye(dimensions)[0] * (error + noise) for key, error in errors.items()},
+        )
+
     np.savez(path / "predictions.npz", **predictions(errors))
-    for test, each in (other or {}).items(): np.savez(path / f"predictions-{test}.npz", **predictions(each))
+    for test, each in (other or {}).items():
+        np.savez(path / f"predictions-{test}.npz", **predictions(each))
     (path / "metrics.json").write_text(json.dumps({"source": source, "settings": {"steps": 100}}))
 
 
@@ -137,54 +225,124 @@ def write_losses(path, **columns):
     "A table of validation losses with steps from 0 to 100."
     path.mkdir(exist_ok=True)
     count = len(next(iter(columns.values())))
-    pd.DataFrame({"step": np.linspace(0, 100, count).astype(int), "split": "validation", **columns}).to_csv(path / "losses.csv", index=False)
+    pd.DataFrame({"step": np.linspace(0, 100, count).astype(int), "split": "validation", **columns}).to_csv(
+        path / "losses.csv", index=False
+    )
 
 
 def write_pi(folder, dataset, seed, good, prefix):
     run = folder / f"train_pi-{prefix}{dataset}-seed{seed}"
     write_run(run, f"{prefix}{dataset}", **turned(PI if dataset == "rhd" else PI_STEREO, good))
-    settled, falling, flat, rising = [1, .5, .42, .41, .41], [1, .8, .7, .4, .2], np.full(11, .3), np.linspace(.45, .95, 11)
-    small = 1 + .001 * seed
+    settled, falling, flat, rising = (
+        [1, 0.5, 0.42, 0.41, 0.41],
+        [1, 0.8, 0.7, 0.4, 0.2],
+        np.full(11, 0.3),
+        np.linspace(0.45, 0.95, 11),
+    )
+    small = 1 + 0.001 * seed
     write_losses(run / "rgb", pose=small * np.array(settled if good else falling))
-    write_losses(run / "rgb_steps", pose=small * np.array([.41, .4, .38] if good else [.2, .19, .18]))
-    write_losses(run / "rgb_pi", pose=small * (flat if good else rising), intermediate=small * (np.linspace(260, 50, 11) if good else np.linspace(50, 60, 11)), joint=small * (np.r_[290, np.full(10, 80)] if good else np.linspace(80, 290, 11)))
+    write_losses(run / "rgb_steps", pose=small * np.array([0.41, 0.4, 0.38] if good else [0.2, 0.19, 0.18]))
+    write_losses(
+        run / "rgb_pi",
+        pose=small * (flat if good else rising),
+        intermediate=small * (np.linspace(260, 50, 11) if good else np.linspace(50, 60, 11)),
+        joint=small * (np.r_[290, np.full(10, 80)] if good else np.linspace(80, 290, 11)),
+    )
 
 
 def write_aligned(folder, name, dataset, seed, good, prefix, error, **more):
     run = folder / f"train_aligned-{name}-{prefix}{dataset}-seed{seed}"
     write_run(run, f"{prefix}{dataset}", RGB=error, **more)
     plain = name == "S4" or name.startswith("S4-steps")
-    weights = {"encoders.R.trunk": np.zeros((10, 10)), "decoders.P.0": np.zeros(50 if good or not plain else 90), "encoders.C.trunk": np.zeros(7 if plain else 1)}
+    weights = {
+        "encoders.R.trunk": np.zeros((10, 10)),
+        "decoders.P.0": np.zeros(50 if good or not plain else 90),
+        "encoders.C.trunk": np.zeros(7 if plain else 1),
+    }
     save_file(weights, run / "model.safetensors")
     fast, slow = [50, 20, 12, 11.5], [50, 40, 25, 14]
-    write_losses(run, epe=np.array(fast if plain == good else slow) + .001 * seed)
+    write_losses(run, epe=np.array(fast if plain == good else slow) + 0.001 * seed)
 
 
 def write_world(folder, good=True, prefix="sim-", seeds=3):
     "Every run of the quick graph, BigHand's, and the walks: all speak for the claims, or all against them."
     for seed in range(seeds):
-        for dataset in ("rhd", "stb"): write_pi(folder, dataset, seed, good, prefix)
-        write_run(folder / f"train_pi-bighand-{prefix}rhd-seed{seed}", f"{prefix}rhd", **turned(dict(depth=13, rgb_pi=20), good))
-        write_run(folder / f"train_pi_2d-{prefix}rhd-seed{seed}", f"{prefix}rhd", 2, other={f"{prefix}dexter-object": turned(DEXTER, good)}, **turned(FLAT, good))
-        write_run(folder / f"train_pi_2d-{prefix}stb-seed{seed}", f"{prefix}stb", 2, **turned(FLAT_STEREO, good))
-        bad = {"S4-labelled0.25": 36., "S4-labelled0.25-alone": 35.} if not good else {}
-        references = {reference_name(strategy, "quick").removeprefix("train_aligned-").removesuffix("-sim-rhd"): ALIGNED[strategy] for strategy in ("S1", "S4")}
-        for name, error in {**turned({**ALIGNED, **references}, good), **bad}.items(): write_aligned(folder, name, "rhd", seed, good, prefix, error, **(turned(dict(cloud=9), good) if name == "S4" else {}))
-        for name, error in turned(ALIGNED_STEREO, good).items(): write_aligned(folder, name, "stb", seed, good, prefix, error)
+        for dataset in ("rhd", "stb"):
+            write_pi(folder, dataset, seed, good, prefix)
+        write_run(
+            folder / f"train_pi-bighand-{prefix}rhd-seed{seed}",
+            f"{prefix}rhd",
+            **turned(dict(depth=13, rgb_pi=20), good),
+        )
+        write_run(
+            folder / f"train_pi_2d-{prefix}rhd-seed{seed}",
+            f"{prefix}rhd",
+            2,
+            other={f"{prefix}dexter-object": turned(DEXTER, good)},
+            **turned(FLAT, good),
+        )
+        write_run(
+            folder / f"train_pi_2d-{prefix}stb-seed{seed}", f"{prefix}stb", 2, **turned(FLAT_STEREO, good)
+        )
+        bad = {"S4-labelled0.25": 36.0, "S4-labelled0.25-alone": 35.0} if not good else {}
+        references = {
+            reference_name(strategy, "quick")
+            .removeprefix("train_aligned-")
+            .removesuffix("-sim-rhd"): ALIGNED[strategy]
+            for strategy in ("S1", "S4")
+        }
+        for name, error in {**turned({**ALIGNED, **references}, good), **bad}.items():
+            write_aligned(
+                folder,
+                name,
+                "rhd",
+                seed,
+                good,
+                prefix,
+                error,
+                **(turned(dict(cloud=9), good) if name == "S4" else {}),
+            )
+        for name, error in turned(ALIGNED_STEREO, good).items():
+            write_aligned(folder, name, "stb", seed, good, prefix, error)
     pages = folder / page_folder("paper_aligned", not prefix)
     pages.mkdir()
-    noise = np.random.default_rng(0).normal(0, .01, (seeds, 50))
-    walk = {"S4/path_ratio": 1.2, "S4/largest_step": 1.4, "S4/bone_drift": 3, "joints/bone_drift": 8, "S4/from_real": 10, "S4/from_real_ends": 10, "clouds/put_in": .1, "clouds/reconstructed": .05} if good else \
-           {"S4/path_ratio": 2, "S4/largest_step": 3, "S4/bone_drift": 9, "joints/bone_drift": 8, "S4/from_real": 13, "S4/from_real_ends": 10, "clouds/put_in": .1, "clouds/reconstructed": .15}
+    noise = np.random.default_rng(0).normal(0, 0.01, (seeds, 50))
+    walk = (
+        {
+            "S4/path_ratio": 1.2,
+            "S4/largest_step": 1.4,
+            "S4/bone_drift": 3,
+            "joints/bone_drift": 8,
+            "S4/from_real": 10,
+            "S4/from_real_ends": 10,
+            "clouds/put_in": 0.1,
+            "clouds/reconstructed": 0.05,
+        }
+        if good
+        else {
+            "S4/path_ratio": 2,
+            "S4/largest_step": 3,
+            "S4/bone_drift": 9,
+            "joints/bone_drift": 8,
+            "S4/from_real": 13,
+            "S4/from_real_ends": 10,
+            "clouds/put_in": 0.1,
+            "clouds/reconstructed": 0.15,
+        }
+    )
     np.savez(pages / "smoothness.npz", **{name: value + noise for name, value in walk.items()})
 
 
 def stand_ins(monkeypatch, good):
     "What needs trained networks: activations and times."
-    flat = np.linspace(-.01, .01, 60)
-    shares = dict(rgb=.40 + flat, rgb_steps=.41 + flat, rgb_pi=(.47 if good else .3) + flat)
+    flat = np.linspace(-0.01, 0.01, 60)
+    shares = dict(rgb=0.40 + flat, rgb_steps=0.41 + flat, rgb_pi=(0.47 if good else 0.3) + flat)
     monkeypatch.setattr(claims, "activation_shares", lambda run: shares)
-    monkeypatch.setattr(claims, "milliseconds_at_test", lambda runs: np.array([np.full(20, 5.), np.full(20, 5.1 if good else 8.)]))
+    monkeypatch.setattr(
+        claims,
+        "milliseconds_at_test",
+        lambda runs: np.array([np.full(20, 5.0), np.full(20, 5.1 if good else 8.0)]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +358,13 @@ def worlds(tmp_path_factory):
 
 def test_twins_in_the_real_sets_layout_decide_nothing_about_the_real_sets(tmp_path):
     write_world(tmp_path / "quick", True, "")
-    for file in (tmp_path / "quick").glob("*/metrics.json"): file.write_text(json.dumps({**json.loads(file.read_text()), "source": "sim-rhd"}))
+    for file in (tmp_path / "quick").glob("*/metrics.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "source": "sim-rhd"}))
     table = claims.claims_table(World(str(tmp_path / "quick"), 3, True))
-    assert not set(table.verdict) & {"holds", "does not hold"} and table.reason.str.contains("sim-rhd, a twin in the real set's layout").sum() > 50
+    assert (
+        not set(table.verdict) & {"holds", "does not hold"}
+        and table.reason.str.contains("sim-rhd, a twin in the real set's layout").sum() > 50
+    )
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -213,11 +375,19 @@ def test_made_up_worlds(worlds, monkeypatch, good, real):
     table = claims.claims_table(World(str(worlds[good, real]), 3, real))
     still_open = ALWAYS_OPEN | TIMES | (set() if real else REAL_ONLY)
     verdicts = table.verdict.to_dict()
-    assert {name: verdict for name, verdict in verdicts.items() if name not in still_open and verdict != (HOLDS if good else FAILS)} == {}
-    assert {verdicts[name] for name in still_open} == {CANNOT_TELL} and (table.loc[list(still_open), "reason"] != "").all()
+    assert {
+        name: verdict
+        for name, verdict in verdicts.items()
+        if name not in still_open and verdict != (HOLDS if good else FAILS)
+    } == {}
+    assert {verdicts[name] for name in still_open} == {CANNOT_TELL} and (
+        table.loc[list(still_open), "reason"] != ""
+    ).all()
     weighed = table[~table.index.isin(still_open)]
     assert (weighed.seeds == 3).all() and (weighed[weighed.p.notna()]["also together"] == "yes").all()
-    assert set(weighed.about) == {"the real set" if real else "the twin"} and all(("twin" in source) != real for source in weighed.source)
+    assert set(weighed.about) == {"the real set" if real else "the twin"} and all(
+        ("twin" in source) != real for source in weighed.source
+    )
     assert len(claims.failures(table)) == (0 if good else len(weighed))
     assert len(claims.undecided(table)) == len(still_open)
 
@@ -226,7 +396,10 @@ def test_every_run_of_the_graph_is_asked_for():
     asked = {World().run_name(pattern) for claim in claims.all_claims() for pattern in claim.measure.patterns}
     trained = {run.name.rsplit("-seed", 1)[0] for run in graph_runs("quick")}
     assert asked - trained == {"train_pi-bighand-sim-rhd"}
-    assert trained - asked <= {"train_aligned-R2CHP-sim-stb", "train_aligned-S3-sim-stb"}  # rows of a figure, no claim
+    assert trained - asked <= {
+        "train_aligned-R2CHP-sim-stb",
+        "train_aligned-S3-sim-stb",
+    }  # rows of a figure, no claim
 
 
 @pytest.fixture
@@ -237,25 +410,38 @@ def world(worlds, tmp_path, monkeypatch) -> World:
     return World(str(tmp_path / "quick"), 3)
 
 
-def verdict(world, name) -> dict: return claims.weigh(next(claim for claim in claims.all_claims(world.profile) if claim.id == name), world)
+def verdict(world, name) -> dict:
+    return claims.weigh(next(claim for claim in claims.all_claims(world.profile) if claim.id == name), world)
 
 
 def test_a_missing_run_is_named_with_its_command(world):
-    for seed in range(3): shutil.rmtree(f"{world.folder}/train_aligned-S3-sim-rhd-seed{seed}")
+    for seed in range(3):
+        shutil.rmtree(f"{world.folder}/train_aligned-S3-sim-rhd-seed{seed}")
     row = verdict(world, "poe-kl")
-    assert row["verdict"] == NOT_RUN and "missing: train_aligned-S3-sim-rhd;" in row["reason"] and np.isnan(row["ours"])
-    assert "papermill nbs/train_aligned.ipynb" in row["reason"] and "-p strategy S3" in row["reason"] and "-p dataset sim-rhd" in row["reason"]
+    assert (
+        row["verdict"] == NOT_RUN
+        and "missing: train_aligned-S3-sim-rhd;" in row["reason"]
+        and np.isnan(row["ours"])
+    )
+    assert (
+        "papermill nbs/train_aligned.ipynb" in row["reason"]
+        and "-p strategy S3" in row["reason"]
+        and "-p dataset sim-rhd" in row["reason"]
+    )
     assert verdict(world, "s1-s4")["verdict"] == HOLDS
-    for seed in range(3): shutil.rmtree(f"{world.folder}/train_pi-bighand-sim-rhd-seed{seed}")
+    for seed in range(3):
+        shutil.rmtree(f"{world.folder}/train_pi-bighand-sim-rhd-seed{seed}")
     assert "-p depth_first sim-bighand" in verdict(world, "bighand-first")["reason"]
-    with pytest.raises(HandlabError, match="train_aligned-S3-sim-rhd-seed2"): claims.require_graph(world)
+    with pytest.raises(HandlabError, match="train_aligned-S3-sim-rhd-seed2"):
+        claims.require_graph(world)
 
 
 def test_seeds_in_common_are_taken(world):
     shutil.rmtree(f"{world.folder}/train_aligned-S3-sim-rhd-seed1")
     row = verdict(world, "poe-kl")
     assert row["seeds"] == 2
-    for seed in (0, 1): shutil.rmtree(f"{world.folder}/train_aligned-S4-sim-rhd-seed{seed}")
+    for seed in (0, 1):
+        shutil.rmtree(f"{world.folder}/train_aligned-S4-sim-rhd-seed{seed}")
     shutil.rmtree(f"{world.folder}/train_aligned-S3-sim-rhd-seed2")
     again = verdict(World(world.folder, 3), "poe-kl")
     assert again["verdict"] == CANNOT_TELL and "no seed in common" in again["reason"]
@@ -266,11 +452,14 @@ def test_one_seed_has_an_interval_of_frames_but_none_of_curves(world):
     assert verdict(alone, "poe-kl")["seeds"] == 1 and verdict(alone, "poe-kl")["verdict"] == HOLDS
     row = verdict(alone, "joint-faster")
     assert row["verdict"] == CANNOT_TELL and "one seed" in row["reason"] and row["ours"] > 0
-    assert "speak of these trained networks alone" in claims.caption(alone, claims.claims_table(alone, [each for each in claims.all_claims() if each.id == "poe-kl"]))
+    assert "speak of these trained networks alone" in claims.caption(
+        alone, claims.claims_table(alone, [each for each in claims.all_claims() if each.id == "poe-kl"])
+    )
 
 
 def change(path, **arrays):
-    with np.load(path) as found: kept = dict(found)
+    with np.load(path) as found:
+        kept = dict(found)
     np.savez(path, **{**kept, **arrays})
 
 
@@ -278,27 +467,31 @@ def test_altered_predictions_turn_a_verdict(world):
     assert verdict(world, "pi-3d-rhd")["verdict"] == HOLDS
     for seed in range(3):
         path = f"{world.folder}/train_pi-sim-rhd-seed{seed}/predictions.npz"
-        with np.load(path) as found: change(path, rgb_pi=found["rgb"] + (found["rgb"] - found["true"]) * .1)
+        with np.load(path) as found:
+            change(path, rgb_pi=found["rgb"] + (found["rgb"] - found["true"]) * 0.1)
     row = verdict(World(world.folder, 3), "pi-3d-rhd")
-    assert row["verdict"] == FAILS and row["ours"] == pytest.approx(-3, abs=.1)
+    assert row["verdict"] == FAILS and row["ours"] == pytest.approx(-3, abs=0.1)
 
 
 def test_seeds_that_disagree_leave_it_open(world):
-    for seed, factor in enumerate((.8, 1.2, .9)):
+    for seed, factor in enumerate((0.8, 1.2, 0.9)):
         path = f"{world.folder}/train_pi-sim-rhd-seed{seed}/predictions.npz"
-        with np.load(path) as found: change(path, rgb_pi=found["true"] + factor * (found["rgb"] - found["true"]))
+        with np.load(path) as found:
+            change(path, rgb_pi=found["true"] + factor * (found["rgb"] - found["true"]))
     row = verdict(World(world.folder, 3), "pi-3d-rhd")
     assert row["verdict"] == CANNOT_TELL and row["low"] < 0 < row["high"] and "crosses" in row["reason"]
 
 
 def test_what_cannot_be_compared_is_not(world):
     path = f"{world.folder}/train_aligned-S4-sim-rhd-seed0/predictions.npz"
-    with np.load(path) as found: names = np.char.add("x", found["name"])
+    with np.load(path) as found:
+        names = np.char.add("x", found["name"])
     change(path, name=names)
     row = verdict(world, "poe-kl")
     assert row["verdict"] == CANNOT_TELL and "other frames" in row["reason"]
     path = f"{world.folder}/train_pi-sim-rhd-seed0/predictions.npz"
-    with np.load(path) as found: broken = np.full_like(found["rgb"], np.nan)
+    with np.load(path) as found:
+        broken = np.full_like(found["rgb"], np.nan)
     change(path, rgb=broken)
     row = verdict(world, "pi-3d-rhd")
     assert row["verdict"] == CANNOT_TELL and "not finite" in row["reason"]
@@ -307,17 +500,40 @@ def test_what_cannot_be_compared_is_not(world):
 def test_a_network_that_a_run_lacks_is_not_run(world):
     for seed in range(3):
         path = f"{world.folder}/train_pi_2d-sim-stb-seed{seed}/predictions.npz"
-        with np.load(path) as found: kept = {key: value for key, value in found.items() if key != "mask_0.8"}
+        with np.load(path) as found:
+            kept = {key: value for key, value in found.items() if key != "mask_0.8"}
         np.savez(path, **kept)
     row = verdict(world, "mask0.8-2d-stb")
-    assert row["verdict"] == NOT_RUN and "predictions of mask_0.8" in row["reason"] and "train_pi_2d.ipynb" in row["reason"]
+    assert (
+        row["verdict"] == NOT_RUN
+        and "predictions of mask_0.8" in row["reason"]
+        and "train_pi_2d.ipynb" in row["reason"]
+    )
 
 
 def test_published_effects_are_the_papers():
     effects = {claim.id: claims.published_effect(claim) for claim in claims.all_claims()}
-    by_hand = {"pi-2d-rhd": 7.841 - 5.223, "pi-2d-rhd-median": 3.708 - 2.642, "pi-2d-dexter": 18.278 - 14.593, "mask0.8-2d-stb": 6.533 - 5.801, "mask-share-2d-stb-median": 5.068 - 4.515, "mask0.8-depth-2d-stb": 5.883 - 5.801,
-               "order-strategies": 15.49 - 14.93, "order-decoders": 16.10 - 15.91 if 16.10 - 15.91 < 15.91 - 15.49 else np.nan, "s1-s4": 16.61 - 13.14, "poe-kl": 14.93 - 13.14, "weak-amount": .06, "corresponding": 2, "time-2d": 8,
-               "best-2d-stb": 5.013 - 5.801, "best-3d-stb-all": 8.56 - 7.05, "gap-2d-rhd": 2.618 / 3.939, "best-pck-rhd": .943 - .887, "stb-easier": 13.14 - 7.05, "joint-faster": 1 - 50 / 600}
+    by_hand = {
+        "pi-2d-rhd": 7.841 - 5.223,
+        "pi-2d-rhd-median": 3.708 - 2.642,
+        "pi-2d-dexter": 18.278 - 14.593,
+        "mask0.8-2d-stb": 6.533 - 5.801,
+        "mask-share-2d-stb-median": 5.068 - 4.515,
+        "mask0.8-depth-2d-stb": 5.883 - 5.801,
+        "order-strategies": 15.49 - 14.93,
+        "order-decoders": 16.10 - 15.91 if 16.10 - 15.91 < 15.91 - 15.49 else np.nan,
+        "s1-s4": 16.61 - 13.14,
+        "poe-kl": 14.93 - 13.14,
+        "weak-amount": 0.06,
+        "corresponding": 2,
+        "time-2d": 8,
+        "best-2d-stb": 5.013 - 5.801,
+        "best-3d-stb-all": 8.56 - 7.05,
+        "gap-2d-rhd": 2.618 / 3.939,
+        "best-pck-rhd": 0.943 - 0.887,
+        "stb-easier": 13.14 - 7.05,
+        "joint-faster": 1 - 50 / 600,
+    }
     assert {name: effects[name][0] for name in by_hand} == pytest.approx(by_hand, abs=1e-4)
     assert np.isnan(effects["pi-3d-rhd"][0]) and "curve" in effects["pi-3d-rhd"][2]
     assert effects["s1-s4"][1] == 16.61 and "19 % to STB" in effects["best-3d-rhd-amount"][3]
@@ -326,43 +542,124 @@ def test_published_effects_are_the_papers():
 def test_facts_name_known_claims():
     names = {claim.id for profile in ("smoke", "quick", "full") for claim in claims.all_claims(profile)}
     assert set(claims.noted_facts().index) <= names and set(claims.known_reasons().id) <= names
-    for claim in claims.all_claims(): assert claim.section and claim.text and claim.measured and claim.paper in claims.PAPER_NAMES and claim.unit in ("mm", "px", "share", "AUC", "ratio", "%", "ms")
+    for claim in claims.all_claims():
+        assert (
+            claim.section
+            and claim.text
+            and claim.measured
+            and claim.paper in claims.PAPER_NAMES
+            and claim.unit in ("mm", "px", "share", "AUC", "ratio", "%", "ms")
+        )
 
 
 def test_reasons_belong_to_source_and_profile(worlds, monkeypatch):
     stand_ins(monkeypatch, False)
     world = World(str(worlds[False, False]), 3)
-    table = claims.claims_table(world, [claim for claim in claims.all_claims() if claim.id in ("s1-s4", "poe-kl")])
-    reasons = pd.DataFrame([("s1-s4", "twin", "quick", "Because."), ("poe-kl", "real", "quick", "Elsewhere."), ("poe-kl", "twin", "full", "Elsewhere.")], columns=["id", "source", "profile", "reason"])
-    assert claims.failures(table, reasons).why.to_dict() == {"s1-s4": "Because.", "poe-kl": "not looked into yet"}
+    table = claims.claims_table(
+        world, [claim for claim in claims.all_claims() if claim.id in ("s1-s4", "poe-kl")]
+    )
+    reasons = pd.DataFrame(
+        [
+            ("s1-s4", "twin", "quick", "Because."),
+            ("poe-kl", "real", "quick", "Elsewhere."),
+            ("poe-kl", "twin", "full", "Elsewhere."),
+        ],
+        columns=["id", "source", "profile", "reason"],
+    )
+    assert claims.failures(table, reasons).why.to_dict() == {
+        "s1-s4": "Because.",
+        "poe-kl": "not looked into yet",
+    }
 
 
 def test_by_chance_counts(worlds, monkeypatch):
     stand_ins(monkeypatch, True)
-    table = claims.claims_table(World(str(worlds[True, False]), 3), [claim for claim in claims.all_claims() if claim.id in ("s1-s4", "poe-kl", "order-strategies", "best-3d-rhd-all")])
+    table = claims.claims_table(
+        World(str(worlds[True, False]), 3),
+        [
+            claim
+            for claim in claims.all_claims()
+            if claim.id in ("s1-s4", "poe-kl", "order-strategies", "best-3d-rhd-all")
+        ],
+    )
     text = claims.by_chance(table)
-    assert text.startswith("4 claims: 3 holds, 0 does not hold, 1 cannot tell, 0 not run. 2 of them") and "up to 0.1 would hold by chance" in text and text.endswith("2 hold, 2 also with Holm's correction for all of them together.")
+    assert (
+        text.startswith("4 claims: 3 holds, 0 does not hold, 1 cannot tell, 0 not run. 2 of them")
+        and "up to 0.1 would hold by chance" in text
+        and text.endswith("2 hold, 2 also with Holm's correction for all of them together.")
+    )
 
 
 @pytest.mark.end_to_end
 def test_notebook(worlds, tmp_path):
     "The whole page on a made-up world: nothing is trained there, so activations and times are not to be had and say so."
-    words = [word for name, value in dict(profile="quick", seeds=3, runs=worlds[False, False], figures=tmp_path / "figures").items() for word in ("-p", name, str(value))]
-    done = subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3", str(project_root() / "nbs" / "claims.ipynb"), str(tmp_path / "claims.ipynb"), *words],
-                          env={**{name: value for name, value in os.environ.items() if name != "IN_TEST"}, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
+    words = [
+        word
+        for name, value in dict(
+            profile="quick", seeds=3, runs=worlds[False, False], figures=tmp_path / "figures"
+        ).items()
+        for word in ("-p", name, str(value))
+    ]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "--kernel",
+            "python3",
+            str(project_root() / "nbs" / "claims.ipynb"),
+            str(tmp_path / "claims.ipynb"),
+            *words,
+        ],
+        env={
+            **{name: value for name, value in os.environ.items() if name != "IN_TEST"},
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     table = pd.read_csv(tmp_path / "figures/claims-quick.csv", index_col="id")
-    assert len(table) == len(claims.all_claims()) and table.loc["s1-s4", "verdict"] == FAILS and table.loc["activations-rhd", "verdict"] == CANNOT_TELL
+    assert (
+        len(table) == len(claims.all_claims())
+        and table.loc["s1-s4", "verdict"] == FAILS
+        and table.loc["activations-rhd", "verdict"] == CANNOT_TELL
+    )
     text = (tmp_path / "figures/claims-quick.md").read_text()
     assert "sim-rhd twin" in text and "about the simulated twin" in text
-    assert {"claims-quick-privileged_depth.svg", "claims-quick-aligned_latent_spaces.png", "claims-quick-privileged_depth-table.md"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {
+        "claims-quick-privileged_depth.svg",
+        "claims-quick-aligned_latent_spaces.png",
+        "claims-quick-privileged_depth-table.md",
+    } <= {path.name for path in (tmp_path / "figures").iterdir()}
 
 
 def test_frames_of_videos_are_drawn_in_stretches(tmp_path):
-    for dataset in ("rhd", "stb"): write_run(tmp_path / "quick" / f"train_pi-sim-{dataset}-seed0", f"sim-{dataset}", frames=400, rgb=30, rgb_pi=29)
-    write_run(tmp_path / "quick" / "train_pi_2d-sim-rhd-seed0", "sim-rhd", 2, 400, {"sim-dexter-object": dict(rgb=9)}, rgb=8)
+    for dataset in ("rhd", "stb"):
+        write_run(
+            tmp_path / "quick" / f"train_pi-sim-{dataset}-seed0",
+            f"sim-{dataset}",
+            frames=400,
+            rgb=30,
+            rgb_pi=29,
+        )
+    write_run(
+        tmp_path / "quick" / "train_pi_2d-sim-rhd-seed0",
+        "sim-rhd",
+        2,
+        400,
+        {"sim-dexter-object": dict(rgb=9)},
+        rgb=8,
+    )
     blocks = {}
-    for pattern, other in (("train_pi-{rhd}", ""), ("train_pi-{stb}", ""), ("train_pi_2d-{rhd}", ""), ("train_pi_2d-{rhd}", "dexter-object")):
+    for pattern, other in (
+        ("train_pi-{rhd}", ""),
+        ("train_pi-{stb}", ""),
+        ("train_pi_2d-{rhd}", ""),
+        ("train_pi_2d-{rhd}", "dexter-object"),
+    ):
         evidence = claims.Evidence(World(str(tmp_path / "quick")), [pattern])
         blocks[pattern, other] = evidence.scores(pattern, "rgb", "error", other)[1]
     assert list(blocks.values()) == [1, 10, 1, 10]
@@ -370,6 +667,13 @@ def test_frames_of_videos_are_drawn_in_stretches(tmp_path):
 
 def test_hidden_joints_do_not_count_in_2d():
     true = np.zeros((1, 21, 2))
-    arrays = dict(true=true, visible=np.arange(21)[None] < 2, net=true + np.arange(21.)[None, :, None] * [1, 0])
-    assert claims.frame_scores(arrays, "net", "error") == pytest.approx([.5]) and np.isfinite(claims.frame_scores(arrays, "net", "joints")).sum() == 2
-    assert claims.frame_scores({**arrays, "true": np.zeros((1, 21, 3)), "net": np.ones((1, 21, 3))}, "net", "error") == pytest.approx([3**.5])
+    arrays = dict(
+        true=true, visible=np.arange(21)[None] < 2, net=true + np.arange(21.0)[None, :, None] * [1, 0]
+    )
+    assert (
+        claims.frame_scores(arrays, "net", "error") == pytest.approx([0.5])
+        and np.isfinite(claims.frame_scores(arrays, "net", "joints")).sum() == 2
+    )
+    assert claims.frame_scores(
+        {**arrays, "true": np.zeros((1, 21, 3)), "net": np.ones((1, 21, 3))}, "net", "error"
+    ) == pytest.approx([3**0.5])

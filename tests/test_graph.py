@@ -1,4 +1,5 @@
 "The list of runs, the graph that makes them, and what it does when something changes or fails."
+
 import os
 import re
 import shutil
@@ -25,7 +26,11 @@ def aligned_settings(run, profile):
 def test_names_are_the_notebooks_own(profile):
     runs = graph_runs(profile, seeds=2)
     for run in runs:
-        own = aligned_name(aligned_settings(run, profile)) if run.notebook == "train_aligned" else f"{run.notebook}-{run.dataset}-seed{run.seed}"
+        own = (
+            aligned_name(aligned_settings(run, profile))
+            if run.notebook == "train_aligned"
+            else f"{run.notebook}-{run.dataset}-seed{run.seed}"
+        )
         assert run.name.replace(f"-steps{ABLATION_STEPS[profile]}", "") == own
     assert len({run.name for run in runs}) == len(runs)
 
@@ -33,7 +38,8 @@ def test_names_are_the_notebooks_own(profile):
 def test_every_weak_supervision_has_a_whole_batch():
     for profile in PROFILES:
         for run in graph_runs(profile):
-            if "labelled_share" not in run.parameters: continue
+            if "labelled_share" not in run.parameters:
+                continue
             settings = aligned_settings(run, profile)
             assert round(settings.labelled_share * settings.train_frames) >= settings.batch_size
 
@@ -43,28 +49,43 @@ def test_ablations_of_fewer_steps_bring_references_of_as_many(monkeypatch):
     assert reference_name("S4", "quick") == "train_aligned-S4-sim-rhd"
     monkeypatch.setitem(ABLATION_STEPS, "quick", 500)
     runs = {run.name: run.parameters for run in graph_runs("quick")}
-    assert runs["train_aligned-S4-steps500-sim-rhd-seed0"]["steps"] == runs["train_aligned-alternating-sim-rhd-seed0"]["steps"] == 500
-    assert "steps" not in runs["train_aligned-S4-sim-rhd-seed0"] and reference_name("S1", "quick") + "-seed0" in runs
+    assert (
+        runs["train_aligned-S4-steps500-sim-rhd-seed0"]["steps"]
+        == runs["train_aligned-alternating-sim-rhd-seed0"]["steps"]
+        == 500
+    )
+    assert (
+        "steps" not in runs["train_aligned-S4-sim-rhd-seed0"]
+        and reference_name("S1", "quick") + "-seed0" in runs
+    )
 
 
 def test_bad_questions_are_answered():
-    with pytest.raises(HandlabError, match="choose one of smoke, quick, full"): graph_runs("fast")
-    with pytest.raises(HandlabError, match="give 1 or more"): graph_runs("quick", 0)
+    with pytest.raises(HandlabError, match="choose one of smoke, quick, full"):
+        graph_runs("fast")
+    with pytest.raises(HandlabError, match="give 1 or more"):
+        graph_runs("quick", 0)
 
 
 # The graph itself, in a copy of the project whose notebooks are tiny: `tree` has the real package and the real Snakefile.
 
-FAKE_TRAINING = '''profile: str = "quick"
+FAKE_TRAINING = (
+    '''profile: str = "quick"
 dataset: str = "sim-rhd"
 other_set: str = ""
 seed: int = 0
-out: str = ""''', '''import json, os
+out: str = ""''',
+    """import json, os
 from pathlib import Path
 if False: from handlab.hand import metrics
 if dataset == "sim-stb" and not Path("mended").exists(): raise ValueError("no hand in sight")
-(Path(out) / "metrics.json").write_text(json.dumps({"source": dataset}))'''
-FAKE_PAGE = '''profile: str = "quick"
-seeds: int = 1''', '''if False: from handlab.report.published import published_numbers'''
+(Path(out) / "metrics.json").write_text(json.dumps({"source": dataset}))""",
+)
+FAKE_PAGE = (
+    """profile: str = "quick"
+seeds: int = 1""",
+    """if False: from handlab.report.published import published_numbers""",
+)
 
 
 def write_notebook(path, cells):
@@ -76,8 +97,10 @@ def write_notebook(path, cells):
 
 @pytest.fixture
 def tree(tmp_path):
-    for name in ("handlab", "profiles"): shutil.copytree(project_root() / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "settings.ini", "pyproject.toml"): shutil.copy(project_root() / name, tmp_path)
+    for name in ("handlab", "profiles"):
+        shutil.copytree(project_root() / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "settings.ini", "pyproject.toml"):
+        shutil.copy(project_root() / name, tmp_path)
     (tmp_path / "nbs").mkdir()
     return tmp_path
 
@@ -86,15 +109,33 @@ def tree(tmp_path):
 def tiny(tree):
     write_notebook(tree / "nbs/train_pi.ipynb", FAKE_TRAINING)
     write_notebook(tree / "nbs/paper_pi.ipynb", FAKE_PAGE)
-    for dataset in ("sim-rhd", "sim-stb"): write_json(tree / f"runs/smoke/data/data-{dataset}.json", {})  # prepared before
+    for dataset in ("sim-rhd", "sim-stb"):
+        write_json(tree / f"runs/smoke/data/data-{dataset}.json", {})  # prepared before
     return tree
 
 
-def environment(tree): return {**os.environ, "HANDLAB_ROOT": str(tree), "PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tree / "cache")}
+def environment(tree):
+    return {
+        **os.environ,
+        "HANDLAB_ROOT": str(tree),
+        "PYTHONPATH": str(tree),
+        "CUDA_VISIBLE_DEVICES": "",
+        "XDG_CACHE_HOME": str(tree / "cache"),
+    }
 
 
 def figures(tree, *more):
-    words = [sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2", *more]
+    words = [
+        sys.executable,
+        "-m",
+        "handlab.report.graph",
+        "figures",
+        "--profile",
+        "smoke",
+        "--cores",
+        "2",
+        *more,
+    ]
     return subprocess.run(words, cwd=tree, env=environment(tree), capture_output=True, text=True)
 
 
@@ -104,35 +145,59 @@ def to_be_made(tree, *more):
     return set(re.findall(r"^(?:local)?rule (.+):$", said.stdout + said.stderr, re.M)) - {"all"}
 
 
-def append(path, text): path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+def append(path, text):
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
 def test_a_dry_run_names_the_whole_graph(tree):
     shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
     trainings, pages = whole_graph("smoke", 2)
-    assert trainings and {run.name for run in (*trainings, *pages)} | set(data_names("smoke", 2)) | {"manifest"} == to_be_made(tree, "--seeds", "2")
+    assert trainings and {run.name for run in (*trainings, *pages)} | set(data_names("smoke", 2)) | {
+        "manifest"
+    } == to_be_made(tree, "--seeds", "2")
 
 
 def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
-    said = subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=fast"], cwd=tree, env=environment(tree), capture_output=True, text=True)
-    assert said.returncode != 0 and "profile: 'fast' is not known; choose one of smoke, quick, full" in said.stdout + said.stderr
+    said = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=fast"],
+        cwd=tree,
+        env=environment(tree),
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        said.returncode != 0
+        and "profile: 'fast' is not known; choose one of smoke, quick, full" in said.stdout + said.stderr
+    )
 
 
 def test_named_runs_alone_are_made_and_unknown_names_are_answered(tree):
     shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
     run, needs = "train_pi-sim-stb-seed0", "data-sim-stb"
-    for words in ([run, "--dry-run"], ["--dry-run", "--until", run], [f"runs/smoke/{run}/metrics.json", "--dry-run"]):
+    for words in (
+        [run, "--dry-run"],
+        ["--dry-run", "--until", run],
+        [f"runs/smoke/{run}/metrics.json", "--dry-run"],
+    ):
         said = figures(tree, *words)
-        assert said.returncode == 0 and set(re.findall(r"^(?:local)?rule (.+):$", said.stdout + said.stderr, re.M)) - {"all"} == {run, needs}, words
+        assert said.returncode == 0 and set(
+            re.findall(r"^(?:local)?rule (.+):$", said.stdout + said.stderr, re.M)
+        ) - {"all"} == {run, needs}, words
     for name in (f"runs/quick/{run}/metrics.json", "train_pi-sim-stb-seed1"):
         said = figures(tree, name)
-        assert said.returncode == 2 and f"{name}: nothing of that name is made at profile smoke with 1 seed" in said.stderr and f"did you mean" in said.stderr and "Traceback" not in said.stderr, said.stderr
+        assert (
+            said.returncode == 2
+            and f"{name}: nothing of that name is made at profile smoke with 1 seed" in said.stderr
+            and "did you mean" in said.stderr
+            and "Traceback" not in said.stderr
+        ), said.stderr
 
 
 @pytest.fixture
 def real_sets(tmp_path):
     folder = tmp_path / "the real sets"
-    for name in REAL_SETS: (folder / name).mkdir(parents=True)
+    for name in REAL_SETS:
+        (folder / name).mkdir(parents=True)
     return folder
 
 
@@ -140,7 +205,9 @@ def test_the_real_sets_take_the_twins_places(tree, real_sets):
     shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
     twins = to_be_made(tree)
     own = {"paper_pi", "paper_aligned", "claims"}  # pages have folders of their own
-    assert to_be_made(tree, "--real", str(real_sets)) == {name.replace("sim-", "") for name in twins - own} | {f"{name}-real" for name in own}
+    assert to_be_made(tree, "--real", str(real_sets)) == {
+        name.replace("sim-", "") for name in twins - own
+    } | {f"{name}-real" for name in own}
     (real_sets / "stb").rmdir()
     said = figures(tree, "--real", str(real_sets))
     assert said.returncode == 2 and "holds no folder stb; put or link there: stb" in said.stderr
@@ -148,13 +215,23 @@ def test_the_real_sets_take_the_twins_places(tree, real_sets):
 
 def test_runs_on_the_real_sets_are_told_where_they_lie_and_stay_when_these_move(tiny, real_sets):
     (tiny / "mended").touch()
-    noting = FAKE_TRAINING[1].replace("if False", "Path(out, 'roots.txt').write_text(f'{data_root}|{other_root}')\nif False")
-    write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0] + '\ndata_root: str = ""\nother_root: str = ""', noting))
-    for dataset in ("rhd", "stb"): write_json(tiny / f"runs/smoke/data/data-{dataset}.json", {})
+    noting = FAKE_TRAINING[1].replace(
+        "if False", "Path(out, 'roots.txt').write_text(f'{data_root}|{other_root}')\nif False"
+    )
+    write_notebook(
+        tiny / "nbs/train_pi.ipynb",
+        (FAKE_TRAINING[0] + '\ndata_root: str = ""\nother_root: str = ""', noting),
+    )
+    for dataset in ("rhd", "stb"):
+        write_json(tiny / f"runs/smoke/data/data-{dataset}.json", {})
     said = figures(tiny, "--real", str(real_sets))
     assert said.returncode == 0, said.stdout + said.stderr
-    assert (tiny / "runs/smoke/train_pi-rhd-seed0/roots.txt").read_text() == f"{real_sets}/rhd|{real_sets}/dexter-object"
-    assert (tiny / "runs/smoke/paper_pi-real/finished.json").exists() and not (tiny / "runs/smoke/paper_pi").exists()
+    assert (
+        tiny / "runs/smoke/train_pi-rhd-seed0/roots.txt"
+    ).read_text() == f"{real_sets}/rhd|{real_sets}/dexter-object"
+    assert (tiny / "runs/smoke/paper_pi-real/finished.json").exists() and not (
+        tiny / "runs/smoke/paper_pi"
+    ).exists()
     moved = real_sets.rename(real_sets.with_name("elsewhere"))
     assert to_be_made(tiny, "--real", str(moved)) == set()
     assert {"train_pi-sim-rhd-seed0", "paper_pi"} <= to_be_made(tiny)
@@ -164,9 +241,18 @@ def test_a_failed_run_leaves_its_notebook_and_the_others_go_on(tiny):
     said = figures(tiny)
     words = said.stdout + said.stderr
     failed = "runs/smoke/train_pi-sim-stb-seed0/train_pi.ipynb"
-    assert said.returncode != 0 and f"failed: train_pi-sim-stb-seed0: ValueError: no hand in sight; see {failed}" in words, words
-    assert "no hand in sight" in (tiny / failed).read_text() and (tiny / "runs/smoke/train_pi-sim-rhd-seed0/metrics.json").exists()
-    assert "not made, for they wait for others: paper_pi, manifest" in words and not (tiny / "runs/smoke/paper_pi/finished.json").exists()
+    assert (
+        said.returncode != 0
+        and f"failed: train_pi-sim-stb-seed0: ValueError: no hand in sight; see {failed}" in words
+    ), words
+    assert (
+        "no hand in sight" in (tiny / failed).read_text()
+        and (tiny / "runs/smoke/train_pi-sim-rhd-seed0/metrics.json").exists()
+    )
+    assert (
+        "not made, for they wait for others: paper_pi, manifest" in words
+        and not (tiny / "runs/smoke/paper_pi/finished.json").exists()
+    )
     (tiny / "mended").touch()
     assert to_be_made(tiny) == {"train_pi-sim-stb-seed0", "paper_pi", "manifest"}
     assert figures(tiny).returncode == 0 and (tiny / "runs/smoke/figures/README.md").exists()
@@ -185,7 +271,8 @@ def test_only_what_depends_on_a_change_is_made_again(finished):
     trainings = {"train_pi-sim-rhd-seed0", "train_pi-sim-stb-seed0"}
     again = figures(finished)
     assert again.returncode == 0 and "Nothing to be made" in again.stdout + again.stderr
-    for file in (finished / "handlab").rglob("*.py"): os.utime(file)  # as a fresh checkout does
+    for file in (finished / "handlab").rglob("*.py"):
+        os.utime(file)  # as a fresh checkout does
     append(finished / "handlab/hand/metrics.py", "\n# a comment\n")
     append(finished / "handlab/aligned/losses.py", "\nNEW = 1\n")  # nothing here needs it
     assert to_be_made(finished) == set()
@@ -199,43 +286,84 @@ def test_only_what_depends_on_a_change_is_made_again(finished):
 
 def test_a_changed_parameter_makes_its_runs_again(finished):
     source = finished / "handlab/report/runs.py"
-    source.write_text(source.read_text().replace('dict(dataset="sim-rhd", other_set=OTHER)', 'dict(dataset="sim-rhd")'))
+    source.write_text(
+        source.read_text().replace('dict(dataset="sim-rhd", other_set=OTHER)', 'dict(dataset="sim-rhd")')
+    )
     assert to_be_made(finished) - {"manifest", "paper_pi"} == {"train_pi-sim-rhd-seed0"}
 
 
 def test_a_killed_graph_goes_on_and_two_do_not_meet(tiny):
     (tiny / "mended").touch()
-    slow = FAKE_TRAINING[1].replace("if False", "import time; time.sleep(6)\nopen(Path(out) / 'times', 'a').write('x')\nif False")
+    slow = FAKE_TRAINING[1].replace(
+        "if False", "import time; time.sleep(6)\nopen(Path(out) / 'times', 'a').write('x')\nif False"
+    )
     write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0], slow))
-    first = subprocess.Popen([sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2"], cwd=tiny, env=environment(tiny), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2"],
+        cwd=tiny,
+        env=environment(tiny),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     waited = 0
     while not (tiny / "runs/smoke/train_pi-sim-rhd-seed0/train_pi.ipynb").exists() and waited < 600:
-        time.sleep(.1); waited += 1
+        time.sleep(0.1)
+        waited += 1
     second = figures(tiny)
     assert second.returncode == 2 and "another call of the graph is at work on this profile" in second.stderr
-    first.kill(); first.wait()
+    first.kill()
+    first.wait()
     said = figures(tiny)
     assert said.returncode == 0, said.stdout + said.stderr
     assert to_be_made(tiny) == set()
 
 
-@pytest.mark.parametrize("error, calls", [("Kernel died before replying to kernel_info", TRIES), ("Kernel didn't respond in 60 seconds", TRIES), ("Kernel died", 1)])
-def test_a_kernel_that_does_not_begin_is_begun_again_but_nothing_runs_twice(tmp_path, monkeypatch, error, calls):
+@pytest.mark.parametrize(
+    "error, calls",
+    [
+        ("Kernel died before replying to kernel_info", TRIES),
+        ("Kernel didn't respond in 60 seconds", TRIES),
+        ("Kernel died", 1),
+    ],
+)
+def test_a_kernel_that_does_not_begin_is_begun_again_but_nothing_runs_twice(
+    tmp_path, monkeypatch, error, calls
+):
     called = []
+
     def fail(*arguments, **options):
         called.append(arguments)
         raise RuntimeError(error)
+
     monkeypatch.setattr("papermill.execute_notebook", fail)
-    with pytest.raises(RuntimeError, match=error): execute("train_pi", tmp_path / "train_pi.ipynb", {})
+    with pytest.raises(RuntimeError, match=error):
+        execute("train_pi", tmp_path / "train_pi.ipynb", {})
     assert len(called) == calls
-    monkeypatch.setattr("papermill.execute_notebook", lambda *arguments, **options: called.append(arguments) if len(called) > calls else fail())
-    if calls > 1: execute("train_pi", tmp_path / "train_pi.ipynb", {})
+    monkeypatch.setattr(
+        "papermill.execute_notebook",
+        lambda *arguments, **options: called.append(arguments) if len(called) > calls else fail(),
+    )
+    if calls > 1:
+        execute("train_pi", tmp_path / "train_pi.ipynb", {})
 
 
 def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypatch):
     shutil.copytree(project_root() / "nbs", tree / "nbs", dirs_exist_ok=True)
-    say = lambda: subprocess.run([sys.executable, "-c", "from handlab.report.graph import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))"],
-                                 cwd=tree, env=environment(tree), capture_output=True, text=True, check=True).stdout.split()
+
+    def say():
+        return subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from handlab.report.graph import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))",
+            ],
+            cwd=tree,
+            env=environment(tree),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+
     before = say()
     append(tree / "handlab/report/output.py", "\nNEW = 1\n")
     plot = say()

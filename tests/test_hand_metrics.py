@@ -1,16 +1,31 @@
 """The three protocols against plain loops written from their descriptions, against SciPy, and by properties they must have."""
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.integrate import trapezoid
 from scipy.spatial.transform import Rotation
 
 from handlab.core import HandlabError
 from handlab.hand import metrics
-from handlab.hand.metrics import (EPE, PROTOCOLS, auc, epe, joint_errors, paired_difference, pck, scores_2d, scores_3d, thresholds_2d, thresholds_3d, thresholds_20_50,
-                                  thresholds_mmpose)
+from handlab.hand.metrics import (
+    EPE,
+    PROTOCOLS,
+    auc,
+    epe,
+    joint_errors,
+    paired_difference,
+    pck,
+    scores_2d,
+    scores_3d,
+    thresholds_2d,
+    thresholds_3d,
+    thresholds_20_50,
+    thresholds_mmpose,
+)
 
 examples = settings(deadline=None, max_examples=40)
 protocols = st.sampled_from(PROTOCOLS)
@@ -22,9 +37,9 @@ def predictions(draw, dimensions=3):
     count = draw(st.integers(1, 6))
     generator = np.random.default_rng(draw(st.integers(0, 10**6)))
     true = generator.normal(0, 50, (count, 21, dimensions))
-    pred = true + generator.standard_t(3, true.shape)*draw(st.floats(.1, 30))
-    true[generator.random((count, 21)) < draw(st.sampled_from([0, .3]))] = np.nan
-    visible = generator.random((count, 21)) < draw(st.sampled_from([1, .6, .1]))
+    pred = true + generator.standard_t(3, true.shape) * draw(st.floats(0.1, 30))
+    true[generator.random((count, 21)) < draw(st.sampled_from([0, 0.3]))] = np.nan
+    visible = generator.random((count, 21)) < draw(st.sampled_from([1, 0.6, 0.1]))
     true[0, 9], visible[0, 9] = 1, True
     return pred, true, visible
 
@@ -35,42 +50,57 @@ def counted_errors(pred, true, visible):
     for sample in range(len(true)):
         for joint in range(true.shape[1]):
             if visible[sample, joint] and not np.isnan(true[sample, joint]).any():
-                errors.setdefault(joint, []).append(float(sum((p - t)**2 for p, t in zip(pred[sample, joint], true[sample, joint]))**.5))
+                errors.setdefault(joint, []).append(
+                    float(sum((p - t) ** 2 for p, t in zip(pred[sample, joint], true[sample, joint])) ** 0.5)
+                )
     return errors
 
 
 def middle(values):
     values = sorted(values)
-    half = len(values)//2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half])/2
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
 
 def average(values):
     values = list(values)
-    return sum(values)/len(values)
+    return sum(values) / len(values)
 
 
 def plain_zb(errors, thresholds):
     curve = [average(average(error <= t for error in joint) for joint in errors.values()) for t in thresholds]
-    per_joint = [trapezoid([average(error <= t for error in joint) for t in thresholds], thresholds)/trapezoid(np.ones(len(thresholds)), thresholds)
-                 for joint in errors.values()]
-    return average(map(average, errors.values())), average(map(middle, errors.values())), curve, average(per_joint)
+    per_joint = [
+        trapezoid([average(error <= t for error in joint) for t in thresholds], thresholds)
+        / trapezoid(np.ones(len(thresholds)), thresholds)
+        for joint in errors.values()
+    ]
+    return (
+        average(map(average, errors.values())),
+        average(map(middle, errors.values())),
+        curve,
+        average(per_joint),
+    )
 
 
 def plain_mmpose(errors, thresholds):
     together = sum(errors.values(), [])
     step = thresholds[1] - thresholds[0]
-    curve, area = [], 0.
+    curve, area = [], 0.0
     for t in thresholds:
         curve.append(average(average(error < t for error in joint) for joint in errors.values()))
-        area += curve[-1]*step/(step*len(thresholds))
+        area += curve[-1] * step / (step * len(thresholds))
     return average(together), middle(together), curve, area
 
 
 def plain_pooled(errors, thresholds):
     together = sum(errors.values(), [])
     curve = [average(error <= t for error in together) for t in thresholds]
-    return average(together), middle(together), curve, trapezoid(curve, thresholds)/(thresholds[-1] - thresholds[0])
+    return (
+        average(together),
+        middle(together),
+        curve,
+        trapezoid(curve, thresholds) / (thresholds[-1] - thresholds[0]),
+    )
 
 
 PLAIN = dict(zb=plain_zb, mmpose=plain_mmpose, pooled=plain_pooled)
@@ -88,32 +118,43 @@ def test_against_plain_loops(data, protocol, make_thresholds):
     assert auc(thresholds, ours, protocol) == pytest.approx(area)
     tensors = [torch.from_numpy(value) for value in data]
     assert epe(*tensors, protocol) == epe(pred, true, visible, protocol)
-    np.testing.assert_array_equal(pck(tensors[0], tensors[1], torch.from_numpy(thresholds), tensors[2], protocol), ours)
+    np.testing.assert_array_equal(
+        pck(tensors[0], tensors[1], torch.from_numpy(thresholds), tensors[2], protocol), ours
+    )
 
 
-@pytest.mark.parametrize('protocol,exact', [('zb', 1), ('pooled', 1), ('mmpose', 0)])
+@pytest.mark.parametrize("protocol,exact", [("zb", 1), ("pooled", 1), ("mmpose", 0)])
 def test_an_error_exactly_at_the_threshold(protocol, exact):
-    true = np.zeros((1, 21, 2)); pred = true.copy(); pred[..., 0] = 3
+    true = np.zeros((1, 21, 2))
+    pred = true.copy()
+    pred[..., 0] = 3
     assert pck(pred, true, [2, 3, 4], protocol=protocol).tolist() == [0, exact, 1]
 
 
 def test_per_joint_and_pooled_differ_by_hand():
     "One joint seen four times without error, another once with 10 mm: pooled 2, per joint 5; medians 0 and 5"
     true, visible = np.zeros((4, 2, 3)), np.array([[1, 1], [1, 0], [1, 0], [1, 0]], bool)
-    pred = true.copy(); pred[0, 1, 2] = 10
-    assert epe(pred, true, visible, 'pooled') == (2, 0) and epe(pred, true, visible, 'mmpose') == (2, 0)
-    assert epe(pred, true, visible, 'zb') == (5, 5)
-    assert pck(pred, true, [5.], visible, 'pooled') == [.8] and pck(pred, true, [5.], visible, 'zb') == [.5] == pck(pred, true, [5.], visible, 'mmpose')
+    pred = true.copy()
+    pred[0, 1, 2] = 10
+    assert epe(pred, true, visible, "pooled") == (2, 0) and epe(pred, true, visible, "mmpose") == (2, 0)
+    assert epe(pred, true, visible, "zb") == (5, 5)
+    assert pck(pred, true, [5.0], visible, "pooled") == [0.8] and pck(pred, true, [5.0], visible, "zb") == [
+        0.5
+    ] == pck(pred, true, [5.0], visible, "mmpose")
 
 
 @examples
 @given(predictions(), protocols, st.randoms(use_true_random=False))
 def test_order_of_samples_is_nothing(data, protocol, random):
-    order = list(range(len(data[0]))); random.shuffle(order)
+    order = list(range(len(data[0])))
+    random.shuffle(order)
     pred, true, visible = data
     shuffled = [value[order] for value in data]
     assert epe(*shuffled, protocol) == pytest.approx(epe(pred, true, visible, protocol))
-    np.testing.assert_allclose(pck(shuffled[0], shuffled[1], thresholds_3d(), shuffled[2], protocol), pck(pred, true, thresholds_3d(), visible, protocol))
+    np.testing.assert_allclose(
+        pck(shuffled[0], shuffled[1], thresholds_3d(), shuffled[2], protocol),
+        pck(pred, true, thresholds_3d(), visible, protocol),
+    )
 
 
 @examples
@@ -126,15 +167,17 @@ def test_curve_grows_from_nothing_to_all(data, protocol):
 
 
 @examples
-@given(predictions(), protocols, st.integers(0, 999), st.floats(.1, 10))
+@given(predictions(), protocols, st.integers(0, 999), st.floats(0.1, 10))
 def test_rigid_motion_and_scale(data, protocol, seed, factor):
     pred, true, visible = data
     turn, shift = Rotation.random(random_state=seed).as_matrix(), np.array([10, -200, 650])
     before = epe(pred, true, visible, protocol)
     assert epe(pred @ turn.T + shift, true @ turn.T + shift, visible, protocol) == pytest.approx(before)
-    assert epe(pred*factor, true*factor, visible, protocol) == pytest.approx([value*factor for value in before])
-    moved = pck(pred*factor, true*factor, thresholds_3d()*factor + 1e-9, visible, protocol)
-    np.testing.assert_allclose(moved, pck(pred, true, thresholds_3d() + 1e-9/factor, visible, protocol))
+    assert epe(pred * factor, true * factor, visible, protocol) == pytest.approx(
+        [value * factor for value in before]
+    )
+    moved = pck(pred * factor, true * factor, thresholds_3d() * factor + 1e-9, visible, protocol)
+    np.testing.assert_allclose(moved, pck(pred, true, thresholds_3d() + 1e-9 / factor, visible, protocol))
 
 
 @examples
@@ -150,28 +193,42 @@ def test_hidden_and_unannotated_joints_do_not_count(data, protocol):
 
 
 @examples
-@given(predictions(2), st.sampled_from(['mmpose', 'pooled']))
+@given(predictions(2), st.sampled_from(["mmpose", "pooled"]))
 def test_normalised_pck(data, protocol):
     pred, true, visible = data
     box = np.linspace(20, 200, len(pred))
-    errors = counted_errors(pred/box[:, None, None], true/box[:, None, None], visible)
-    np.testing.assert_allclose(pck(pred, true, [.1, .2], visible, protocol, normaliser=box), PLAIN[protocol](errors, np.array([.1, .2]))[2])
+    errors = counted_errors(pred / box[:, None, None], true / box[:, None, None], visible)
+    np.testing.assert_allclose(
+        pck(pred, true, [0.1, 0.2], visible, protocol, normaliser=box),
+        PLAIN[protocol](errors, np.array([0.1, 0.2]))[2],
+    )
 
 
 @examples
 @given(arrays.arrays(float, st.integers(2, 30), elements=st.floats(0, 1)), st.integers(0, 99))
 def test_auc_against_scipy(curve, seed):
-    thresholds = np.random.default_rng(seed).uniform(.1, 3, len(curve)).cumsum()
+    thresholds = np.random.default_rng(seed).uniform(0.1, 3, len(curve)).cumsum()
     span = thresholds[-1] - thresholds[0]
-    for protocol in ('zb', 'pooled'): assert auc(thresholds, curve, protocol) == pytest.approx(trapezoid(curve, thresholds)/span)
-    steps = np.arange(len(curve))*1.5
-    assert auc(steps, curve, 'mmpose') == pytest.approx(sum(height*1.5 for height in curve)/(1.5*len(curve)))
+    for protocol in ("zb", "pooled"):
+        assert auc(thresholds, curve, protocol) == pytest.approx(trapezoid(curve, thresholds) / span)
+    steps = np.arange(len(curve)) * 1.5
+    assert auc(steps, curve, "mmpose") == pytest.approx(
+        sum(height * 1.5 for height in curve) / (1.5 * len(curve))
+    )
     assert auc(thresholds, np.ones_like(curve)) == pytest.approx(1)
 
 
 def test_thresholds():
-    assert len(thresholds_3d()) == len(thresholds_2d()) == len(thresholds_mmpose()) == 20 and len(thresholds_20_50()) == 12
-    assert (thresholds_3d()[0], thresholds_3d()[-1], thresholds_2d()[-1], thresholds_mmpose()[-1]) == (0, 50, 30, 28.5)
+    assert (
+        len(thresholds_3d()) == len(thresholds_2d()) == len(thresholds_mmpose()) == 20
+        and len(thresholds_20_50()) == 12
+    )
+    assert (thresholds_3d()[0], thresholds_3d()[-1], thresholds_2d()[-1], thresholds_mmpose()[-1]) == (
+        0,
+        50,
+        30,
+        28.5,
+    )
     assert thresholds_20_50()[0] == pytest.approx(21.0526, abs=1e-4)
 
 
@@ -181,127 +238,189 @@ def test_scores(data, protocol):
     pred, true, visible = data
     mean, median, curve, area = PLAIN[protocol](counted_errors(*data), thresholds_3d())
     tail = PLAIN[protocol](counted_errors(*data), thresholds_20_50())[3]
-    assert scores_3d(pred, true, visible, protocol) == pytest.approx(dict(epe_mean=mean, epe_median=median, auc_0_50=area, auc_20_50=tail))
+    assert scores_3d(pred, true, visible, protocol) == pytest.approx(
+        dict(epe_mean=mean, epe_median=median, auc_0_50=area, auc_20_50=tail)
+    )
     flat = [data[0][..., :2], data[1][..., :2], visible]
-    thresholds = thresholds_mmpose() if protocol == 'mmpose' else thresholds_2d()
+    thresholds = thresholds_mmpose() if protocol == "mmpose" else thresholds_2d()
     mean, median, curve, area = PLAIN[protocol](counted_errors(*flat), thresholds)
     assert scores_2d(*flat, protocol) == pytest.approx(dict(epe_mean=mean, epe_median=median, auc_0_30=area))
 
 
 def test_gradients_and_single_precision():
     true = torch.zeros(2, 21, 3)
-    pred = torch.full((2, 21, 3), 3., requires_grad=True)
-    assert epe(pred, true).mean == pytest.approx(27**.5)
-    assert epe(pred.half(), true.numpy()).mean == pytest.approx(27**.5)
+    pred = torch.full((2, 21, 3), 3.0, requires_grad=True)
+    assert epe(pred, true).mean == pytest.approx(27**0.5)
+    assert epe(pred.half(), true.numpy()).mean == pytest.approx(27**0.5)
 
 
 GOOD = np.zeros((2, 21, 3))
 
 
-@pytest.mark.parametrize('call,words', [
-    (lambda: epe(GOOD[:1], GOOD), r'\(1, 21, 3\).*\(2, 21, 3\).*; pass two arrays'),
-    (lambda: epe(GOOD[0], GOOD[0]), r'\(N,21,D\)'),
-    (lambda: epe(GOOD, GOOD, np.ones((2, 20))), r'visible has shape \(2, 20\); pass \(2, 21\)'),
-    (lambda: epe(GOOD, GOOD*np.nan), 'no joint is visible'),
-    (lambda: epe(np.where(np.arange(2)[:, None, None] == 1, np.nan, GOOD), GOOD), 'not finite, first in sample 1'),
-    (lambda: epe(GOOD + np.inf, GOOD), 'not finite'),
-    (lambda: epe(GOOD, GOOD, protocol='Z&B'), "unknown protocol 'Z&B'; use one of zb, mmpose, pooled"),
-    (lambda: pck(GOOD, GOOD, [1], protocol='mpii'), 'unknown protocol'),
-    (lambda: auc([0, 1], [1, 1, 1]), 'do not match'),
-    (lambda: auc([0, 2, 1], [0, 1, 1]), 'ascending'),
-    (lambda: auc([0], [0]), 'at least two'),
-    (lambda: auc([0, 1, 3], [0, 1, 1], 'mmpose'), 'equal steps')])
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda: epe(GOOD[:1], GOOD), r"\(1, 21, 3\).*\(2, 21, 3\).*; pass two arrays"),
+        (lambda: epe(GOOD[0], GOOD[0]), r"\(N,21,D\)"),
+        (lambda: epe(GOOD, GOOD, np.ones((2, 20))), r"visible has shape \(2, 20\); pass \(2, 21\)"),
+        (lambda: epe(GOOD, GOOD * np.nan), "no joint is visible"),
+        (
+            lambda: epe(np.where(np.arange(2)[:, None, None] == 1, np.nan, GOOD), GOOD),
+            "not finite, first in sample 1",
+        ),
+        (lambda: epe(GOOD + np.inf, GOOD), "not finite"),
+        (lambda: epe(GOOD, GOOD, protocol="Z&B"), "unknown protocol 'Z&B'; use one of zb, mmpose, pooled"),
+        (lambda: pck(GOOD, GOOD, [1], protocol="mpii"), "unknown protocol"),
+        (lambda: auc([0, 1], [1, 1, 1]), "do not match"),
+        (lambda: auc([0, 2, 1], [0, 1, 1]), "ascending"),
+        (lambda: auc([0], [0]), "at least two"),
+        (lambda: auc([0, 1, 3], [0, 1, 1], "mmpose"), "equal steps"),
+    ],
+)
 def test_bad_input_has_one_line(call, words):
-    with pytest.raises(HandlabError, match=words) as error: call()
-    assert '\n' not in str(error.value)
+    with pytest.raises(HandlabError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
 
 
 # ---- finger tips alone, aligned
 
+
 def tips_example(seed=0, frames=6):
     generator = np.random.default_rng(seed)
     true = np.full((frames, 21, 3), np.nan)
-    true[:, [4, 8, 12, 16, 20]] = generator.normal(0, 40, (frames, 5, 3)) + generator.normal(0, 200, (frames, 1, 3))
+    true[:, [4, 8, 12, 16, 20]] = generator.normal(0, 40, (frames, 5, 3)) + generator.normal(
+        0, 200, (frames, 1, 3)
+    )
     true[1, 8] = np.nan
     pred = generator.normal(0, 1, (frames, 21, 3))
-    pred[:, [4, 8, 12, 16, 20]] += np.nan_to_num(true[:, [4, 8, 12, 16, 20]])/33
+    pred[:, [4, 8, 12, 16, 20]] += np.nan_to_num(true[:, [4, 8, 12, 16, 20]]) / 33
     return pred, true
 
 
-def squared(pred, true): return np.nansum((pred - true)**2)
+def squared(pred, true):
+    return np.nansum((pred - true) ** 2)
 
 
 def test_alignments_are_the_least_squares_scipy_finds():
     from scipy.optimize import least_squares
+
     pred, true = tips_example()
     for frame in range(len(pred)):
         there = np.isfinite(true[frame, :, 0])
-        one = lambda p: (p[3]*pred[frame, there] + p[:3] - true[frame, there]).ravel()
+
+        def one(p):
+            return (p[3] * pred[frame, there] + p[:3] - true[frame, there]).ravel()
+
         moved = least_squares(lambda t: one([*t, 1]), [0, 0, 0]).x
         assert np.allclose(metrics.align_root(pred, true)[frame], pred[frame] + moved, atol=1e-4)
-        fitted = least_squares(one, [0, 0, 0, 1.], xtol=1e-15, ftol=1e-15, gtol=1e-15).x
-        assert np.allclose(metrics.align_root_scale(pred, true)[frame], fitted[3]*pred[frame] + fitted[:3], atol=1e-3)
-    groups = ['a', 'b', 'a', 'a', 'b', 'a']
+        fitted = least_squares(one, [0, 0, 0, 1.0], xtol=1e-15, ftol=1e-15, gtol=1e-15).x
+        assert np.allclose(
+            metrics.align_root_scale(pred, true)[frame], fitted[3] * pred[frame] + fitted[:3], atol=1e-3
+        )
+    groups = ["a", "b", "a", "a", "b", "a"]
     aligned = metrics.align_root_scale(pred, true, groups=groups)
-    for name in 'ab':
+    for name in "ab":
         rows = np.array(groups) == name
+
         def residual(p):
-            out = p[0]*pred[rows] + p[1:].reshape(-1, 1, 3) - true[rows]
+            out = p[0] * pred[rows] + p[1:].reshape(-1, 1, 3) - true[rows]
             return out[np.isfinite(out)]
-        fitted = least_squares(residual, np.r_[1., np.zeros(3*rows.sum())], xtol=1e-15, ftol=1e-15, gtol=1e-15).x
-        assert np.allclose(aligned[rows], fitted[0]*pred[rows] + fitted[1:].reshape(-1, 1, 3), atol=1e-3)
+
+        fitted = least_squares(
+            residual, np.r_[1.0, np.zeros(3 * rows.sum())], xtol=1e-15, ftol=1e-15, gtol=1e-15
+        ).x
+        assert np.allclose(aligned[rows], fitted[0] * pred[rows] + fitted[1:].reshape(-1, 1, 3), atol=1e-3)
 
 
 def test_each_alignment_gives_more_away():
     pred, true = tips_example(1, 40)
-    pred = pred*33
-    errors = [squared(metrics.align(pred, true, alignment=name), true) for name in ('absolute', 'root', 'root_set_scale', 'root_scale')]
+    pred = pred * 33
+    errors = [
+        squared(metrics.align(pred, true, alignment=name), true)
+        for name in ("absolute", "root", "root_set_scale", "root_scale")
+    ]
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == 4
 
 
 def test_alignment_does_not_feel_root_and_scale():
     pred, true = tips_example(2)
-    for name in ('root_scale', 'root_set_scale'):
-        assert np.allclose(metrics.align(pred, true, alignment=name), metrics.align(pred*71 + [5, 6, 7], true, alignment=name), atol=1e-6)
-    assert np.allclose(metrics.align(pred, true, alignment='root'), metrics.align(pred + [5, 6, 7], true, alignment='root'), atol=1e-9)
+    for name in ("root_scale", "root_set_scale"):
+        assert np.allclose(
+            metrics.align(pred, true, alignment=name),
+            metrics.align(pred * 71 + [5, 6, 7], true, alignment=name),
+            atol=1e-6,
+        )
+    assert np.allclose(
+        metrics.align(pred, true, alignment="root"),
+        metrics.align(pred + [5, 6, 7], true, alignment="root"),
+        atol=1e-9,
+    )
 
 
 def test_hidden_and_missing_tips_have_no_say():
     pred, true = tips_example(3)
-    visible = np.isfinite(true[..., 0]); visible[0, 20] = False
-    other = true.copy(); other[0, 20] += 500
+    visible = np.isfinite(true[..., 0])
+    visible[0, 20] = False
+    other = true.copy()
+    other[0, 20] += 500
     for name in metrics.ALIGNMENTS:
-        assert np.array_equal(metrics.align(pred, true, visible, name), metrics.align(pred, other, visible, name))
-        wild = pred.copy(); wild[:, 0] = np.nan                                                # joints without truth may be anything
-        assert np.allclose(metrics.scores_tips(wild, true, visible, name)['epe_mean'], metrics.scores_tips(pred, true, visible, name)['epe_mean'])
+        assert np.array_equal(
+            metrics.align(pred, true, visible, name), metrics.align(pred, other, visible, name)
+        )
+        wild = pred.copy()
+        wild[:, 0] = np.nan  # joints without truth may be anything
+        assert np.allclose(
+            metrics.scores_tips(wild, true, visible, name)["epe_mean"],
+            metrics.scores_tips(pred, true, visible, name)["epe_mean"],
+        )
 
 
 def test_scores_of_tips():
-    true = np.full((2, 21, 3), np.nan); true[:, [4, 8]] = 0; true[0, 8] = 60, 0, 0; true[1, 8] = np.nan
-    pred = np.zeros((2, 21, 3)); pred[0, 4], pred[0, 8], pred[1, 4] = (0, 30, 0), (40, 30, 0), (0, 0, 300)
-    row = metrics.scores_tips(pred, true)                                                      # 30, |(-20, 30)| = 36.06, 300
-    assert row['tips'] == 3 and np.isclose(row['epe_mean'], (30 + 1300**.5 + 300)/3) and np.isclose(row['epe_median'], 1300**.5)
-    row = metrics.scores_tips(pred, true, alignment='root')                                    # frame 1 has one tip: left out; -20/2 left and right
-    assert row['tips'] == 2 and np.isclose(row['epe_mean'], 10) and np.isclose(row['auc_0_100'], 1 - 10/100, atol=.006)
-    row = metrics.scores_tips(pred, true, alignment='root_scale')
-    assert np.isclose(row['epe_mean'], 0, atol=1e-9) and row['alignment'] == 'root_scale'
-    with pytest.raises(HandlabError, match="unknown alignment 'best'"): metrics.scores_tips(pred, true, alignment='best')
+    true = np.full((2, 21, 3), np.nan)
+    true[:, [4, 8]] = 0
+    true[0, 8] = 60, 0, 0
+    true[1, 8] = np.nan
+    pred = np.zeros((2, 21, 3))
+    pred[0, 4], pred[0, 8], pred[1, 4] = (0, 30, 0), (40, 30, 0), (0, 0, 300)
+    row = metrics.scores_tips(pred, true)  # 30, |(-20, 30)| = 36.06, 300
+    assert (
+        row["tips"] == 3
+        and np.isclose(row["epe_mean"], (30 + 1300**0.5 + 300) / 3)
+        and np.isclose(row["epe_median"], 1300**0.5)
+    )
+    row = metrics.scores_tips(
+        pred, true, alignment="root"
+    )  # frame 1 has one tip: left out; -20/2 left and right
+    assert (
+        row["tips"] == 2
+        and np.isclose(row["epe_mean"], 10)
+        and np.isclose(row["auc_0_100"], 1 - 10 / 100, atol=0.006)
+    )
+    row = metrics.scores_tips(pred, true, alignment="root_scale")
+    assert np.isclose(row["epe_mean"], 0, atol=1e-9) and row["alignment"] == "root_scale"
+    with pytest.raises(HandlabError, match="unknown alignment 'best'"):
+        metrics.scores_tips(pred, true, alignment="best")
     assert len(metrics.thresholds_100()) == 100 and np.isclose(metrics.thresholds_100()[5], 5.0505, atol=1e-4)
 
 
 def test_paired_difference_agrees_with_scipy():
     "One seed: the percentile bootstrap of the mean, which SciPy has."
     from scipy.stats import bootstrap
+
     first, second = (np.random.default_rng(seed).gamma(4, 5, 300) for seed in (0, 1))
     ours = paired_difference(first, second, draws=20000)
-    known = bootstrap((first - second,), np.mean, n_resamples=20000, method='percentile', random_state=0).confidence_interval
+    known = bootstrap(
+        (first - second,), np.mean, n_resamples=20000, method="percentile", random_state=0
+    ).confidence_interval
     assert ours.mean == pytest.approx((first - second).mean())
-    assert (ours.low, ours.high) == pytest.approx(known, abs=.06)
+    assert (ours.low, ours.high) == pytest.approx(known, abs=0.06)
 
 
 def test_paired_difference_knows_that_seeds_differ():
     "Seeds that disagree widen the interval even when every frame agrees."
     base = np.zeros((3, 50))
-    apart = paired_difference(base + np.array([[0.], [1], [2]]), base)
+    apart = paired_difference(base + np.array([[0.0], [1], [2]]), base)
     assert apart == pytest.approx((1, 0, 2))
-    with pytest.raises(HandlabError, match='not .seeds, frames.'): paired_difference(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)))
+    with pytest.raises(HandlabError, match="not .seeds, frames."):
+        paired_difference(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)))

@@ -1,4 +1,5 @@
 "Paper 2's tables and figures, item by item, on tiny made-up runs whose numbers are known by hand."
+
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from handlab.aligned.comparison import TABLE_1
@@ -24,227 +26,381 @@ from handlab.hand.skeleton import BONES
 from handlab.report import paper_aligned as paper
 from handlab.report.runs import source_line
 
-matplotlib.use('Agg')
+matplotlib.use("Agg")
 THRESHOLDS = np.linspace(0, 50, 20)
-KEPT = {'aligned-table1-equal_steps-sim-rhd-quick', 'aligned-table1-equal_time-sim-rhd-quick', 'aligned-table1-sim-rhd-quick', 'aligned-validation-sim-rhd-quick'}  # of three seeds, trained once: nothing may overwrite them
+KEPT = {
+    "aligned-table1-equal_steps-sim-rhd-quick",
+    "aligned-table1-equal_time-sim-rhd-quick",
+    "aligned-table1-sim-rhd-quick",
+    "aligned-validation-sim-rhd-quick",
+}  # of three seeds, trained once: nothing may overwrite them
 
 
-def made_up(folder, variant, seed, lengths, dataset='sim-rhd', steps=10, **more):
+def made_up(folder, variant, seed, lengths, dataset="sim-rhd", steps=10, **more):
     "A run whose joints are all off by the same length in each frame."
-    path = Path(folder)/f'train_aligned-{variant}-{dataset}-seed{seed}'
+    path = Path(folder) / f"train_aligned-{variant}-{dataset}-seed{seed}"
     lengths = np.asarray(lengths, float)
     true = np.random.default_rng(0).normal(0, 50, (len(lengths), 21, 3))
     path.mkdir(parents=True)
-    np.savez(path/'predictions.npz', true=true, visible=np.ones(true.shape[:2], bool), name=np.array([f'{dataset}/{frame}' for frame in range(len(lengths))]), RGB=true + lengths[:, None, None]*[0, .6, .8])
+    np.savez(
+        path / "predictions.npz",
+        true=true,
+        visible=np.ones(true.shape[:2], bool),
+        name=np.array([f"{dataset}/{frame}" for frame in range(len(lengths))]),
+        RGB=true + lengths[:, None, None] * [0, 0.6, 0.8],
+    )
     curve = (lengths[:, None] < THRESHOLDS).mean(0)
-    write_json(path/'metrics.json', dict(experiment='train_aligned', strategy=variant.split('-')[0], source=dataset, seed=seed, settings=dict(steps=steps), thresholds=THRESHOLDS, times=dict(step=100.*(1 + seed)),
-                                         values=dict(RGB=dict(epe_mean=lengths.mean(), pck=curve)), **more))
-    rows = ['step,split,epe,loss', f'0,validation,{lengths.mean() + 20},', '5,training,,3.5', f'10,validation,{lengths.mean()},']
-    (path/'losses.csv').write_text('\n'.join(rows) + '\n')
+    write_json(
+        path / "metrics.json",
+        dict(
+            experiment="train_aligned",
+            strategy=variant.split("-")[0],
+            source=dataset,
+            seed=seed,
+            settings=dict(steps=steps),
+            thresholds=THRESHOLDS,
+            times=dict(step=100.0 * (1 + seed)),
+            values=dict(RGB=dict(epe_mean=lengths.mean(), pck=curve)),
+            **more,
+        ),
+    )
+    rows = [
+        "step,split,epe,loss",
+        f"0,validation,{lengths.mean() + 20},",
+        "5,training,,3.5",
+        f"10,validation,{lengths.mean()},",
+    ]
+    (path / "losses.csv").write_text("\n".join(rows) + "\n")
     return path
 
 
 @pytest.fixture
 def shelf(tmp_path):
     "Two seeds of S1, S4 and S4's weak regimes; one seed of S3 and of STB."
-    folder = tmp_path/'quick'
+    folder = tmp_path / "quick"
     for seed in (0, 1):
-        made_up(folder, 'S1', seed, [20 + seed, 40 + seed], real=dict(frames=7, values=dict(RGB=dict(epe_mean=30. + seed))))
-        made_up(folder, 'S4', seed, [18 + seed, 38 + seed], real=dict(frames=7, values=dict(RGB=dict(epe_mean=20. + seed))))
-        made_up(folder, 'S4-labelled0.25', seed, [24 + seed, 36 + seed])
-        made_up(folder, 'S4-labelled0.25-alone', seed, [32 + seed, 48 + seed])
-    made_up(folder, 'S3', 0, [19, 41])
-    for variant in ('S1', 'S4'): made_up(folder, variant, 0, [7, 9], 'sim-stb')
+        made_up(
+            folder,
+            "S1",
+            seed,
+            [20 + seed, 40 + seed],
+            real=dict(frames=7, values=dict(RGB=dict(epe_mean=30.0 + seed))),
+        )
+        made_up(
+            folder,
+            "S4",
+            seed,
+            [18 + seed, 38 + seed],
+            real=dict(frames=7, values=dict(RGB=dict(epe_mean=20.0 + seed))),
+        )
+        made_up(folder, "S4-labelled0.25", seed, [24 + seed, 36 + seed])
+        made_up(folder, "S4-labelled0.25-alone", seed, [32 + seed, 48 + seed])
+    made_up(folder, "S3", 0, [19, 41])
+    for variant in ("S1", "S4"):
+        made_up(folder, variant, 0, [7, 9], "sim-stb")
     return folder
 
 
 @pytest.fixture
-def page(shelf, tmp_path): return paper.Page(shelf, seeds=2, figures=str(tmp_path/'figures'))
+def page(shelf, tmp_path):
+    return paper.Page(shelf, seeds=2, figures=str(tmp_path / "figures"))
 
 
 def styles(axis):
     "Label and line style of every named line."
-    return {line.get_label(): line.get_linestyle() for line in axis.lines if not line.get_label().startswith('_')}
+    return {
+        line.get_label(): line.get_linestyle() for line in axis.lines if not line.get_label().startswith("_")
+    }
 
 
 # ---------------------------------------------------------------- opening
 def test_missing_run_is_named_in_one_line(page, capsys):
-    found = page.open(['S1', 'S3', 'R2CP'], 'sim-rhd')
-    line, = capsys.readouterr().out.splitlines()
-    assert 'train_aligned-S3-sim-rhd-seed1' in line and 'train_aligned-R2CP-sim-rhd-seed0' in line and 'make figures PROFILE=quick SEEDS=2' in line and 'S1' not in line
-    assert {variant: len(runs) for variant, runs in found.items()} == {'S1': 2, 'S3': 1}
-    assert page.open(['S1', 'R2CP'], 'sim-rhd', needs=['R2CP']) == {}
+    found = page.open(["S1", "S3", "R2CP"], "sim-rhd")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (
+        "train_aligned-S3-sim-rhd-seed1" in line
+        and "train_aligned-R2CP-sim-rhd-seed0" in line
+        and "make figures PROFILE=quick SEEDS=2" in line
+        and "S1" not in line
+    )
+    assert {variant: len(runs) for variant, runs in found.items()} == {"S1": 2, "S3": 1}
+    assert page.open(["S1", "R2CP"], "sim-rhd", needs=["R2CP"]) == {}
 
 
 def test_strict_makes_an_error_of_it(shelf):
-    with pytest.raises(HandlabError, match='train_aligned-R2CP-sim-rhd-seed0.*make figures'): paper.Page(shelf, strict=True).open(['S1', 'R2CP'], 'sim-rhd')
+    with pytest.raises(HandlabError, match="train_aligned-R2CP-sim-rhd-seed0.*make figures"):
+        paper.Page(shelf, strict=True).open(["S1", "R2CP"], "sim-rhd")
 
 
 def test_runs_of_different_lengths_are_not_compared(page):
-    made_up(page.folder, 'R2CP', 0, [1, 2], steps=11)
-    with pytest.raises(HandlabError, match='different lengths'): page.open(['S1', 'R2CP'], 'sim-rhd')
+    made_up(page.folder, "R2CP", 0, [1, 2], steps=11)
+    with pytest.raises(HandlabError, match="different lengths"):
+        page.open(["S1", "R2CP"], "sim-rhd")
 
 
 def test_frames_and_seeds_must_be_the_same(page):
-    runs = page.open(['S1', 'S3'], 'sim-rhd')
-    assert {variant: errors.shape for variant, errors in paper.run_errors(runs).items()} == {'S1': (1, 2), 'S3': (1, 2)}
-    made_up(page.folder, 'R2HP', 0, [1, 2, 3])
-    with pytest.raises(HandlabError, match='not those of the other runs'): paper.run_errors(page.open(['S1', 'R2HP'], 'sim-rhd'))
+    runs = page.open(["S1", "S3"], "sim-rhd")
+    assert {variant: errors.shape for variant, errors in paper.run_errors(runs).items()} == {
+        "S1": (1, 2),
+        "S3": (1, 2),
+    }
+    made_up(page.folder, "R2HP", 0, [1, 2, 3])
+    with pytest.raises(HandlabError, match="not those of the other runs"):
+        paper.run_errors(page.open(["S1", "R2HP"], "sim-rhd"))
 
 
 # ---------------------------------------------------------------- tables
 def test_table_of_strategies(page):
-    table = paper.table_strategies(page.open(['S1', 'S4'], 'sim-rhd'))
-    s1, s4 = table.loc['S1: R2P'], table.loc['S4: RC2CHP, PoE']
-    assert s1['mean EPE (mm)'] == pytest.approx(30.5) and s4['mean EPE (mm)'] == pytest.approx(28.5) and s4['SD over seeds'] == pytest.approx(.5**.5)
-    assert s4[['minus S1', '95 % from', 'to']].astype(float).tolist() == pytest.approx([-2, -2, -2])      # the same difference in every frame and seed
-    assert s4['each seed'] == '28.00, 29.00' and s4['on 7 real RHD frames (mm)'] == 20.5
-    assert [row['published, real RHD'] for row in (s1, s4)] == [16.61, 13.14]
+    table = paper.table_strategies(page.open(["S1", "S4"], "sim-rhd"))
+    s1, s4 = table.loc["S1: R2P"], table.loc["S4: RC2CHP, PoE"]
+    assert (
+        s1["mean EPE (mm)"] == pytest.approx(30.5)
+        and s4["mean EPE (mm)"] == pytest.approx(28.5)
+        and s4["SD over seeds"] == pytest.approx(0.5**0.5)
+    )
+    assert s4[["minus S1", "95 % from", "to"]].astype(float).tolist() == pytest.approx(
+        [-2, -2, -2]
+    )  # the same difference in every frame and seed
+    assert s4["each seed"] == "28.00, 29.00" and s4["on 7 real RHD frames (mm)"] == 20.5
+    assert [row["published, real RHD"] for row in (s1, s4)] == [16.61, 13.14]
 
 
 def test_interval_knows_frames_that_disagree(page):
-    made_up(page.folder, 'R2CP', 0, [25, 45])
-    made_up(page.folder, 'R2HP', 0, [10, 44])   # 10 mm better in one frame, 4 worse in the other
-    row = paper.table_variants(page.open(['S1', 'R2HP'], 'sim-rhd'), 'S1').loc['S2: R2HP']
-    assert row['minus S1'] == pytest.approx(-3) and row['95 % from'] < -3 < 0 < row['to']
+    made_up(page.folder, "R2CP", 0, [25, 45])
+    made_up(page.folder, "R2HP", 0, [10, 44])  # 10 mm better in one frame, 4 worse in the other
+    row = paper.table_variants(page.open(["S1", "R2HP"], "sim-rhd"), "S1").loc["S2: R2HP"]
+    assert row["minus S1"] == pytest.approx(-3) and row["95 % from"] < -3 < 0 < row["to"]
 
 
 def test_state_of_the_art_says_whose_numbers(page):
-    table = paper.table_state_of_the_art({name: page.open(['S4', 'S1'], name) for name in ('sim-rhd', 'sim-stb')})
-    ours = table[table.index.str.startswith('ours')]
-    assert ours.loc['ours, S4: RC2CHP, PoE', ['RHD', 'STB']].astype(float).tolist() == pytest.approx([28.5, 8])
-    assert all('sim-rhd twin' in text and 'sim-stb twin' in text and 'published' not in text for text in ours['measured on'])
+    table = paper.table_state_of_the_art(
+        {name: page.open(["S4", "S1"], name) for name in ("sim-rhd", "sim-stb")}
+    )
+    ours = table[table.index.str.startswith("ours")]
+    assert ours.loc["ours, S4: RC2CHP, PoE", ["RHD", "STB"]].astype(float).tolist() == pytest.approx(
+        [28.5, 8]
+    )
+    assert all(
+        "sim-rhd twin" in text and "sim-stb twin" in text and "published" not in text
+        for text in ours["measured on"]
+    )
     published = table.drop(ours.index)
-    assert len(published) == 5 and all('published, real' in text for text in published['measured on'])
-    assert published.loc['Aligned latent spaces S4', ['RHD', 'STB']].astype(float).tolist() == [13.14, 7.05]
+    assert len(published) == 5 and all("published, real" in text for text in published["measured on"])
+    assert published.loc["Aligned latent spaces S4", ["RHD", "STB"]].astype(float).tolist() == [13.14, 7.05]
 
 
 def test_weak_supervision(page):
-    variants = paper.weak_variants(page.folder, 'sim-rhd')
-    assert variants == ['S4-labelled0.25', 'S4-labelled0.25-alone']
-    runs = page.open(['S1', 'S4', *variants], 'sim-rhd')
-    row = paper.table_weak(runs).loc[25.]
-    assert row['labelled frames alone (mm)'] == pytest.approx(40.5) and row['with the unlabelled (mm)'] == pytest.approx(30.5)
-    assert row['gain (%)'] == pytest.approx(100*10/40.5) and row['difference (mm)'] == pytest.approx(-10) and row['minus S1 (mm)'] == pytest.approx(0)
+    variants = paper.weak_variants(page.folder, "sim-rhd")
+    assert variants == ["S4-labelled0.25", "S4-labelled0.25-alone"]
+    runs = page.open(["S1", "S4", *variants], "sim-rhd")
+    row = paper.table_weak(runs).loc[25.0]
+    assert row["labelled frames alone (mm)"] == pytest.approx(40.5) and row[
+        "with the unlabelled (mm)"
+    ] == pytest.approx(30.5)
+    assert (
+        row["gain (%)"] == pytest.approx(100 * 10 / 40.5)
+        and row["difference (mm)"] == pytest.approx(-10)
+        and row["minus S1 (mm)"] == pytest.approx(0)
+    )
     axis = paper.fig_weak_of(runs).axes[0]
     drawn = {container.get_label(): container.lines[0].get_xydata().tolist() for container in axis.containers}
-    assert np.allclose(drawn['labelled frames alone'], [[25, 40.5], [100, 28.5]]) and np.allclose(drawn['with the unlabelled frames'], [[25, 30.5], [100, 28.5]])
-    assert any(line.get_label() == 'S1, all labels' and np.allclose(line.get_ydata(), 30.5) for line in axis.lines)
+    assert np.allclose(drawn["labelled frames alone"], [[25, 40.5], [100, 28.5]]) and np.allclose(
+        drawn["with the unlabelled frames"], [[25, 30.5], [100, 28.5]]
+    )
+    assert any(
+        line.get_label() == "S1, all labels" and np.allclose(line.get_ydata(), 30.5) for line in axis.lines
+    )
 
 
 # ---------------------------------------------------------------- curves
-@pytest.mark.parametrize('benchmark, title', [('rhd', 'RHD'), ('stb', 'STB')])
+@pytest.mark.parametrize("benchmark, title", [("rhd", "RHD"), ("stb", "STB")])
 def test_published_curves_are_dashed_and_named(page, benchmark, title):
-    runs = page.open(['S1', 'S4'], f'sim-{benchmark}')
+    runs = page.open(["S1", "S4"], f"sim-{benchmark}")
     axis = paper.fig_pck_of(runs, title, benchmark).axes[0]
     drawn = styles(axis)
-    assert sum(style == '--' for style in drawn.values()) == len(paper.COMPARED[benchmark])
-    assert all((style == '--') == ('published, real data' in label) for label, style in drawn.items())
-    ours = next(line for line in axis.lines if line.get_label().startswith('S1: R2P'))
-    assert np.allclose(ours.get_ydata(), np.mean([run.metrics['values']['RGB']['pck'] for run in runs['S1']], 0))
+    assert sum(style == "--" for style in drawn.values()) == len(paper.COMPARED[benchmark])
+    assert all((style == "--") == ("published, real data" in label) for label, style in drawn.items())
+    ours = next(line for line in axis.lines if line.get_label().startswith("S1: R2P"))
+    assert np.allclose(
+        ours.get_ydata(), np.mean([run.metrics["values"]["RGB"]["pck"] for run in runs["S1"]], 0)
+    )
     assert any(source_line(paper.every_run(runs)) in text.get_text() for text in axis.texts)
 
 
 def test_without_viewpoint_correction_is_not_taken_for_published(page):
-    made_up(page.folder, 'S1-own_view', 0, [30, 50])
-    drawn = styles(paper.fig_pck_of(page.open(['S1', 'S1-own_view'], 'sim-rhd'), 'RHD', methods=[]).axes[0])
-    assert set(drawn.values()) == {'-', ':'} and not any('published' in label for label in drawn)
+    made_up(page.folder, "S1-own_view", 0, [30, 50])
+    drawn = styles(paper.fig_pck_of(page.open(["S1", "S1-own_view"], "sim-rhd"), "RHD", methods=[]).axes[0])
+    assert set(drawn.values()) == {"-", ":"} and not any("published" in label for label in drawn)
 
 
 def test_tip_curves_give_the_named_areas():
     generator = np.random.default_rng(1)
     joints = np.full((12, 21, 3), np.nan)
     joints[:, [4, 8, 12, 16, 20]] = generator.normal(0, 40, (12, 5, 3))
-    joints[3, [4, 8, 12, 16]] = np.nan                                    # one tip left: not counted
-    prepared = SimpleNamespace(joints=joints, visible=np.ones((12, 21), bool), name=[f'{"Grasp" if frame < 6 else "Pinch"}/{frame}' for frame in range(12)])
-    predicted = np.nan_to_num(joints)*generator.uniform(.5, 2, (12, 1, 1)) + generator.normal(0, 15, (12, 21, 3)) + 200
-    groups = [name.split('/')[0] for name in prepared.name]
+    joints[3, [4, 8, 12, 16]] = np.nan  # one tip left: not counted
+    prepared = SimpleNamespace(
+        joints=joints,
+        visible=np.ones((12, 21), bool),
+        name=[f"{'Grasp' if frame < 6 else 'Pinch'}/{frame}" for frame in range(12)],
+    )
+    predicted = (
+        np.nan_to_num(joints) * generator.uniform(0.5, 2, (12, 1, 1))
+        + generator.normal(0, 15, (12, 21, 3))
+        + 200
+    )
+    groups = [name.split("/")[0] for name in prepared.name]
     for alignment, curve in paper.tip_curves(predicted, prepared).items():
-        assert auc(thresholds_100(), curve) == pytest.approx(scores_tips(predicted, joints, prepared.visible, alignment, groups)['auc_0_100'])
-    drawn = styles(paper.fig_tips({'S4': {name: [curve] for name, curve in paper.tip_curves(predicted, prepared).items()}}, '12 frames of made-up', 'nothing').axes[0])
-    assert sum('scale per frame' in label for label in drawn) == sum('scale per sequence' in label for label in drawn) == 1
-    assert all((style == '--') == ('published, real data' in label) for label, style in drawn.items())
+        assert auc(thresholds_100(), curve) == pytest.approx(
+            scores_tips(predicted, joints, prepared.visible, alignment, groups)["auc_0_100"]
+        )
+    drawn = styles(
+        paper.fig_tips(
+            {"S4": {name: [curve] for name, curve in paper.tip_curves(predicted, prepared).items()}},
+            "12 frames of made-up",
+            "nothing",
+        ).axes[0]
+    )
+    assert (
+        sum("scale per frame" in label for label in drawn)
+        == sum("scale per sequence" in label for label in drawn)
+        == 1
+    )
+    assert all((style == "--") == ("published, real data" in label) for label, style in drawn.items())
 
 
 def test_convergence_is_the_validation_error(page):
-    figure = paper.fig_convergence(page.open(['S1', 'S4'], 'sim-rhd'))
-    steps, time = ([line.get_xydata() for line in axis.lines if line.get_label() == 'S4: RC2CHP, PoE'][0] for axis in figure.axes)
-    assert np.allclose(steps, [[0, 48.5], [10, 28.5]]) and np.allclose(time[:, 0], [0, 10*150/60000])     # 100 and 200 ms a step
+    figure = paper.fig_convergence(page.open(["S1", "S4"], "sim-rhd"))
+    steps, time = (
+        [line.get_xydata() for line in axis.lines if line.get_label() == "S4: RC2CHP, PoE"][0]
+        for axis in figure.axes
+    )
+    assert np.allclose(steps, [[0, 48.5], [10, 28.5]]) and np.allclose(
+        time[:, 0], [0, 10 * 150 / 60000]
+    )  # 100 and 200 ms a step
 
 
 # ---------------------------------------------------------------- diagrams
-@pytest.mark.parametrize('strategy, encoders, alignments, posteriors', [
-    ('S1', {('R', 'R')}, set(), 1), ('R2CHP', {('R', 'R')}, set(), 1), ('S3', {('R', 'R'), ('R', 'joint'), ('C', 'joint')}, {('joint', 'R')}, 2),
-    ('S4', {('R', 'R'), ('C', 'C')}, {('R', 'joint'), ('C', 'joint')}, 3), ('RD2DHP', {('R', 'R'), ('D', 'D')}, {('R', 'joint'), ('D', 'joint')}, 3)])
+@pytest.mark.parametrize(
+    "strategy, encoders, alignments, posteriors",
+    [
+        ("S1", {("R", "R")}, set(), 1),
+        ("R2CHP", {("R", "R")}, set(), 1),
+        ("S3", {("R", "R"), ("R", "joint"), ("C", "joint")}, {("joint", "R")}, 2),
+        ("S4", {("R", "R"), ("C", "C")}, {("R", "joint"), ("C", "joint")}, 3),
+        ("RD2DHP", {("R", "R"), ("D", "D")}, {("R", "joint"), ("D", "joint")}, 3),
+    ],
+)
 def test_diagrams_are_the_recipes(strategy, encoders, alignments, posteriors):
     recipe = make_recipe(strategy)
     edges = paper.model_edges(recipe)
-    assert set(edges['encoders']) == encoders and set(edges['alignments']) == alignments and len(edges['decoders']) == posteriors*len(recipe.decoders)
+    assert (
+        set(edges["encoders"]) == encoders
+        and set(edges["alignments"]) == alignments
+        and len(edges["decoders"]) == posteriors * len(recipe.decoders)
+    )
     axis = paper.fig_models({strategy: strategy}).axes[0]
-    shaded = sum(patch.get_facecolor()[0] < .99 for patch in axis.patches)
+    shaded = sum(patch.get_facecolor()[0] < 0.99 for patch in axis.patches)
     assert shaded == len(recipe.encoders) + len(recipe.decoders) and len(axis.patches) - shaded == posteriors
-    arrows = [text.arrow_patch for text in axis.texts if getattr(text, 'arrow_patch', None)]
-    assert sum(arrow.get_linestyle() == '--' for arrow in arrows) == len(alignments)
-    assert sum(matplotlib.colors.to_hex(arrow.get_edgecolor()) == '#cc2222' for arrow in arrows) == len(encoders)
+    arrows = [text.arrow_patch for text in axis.texts if getattr(text, "arrow_patch", None)]
+    assert sum(arrow.get_linestyle() == "--" for arrow in arrows) == len(alignments)
+    assert sum(matplotlib.colors.to_hex(arrow.get_edgecolor()) == "#cc2222" for arrow in arrows) == len(
+        encoders
+    )
 
 
 # ---------------------------------------------------------------- smoothness
 def test_linear_decoder_goes_straight():
     weights = torch.randn(8, 63, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     codes = torch.randn(20, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    walks = paper.pose_walks(lambda codes: codes.to(weights.dtype) @ weights, codes, paper.random_pairs(20, 9), 16)
+    walks = paper.pose_walks(
+        lambda codes: codes.to(weights.dtype) @ weights, codes, paper.random_pairs(20, 9), 16
+    )
     measured = paper.walk_measures(walks)
-    assert walks.shape == (9, 17, 21, 3) and np.allclose(measured['path_ratio'], 1, atol=1e-5) and np.allclose(measured['largest_step'], 1, atol=1e-4)
+    assert (
+        walks.shape == (9, 17, 21, 3)
+        and np.allclose(measured["path_ratio"], 1, atol=1e-5)
+        and np.allclose(measured["largest_step"], 1, atol=1e-4)
+    )
     assert np.allclose(paper.straight_walks(walks), walks, atol=1e-5)
 
 
 def test_bent_way_by_hand():
     "The code's square is decoded: from -1 to 2 a joint goes 1 back to 0 and 4 forth, 5 for a straight 3."
-    decoder = lambda codes: (codes**2)[:, :1].repeat(1, 63)*torch.tensor([1., 0, 0]).repeat(21)
-    walks = paper.pose_walks(decoder, torch.tensor([[-1.], [2.]]), np.array([[0, 1]]), 3)                  # codes -1, 0, 1, 2: x = 1, 0, 1, 4
+
+    def decoder(codes):
+        return (codes**2)[:, :1].repeat(1, 63) * torch.tensor([1.0, 0, 0]).repeat(21)
+
+    walks = paper.pose_walks(
+        decoder, torch.tensor([[-1.0], [2.0]]), np.array([[0, 1]]), 3
+    )  # codes -1, 0, 1, 2: x = 1, 0, 1, 4
     measured = paper.walk_measures(walks)
-    assert measured['path_ratio'][0] == pytest.approx(5/3) and measured['largest_step'][0] == pytest.approx(3/(5/3))
-    assert paper.walk_profiles(walks)['step'].tolist() == pytest.approx([3/5, 3/5, 9/5])
+    assert measured["path_ratio"][0] == pytest.approx(5 / 3) and measured["largest_step"][0] == pytest.approx(
+        3 / (5 / 3)
+    )
+    assert paper.walk_profiles(walks)["step"].tolist() == pytest.approx([3 / 5, 3 / 5, 9 / 5])
 
 
 def test_straight_joints_shrink_a_turning_hand():
     ends = np.zeros((2, 21, 3))
-    for parent, child in BONES: ends[0, child], ends[1, child] = ends[0, parent] + [1, 0, 0], ends[1, parent] + [0, 1, 0]
+    for parent, child in BONES:
+        ends[0, child], ends[1, child] = ends[0, parent] + [1, 0, 0], ends[1, parent] + [0, 1, 0]
     walk = paper.straight_walks(np.stack([ends[0], ends[0], ends[1]])[None])
-    assert paper.bone_drift(walk)[0].tolist() == pytest.approx([0, 100*(1 - np.cos(np.pi/4)), 0])
-    assert paper.bone_drift(3*walk)[0, 1] == pytest.approx(paper.bone_drift(walk)[0, 1])                 # no matter how large the hand is
-    growing = np.stack([ends[0], 1.5*ends[0], 2*ends[0]])
-    assert np.allclose(paper.bone_drift(growing), 0)                                                         # from a small hand to a large one
+    assert paper.bone_drift(walk)[0].tolist() == pytest.approx([0, 100 * (1 - np.cos(np.pi / 4)), 0])
+    assert paper.bone_drift(3 * walk)[0, 1] == pytest.approx(
+        paper.bone_drift(walk)[0, 1]
+    )  # no matter how large the hand is
+    growing = np.stack([ends[0], 1.5 * ends[0], 2 * ends[0]])
+    assert np.allclose(paper.bone_drift(growing), 0)  # from a small hand to a large one
 
 
 def test_nearest_pose_and_its_millimetres():
-    real = np.stack([np.zeros((21, 3)), np.full((21, 3), 10.)])
-    poses = np.zeros((1, 3, 21, 3)); poses[0, 1, :, 0] = 2; poses[0, 2, :, 0] = 1
+    real = np.stack([np.zeros((21, 3)), np.full((21, 3), 10.0)])
+    poses = np.zeros((1, 3, 21, 3))
+    poses[0, 1, :, 0] = 2
+    poses[0, 2, :, 0] = 1
     assert paper.nearest_distance(poses, real)[0].tolist() == pytest.approx([0, 2, 1])
-    measured = paper.walk_measures(poses, real, 30.)
-    assert measured['from_real'][0] == pytest.approx(60) and measured['from_real_ends'][0] == pytest.approx(15)
+    measured = paper.walk_measures(poses, real, 30.0)
+    assert measured["from_real"][0] == pytest.approx(60) and measured["from_real_ends"][0] == pytest.approx(
+        15
+    )
 
 
 def test_pairs_belong_together():
     pairs = paper.random_pairs(50, 300)
-    assert np.array_equal(pairs, paper.random_pairs(50, 300)) and not np.array_equal(pairs, paper.random_pairs(50, 300, seed=1))
-    assert pairs.min() >= 0 and pairs.max() < 50 and (pairs[:, 0] != pairs[:, 1]).all() and len(np.unique(pairs)) > 45
+    assert np.array_equal(pairs, paper.random_pairs(50, 300)) and not np.array_equal(
+        pairs, paper.random_pairs(50, 300, seed=1)
+    )
+    assert (
+        pairs.min() >= 0
+        and pairs.max() < 50
+        and (pairs[:, 0] != pairs[:, 1]).all()
+        and len(np.unique(pairs)) > 45
+    )
 
 
 def test_smoothness_table_by_hand():
-    measured = {row: {'measures': {'path_ratio': np.array([values])}, 'profiles': {}} for row, values in (('S1', [1.5, 2.5]), ('S4', [1., 2.]), ('joints', [1., 1.]))}
-    row = paper.table_smoothness(measured).loc[paper.MEASURES['path_ratio']]
-    assert row['S1: R2P'] == 2 and row['S4: RC2CHP, PoE'] == 1.5 and row[['S4 minus S1', 'S1: 95 % from', 'S1: to']].tolist() == pytest.approx([-.5, -.5, -.5])
-    assert row['S4 minus joints'] == .5
+    measured = {
+        row: {"measures": {"path_ratio": np.array([values])}, "profiles": {}}
+        for row, values in (("S1", [1.5, 2.5]), ("S4", [1.0, 2.0]), ("joints", [1.0, 1.0]))
+    }
+    row = paper.table_smoothness(measured).loc[paper.MEASURES["path_ratio"]]
+    assert (
+        row["S1: R2P"] == 2
+        and row["S4: RC2CHP, PoE"] == 1.5
+        and row[["S4 minus S1", "S1: 95 % from", "S1: to"]].tolist() == pytest.approx([-0.5, -0.5, -0.5])
+    )
+    assert row["S4 minus joints"] == 0.5
 
 
-@given(st.lists(st.floats(.1, 10), min_size=3, max_size=3), st.integers(0, 1000), st.floats(.01, 100))
+@given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(0, 1000), st.floats(0.01, 100))
 def test_surface_variation_of_a_box_however_it_lies(edges, seed, scale):
     "The corners of a box vary by half its edges along its axes: the smallest edge squared over the sum of all squares."
-    box = np.array(list(np.ndindex(2, 2, 2)))*edges
+    box = np.array(list(np.ndindex(2, 2, 2))) * edges
     turn = Rotation.random(random_state=seed).as_matrix()
-    variation = paper.surface_variation(scale*(box @ turn.T) + [3, -7, 11], neighbours=8)
-    assert variation == pytest.approx(np.full(8, min(edges)**2/np.square(edges).sum()), rel=1e-5, abs=1e-9)
+    variation = paper.surface_variation(scale * (box @ turn.T) + [3, -7, 11], neighbours=8)
+    assert variation == pytest.approx(
+        np.full(8, min(edges) ** 2 / np.square(edges).sum()), rel=1e-5, abs=1e-9
+    )
 
 
 def test_surface_variation_looks_at_neighbours_alone():
@@ -252,98 +408,213 @@ def test_surface_variation_looks_at_neighbours_alone():
     floor = np.c_[generator.uniform(-1, 1, (300, 2)), np.zeros(300)]
     apart = np.concatenate([floor, generator.uniform(-1, 1, (300, 3)) + [100, 0, 0]])
     variation = paper.surface_variation(apart)
-    assert np.allclose(variation[:300], 0, atol=1e-9) and variation[300:].mean() > .1
-    rough = floor + generator.normal(0, .05, floor.shape)
-    assert paper.surface_variation(rough).mean() > paper.surface_variation(floor + (rough - floor)/5).mean() > 0
-    assert np.isfinite(paper.surface_variation(np.zeros((20, 3)))).all()                                      # a decoder that has collapsed
+    assert np.allclose(variation[:300], 0, atol=1e-9) and variation[300:].mean() > 0.1
+    rough = floor + generator.normal(0, 0.05, floor.shape)
+    assert (
+        paper.surface_variation(rough).mean()
+        > paper.surface_variation(floor + (rough - floor) / 5).mean()
+        > 0
+    )
+    assert np.isfinite(paper.surface_variation(np.zeros((20, 3)))).all()  # a decoder that has collapsed
 
 
 def test_table_of_clouds_by_hand():
-    measures = {'put_in': np.array([[.2, .4], [.2, .4]]), 'reconstructed': np.array([[.1, .3], [.1, .3]])}
-    row = paper.table_clouds({'sim-rhd': {'clouds': {'measures': measures}}}).loc['sim-rhd']
-    assert row.tolist() == pytest.approx([.3, .2, .1, .1, .1])
+    measures = {
+        "put_in": np.array([[0.2, 0.4], [0.2, 0.4]]),
+        "reconstructed": np.array([[0.1, 0.3], [0.1, 0.3]]),
+    }
+    row = paper.table_clouds({"sim-rhd": {"clouds": {"measures": measures}}}).loc["sim-rhd"]
+    assert row.tolist() == pytest.approx([0.3, 0.2, 0.1, 0.1, 0.1])
 
 
 # ---------------------------------------------------------------- what goes to figures/
 def test_items_are_written_with_what_they_are(page, tmp_path):
-    runs = page.open(['S1', 'S4'], 'sim-rhd')
-    page.keep('table1-strategies', paper.table_strategies(runs), runs)
-    page.keep('fig6', paper.fig_pck_of(runs, 'RHD'), runs)
-    page.keep('supplement-fig2', paper.fig_models(), runs, tested='sim-dexter-object')
-    names = {path.name for path in (tmp_path/'figures').iterdir() if path.is_file()}
-    assert names == {f'aligned-{name}' for name in ('table1-strategies-sim-rhd-quick.csv', 'table1-strategies-sim-rhd-quick.md', 'fig6-sim-rhd-quick.png', 'fig6-sim-rhd-quick.svg',
-                                                    'supplement-fig2-sim-dexter-object-quick.png', 'supplement-fig2-sim-dexter-object-quick.svg')}
-    assert 'sim-rhd twin, profile quick, 2 seeds' in (tmp_path/'figures'/'aligned-table1-strategies-sim-rhd-quick.md').read_text()
-    about = read_json(tmp_path/'figures'/'about'/'aligned-fig6-sim-rhd-quick.json')
-    assert (about['item'], about['notebook'], about['seeds'], about['source']) == ('Fig. 6', 'paper_aligned', 2, 'sim-rhd twin')
-    assert read_json(tmp_path/'figures'/'about'/'aligned-supplement-fig2-sim-dexter-object-quick.json')['source'] == 'sim-dexter-object; trained on sim-rhd twin'
-    with pytest.raises(HandlabError, match='no item'): page.keep('fig99', paper.fig_models(), runs)
+    runs = page.open(["S1", "S4"], "sim-rhd")
+    page.keep("table1-strategies", paper.table_strategies(runs), runs)
+    page.keep("fig6", paper.fig_pck_of(runs, "RHD"), runs)
+    page.keep("supplement-fig2", paper.fig_models(), runs, tested="sim-dexter-object")
+    names = {path.name for path in (tmp_path / "figures").iterdir() if path.is_file()}
+    assert names == {
+        f"aligned-{name}"
+        for name in (
+            "table1-strategies-sim-rhd-quick.csv",
+            "table1-strategies-sim-rhd-quick.md",
+            "fig6-sim-rhd-quick.png",
+            "fig6-sim-rhd-quick.svg",
+            "supplement-fig2-sim-dexter-object-quick.png",
+            "supplement-fig2-sim-dexter-object-quick.svg",
+        )
+    }
+    assert (
+        "sim-rhd twin, profile quick, 2 seeds"
+        in (tmp_path / "figures" / "aligned-table1-strategies-sim-rhd-quick.md").read_text()
+    )
+    about = read_json(tmp_path / "figures" / "about" / "aligned-fig6-sim-rhd-quick.json")
+    assert (about["item"], about["notebook"], about["seeds"], about["source"]) == (
+        "Fig. 6",
+        "paper_aligned",
+        2,
+        "sim-rhd twin",
+    )
+    assert (
+        read_json(tmp_path / "figures" / "about" / "aligned-supplement-fig2-sim-dexter-object-quick.json")[
+            "source"
+        ]
+        == "sim-dexter-object; trained on sim-rhd twin"
+    )
+    with pytest.raises(HandlabError, match="no item"):
+        page.keep("fig99", paper.fig_models(), runs)
 
 
-def cells(): return [''.join(cell['source']) for cell in json.loads((project_root()/'nbs'/'paper_aligned.ipynb').read_text())['cells'] if cell['cell_type'] == 'code']
+def cells():
+    return [
+        "".join(cell["source"])
+        for cell in json.loads((project_root() / "nbs" / "paper_aligned.ipynb").read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
 
 
 def test_every_item_of_the_paper_has_one_cell_and_overwrites_nothing():
     kept = [name for cell in cells() for name in re.findall(r'page\.keep\(f?"([^"]+)"', cell)]
     items = {paper.item_of(name) for name in kept}
-    assert {*(f'Fig. {number}' for number in range(1, 9)), 'Table 1', 'Table 2', *(f'supplement, Fig. {number}' for number in (1, 2, 3)), 'supplement, section E'} <= items and items == set(paper.ITEMS.values())
+    assert {
+        *(f"Fig. {number}" for number in range(1, 9)),
+        "Table 1",
+        "Table 2",
+        *(f"supplement, Fig. {number}" for number in (1, 2, 3)),
+        "supplement, section E",
+    } <= items and items == set(paper.ITEMS.values())
     assert len(kept) == len(set(kept))
-    assert not {f'aligned-{name}-sim-rhd-quick' for name in kept} & KEPT
+    assert not {f"aligned-{name}-sim-rhd-quick" for name in kept} & KEPT
 
 
 # ---------------------------------------------------------------- whole
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def practised(tmp_path_factory):
     "S1 and S4, trained for seconds."
-    folder = tmp_path_factory.mktemp('practised')/'smoke'
-    for strategy in ('S1', 'S4'): practice_run(make_settings(AlignedSettings, 'smoke', strategy=strategy), folder/f'train_aligned-{strategy}-sim-rhd-seed0')
+    folder = tmp_path_factory.mktemp("practised") / "smoke"
+    for strategy in ("S1", "S4"):
+        practice_run(
+            make_settings(AlignedSettings, "smoke", strategy=strategy),
+            folder / f"train_aligned-{strategy}-sim-rhd-seed0",
+        )
     return folder
 
 
 def test_pictures_say_where_they_come_from(practised):
-    run = paper.Page(practised).open(['S4'], 'sim-rhd')['S4'][0]
-    for figure in (paper.fig_walks_of(run, 1, count=3), paper.fig_walks_of(run, 1, 'train', 3), paper.fig_reconstructions_of(run, 4)):
-        assert 'S4: RC2CHP, PoE; sim-rhd twin, profile smoke, seed 0' in figure.texts[-1].get_text()
+    run = paper.Page(practised).open(["S4"], "sim-rhd")["S4"][0]
+    for figure in (
+        paper.fig_walks_of(run, 1, count=3),
+        paper.fig_walks_of(run, 1, "train", 3),
+        paper.fig_reconstructions_of(run, 4),
+    ):
+        assert "S4: RC2CHP, PoE; sim-rhd twin, profile smoke, seed 0" in figure.texts[-1].get_text()
 
 
 def test_test_time_is_the_same_network(practised):
-    table = paper.table_test_time(paper.Page(practised).open(['S1', 'S4'], 'sim-rhd'), repeats=1)
-    assert table['weights when tested'].nunique() == 1 and table.loc['S1: R2P', 'weights in training'] == table['weights when tested'].iloc[0] < table.loc['S4: RC2CHP, PoE', 'weights in training']
+    table = paper.table_test_time(paper.Page(practised).open(["S1", "S4"], "sim-rhd"), repeats=1)
+    assert (
+        table["weights when tested"].nunique() == 1
+        and table.loc["S1: R2P", "weights in training"]
+        == table["weights when tested"].iloc[0]
+        < table.loc["S4: RC2CHP, PoE", "weights in training"]
+    )
 
 
 def test_equal_time_trains_the_others_longer(practised, tmp_path):
-    runs = paper.Page(practised).open(['S4'], 'sim-rhd')['S4']
-    write_json(tmp_path/'times.json', {name: dict(step=5. if name == 'S1' else 10., batch=1., emd=0.) for name in TABLE_1})
+    runs = paper.Page(practised).open(["S4"], "sim-rhd")["S4"]
+    write_json(
+        tmp_path / "times.json",
+        {name: dict(step=5.0 if name == "S1" else 10.0, batch=1.0, emd=0.0) for name in TABLE_1},
+    )
     errors, table = paper.train_for_equal_time(runs, tmp_path, show=False)
-    assert list(errors) == list(TABLE_1) and table['steps'].tolist() == [16, 8, 8, 8, 8, 8]
-    assert read_json(tmp_path/'time'/'S1-seed_0'/'finished.json')['steps'] == 16
-    assert np.allclose(errors['S4'], paper.run_errors({'S4': runs})['S4']) and not (tmp_path/'time'/'S4-seed_0').exists()
+    assert list(errors) == list(TABLE_1) and table["steps"].tolist() == [16, 8, 8, 8, 8, 8]
+    assert read_json(tmp_path / "time" / "S1-seed_0" / "finished.json")["steps"] == 16
+    assert (
+        np.allclose(errors["S4"], paper.run_errors({"S4": runs})["S4"])
+        and not (tmp_path / "time" / "S4-seed_0").exists()
+    )
 
 
 def papermill(folder, **parameters):
     "Run the notebook; returns (exit code, everything printed, its text outputs)."
-    words = [word for name, value in parameters.items() for word in ('-p', name, str(value))]
-    done = subprocess.run([sys.executable, '-m', 'papermill', '--kernel', 'python3', '--no-progress-bar', str(project_root()/'nbs'/'paper_aligned.ipynb'), str(folder/'paper_aligned.ipynb'), *words],
-                          cwd=project_root(), env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
-    found = [output for cell in json.loads((folder/'paper_aligned.ipynb').read_text())['cells'] for output in cell.get('outputs', [])]
-    return done.returncode, done.stdout + done.stderr, '\n'.join(''.join(output.get('text') or output.get('data', {}).get('text/markdown') or '') for output in found)
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--kernel",
+            "python3",
+            "--no-progress-bar",
+            str(project_root() / "nbs" / "paper_aligned.ipynb"),
+            str(folder / "paper_aligned.ipynb"),
+            *words,
+        ],
+        cwd=project_root(),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    found = [
+        output
+        for cell in json.loads((folder / "paper_aligned.ipynb").read_text())["cells"]
+        for output in cell.get("outputs", [])
+    ]
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        "\n".join(
+            "".join(output.get("text") or output.get("data", {}).get("text/markdown") or "")
+            for output in found
+        ),
+    )
 
 
 @pytest.mark.end_to_end
 def test_notebook_goes_on_with_what_is_there(practised, tmp_path):
-    before = sorted(path.name for path in (project_root()/'figures').iterdir())
-    code, printed, text = papermill(tmp_path, profile='smoke', runs=practised, out=tmp_path/'paper_aligned', figures=tmp_path/'figures')
+    before = sorted(path.name for path in (project_root() / "figures").iterdir())
+    code, printed, text = papermill(
+        tmp_path,
+        profile="smoke",
+        runs=practised,
+        out=tmp_path / "paper_aligned",
+        figures=tmp_path / "figures",
+    )
     assert code == 0, printed[-3000:]
-    assert 'train_aligned-R2HP-sim-rhd-seed0' in text and 'train_aligned-S4-apart-sim-rhd-seed0' in text and '13.14' in text
-    metrics = read_json(tmp_path/'paper_aligned'/'metrics.json')
-    assert metrics['runs'] == ['train_aligned-S1-sim-rhd-seed0', 'train_aligned-S4-sim-rhd-seed0'] and set(metrics['values']['smoothness']) == {'S1', 'S4', 'joints', 'clouds'}
-    assert metrics['values']['smoothness']['joints']['path_ratio']['mean'] == pytest.approx(1)
-    with np.load(tmp_path/'paper_aligned'/'smoothness.npz') as arrays: assert arrays['S4/path_ratio'].shape == (1, 20) and arrays['clouds/put_in'].shape == arrays['clouds/reconstructed'].shape == (1, 16)
-    assert sorted(path.name for path in (project_root()/'figures').iterdir()) == before   # the page's own folder is left alone
-    assert (tmp_path/'figures'/'aligned-table1-strategies-sim-rhd-smoke.csv').exists()
+    assert (
+        "train_aligned-R2HP-sim-rhd-seed0" in text
+        and "train_aligned-S4-apart-sim-rhd-seed0" in text
+        and "13.14" in text
+    )
+    metrics = read_json(tmp_path / "paper_aligned" / "metrics.json")
+    assert metrics["runs"] == ["train_aligned-S1-sim-rhd-seed0", "train_aligned-S4-sim-rhd-seed0"] and set(
+        metrics["values"]["smoothness"]
+    ) == {"S1", "S4", "joints", "clouds"}
+    assert metrics["values"]["smoothness"]["joints"]["path_ratio"]["mean"] == pytest.approx(1)
+    with np.load(tmp_path / "paper_aligned" / "smoothness.npz") as arrays:
+        assert arrays["S4/path_ratio"].shape == (1, 20) and arrays["clouds/put_in"].shape == arrays[
+            "clouds/reconstructed"
+        ].shape == (1, 16)
+    assert (
+        sorted(path.name for path in (project_root() / "figures").iterdir()) == before
+    )  # the page's own folder is left alone
+    assert (tmp_path / "figures" / "aligned-table1-strategies-sim-rhd-smoke.csv").exists()
 
 
 @pytest.mark.end_to_end
 def test_strict_notebook_names_what_is_missing(practised, tmp_path):
-    code, printed, _ = papermill(tmp_path, profile='smoke', runs=practised, out=tmp_path/'paper_aligned', figures=tmp_path/'figures', strict=True)
-    assert code != 0 and 'HandlabError' in printed and 'train_aligned-R2HP-sim-rhd-seed0' in printed and not (tmp_path/'paper_aligned'/'metrics.json').exists()
+    code, printed, _ = papermill(
+        tmp_path,
+        profile="smoke",
+        runs=practised,
+        out=tmp_path / "paper_aligned",
+        figures=tmp_path / "figures",
+        strict=True,
+    )
+    assert (
+        code != 0
+        and "HandlabError" in printed
+        and "train_aligned-R2HP-sim-rhd-seed0" in printed
+        and not (tmp_path / "paper_aligned" / "metrics.json").exists()
+    )

@@ -1,4 +1,5 @@
 "Frames hang together: joints, depth, parts, visibility, cameras; looks and backgrounds differ."
+
 import numpy as np
 import pytest
 
@@ -12,11 +13,18 @@ COUNT = 24
 
 
 @pytest.fixture(scope="module")
-def actors(): return [scene.make_actor(numpy_generator(7, "person", number)) for number in range(6)]
+def actors():
+    return [scene.make_actor(numpy_generator(7, "person", number)) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
-def frames(actors): return [scene.render_frame(numpy_generator(7, index), actors[index % 6], scene.pool_background(7, "training", index % 4)) for index in range(COUNT)]
+def frames(actors):
+    return [
+        scene.render_frame(
+            numpy_generator(7, index), actors[index % 6], scene.pool_background(7, "training", index % 4)
+        )
+        for index in range(COUNT)
+    ]
 
 
 def main_hand(frame):
@@ -25,14 +33,17 @@ def main_hand(frame):
     return frame.joints[side], frame.uv[side], frame.visible[side], ids
 
 
-def pixel(picture, uv): return picture[int(round(uv[1])), int(round(uv[0]))]
+def pixel(picture, uv):
+    return picture[int(round(uv[1])), int(round(uv[0]))]
 
 
 def test_shapes_and_types(frames):
     for frame in frames:
         assert frame.image.shape == (320, 320, 3) and frame.image.dtype == np.uint8
         assert frame.parts.dtype == np.uint8 and frame.parts.max() <= 33 and frame.depth.dtype == np.float32
-        assert np.isfinite(frame.joints).all() and np.isfinite(frame.uv).all() and np.isfinite(frame.depth).all()
+        assert (
+            np.isfinite(frame.joints).all() and np.isfinite(frame.uv).all() and np.isfinite(frame.depth).all()
+        )
         assert ((frame.parts > 0) == (frame.depth > 0)).all()  # depth and parts come from the same pass
 
 
@@ -50,11 +61,17 @@ def test_a_visible_joint_lies_below_its_own_skin(frames):
         finger_of = {int(part): 0 if bone == 0 else 1 + (bone - 1) // 3 for bone, part in enumerate(ids[:16])}
         for joint in np.flatnonzero(visible):
             part = int(pixel(frame.parts, uv[joint]))
-            if part not in finger_of: continue
-            same = finger_of[part] == (0 if joint == 0 else 1 + (joint - 1) // 4) or (joint % 4 == 1 and finger_of[part] == 0)
+            if part not in finger_of:
+                continue
+            same = finger_of[part] == (0 if joint == 0 else 1 + (joint - 1) // 4) or (
+                joint % 4 == 1 and finger_of[part] == 0
+            )
             total, right_finger = total + 1, right_finger + same
-            if same: within += -12 < joints[joint, 2] - pixel(frame.depth, uv[joint]) < 45  # a joint is at most a palm's thickness below the skin
-    assert total > 12 * COUNT and right_finger > .6 * total and within > .93 * right_finger
+            if same:
+                within += (
+                    -12 < joints[joint, 2] - pixel(frame.depth, uv[joint]) < 45
+                )  # a joint is at most a palm's thickness below the skin
+    assert total > 12 * COUNT and right_finger > 0.6 * total and within > 0.93 * right_finger
 
 
 def test_hidden_joints(frames):
@@ -67,7 +84,9 @@ def test_hidden_joints(frames):
             own = part_ids(scene.SIDES[side])[:16]
             for joint in np.flatnonzero(~outside & (joints[:, 2] > 60)):
                 part, depth = pixel(frame.parts, uv[joint]), pixel(frame.depth, uv[joint])
-                assert visible[joint] == (part in own or depth == 0 or depth >= joints[joint, 2] - scene.HIDDEN_BY)
+                assert visible[joint] == (
+                    part in own or depth == 0 or depth >= joints[joint, 2] - scene.HIDDEN_BY
+                )
                 hidden += not visible[joint]
     assert hidden > 0
 
@@ -79,30 +98,51 @@ def test_hands_are_of_the_side_they_claim(frames, actors):
             arm = scene.pose_arm(numpy_generator(seed, "side"), actors[0], side)
             camera = scene.sample_camera(numpy_generator(seed), arm.world(arm.joints[9:10])[0])
             placed = scene.place_hand(actors[0], arm, camera)
-            out_of_palm = camera.rotation @ ((arm.palm @ [0, 0, -1.]) * arm.mirror)
+            out_of_palm = camera.rotation @ ((arm.palm @ [0, 0, -1.0]) * arm.mirror)
             knuckles = placed.joints[[5, 17]] - placed.joints[0]
             assert sign * (np.cross(*knuckles) @ out_of_palm) > 0
     signs = []
     for frame in frames:  # and as a stranger would see it: fingertips lie on the palm's side of the knuckles
         for joints, sign in zip(frame.joints, (-1, 1)):
-            signs.append(sign * (np.cross(joints[5] - joints[0], joints[17] - joints[0]) @ (joints[[8, 12, 16, 20]] - joints[[5, 9, 13, 17]]).sum(0)) > 0)
-    assert np.mean(signs) > .8
+            signs.append(
+                sign
+                * (
+                    np.cross(joints[5] - joints[0], joints[17] - joints[0])
+                    @ (joints[[8, 12, 16, 20]] - joints[[5, 9, 13, 17]]).sum(0)
+                )
+                > 0
+            )
+    assert np.mean(signs) > 0.8
 
 
 def test_both_hands_are_one_person_s(frames, actors):
-    bones = lambda joints: np.linalg.norm(joints[[2, 3, 4, 6, 7, 8, 10, 11, 12]] - joints[[1, 2, 3, 5, 6, 7, 9, 10, 11]], axis=1)
+    def bones(joints):
+        return np.linalg.norm(
+            joints[[2, 3, 4, 6, 7, 8, 10, 11, 12]] - joints[[1, 2, 3, 5, 6, 7, 9, 10, 11]], axis=1
+        )
+
     for index, frame in enumerate(frames):
         np.testing.assert_allclose(bones(frame.joints[0]), bones(frame.joints[1]), atol=1e-6)
         np.testing.assert_allclose(bones(frame.joints[0]), bones(actors[index % 6].person.joints), atol=1e-6)
 
 
 def test_cameras_are_rhd_s():
-    cameras = [scene.sample_camera(np.random.default_rng(seed), np.array([-120., -150, 350])) for seed in range(400)]
-    focal, distance = np.array([camera.K[0, 0] for camera in cameras]), np.array([(camera.rotation @ [-120, -150, 350] + camera.shift)[2] for camera in cameras])
-    assert focal.min() >= 260 and focal.max() <= 310 and all(camera.K[0, 2] == camera.K[1, 2] == 160 for camera in cameras)
+    cameras = [
+        scene.sample_camera(np.random.default_rng(seed), np.array([-120.0, -150, 350])) for seed in range(400)
+    ]
+    focal, distance = (
+        np.array([camera.K[0, 0] for camera in cameras]),
+        np.array([(camera.rotation @ [-120, -150, 350] + camera.shift)[2] for camera in cameras]),
+    )
+    assert (
+        focal.min() >= 260
+        and focal.max() <= 310
+        and all(camera.K[0, 2] == camera.K[1, 2] == 160 for camera in cameras)
+    )
     low, middle, high = np.percentile(distance, [5, 50, 90])
     assert 370 < low < 420 and 470 < middle < 540 and 580 < high < 720
-    for camera in cameras[:20]: np.testing.assert_allclose(camera.rotation @ camera.rotation.T, np.eye(3), atol=1e-9)
+    for camera in cameras[:20]:
+        np.testing.assert_allclose(camera.rotation @ camera.rotation.T, np.eye(3), atol=1e-9)
 
 
 def test_something_stands_behind_the_hand(frames):
@@ -110,16 +150,24 @@ def test_something_stands_behind_the_hand(frames):
     seen = 0
     for frame in frames:
         joints, uv, visible, _ = main_hand(frame)
-        (x0, y0), (x1, y1) = np.clip(uv.min(0), 0, 319).astype(int), np.clip(uv.max(0) + 1, 1, 320).astype(int)
+        (x0, y0), (x1, y1) = (
+            np.clip(uv.min(0), 0, 319).astype(int),
+            np.clip(uv.max(0) + 1, 1, 320).astype(int),
+        )
         window, parts = frame.depth[y0:y1, x0:x1], frame.parts[y0:y1, x0:x1]
-        seen += ((parts == 1) & (window > joints[9, 2]) & (window < joints[9, 2] + 500)).mean() > .03
-    assert seen > .3 * COUNT
+        seen += ((parts == 1) & (window > joints[9, 2]) & (window < joints[9, 2] + 500)).mean() > 0.03
+    assert seen > 0.3 * COUNT
 
 
 def test_same_seed_same_frame_and_frames_differ(frames, actors):
     again = scene.render_frame(numpy_generator(7, 3), actors[3], scene.pool_background(7, "training", 3))
-    for field in ("image", "depth", "parts", "joints", "uv", "visible", "K"): np.testing.assert_array_equal(getattr(again, field), getattr(frames[3], field))
-    assert len({frame.image.tobytes() for frame in frames}) == len({frame.joints.tobytes() for frame in frames}) == COUNT
+    for field in ("image", "depth", "parts", "joints", "uv", "visible", "K"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(frames[3], field))
+    assert (
+        len({frame.image.tobytes() for frame in frames})
+        == len({frame.joints.tobytes() for frame in frames})
+        == COUNT
+    )
     assert {frame.side for frame in frames} == {"left", "right"}
 
 
@@ -132,16 +180,28 @@ def test_geometry_does_not_depend_on_colours(frames, actors):
 
 def test_a_hand_alone(actors):
     geometry = scene.sample_geometry(numpy_generator(0, "alone"), actors[0], size=256, zoom=2.8, alone=True)
-    assert len(geometry.placed) == 1 and geometry.body is None and geometry.parts.shape == (256, 256) and (geometry.parts > 1).mean() > .05
+    assert (
+        len(geometry.placed) == 1
+        and geometry.body is None
+        and geometry.parts.shape == (256, 256)
+        and (geometry.parts > 1).mean() > 0.05
+    )
 
 
 def test_persons_differ_in_bones_skin_and_clothes(actors):
-    for name in ("joints", "radii"): assert len({np.round(getattr(actor.person, name), 3).tobytes() for actor in actors}) == len(actors)
-    assert len({actor.skin.colour for actor in actors}) == len({actor.materials.main.tobytes() for actor in actors}) == len(actors)
+    for name in ("joints", "radii"):
+        assert len({np.round(getattr(actor.person, name), 3).tobytes() for actor in actors}) == len(actors)
+    assert (
+        len({actor.skin.colour for actor in actors})
+        == len({actor.materials.main.tobytes() for actor in actors})
+        == len(actors)
+    )
     colours = np.array([scene.sample_skin(np.random.default_rng(seed)).colour for seed in range(300)])
-    assert (colours[:, 0] > colours[:, 1]).all() and (colours[:, 1] > colours[:, 2] * .95).all()  # skin is some brown, never blue
+    assert (colours[:, 0] > colours[:, 1]).all() and (
+        colours[:, 1] > colours[:, 2] * 0.95
+    ).all()  # skin is some brown, never blue
     brightness, saturation = colours.max(1), 1 - colours.min(1) / colours.max(1)
-    assert brightness.min() < .35 and brightness.max() > .8 and saturation.max() < .75
+    assert brightness.min() < 0.35 and brightness.max() > 0.8 and saturation.max() < 0.75
 
 
 def test_backgrounds_are_unlike_and_of_their_split():
@@ -159,14 +219,22 @@ def test_hands_are_dull_and_sometimes_dark(frames):
 def test_visibility_follows_what_real_frames_show():
     "On real frames: never visible outside the picture, always on the hand's own pixels."
     root = real_rhd_root()
-    if root is None: pytest.skip("no real RHD frames here")
+    if root is None:
+        pytest.skip("no real RHD frames here")
     frames, labels = read_annotation(root / "evaluation" / "anno_evaluation.pickle")
     own, outside = [], []
     for path in sorted((root / "evaluation" / "mask").glob("*.png"))[:40]:
         parts, row = read_image(path, "L"), int(np.searchsorted(frames, int(path.stem)))
         for side in scene.SIDES:
-            uv, seen = from_rhd(labels["uv_vis"][row], side)[:, :2], from_rhd(labels["uv_vis"][row], side)[:, 2]
+            uv, seen = (
+                from_rhd(labels["uv_vis"][row], side)[:, :2],
+                from_rhd(labels["uv_vis"][row], side)[:, 2],
+            )
             inside = ((np.rint(uv) >= 0) & (np.rint(uv) < 320)).all(1)
             outside += seen[~inside].tolist()
-            own += [seen[joint] for joint in np.flatnonzero(inside) if pixel(parts, uv[joint]) in part_ids(side)[:16]]
-    assert len(own) > 500 and np.mean(own) > .99 and len(outside) > 100 and np.mean(outside) < .02
+            own += [
+                seen[joint]
+                for joint in np.flatnonzero(inside)
+                if pixel(parts, uv[joint]) in part_ids(side)[:16]
+            ]
+    assert len(own) > 500 and np.mean(own) > 0.99 and len(outside) > 100 and np.mean(outside) < 0.02

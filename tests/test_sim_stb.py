@@ -1,4 +1,5 @@
 "The twin of STB: one left hand with STB's bones, smooth motion, two cameras; stream and disk agree; a stopped job leaves nothing that looks finished."
+
 import os
 import pickle
 import signal
@@ -12,12 +13,37 @@ import pytest
 import scipy.io
 
 from handlab.core import HandlabError, project_root
-from handlab.data.stb import SK_COLOR_K, SK_DEPTH_K, SPLITS, STB, STB_BONES, bone_lengths, camera_joints, decode_depth, decode_frame, image_path, label_path, read_labels, sk_rotation
+from handlab.data.stb import (
+    SK_COLOR_K,
+    SK_DEPTH_K,
+    SPLITS,
+    STB,
+    STB_BONES,
+    bone_lengths,
+    camera_joints,
+    decode_depth,
+    decode_frame,
+    image_path,
+    label_path,
+    read_labels,
+    sk_rotation,
+)
 from handlab.hand.camera import project
 from handlab.hand.skeleton import handedness
 from handlab.sim import stb
 from handlab.sim.shape import Traits, make_person, measured_traits, rest_skeleton
-from handlab.sim.stb import FRAMES, SimSTB, joints_at, motion_of, render_stb, shares, stb_frame, structured_light, time_of, write_stb
+from handlab.sim.stb import (
+    FRAMES,
+    SimSTB,
+    joints_at,
+    motion_of,
+    render_stb,
+    shares,
+    stb_frame,
+    structured_light,
+    time_of,
+    write_stb,
+)
 
 FIELDS = ("image", "depth", "mask", "joints", "uv", "visible", "K", "side", "name")
 
@@ -25,21 +51,41 @@ FIELDS = ("image", "depth", "mask", "joints", "uv", "visible", "K", "side", "nam
 def command(*words):
     "A process of the command line, at the project's root."
     environment = {**os.environ, "PYTHONPATH": str(project_root()), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "handlab.sim.stb", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "handlab.sim.stb", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def images(folder): return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+def images(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory): return write_stb(tmp_path_factory.mktemp("twin") / "set", training=12, evaluation=5, seed=5, workers=1, show_progress=False)
+def written(tmp_path_factory):
+    return write_stb(
+        tmp_path_factory.mktemp("twin") / "set",
+        training=12,
+        evaluation=5,
+        seed=5,
+        workers=1,
+        show_progress=False,
+    )
 
 
 @pytest.fixture(scope="module")
-def paths(): return {name: np.stack([joints_at(motion_of(5, name), index) for index in range(FRAMES)]) for name in ("B1Counting", "B4Random")}
+def paths():
+    return {
+        name: np.stack([joints_at(motion_of(5, name), index) for index in range(FRAMES)])
+        for name in ("B1Counting", "B4Random")
+    }
 
 
 # ---- the person
+
 
 def test_the_hand_has_stb_s_bones(paths):
     for joints in paths.values():
@@ -52,11 +98,14 @@ def test_measured_traits_leave_other_persons_alone():
     assert person.traits.knuckles is None and np.array_equal(rest_skeleton(person.traits)[0], person.joints)
     mean, _, radii = rest_skeleton(Traits())
     bones = np.linalg.norm(np.diff(mean[1:].reshape(5, 4, 3), axis=1), axis=2)
-    joints, _, same = rest_skeleton(measured_traits(mean[1::4], bones))                         # measured from the mean hand: the mean hand again
+    joints, _, same = rest_skeleton(
+        measured_traits(mean[1::4], bones)
+    )  # measured from the mean hand: the mean hand again
     assert np.abs(joints - mean).max() < 1e-9 and np.array_equal(same, radii)
 
 
 # ---- motion
+
 
 def test_motion_is_smooth_near_and_left_handed(paths):
     for joints in paths.values():
@@ -65,44 +114,52 @@ def test_motion_is_smooth_near_and_left_handed(paths):
         assert step.max() < 40 and jerk.max() < 15 and 1 < np.median(step.mean(1)) < 6
         assert 400 - 25 < joints[..., 2].min() and joints[..., 2].max() < 650 + 25
         uv = project(joints, SK_COLOR_K)
-        assert ((uv > 0) & (uv < [640, 480])).all(-1).mean() > .97
+        assert ((uv > 0) & (uv < [640, 480])).all(-1).mean() > 0.97
         assert np.median(handedness(joints)) < 0
     counting = paths["B1Counting"]
-    towards = np.cross(counting[:, 5] - counting[:, 0], counting[:, 17] - counting[:, 0])       # leaves a left hand through its back
-    assert (towards[:, 2] > 0).mean() > .98                                                     # the palm faces the camera
+    towards = np.cross(
+        counting[:, 5] - counting[:, 0], counting[:, 17] - counting[:, 0]
+    )  # leaves a left hand through its back
+    assert (towards[:, 2] > 0).mean() > 0.98  # the palm faces the camera
 
 
 def test_counting_counts(paths):
     "How many of the four fingers are stretched rises and falls through the numbers."
     joints = paths["B1Counting"]
-    reach = np.linalg.norm(joints[:, [8, 12, 16, 20]] - joints[:, [5, 9, 13, 17]], axis=-1)/STB_BONES[1:, 1:].sum(1)
-    count = (reach > .85).sum(1)
+    reach = np.linalg.norm(joints[:, [8, 12, 16, 20]] - joints[:, [5, 9, 13, 17]], axis=-1) / STB_BONES[
+        1:, 1:
+    ].sum(1)
+    count = (reach > 0.85).sum(1)
     shown = [count[at] for at in range(0, FRAMES, 5) if at == 0 or count[at] == count[at - 4]]
     changes = [b for a, b in zip(shown, shown[1:]) if a != b]
     assert set(count) >= {0, 1, 2, 3, 4} and np.abs(np.diff([shown[0], *changes])).max() <= 2
-    assert np.mean(np.abs(np.diff([shown[0], *changes])) == 1) > .8
+    assert np.mean(np.abs(np.diff([shown[0], *changes])) == 1) > 0.8
 
 
 def test_sequences_and_seeds_differ():
     first = motion_of(5, "B1Counting").poses
-    for seed, name in ((5, "B2Counting"), (5, "B1Random"), (6, "B1Counting")): assert not np.allclose(motion_of(seed, name).poses[0], first[0])
+    for seed, name in ((5, "B2Counting"), (5, "B1Random"), (6, "B1Counting")):
+        assert not np.allclose(motion_of(seed, name).poses[0], first[0])
     places = [stb.place_of(0, number) for number in range(1, 7)]
-    assert all(np.abs(a - b).mean() > .05 for i, a in enumerate(places) for b in places[:i])
+    assert all(np.abs(a - b).mean() > 0.05 for i, a in enumerate(places) for b in places[:i])
     assert not np.array_equal(stb.place_of(0, 3), stb.place_of(1, 3))
 
 
 def test_light_changes_slowly_within_a_sequence():
     factors = stb.brightness_of(5, "B3Random")
-    assert .04 < np.ptp(factors[:, 0]) < .4 and np.abs(np.diff(factors, axis=0)).max() < .003
+    assert 0.04 < np.ptp(factors[:, 0]) < 0.4 and np.abs(np.diff(factors, axis=0)).max() < 0.003
 
 
 # ---- frames
 
+
 def test_a_frame_is_a_pure_function_of_seed_sequence_and_index():
     first = stb_frame(5, "B2Random", 77)
-    for cached in (stb.motion_of, stb.place_of, stb.actor_of, stb.brightness_of, stb.stb_person): cached.cache_clear()
+    for cached in (stb.motion_of, stb.place_of, stb.actor_of, stb.brightness_of, stb.stb_person):
+        cached.cache_clear()
     stb_frame(6, "B3Counting", 2)
-    for one, two in zip(first, stb_frame(5, "B2Random", 77)): assert np.array_equal(one, two)
+    for one, two in zip(first, stb_frame(5, "B2Random", 77)):
+        assert np.array_equal(one, two)
     assert not np.array_equal(first[0], stb_frame(5, "B2Random", 78)[0])
 
 
@@ -111,7 +168,7 @@ def test_neighbouring_frames_differ_by_grain_and_little_motion():
     still = ~cv2.dilate((one.true_depth > 0).astype(np.uint8), np.ones((25, 25))).astype(bool)
     difference = one.color[still].astype(float) - two.color[still]
     assert 1 < difference.std() < 12 and abs(difference.mean()) < 1
-    assert (one.true_mask & two.true_mask).sum() / (one.true_mask | two.true_mask).sum() > .85
+    assert (one.true_mask & two.true_mask).sum() / (one.true_mask | two.true_mask).sum() > 0.85
 
 
 @pytest.mark.parametrize("sequence, index", [("B1Random", 200), ("B5Counting", 900)])
@@ -121,54 +178,88 @@ def test_two_cameras_see_one_hand(sequence, index):
     assert np.abs(joints - joints_at(motion_of(5, sequence), index)).max() < 1e-4
     u, v = np.rint(project(joints, SK_COLOR_K)).astype(int).T
     grown = cv2.dilate(frame.true_mask.astype(np.uint8), np.ones((5, 5), np.uint8))
-    assert grown[v, u].mean() > .9                                                              # colour: the joints are on the hand
+    assert grown[v, u].mean() > 0.9  # colour: the joints are on the hand
     depth = decode_depth(frame.depth_code)
-    seen = joints @ sk_rotation().T + [-24.0381, -.4563, -1.2326]                               # depth camera, in its own pixels, not those of the colour image
+    seen = joints @ sk_rotation().T + [
+        -24.0381,
+        -0.4563,
+        -1.2326,
+    ]  # depth camera, in its own pixels, not those of the colour image
     u, v = np.rint(project(seen, SK_DEPTH_K)).astype(int).T
-    near = [np.nanmin(np.abs(depth[y - 4:y + 5, x - 4:x + 5] - z), initial=1e3) for x, y, z in zip(u, v, seen[:, 2])]
-    assert np.median(near) < 15 and np.mean(np.array(near) < 40) > .8
+    near = [
+        np.nanmin(np.abs(depth[y - 4 : y + 5, x - 4 : x + 5] - z), initial=1e3)
+        for x, y, z in zip(u, v, seen[:, 2])
+    ]
+    assert np.median(near) < 15 and np.mean(np.array(near) < 40) > 0.8
 
 
 def test_depth_has_noise_whole_millimetres_and_holes():
     frame = render_stb(5, "B4Counting", 60)
     sample = decode_frame("x", frame.color, frame.depth_code, frame.stored)
     inner = cv2.erode(frame.true_mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
-    error = sample.depth[inner]*1000 - frame.true_depth[inner]
-    assert .3 < np.nanstd(error[np.abs(error) < 8]) < 3 and abs(np.nanmedian(error)) < 1
+    error = sample.depth[inner] * 1000 - frame.true_depth[inner]
+    assert 0.3 < np.nanstd(error[np.abs(error) < 8]) < 3 and abs(np.nanmedian(error)) < 1
     lost = np.isnan(sample.depth[frame.true_mask]).mean()
-    assert .005 < lost < .3
-    background = sample.depth[~cv2.dilate((frame.true_depth > 0).astype(np.uint8), np.ones((15, 15))).astype(bool)]
-    assert np.isnan(background).all()                                                           # out of reach
-    overlap = (sample.mask & frame.true_mask).sum()/(sample.mask | frame.true_mask).sum()
-    assert overlap > .85
+    assert 0.005 < lost < 0.3
+    background = sample.depth[
+        ~cv2.dilate((frame.true_depth > 0).astype(np.uint8), np.ones((15, 15))).astype(bool)
+    ]
+    assert np.isnan(background).all()  # out of reach
+    overlap = (sample.mask & frame.true_mask).sum() / (sample.mask | frame.true_mask).sum()
+    assert overlap > 0.85
 
 
 def test_shadow_of_the_pattern_by_hand():
-    tile = np.zeros((512, 512, 4), np.float32) + np.float32(.5)                                 # average luck: no edge is lost
+    tile = np.zeros((512, 512, 4), np.float32) + np.float32(0.5)  # average luck: no edge is lost
     wall = np.full((8, 300), 700, np.float32)
     wall[:, 150:200] = 420
     seen = structured_light(wall, np.float32(475), tile, 0, 0)
     dark = np.flatnonzero(seen[4] == 0)
-    assert abs(len(dark) - 475*42*(1/420 - 1/700)) < 2 and dark.max() == 149 and np.all(np.diff(dark) == 1)
+    assert (
+        abs(len(dark) - 475 * 42 * (1 / 420 - 1 / 700)) < 2
+        and dark.max() == 149
+        and np.all(np.diff(dark) == 1)
+    )
     assert not structured_light(np.full((8, 30), 1200, np.float32), np.float32(475), tile, 0, 0).any()
 
 
 def test_the_twin_is_not_rhd_s():
     "Differences that the real sets have too: brighter, larger hands, one place in all frames of a sequence."
     from handlab.sim.twins import SimRHD
-    ours, other = list(SimSTB("training", 10)), [SimRHD("training", 200)[index] for index in range(0, 200, 20)]
-    hand = lambda sample: (sample.image[sample.mask].mean(), sample.mask.mean() * sample.image[..., 0].size, sample.side)
+
+    ours, other = (
+        list(SimSTB("training", 10)),
+        [SimRHD("training", 200)[index] for index in range(0, 200, 20)],
+    )
+
+    def hand(sample):
+        return (
+            sample.image[sample.mask].mean(),
+            sample.mask.mean() * sample.image[..., 0].size,
+            sample.side,
+        )
+
     bright, large, sides = zip(*map(hand, ours))
-    assert set(sides) == {"left"} and np.median(bright) > 1.15*np.median([hand(sample)[0] for sample in other])
-    assert np.median(large) > 3*np.median([hand(sample)[1] for sample in other]) and ours[0].image.shape == (480, 640, 3)
+    assert set(sides) == {"left"} and np.median(bright) > 1.15 * np.median(
+        [hand(sample)[0] for sample in other]
+    )
+    assert np.median(large) > 3 * np.median([hand(sample)[1] for sample in other]) and ours[
+        0
+    ].image.shape == (480, 640, 3)
 
 
 # ---- stream and disk
 
+
 @pytest.mark.parametrize("split, count", [("training", 12), ("evaluation", 5)])
 def test_stream_and_disk_are_the_same_bit_for_bit(written, split, count):
     disk, stream = STB(written, split), SimSTB(split, count, seed=5)
-    assert len(disk) == len(stream) == count and disk.source == stream.source == "sim-stb" and disk.skipped == stream.skipped == [] and disk.frames == stream.frames
+    assert (
+        len(disk) == len(stream) == count
+        and disk.source == stream.source == "sim-stb"
+        and disk.skipped == stream.skipped == []
+        and disk.frames == stream.frames
+    )
     for index in range(0, count, 2):
         one, two = disk[index].check(), stream[index].check()
         for field in FIELDS:
@@ -179,12 +270,17 @@ def test_stream_and_disk_are_the_same_bit_for_bit(written, split, count):
 def test_the_layout_is_stb_s(written):
     assert sorted(path.name for path in written.iterdir()) == ["images", "labels", "source.json"]
     assert sorted(path.name for path in (written / "images").iterdir()) == sorted(sum(SPLITS.values(), ()))
-    assert sorted(path.name for path in (written / "images/B1Counting").iterdir()) == [f"SK_{kind}_{number}.png" for kind in ("color", "depth") for number in range(3)]
+    assert sorted(path.name for path in (written / "images/B1Counting").iterdir()) == [
+        f"SK_{kind}_{number}.png" for kind in ("color", "depth") for number in range(3)
+    ]
     content = scipy.io.loadmat(label_path(written, "B1Counting"))
     assert content["handPara"].shape == (3, 21, 3) and content["handPara"].dtype == np.float64
-    color, depth = (cv2.imread(str(image_path(written, "B1Counting", 0, depth=depth)), cv2.IMREAD_UNCHANGED) for depth in (False, True))
-    assert color.shape == depth.shape == (480, 640, 3) and not depth[..., 0].any()              # OpenCV's order: no blue
-    mm = depth[..., 2] + 256*depth[..., 1].astype(int)                                          # low byte in red
+    color, depth = (
+        cv2.imread(str(image_path(written, "B1Counting", 0, depth=depth)), cv2.IMREAD_UNCHANGED)
+        for depth in (False, True)
+    )
+    assert color.shape == depth.shape == (480, 640, 3) and not depth[..., 0].any()  # OpenCV's order: no blue
+    mm = depth[..., 2] + 256 * depth[..., 1].astype(int)  # low byte in red
     assert 380 < np.median(mm[mm > 0]) < 700
 
 
@@ -197,7 +293,11 @@ def test_files_do_not_depend_on_the_number_of_workers(written, tmp_path, monkeyp
 
 def test_shares_of_a_small_set():
     assert shares("evaluation", 5) == {"B1Counting": 3, "B1Random": 2}
-    assert set(shares("training", 15000).values()) == {FRAMES} and len(SimSTB("training")) == 15000 and len(SimSTB("evaluation")) == 3000
+    assert (
+        set(shares("training", 15000).values()) == {FRAMES}
+        and len(SimSTB("training")) == 15000
+        and len(SimSTB("evaluation")) == 3000
+    )
     assert [time_of(number, 3) for number in range(3)] == [0, 500, 1000] and time_of(1499, 1500) == 1499
     stored = SimSTB("evaluation", 5, seed=5)[1]
     assert np.abs(stored.joints - joints_at(motion_of(5, "B1Counting"), 500)).max() < 1e-3
@@ -205,26 +305,40 @@ def test_shares_of_a_small_set():
 
 def test_a_killed_job_counts_for_nothing_and_goes_on(tmp_path):
     root, count = tmp_path / "killed", 80
-    process = command("--folder", str(root), "--training", "0", "--evaluation", str(count), "--seed", "5", "--workers", "1")
+    process = command(
+        "--folder", str(root), "--training", "0", "--evaluation", str(count), "--seed", "5", "--workers", "1"
+    )
     growing, waited = root / stb.UNFINISHED / "images/B1Counting", 0
     while not (growing.is_dir() and len(list(growing.glob("SK_depth_*"))) > 5):
-        time.sleep(.02)
+        time.sleep(0.02)
         waited += 1
         assert process.poll() is None and waited < 6000
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (root / "images").exists() and not (root / "labels").exists()
-    with pytest.raises(HandlabError, match="not there"): STB(root, "evaluation")
+    with pytest.raises(HandlabError, match="not there"):
+        STB(root, "evaluation")
     for wrong in (dict(evaluation=count, seed=6), dict(evaluation=count + 2, seed=5)):
-        with pytest.raises(HandlabError, match="was written with"): write_stb(root, training=0, workers=1, show_progress=False, **wrong)
-    whole = {number for number in range(count//2) if all((growing / f"SK_{kind}_{number}.png").exists() for kind in ("color", "depth"))}
+        with pytest.raises(HandlabError, match="was written with"):
+            write_stb(root, training=0, workers=1, show_progress=False, **wrong)
+    whole = {
+        number
+        for number in range(count // 2)
+        if all((growing / f"SK_{kind}_{number}.png").exists() for kind in ("color", "depth"))
+    }
     kept = {path: path.stat().st_mtime_ns for number in whole for path in growing.glob(f"SK_*_{number}.png")}
-    (growing / f"SK_color_{len(whole)}.png").write_bytes(b"half a frame")                      # its depth image is not there yet
+    (growing / f"SK_color_{len(whole)}.png").write_bytes(b"half a frame")  # its depth image is not there yet
     write_stb(root, training=0, evaluation=count, seed=5, workers=1, show_progress=False)
-    assert not (root / stb.UNFINISHED).exists() and len(STB(root, "evaluation")) == count and 5 < len(whole) < count//2
+    assert (
+        not (root / stb.UNFINISHED).exists()
+        and len(STB(root, "evaluation")) == count
+        and 5 < len(whole) < count // 2
+    )
     assert all((root / "images/B1Counting" / path.name).stat().st_mtime_ns == at for path, at in kept.items())
-    for index in (0, len(whole) - 1, len(whole), count - 1):                                    # as if it had never been stopped
-        np.testing.assert_array_equal(STB(root, "evaluation")[index].image, SimSTB("evaluation", count, seed=5)[index].image)
+    for index in (0, len(whole) - 1, len(whole), count - 1):  # as if it had never been stopped
+        np.testing.assert_array_equal(
+            STB(root, "evaluation")[index].image, SimSTB("evaluation", count, seed=5)[index].image
+        )
 
 
 def test_stopped_between_images_and_labels(tmp_path):
@@ -232,46 +346,77 @@ def test_stopped_between_images_and_labels(tmp_path):
     before = label_path(root, "B1Random").read_bytes()
     whole = read_labels(label_path(root, "B1Random"))
     label_path(root, "B1Random").unlink()
-    with pytest.raises(HandlabError, match="B1Random_SK.mat: the label file is not there"): STB(root, "evaluation")
+    with pytest.raises(HandlabError, match="B1Random_SK.mat: the label file is not there"):
+        STB(root, "evaluation")
     write_stb(root, training=0, evaluation=2, seed=5, workers=1, show_progress=False)
-    assert np.array_equal(read_labels(label_path(root, "B1Random")), whole) and len(before) == len(label_path(root, "B1Random").read_bytes())
+    assert np.array_equal(read_labels(label_path(root, "B1Random")), whole) and len(before) == len(
+        label_path(root, "B1Random").read_bytes()
+    )
 
 
 def test_a_finished_set_is_left_alone_and_others_are_refused(written, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*.png")}
     write_stb(written, training=12, evaluation=5, seed=5, show_progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in written.rglob("*.png")}
-    with pytest.raises(HandlabError, match="B2Counting was written with 2 frames"): write_stb(written, training=22, evaluation=0, seed=5, show_progress=False)
-    with pytest.raises(HandlabError, match="another seed"): write_stb(written, training=12, evaluation=0, seed=4, show_progress=False)
+    with pytest.raises(HandlabError, match="B2Counting was written with 2 frames"):
+        write_stb(written, training=22, evaluation=0, seed=5, show_progress=False)
+    with pytest.raises(HandlabError, match="another seed"):
+        write_stb(written, training=12, evaluation=0, seed=4, show_progress=False)
     official = tmp_path / "official"
     (official / "labels").mkdir(parents=True)
-    with pytest.raises(HandlabError, match="not simulated"): write_stb(official, training=0, evaluation=2, show_progress=False)
+    with pytest.raises(HandlabError, match="not simulated"):
+        write_stb(official, training=0, evaluation=2, show_progress=False)
     (official / "source.json").write_text('{"source": "sim-rhd"}')
-    with pytest.raises(HandlabError, match="it holds sim-rhd"): write_stb(official, training=0, evaluation=2, show_progress=False)
+    with pytest.raises(HandlabError, match="it holds sim-rhd"):
+        write_stb(official, training=0, evaluation=2, show_progress=False)
     assert sorted(path.name for path in official.iterdir()) == ["labels", "source.json"]
 
 
 def test_a_split_can_be_added(tmp_path):
     root = write_stb(tmp_path / "set", training=0, evaluation=2, seed=5, workers=1, show_progress=False)
     write_stb(root, training=10, evaluation=0, seed=5, workers=1, show_progress=False)
-    assert (len(STB(root, "training")), len(STB(root, "evaluation"))) == (10, 2) and not (root / stb.UNFINISHED).exists()
+    assert (len(STB(root, "training")), len(STB(root, "evaluation"))) == (10, 2) and not (
+        root / stb.UNFINISHED
+    ).exists()
 
 
 def test_bad_arguments_are_one_line(tmp_path, capsys):
-    for arguments, message in ((dict(split="test"), "no such split"), (dict(count=0), "has 10 to 15000 frames"), (dict(split="evaluation", count=3001), "has 2 to 3000 frames")):
-        with pytest.raises(HandlabError, match=message): SimSTB(**arguments)
-    for words, message in ((["--training", "many"], "invalid int"), (["--frames", "3"], "unrecognized"), (["--training", "-1", "--folder", str(tmp_path)], "10 to 15000"),
-                           (["--workers", "-2", "--folder", str(tmp_path)], "0 for one a core")):
-        with pytest.raises(SystemExit) as stop: stb.main(words)
+    for arguments, message in (
+        (dict(split="test"), "no such split"),
+        (dict(count=0), "has 10 to 15000 frames"),
+        (dict(split="evaluation", count=3001), "has 2 to 3000 frames"),
+    ):
+        with pytest.raises(HandlabError, match=message):
+            SimSTB(**arguments)
+    for words, message in (
+        (["--training", "many"], "invalid int"),
+        (["--frames", "3"], "unrecognized"),
+        (["--training", "-1", "--folder", str(tmp_path)], "10 to 15000"),
+        (["--workers", "-2", "--folder", str(tmp_path)], "0 for one a core"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            stb.main(words)
         printed = capsys.readouterr()
-        assert stop.value.code == 2 and printed.out == "" and printed.err.count("\n") == 1 and message in printed.err
+        assert (
+            stop.value.code == 2
+            and printed.out == ""
+            and printed.err.count("\n") == 1
+            and message in printed.err
+        )
     assert not any(tmp_path.iterdir())
 
 
 def test_reader_protocol():
     reader = SimSTB("evaluation", 3)
-    with pytest.raises(IndexError): reader[3]
+    with pytest.raises(IndexError):
+        reader[3]
     np.testing.assert_array_equal(reader[-1].image, reader[2].image)
-    assert [sample.name for sample in reader] == ["evaluation/B1Counting/0000", "evaluation/B1Counting/0001", "evaluation/B1Random/0000"]
-    assert reader.identity() == SimSTB("evaluation", 3).identity() != SimSTB("evaluation", 3, seed=1).identity()
+    assert [sample.name for sample in reader] == [
+        "evaluation/B1Counting/0000",
+        "evaluation/B1Counting/0001",
+        "evaluation/B1Random/0000",
+    ]
+    assert (
+        reader.identity() == SimSTB("evaluation", 3).identity() != SimSTB("evaluation", 3, seed=1).identity()
+    )
     assert pickle.loads(pickle.dumps(reader)).identity() == reader.identity()  # workers get a copy

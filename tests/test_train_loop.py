@@ -1,4 +1,5 @@
 "The training loop: schedules by hand, exact resume after SIGKILL, refusals."
+
 import random
 import signal
 import subprocess
@@ -13,10 +14,18 @@ from torch import nn
 
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.train import loop
-from handlab.train.loop import TrainSettings, fit, learning_rate, load_network, read_losses, save_network, weights_fingerprint
+from handlab.train.loop import (
+    TrainSettings,
+    fit,
+    learning_rate,
+    load_network,
+    read_losses,
+    save_network,
+    weights_fingerprint,
+)
 
 # A network with everything that carries state: batch statistics, dropout (torch's generator), Adam's moments.
-TINY = '''
+TINY = """
 import sys, time
 import torch
 from torch import nn
@@ -47,13 +56,14 @@ def train(folder, pause=0.0, settings=SETTINGS):
         time.sleep(pause)
         return batch_at(step)
     return fit(tiny(), loss, slowly, settings, folder, validate=validate, report=lambda *state: None)
-'''
+"""
 namespace = {}
 exec(TINY, namespace)
 train, tiny, batch_at, SETTINGS = (namespace[name] for name in ("train", "tiny", "batch_at", "SETTINGS"))
 
 
-def quiet(*state): pass
+def quiet(*state):
+    pass
 
 
 def line(step):
@@ -61,7 +71,8 @@ def line(step):
     return x, 2 * x + 1
 
 
-def line_loss(network, batch): return {"loss": (network(batch[0]).float() - batch[1]).square().mean()}
+def line_loss(network, batch):
+    return {"loss": (network(batch[0]).float() - batch[1]).square().mean()}
 
 
 def new_line():
@@ -71,13 +82,25 @@ def new_line():
 
 # ---------------------------------------------------------------- settings and schedules
 def test_unknown_setting_is_named():
-    with pytest.raises(HandlabError, match="no such setting"): make_settings(TrainSettings, "quick", step=3)
+    with pytest.raises(HandlabError, match="no such setting"):
+        make_settings(TrainSettings, "quick", step=3)
 
 
-@pytest.mark.parametrize("change, words", [({"schedule": "linear"}, "schedule"), ({"optimiser": "sgd"}, "optimiser"), ({"precision": "fp16"}, "precision"),
-                                           ({"steps": 0}, "steps"), ({"learning_rate": -1.0}, "learning_rate"), ({"warm_up": -1}, "warm_up"), ({"steps": 2.5}, "steps")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"schedule": "linear"}, "schedule"),
+        ({"optimiser": "sgd"}, "optimiser"),
+        ({"precision": "fp16"}, "precision"),
+        ({"steps": 0}, "steps"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"warm_up": -1}, "warm_up"),
+        ({"steps": 2.5}, "steps"),
+    ],
+)
 def test_bad_value_is_named(change, words, tmp_path):
-    with pytest.raises(HandlabError, match=f"TrainSettings.{words}"): fit(new_line(), line_loss, line, replace(TrainSettings(), **change), tmp_path / "run")
+    with pytest.raises(HandlabError, match=f"TrainSettings.{words}"):
+        fit(new_line(), line_loss, line, replace(TrainSettings(), **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -85,10 +108,12 @@ def test_schedules_by_hand():
     cosine = TrainSettings(steps=40, learning_rate=0.1, warm_up=0, final_fraction=0.0)
     assert learning_rate(0, cosine) == pytest.approx(0.1)
     assert learning_rate(20, cosine) == pytest.approx(0.05)
-    assert learning_rate(10, cosine) == pytest.approx(0.05 * (1 + 2 ** -0.5))  # cos 45 degrees
+    assert learning_rate(10, cosine) == pytest.approx(0.05 * (1 + 2**-0.5))  # cos 45 degrees
     assert learning_rate(40, cosine) == pytest.approx(0.0)
     warm = TrainSettings(steps=40, learning_rate=0.1, warm_up=4, schedule="constant")
-    assert [learning_rate(step, warm) for step in (0, 1, 2, 3, 4, 39)] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert [learning_rate(step, warm) for step in (0, 1, 2, 3, 4, 39)] == pytest.approx(
+        [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
+    )
     drops = TrainSettings(steps=10, learning_rate=1.0, schedule="step", drop_first=0.5, drop_second=0.8)
     assert [learning_rate(step, drops) for step in (4, 5, 7, 8)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
@@ -99,18 +124,25 @@ def test_cosine_agrees_with_torch():
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=25, eta_min=0.03)
     for step in range(25):
         assert learning_rate(step, settings) == pytest.approx(schedule.get_last_lr()[0])
-        optimiser.step(); schedule.step()
+        optimiser.step()
+        schedule.step()
 
 
 # ---------------------------------------------------------------- the loop against plain torch
 def test_fit_is_plain_adam(tmp_path):
-    settings = TrainSettings(steps=12, learning_rate=0.05, schedule="constant", precision="fp32", channels_last=False)
+    settings = TrainSettings(
+        steps=12, learning_rate=0.05, schedule="constant", precision="fp32", channels_last=False
+    )
     trained = fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
     network = new_line()
     optimiser = torch.optim.Adam(network.parameters(), lr=0.05)
     losses = []
     for step in range(12):
-        optimiser.zero_grad(); loss = line_loss(network, line(step))["loss"]; loss.backward(); optimiser.step(); losses.append(loss.item())
+        optimiser.zero_grad()
+        loss = line_loss(network, line(step))["loss"]
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
     assert torch.equal(trained.weight, network.weight) and torch.equal(trained.bias, network.bias)
     table = read_losses(tmp_path / "losses.csv")
     assert table["step"].tolist() == [12] and table["loss"][0] == pytest.approx(sum(losses) / 12)
@@ -129,7 +161,15 @@ def test_clipping_bounds_the_gradient():
     network = new_line()
     optimiser = torch.optim.SGD(network.parameters(), lr=1.0)
     before = torch.cat([p.detach().clone().flatten() for p in network.parameters()])
-    loop.train_step(network, optimiser, lambda n, b: {"loss": 1e4 * n(b[0]).sum()}, line(0), 1.0, TrainSettings(precision="fp32", clip_gradient=0.5), torch.device("cpu"))
+    loop.train_step(
+        network,
+        optimiser,
+        lambda n, b: {"loss": 1e4 * n(b[0]).sum()},
+        line(0),
+        1.0,
+        TrainSettings(precision="fp32", clip_gradient=0.5),
+        torch.device("cpu"),
+    )
     after = torch.cat([p.detach().flatten() for p in network.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
@@ -157,7 +197,9 @@ def uninterrupted(tmp_path_factory):
 
 def start(folder, pause):
     code = TINY + f"\ntrain({str(folder)!r}, {pause})\n"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(loop.__file__).parents[2], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(loop.__file__).parents[2], stderr=subprocess.PIPE
+    )
 
 
 def test_sigkill_at_random_moments_changes_nothing(tmp_path, uninterrupted):
@@ -165,27 +207,47 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path, uninterrupted):
     while not (tmp_path / "finished.json").exists():
         process = start(tmp_path, 0.01 if kills < 2 else 0.0)
         if kills < 2:
-            before = (tmp_path / "checkpoint.pt").stat().st_mtime_ns if (tmp_path / "checkpoint.pt").exists() else 0
-            while process.poll() is None and not ((tmp_path / "checkpoint.pt").exists() and (tmp_path / "checkpoint.pt").stat().st_mtime_ns > before): time.sleep(0.005)
+            before = (
+                (tmp_path / "checkpoint.pt").stat().st_mtime_ns
+                if (tmp_path / "checkpoint.pt").exists()
+                else 0
+            )
+            while process.poll() is None and not (
+                (tmp_path / "checkpoint.pt").exists()
+                and (tmp_path / "checkpoint.pt").stat().st_mtime_ns > before
+            ):
+                time.sleep(0.005)
             time.sleep(chance.uniform(0, 0.35))
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        if kills >= 2 and process.returncode not in (0, -signal.SIGKILL): raise AssertionError(process.stderr.read().decode())
+        if kills >= 2 and process.returncode not in (0, -signal.SIGKILL):
+            raise AssertionError(process.stderr.read().decode())
         seen.append(process.returncode)
     assert -signal.SIGKILL in seen
     weights, table = results(tmp_path)
-    assert weights == uninterrupted[0]   # batch statistics included
-    assert table == uninterrupted[1]     # no double, no missing row
+    assert weights == uninterrupted[0]  # batch statistics included
+    assert table == uninterrupted[1]  # no double, no missing row
 
 
 @pytest.mark.parametrize("step", [1, 12, 13, 14, 20, 91, 149])
 def test_an_error_at_any_step_changes_nothing(step, tmp_path, uninterrupted):
     def broken(at):
-        if at == step: raise KeyboardInterrupt
+        if at == step:
+            raise KeyboardInterrupt
         return batch_at(at)
+
     torch.set_num_threads(1)
-    with pytest.raises(KeyboardInterrupt): fit(tiny(), namespace["loss"], broken, SETTINGS, tmp_path, validate=namespace["validate"], report=quiet)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            tiny(),
+            namespace["loss"],
+            broken,
+            SETTINGS,
+            tmp_path,
+            validate=namespace["validate"],
+            report=quiet,
+        )
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "finished.json").exists()
     train(tmp_path)
     assert results(tmp_path) == uninterrupted
@@ -194,7 +256,8 @@ def test_an_error_at_any_step_changes_nothing(step, tmp_path, uninterrupted):
 def test_killed_between_last_checkpoint_and_the_weights(tmp_path, uninterrupted, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "finish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): train(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path)
     train(tmp_path)
     assert results(tmp_path) == uninterrupted
 
@@ -202,14 +265,27 @@ def test_killed_between_last_checkpoint_and_the_weights(tmp_path, uninterrupted,
 def test_the_test_can_fail(tmp_path, uninterrupted, monkeypatch):
     "If the random state were not restored, dropout would differ and so would the weights."
     real = loop.load_checkpoint
+
     def forgetful(path, network, optimiser):
         state = real(path, network, optimiser)
         torch.manual_seed(0)
         return state
+
     def broken(at):
-        if at == 50: raise KeyboardInterrupt
+        if at == 50:
+            raise KeyboardInterrupt
         return batch_at(at)
-    with pytest.raises(KeyboardInterrupt): fit(tiny(), namespace["loss"], broken, SETTINGS, tmp_path, validate=namespace["validate"], report=quiet)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            tiny(),
+            namespace["loss"],
+            broken,
+            SETTINGS,
+            tmp_path,
+            validate=namespace["validate"],
+            report=quiet,
+        )
     monkeypatch.setattr(loop, "load_checkpoint", forgetful)
     train(tmp_path)
     assert results(tmp_path)[0] != uninterrupted[0]
@@ -218,7 +294,10 @@ def test_the_test_can_fail(tmp_path, uninterrupted, monkeypatch):
 def test_finished_run_is_loaded_not_redone(tmp_path):
     settings = replace(SETTINGS, steps=6)
     first = train(tmp_path, settings=settings)
-    def never(step): raise AssertionError("a step was made")
+
+    def never(step):
+        raise AssertionError("a step was made")
+
     again = fit(tiny(), namespace["loss"], never, settings, tmp_path, report=quiet)
     assert weights_fingerprint(first) == weights_fingerprint(again) and not again.training
     assert read_json(tmp_path / "finished.json")["steps"] == 6
@@ -226,35 +305,60 @@ def test_finished_run_is_loaded_not_redone(tmp_path):
 
 def test_rows_are_where_they_belong(uninterrupted, tmp_path):
     (tmp_path / "losses.csv").write_text(uninterrupted[1])
-    training, validation = read_losses(tmp_path / "losses.csv"), read_losses(tmp_path / "losses.csv", "validation")
+    training, validation = (
+        read_losses(tmp_path / "losses.csv"),
+        read_losses(tmp_path / "losses.csv", "validation"),
+    )
     assert training["step"].tolist() == [*range(7, 150, 7), 150]
     assert validation["step"].tolist() == [0, *range(20, 150, 20), 150]
-    assert training["learning_rate"][0] == pytest.approx(3e-3 * 7 / 10) and set(training) == {"step", "learning_rate", "loss", "largest"}
+    assert training["learning_rate"][0] == pytest.approx(3e-3 * 7 / 10) and set(training) == {
+        "step",
+        "learning_rate",
+        "loss",
+        "largest",
+    }
 
 
 # ---------------------------------------------------------------- refusals
 def test_other_settings_start_or_data_are_refused(tmp_path):
     settings = TrainSettings(steps=2, precision="fp32")
     fit(new_line(), line_loss, line, settings, tmp_path, about={"data": "a"}, report=quiet)
-    for words, arguments in {r"settings.weight_decay = 0.0, now it is 0.1": dict(settings=replace(settings, weight_decay=0.1), about={"data": "a"}),
-                             r"about.data = 'a', now it is 'b'": dict(settings=settings, about={"data": "b"})}.items():
-        with pytest.raises(HandlabError, match=words): fit(new_line(), line_loss, line, folder=tmp_path, report=quiet, **arguments)
-    with pytest.raises(HandlabError, match="start ="): fit(nn.Linear(1, 1), line_loss, line, settings, tmp_path, about={"data": "a"}, report=quiet)
+    for words, arguments in {
+        r"settings.weight_decay = 0.0, now it is 0.1": dict(
+            settings=replace(settings, weight_decay=0.1), about={"data": "a"}
+        ),
+        r"about.data = 'a', now it is 'b'": dict(settings=settings, about={"data": "b"}),
+    }.items():
+        with pytest.raises(HandlabError, match=words):
+            fit(new_line(), line_loss, line, folder=tmp_path, report=quiet, **arguments)
+    with pytest.raises(HandlabError, match="start ="):
+        fit(nn.Linear(1, 1), line_loss, line, settings, tmp_path, about={"data": "a"}, report=quiet)
 
 
-@pytest.mark.parametrize("every, stops, kept", [(25, 40, 25), (17, 34, 17)])  # noticed at a row, or before a checkpoint is written
+@pytest.mark.parametrize(
+    "every, stops, kept", [(25, 40, 25), (17, 34, 17)]
+)  # noticed at a row, or before a checkpoint is written
 def test_a_loss_that_is_no_number_stops(every, stops, kept, tmp_path):
-    def explodes(network, batch): return {"loss": line_loss(network, batch)["loss"] * (float("nan") if batch[0][0, 0] == line(33)[0][0, 0] else 1)}
+    def explodes(network, batch):
+        return {
+            "loss": line_loss(network, batch)["loss"]
+            * (float("nan") if batch[0][0, 0] == line(33)[0][0, 0] else 1)
+        }
+
     settings = TrainSettings(steps=80, log_every=10, checkpoint_every=every, precision="fp32")
-    with pytest.raises(HandlabError, match=f"no longer a number at step {stops}"): fit(new_line(), explodes, line, settings, tmp_path, report=quiet)
+    with pytest.raises(HandlabError, match=f"no longer a number at step {stops}"):
+        fit(new_line(), explodes, line, settings, tmp_path, report=quiet)
     assert read_losses(tmp_path / "losses.csv")["step"].tolist() == [10, 20, 30]
     assert not (tmp_path / "finished.json").exists()
     last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert last["progress"]["step"] == kept and all(value.isfinite().all() for value in last["network"].values())
+    assert last["progress"]["step"] == kept and all(
+        value.isfinite().all() for value in last["network"].values()
+    )
 
 
 def test_device_that_is_not_there(tmp_path):
-    with pytest.raises(HandlabError, match="device 'cuda:9'"): fit(new_line(), line_loss, line, TrainSettings(), tmp_path / "run", device="cuda:9")
+    with pytest.raises(HandlabError, match="device 'cuda:9'"):
+        fit(new_line(), line_loss, line, TrainSettings(), tmp_path / "run", device="cuda:9")
     assert not (tmp_path / "run").exists()
 
 
@@ -263,40 +367,67 @@ def test_damaged_files_are_named(tmp_path):
     fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:20])
-    with pytest.raises(HandlabError, match="model.safetensors: it is not a whole safetensors file"): fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
+    with pytest.raises(HandlabError, match="model.safetensors: it is not a whole safetensors file"):
+        fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
     (tmp_path / "finished.json").unlink()
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:100])
-    with pytest.raises(HandlabError, match="checkpoint.pt: the checkpoint cannot be read"): fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
+    with pytest.raises(HandlabError, match="checkpoint.pt: the checkpoint cannot be read"):
+        fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
 
 
 def test_a_checkpoint_with_code_is_refused(tmp_path):
     class Evil:
-        def __reduce__(self): return (Path.write_text, (tmp_path / "evil", "x"))
+        def __reduce__(self):
+            return (Path.write_text, (tmp_path / "evil", "x"))
+
     network = new_line()
     torch.save({"network": Evil()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(HandlabError, match="cannot be read"): loop.load_checkpoint(tmp_path / "checkpoint.pt", network, torch.optim.Adam(network.parameters()))
+    with pytest.raises(HandlabError, match="cannot be read"):
+        loop.load_checkpoint(tmp_path / "checkpoint.pt", network, torch.optim.Adam(network.parameters()))
     assert not (tmp_path / "evil").exists()
 
 
 def test_weights_of_another_network(tmp_path):
     save_network(tmp_path / "m.safetensors", nn.Linear(2, 2))
-    with pytest.raises(HandlabError, match="of another network"): load_network(tmp_path / "m.safetensors", nn.Linear(3, 2))
-    with pytest.raises(HandlabError, match="not there"): load_network(tmp_path / "none.safetensors", nn.Linear(3, 2))
+    with pytest.raises(HandlabError, match="of another network"):
+        load_network(tmp_path / "m.safetensors", nn.Linear(3, 2))
+    with pytest.raises(HandlabError, match="not there"):
+        load_network(tmp_path / "none.safetensors", nn.Linear(3, 2))
 
 
 def test_progress_lines_are_few(tmp_path, capsys):
-    fit(new_line(), line_loss, line, TrainSettings(steps=400, log_every=2, precision="fp32"), tmp_path, name="a line")
+    fit(
+        new_line(),
+        line_loss,
+        line,
+        TrainSettings(steps=400, log_every=2, precision="fp32"),
+        tmp_path,
+        name="a line",
+    )
     printed = capsys.readouterr().out.splitlines()
-    assert 1 <= len(printed) <= 3 and all("images/s" in text and "left" in text and "loss" in text for text in printed)
+    assert 1 <= len(printed) <= 3 and all(
+        "images/s" in text and "left" in text and "loss" in text for text in printed
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_cuda_trains_and_resumes(tmp_path):
     def broken(at):
-        if at == 70: raise KeyboardInterrupt
+        if at == 70:
+            raise KeyboardInterrupt
         return tuple(part.cuda() for part in batch_at(at))
-    with pytest.raises(KeyboardInterrupt): fit(tiny(), namespace["loss"], broken, SETTINGS, tmp_path, device="cuda", report=quiet)
-    fit(tiny(), namespace["loss"], lambda at: tuple(part.cuda() for part in batch_at(at)), SETTINGS, tmp_path, device="cuda", report=quiet)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny(), namespace["loss"], broken, SETTINGS, tmp_path, device="cuda", report=quiet)
+    fit(
+        tiny(),
+        namespace["loss"],
+        lambda at: tuple(part.cuda() for part in batch_at(at)),
+        SETTINGS,
+        tmp_path,
+        device="cuda",
+        report=quiet,
+    )
     assert read_json(tmp_path / "finished.json")["steps"] == 150
 
 
@@ -316,11 +447,22 @@ def measured_anew():
 
 
 def line_folder(folder):
-    fit(new_line(), line_loss, line, TrainSettings(steps=4, log_every=2, checkpoint_every=2), folder, report=quiet)
-    return read_json(folder / "finished.json")["precision"], read_json(folder / "run.json")["settings"]["precision"]
+    fit(
+        new_line(),
+        line_loss,
+        line,
+        TrainSettings(steps=4, log_every=2, checkpoint_every=2),
+        folder,
+        report=quiet,
+    )
+    return read_json(folder / "finished.json")["precision"], read_json(folder / "run.json")["settings"][
+        "precision"
+    ]
 
 
-@pytest.mark.parametrize("bf16, fp32, faster", [(1.0, 4.0, "bf16"), (11.0, 1.0, "fp32"), (1.3, 1.0, "fp32"), (0.95, 1.0, "fp32")])
+@pytest.mark.parametrize(
+    "bf16, fp32, faster", [(1.0, 4.0, "bf16"), (11.0, 1.0, "fp32"), (1.3, 1.0, "fp32"), (0.95, 1.0, "fp32")]
+)
 def test_auto_takes_the_faster_precision_and_records_it(bf16, fp32, faster, monkeypatch, tmp_path):
     pretend_times(monkeypatch, bf16, fp32)
     assert loop.precision_of(TrainSettings(), CPU).fast_dtype == torch.bfloat16
@@ -336,7 +478,14 @@ def test_auto_goes_on_as_begun_on_another_processor(monkeypatch, tmp_path):
 
     pretend_times(monkeypatch, 1.0, 4.0)
     with pytest.raises(RuntimeError):
-        fit(new_line(), line_loss, breaks, TrainSettings(steps=4, log_every=2, checkpoint_every=2), tmp_path, report=quiet)
+        fit(
+            new_line(),
+            line_loss,
+            breaks,
+            TrainSettings(steps=4, log_every=2, checkpoint_every=2),
+            tmp_path,
+            report=quiet,
+        )
     pretend_times(monkeypatch, 4.0, 1.0)
     assert line_folder(tmp_path) == ("bf16", "bf16")
 

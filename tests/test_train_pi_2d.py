@@ -1,4 +1,5 @@
 "The 2D notebook from the command line: a whole run, another test set, a killed one, and what a user can get wrong."
+
 import json
 import os
 import signal
@@ -8,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import papermill_calls
 import pytest
 from safetensors.numpy import load_file
 
-import papermill_calls
 from handlab.privileged.experiment_2d import STAGES_2D
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi_2d")]
@@ -30,18 +31,42 @@ def finished(tmp_path_factory) -> Path:
 
 def test_run_folder_is_whole(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert {"settings", "seed", "commit", "versions", "hardware", "data", "seconds", "values", "source", "labels", "thresholds", "energy_on_hand", "other"} <= metrics.keys()
+    assert {
+        "settings",
+        "seed",
+        "commit",
+        "versions",
+        "hardware",
+        "data",
+        "seconds",
+        "values",
+        "source",
+        "labels",
+        "thresholds",
+        "energy_on_hand",
+        "other",
+    } <= metrics.keys()
     assert metrics["source"] == "sim-rhd" and metrics["settings"]["crop"] == 32
-    assert set(metrics["values"]) == {*STAGES_2D, "mean_pose"} and set(metrics["energy_on_hand"]) == {*STAGES_2D, "hand"}
+    assert set(metrics["values"]) == {*STAGES_2D, "mean_pose"} and set(metrics["energy_on_hand"]) == {
+        *STAGES_2D,
+        "hand",
+    }
     for stage in STAGES_2D:
         weights = load_file(finished / stage / "model.safetensors")
-        assert weights and all(np.isfinite(array).all() for array in weights.values()) and (finished / stage / "finished.json").exists()
+        assert (
+            weights
+            and all(np.isfinite(array).all() for array in weights.values())
+            and (finished / stage / "finished.json").exists()
+        )
     assert (finished / "losses.csv").exists() and (finished.parent / "whole.ipynb").exists()
 
 
 def test_metrics_are_of_the_predictions(finished):
     "The reported errors are what plain NumPy makes of the saved predictions."
-    metrics, saved = json.loads((finished / "metrics.json").read_text()), np.load(finished / "predictions.npz")
+    metrics, saved = (
+        json.loads((finished / "metrics.json").read_text()),
+        np.load(finished / "predictions.npz"),
+    )
     assert saved["true"].shape == (16, 21, 2)
     for stage in (*STAGES_2D, "mean_pose"):
         errors = np.linalg.norm(saved[stage] - saved["true"], axis=-1)[saved["visible"]]
@@ -50,12 +75,19 @@ def test_metrics_are_of_the_predictions(finished):
 
 
 def test_other_set_is_measured_on_tips(finished):
-    metrics, saved = json.loads((finished / "metrics.json").read_text()), np.load(finished / "predictions-sim-dexter-object.npz")
-    assert set(metrics["other"]["sim-dexter-object"]) == {*STAGES_2D, "mean_pose"} - {"depth"}     # no root to tell depth from
+    metrics, saved = (
+        json.loads((finished / "metrics.json").read_text()),
+        np.load(finished / "predictions-sim-dexter-object.npz"),
+    )
+    assert set(metrics["other"]["sim-dexter-object"]) == {*STAGES_2D, "mean_pose"} - {
+        "depth"
+    }  # no root to tell depth from
     annotated = np.isfinite(saved["true"]).all(-1)
     assert set(np.flatnonzero(annotated.any(0))) == {4, 8, 12, 16, 20}
     errors = np.linalg.norm(saved["rgb"] - saved["true"], axis=-1)[annotated & saved["visible"]]
-    assert metrics["other"]["sim-dexter-object"]["rgb"]["pooled"]["epe_mean"] == pytest.approx(errors.mean(), rel=1e-4)
+    assert metrics["other"]["sim-dexter-object"]["rgb"]["pooled"]["epe_mean"] == pytest.approx(
+        errors.mean(), rel=1e-4
+    )
 
 
 def test_stereo_twin(tmp_path):
@@ -69,8 +101,15 @@ def test_stereo_twin(tmp_path):
 def test_killed_run_ends_as_the_whole_one(finished):
     "kill -9 in the midst of stage 2; the next call ends with the same weights."
     out = finished.parent / "killed"
-    process = subprocess.Popen(command(out), env=papermill_calls.environment(out.parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and not (out / "mask_0.2" / "checkpoint.pt").exists(): time.sleep(0.02)
+    process = subprocess.Popen(
+        command(out),
+        env=papermill_calls.environment(out.parent),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (out / "mask_0.2" / "checkpoint.pt").exists():
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "metrics.json").exists()
@@ -80,11 +119,14 @@ def test_killed_run_ends_as_the_whole_one(finished):
         assert all((whole[name] == killed[name]).all() for name in whole)
 
 
-@pytest.mark.parametrize("parameters, complaint", [
-    ({"stesp_first": 3}, "parameter 'stesp_first': this notebook has no such parameter"),
-    ({"poolings": 5}, "poolings: 5 cannot be"),
-    ({"dataset": "stb"}, "data_root: the real dataset needs a folder"),
-])
+@pytest.mark.parametrize(
+    "parameters, complaint",
+    [
+        ({"stesp_first": 3}, "parameter 'stesp_first': this notebook has no such parameter"),
+        ({"poolings": 5}, "poolings: 5 cannot be"),
+        ({"dataset": "stb"}, "data_root: the real dataset needs a folder"),
+    ],
+)
 def test_one_line_for_what_is_wrong(finished, parameters, complaint):
     out = finished.parent / "wrong"
     failed = run(out, **parameters)

@@ -22,115 +22,186 @@ from ..train.jobs import run_jobs
 from ..train.loop import read_losses
 
 # %% ../../nbs/aligned/09_comparison.ipynb #4fb9e3b4
-TABLE_1 = ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4")  # the rows of the paper's Table 1; all of S2's are written out
+TABLE_1 = (
+    "S1",
+    "R2HP",
+    "R2CP",
+    "R2CHP",
+    "S3",
+    "S4",
+)  # the rows of the paper's Table 1; all of S2's are written out
 
 
-def seed_variants(variants: dict,    # {name: {setting: value}}
-                  seeds) -> dict:    # {"name, seed k": {setting: value}}
+def seed_variants(
+    variants: dict,  # {name: {setting: value}}
+    seeds,
+) -> dict:  # {"name, seed k": {setting: value}}
     "Each variant with each seed."
-    return {f"{name}, seed {seed}": {**changes, "seed": seed} for seed in seeds for name, changes in variants.items()}
+    return {
+        f"{name}, seed {seed}": {**changes, "seed": seed}
+        for seed in seeds
+        for name, changes in variants.items()
+    }
 
 
-def strategies_as_variants(strategies=TABLE_1) -> dict: return {strategy: {"strategy": strategy} for strategy in strategies}
+def strategies_as_variants(strategies=TABLE_1) -> dict:
+    return {strategy: {"strategy": strategy} for strategy in strategies}
 
 # %% ../../nbs/aligned/09_comparison.ipynb #9c8dcee2
-def step_times(settings,           # AlignedSettings
-               data, folder,       # the comparison's
-               strategies=TABLE_1,
-               device="cpu") -> dict: # {strategy: {'step', 'batch', 'emd'}} milliseconds
+def step_times(
+    settings,  # AlignedSettings
+    data,
+    folder,  # the comparison's
+    strategies=TABLE_1,
+    device="cpu",
+) -> dict:  # {strategy: {'step', 'batch', 'emd'}} milliseconds
     "The cost of a step of each strategy, and of its parts."
     path = Path(folder) / "times.json"
     times = read_json(path) if path.exists() else {}
     threads = torch.get_num_threads()
-    if settings.own_processes: torch.set_num_threads(1)
+    if settings.own_processes:
+        torch.set_num_threads(1)
     try:
         for strategy in strategies:
-            if strategy not in times: times[strategy] = time_parts(replace(settings, strategy=strategy), data, device)
-    finally: torch.set_num_threads(threads)
+            if strategy not in times:
+                times[strategy] = time_parts(replace(settings, strategy=strategy), data, device)
+    finally:
+        torch.set_num_threads(threads)
     write_json(path, times)
     return times
 
 # %% ../../nbs/aligned/09_comparison.ipynb #a8a68906
-def train_variants(settings,           # AlignedSettings
-                   data, folder,
-                   variants: dict,     # {name: {setting: value}}
-                   seeds,
-                   device="cpu",
-                   steps: dict = None, # {name: steps} where they differ from the settings'
-                   show: bool = True) -> dict: # {name: (seeds, N, 21, 3) mm}
+def train_variants(
+    settings,  # AlignedSettings
+    data,
+    folder,
+    variants: dict,  # {name: {setting: value}}
+    seeds,
+    device="cpu",
+    steps: dict = None,  # {name: steps} where they differ from the settings'
+    show: bool = True,
+) -> dict:  # {name: (seeds, N, 21, 3) mm}
     "Train every variant with every seed; what each says of the test frames, from RGB alone."
     steps = {f"{name}, seed {seed}": count for name, count in (steps or {}).items() for seed in seeds}
     jobs = strategy_jobs(settings, data, folder, seed_variants(variants, seeds), device, steps)
-    run_jobs(sorted(jobs, key=lambda job: -job_size(job)), device, show=show, own_processes=settings.own_processes)
+    run_jobs(
+        sorted(jobs, key=lambda job: -job_size(job)), device, show=show, own_processes=settings.own_processes
+    )
     return predict_variants(settings, folder, data.test, variants, seeds, device)
 
 
-def predict_variants(settings, folder, prepared, variants: dict, seeds, device="cpu") -> dict: # {name: (seeds, N, 21, 3) mm}
+def predict_variants(
+    settings, folder, prepared, variants: dict, seeds, device="cpu"
+) -> dict:  # {name: (seeds, N, 21, 3) mm}
     "What the trained networks say of some frames, from RGB alone."
-    jobs = {job.name: job.arguments for job in strategy_jobs(settings, None, folder, seed_variants(variants, seeds), device)}
-    say = lambda settings, folder, **_: predict(trained_network(settings, folder, device), prepared, settings, device)
+    jobs = {
+        job.name: job.arguments
+        for job in strategy_jobs(settings, None, folder, seed_variants(variants, seeds), device)
+    }
+
+    def say(settings, folder, **_):
+        return predict(trained_network(settings, folder, device), prepared, settings, device)
+
     return {name: np.stack([say(**jobs[f"{name}, seed {seed}"]) for seed in seeds]) for name in variants}
 
 
 def job_size(job) -> float:
     "About how long a job takes, for the longest to be begun first."
     settings = job.arguments["settings"]
-    return (job.arguments["steps"] or settings.steps) * {"S1": 1, "R2HP": 1.2, "S3": 3, "S4": 3}.get(settings.strategy, 2)
+    return (job.arguments["steps"] or settings.steps) * {"S1": 1, "R2HP": 1.2, "S3": 3, "S4": 3}.get(
+        settings.strategy, 2
+    )
 
 
-def frame_errors(predictions: dict, prepared) -> dict:  # {name: (seeds, N, 21, 3) mm} -> {name: (seeds, N) mm}
+def frame_errors(
+    predictions: dict, prepared
+) -> dict:  # {name: (seeds, N, 21, 3) mm} -> {name: (seeds, N) mm}
     "The mean joint error of each test frame; its mean is the mean EPE."
     true = np.asarray(prepared.joints)
-    return {name: np.stack([np.nanmean(joint_errors(said, true), 1) for said in each]) for name, each in predictions.items()}
+    return {
+        name: np.stack([np.nanmean(joint_errors(said, true), 1) for said in each])
+        for name, each in predictions.items()
+    }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #dc2ec9a4
-def comparison_table(errors: dict,            # {name: (seeds, N) mm}
-                     reference: str = "S1",
-                     published: dict = None,  # {name: mm} on the real data
-                     steps: dict = None):     # {name: steps}
+def comparison_table(
+    errors: dict,  # {name: (seeds, N) mm}
+    reference: str = "S1",
+    published: dict = None,  # {name: mm} on the real data
+    steps: dict = None,
+):  # {name: steps}
     "One row a variant: mean EPE, its spread over the seeds, each seed's, and the difference from the reference row."
     rows = []
     for name, each in errors.items():
         means = each.mean(1)
-        apart = paired_difference(each, errors[reference]) if name != reference else Difference(0., 0., 0.)
-        rows.append({"strategy": name, **({"steps": steps[name]} if steps else {}), "mean EPE (mm)": means.mean(), "SD over seeds": means.std(ddof=1) if len(means) > 1 else np.nan,
-                     "each seed": ", ".join(f"{mean:.2f}" for mean in means), f"minus {reference}": apart.mean, "95 % from": apart.low, "to": apart.high,
-                     **({"published, real RHD": published.get(name, np.nan)} if published else {})})
+        apart = paired_difference(each, errors[reference]) if name != reference else Difference(0.0, 0.0, 0.0)
+        rows.append(
+            {
+                "strategy": name,
+                **({"steps": steps[name]} if steps else {}),
+                "mean EPE (mm)": means.mean(),
+                "SD over seeds": means.std(ddof=1) if len(means) > 1 else np.nan,
+                "each seed": ", ".join(f"{mean:.2f}" for mean in means),
+                f"minus {reference}": apart.mean,
+                "95 % from": apart.low,
+                "to": apart.high,
+                **({"published, real RHD": published.get(name, np.nan)} if published else {}),
+            }
+        )
     return pd.DataFrame(rows).set_index("strategy")
 
 # %% ../../nbs/aligned/09_comparison.ipynb #7465be54
-def validation_curves(folders: dict) -> dict:  # {name: [run folder, one a seed]} -> {name: (steps (T,), mean EPE (seeds, T) mm)}
+def validation_curves(
+    folders: dict,
+) -> dict:  # {name: [run folder, one a seed]} -> {name: (steps (T,), mean EPE (seeds, T) mm)}
     "The validation error of each variant over the steps of training."
-    tables = {name: [read_losses(Path(folder) / "losses.csv", "validation") for folder in each] for name, each in folders.items()}
-    return {name: (np.asarray(each[0]["step"], int), np.array([table["epe"] for table in each], float)) for name, each in tables.items()}
+    tables = {
+        name: [read_losses(Path(folder) / "losses.csv", "validation") for folder in each]
+        for name, each in folders.items()
+    }
+    return {
+        name: (np.asarray(each[0]["step"], int), np.array([table["epe"] for table in each], float))
+        for name, each in tables.items()
+    }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
-def fig_validation(curves: dict,          # of `validation_curves`
-                   times: dict = None,    # {name: milliseconds a step}
-                   colours: dict = None): # {name: colour} where a name has one of its own
+def fig_validation(
+    curves: dict,  # of `validation_curves`
+    times: dict = None,  # {name: milliseconds a step}
+    colours: dict = None,
+):  # {name: colour} where a name has one of its own
     "The validation error over steps and, where the cost of a step is known, over time; thin lines are seeds."
-    figure, axes = plt.subplots(1, 1 + bool(times), figsize=(10 if times else 5.5, 3.4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, 1 + bool(times), figsize=(10 if times else 5.5, 3.4), sharey=True, squeeze=False
+    )
     for number, (name, (steps, errors)) in enumerate(curves.items()):
         colour = (colours or {}).get(name, f"C{number}")
         for ax, axis in zip(axes[0], (steps, steps * times[name] / 60000) if times else (steps,)):
-            ax.plot(axis, errors.T, color=colour, lw=.5, alpha=.5)
+            ax.plot(axis, errors.T, color=colour, lw=0.5, alpha=0.5)
             ax.plot(axis, errors.mean(0), color=colour, label=name)
-    for ax, label in zip(axes[0], ("step", "training time (minutes)")): ax.set_xlabel(label); ax.grid(alpha=.3)
-    axes[0, 0].set_ylabel("validation EPE (mm)"); axes[0, 0].legend(fontsize=7)
+    for ax, label in zip(axes[0], ("step", "training time (minutes)")):
+        ax.set_xlabel(label)
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("validation EPE (mm)")
+    axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     return figure
 
 
-def fig_budgets(errors: dict,        # {budget: {name: (seeds, N) mm}}
-                source: str):        # data, profile and seeds
+def fig_budgets(
+    errors: dict,  # {budget: {name: (seeds, N) mm}}
+    source: str,
+):  # data, profile and seeds
     "Mean EPE of each strategy under each budget: a bar for the mean, a dot a seed."
     figure, axes = plt.subplots(1, len(errors), figsize=(4.6 * len(errors), 3.2), sharey=True, squeeze=False)
     for ax, (budget, rows) in zip(axes[0], errors.items()):
         for place, each in enumerate(rows.values()):
             ax.bar(place, each.mean(), color="#b8c9e6", edgecolor="#2760c2")
             ax.plot(np.full(len(each), place), each.mean(1), "k.", ms=4)
-        ax.set_xticks(range(len(rows)), rows, rotation=30); ax.set_title(budget, fontsize=9)
-        ax.set_ylim(.8 * min(each.mean() for each in rows.values()), None)
+        ax.set_xticks(range(len(rows)), rows, rotation=30)
+        ax.set_title(budget, fontsize=9)
+        ax.set_ylim(0.8 * min(each.mean() for each in rows.values()), None)
     axes[0, 0].set_ylabel("mean EPE (mm); the axis does not start at 0", fontsize=8)
-    figure.suptitle(source, fontsize=8); figure.tight_layout()
+    figure.suptitle(source, fontsize=8)
+    figure.tight_layout()
     return figure

@@ -19,29 +19,44 @@ from ..core import HandlabError
 # %% ../../nbs/aligned/01_encoders.ipynb #46566f86
 class Gaussian(NamedTuple):
     "A Gaussian with a diagonal covariance for each sample"
-    mean: torch.Tensor          # (B, latent)
+
+    mean: torch.Tensor  # (B, latent)
     log_variance: torch.Tensor  # (B, latent)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #6e1377b1
-def scaled(channels: int,           # the paper's number of units
-           width: float)->int:      # 1 = as in the paper
+def scaled(
+    channels: int,  # the paper's number of units
+    width: float,
+) -> int:  # 1 = as in the paper
     "The number of units at a width, a multiple of 8"
-    if width <= 0: raise HandlabError(f'width {width}', 'it is not positive', 'give 1 for the papers\' networks, 0.5 for half as wide')
-    return channels if width == 1 else max(8, round(channels*width/8)*8)
+    if width <= 0:
+        raise HandlabError(
+            f"width {width}", "it is not positive", "give 1 for the papers' networks, 0.5 for half as wide"
+        )
+    return channels if width == 1 else max(8, round(channels * width / 8) * 8)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #64bc9c45
 def conv_bn(channels_in, channels_out, kernel, stride=1):
     "A convolution without bias and its batch norm"
-    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel//2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+
 
 class ResidualBlock(nn.Module):
     "Two 3x3 convolutions and a way around them"
+
     def __init__(self, channels_in, channels_out, stride=1):
         super().__init__()
-        self.first, self.second = conv_bn(channels_in, channels_out, 3, stride), conv_bn(channels_out, channels_out, 3)
-        self.around = nn.Identity() if stride == 1 and channels_in == channels_out else conv_bn(channels_in, channels_out, 1, stride)
+        self.first, self.second = (
+            conv_bn(channels_in, channels_out, 3, stride),
+            conv_bn(channels_out, channels_out, 3),
+        )
+        self.around = (
+            nn.Identity()
+            if stride == 1 and channels_in == channels_out
+            else conv_bn(channels_in, channels_out, 1, stride)
+        )
 
     def forward(self, x):  # (B, C, H, W)
         return F.relu(self.second(F.relu(self.first(x))) + self.around(x))
@@ -49,12 +64,17 @@ class ResidualBlock(nn.Module):
 # %% ../../nbs/aligned/01_encoders.ipynb #f2f591ee
 class ResNet18(nn.Module):
     "ResNet-18 up to its average pooling"
-    def __init__(self, width=1.):  # 1: 64, 128, 256 and 512 channels
+
+    def __init__(self, width=1.0):  # 1: 64, 128, 256 and 512 channels
         super().__init__()
         widths = [scaled(channels, width) for channels in (64, 64, 128, 256, 512)]
         self.stem = nn.Sequential(conv_bn(3, widths[0], 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        self.stages = nn.Sequential(*(nn.Sequential(ResidualBlock(before, channels, stride), ResidualBlock(channels, channels))
-                                      for before, channels, stride in zip(widths, widths[1:], (1, 2, 2, 2))))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(ResidualBlock(before, channels, stride), ResidualBlock(channels, channels))
+                for before, channels, stride in zip(widths, widths[1:], (1, 2, 2, 2))
+            )
+        )
         self.features = widths[-1]
 
     def forward(self, image):  # (B, 3, S, S), -0.5..0.5
@@ -63,31 +83,39 @@ class ResNet18(nn.Module):
 # %% ../../nbs/aligned/01_encoders.ipynb #26f261d9
 class PermutationEquivariant(nn.Module):
     "One layer on points that know of each other through their maximum"
+
     def __init__(self, channels_in, channels_out, norm=False):
         super().__init__()
-        self.own, self.shared = nn.Parameter(torch.ones(channels_in)), nn.Parameter(torch.zeros(channels_in))  # lambda and gamma
+        self.own, self.shared = (
+            nn.Parameter(torch.ones(channels_in)),
+            nn.Parameter(torch.zeros(channels_in)),
+        )  # lambda and gamma
         self.linear = nn.Linear(channels_in, channels_out, bias=not norm)
         self.norm = nn.BatchNorm1d(channels_out) if norm else None
-        nn.init.kaiming_normal_(self.linear.weight, nonlinearity='relu')
+        nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
 
     def forward(self, x):  # (B, N, C)
         weight, top = self.linear.weight, x.max(1, keepdim=True).values
-        y = F.linear(x, weight*self.own, self.linear.bias) + F.linear(top*self.shared, weight)
+        y = F.linear(x, weight * self.own, self.linear.bias) + F.linear(top * self.shared, weight)
         return y if self.norm is None else self.norm(y.flatten(0, 1)).view_as(y)  # the caller applies f
 
 # %% ../../nbs/aligned/01_encoders.ipynb #b472368b
 class ResidualPair(nn.Module):
     "Two permutation-equivariant layers and a way around them"
+
     def __init__(self, channels, norm=False):
         super().__init__()
         self.first, self.second = (PermutationEquivariant(channels, channels, norm) for _ in range(2))
-        if not norm: self.second.linear.weight.data.mul_(.1)
+        if not norm:
+            self.second.linear.weight.data.mul_(0.1)
 
     def forward(self, x):  # (B, N, C)
         return F.relu(x + self.second(F.relu(self.first(x))))
 
+
 class ResPELBlock(nn.Module):
     "Seven permutation-equivariant layers: one to the block's width, three residual pairs"
+
     def __init__(self, channels_in, channels_out, norm=False):
         super().__init__()
         self.widen = PermutationEquivariant(channels_in, channels_out, norm)
@@ -99,6 +127,7 @@ class ResPELBlock(nn.Module):
 # %% ../../nbs/aligned/01_encoders.ipynb #2d977c3b
 class PointVoting(nn.Module):
     "Each point estimates every hidden unit and says how sure it is"
+
     def __init__(self, channels_in, units):
         super().__init__()
         self.estimate, self.sureness = nn.Linear(channels_in, units), nn.Linear(channels_in, units)
@@ -108,15 +137,18 @@ class PointVoting(nn.Module):
         return F.logsigmoid(self.sureness(x).float()).softmax(1)  # s / sum s, also where all s are nearly 0
 
     def forward(self, x):  # (B, N, C)
-        return (self.weights(x)*self.estimate(x)).sum(1)  # (B, units)
+        return (self.weights(x) * self.estimate(x)).sum(1)  # (B, units)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #ca1f26df
 class ResPEL(nn.Module):
     "The point encoder's trunk: equivariant blocks, voting, one layer"
-    def __init__(self, width=1., norm=False):
+
+    def __init__(self, width=1.0, norm=False):
         super().__init__()
         widths, self.features = [3, *(scaled(channels, width) for channels in (64, 256, 512))], 128
-        self.blocks = nn.Sequential(*(ResPELBlock(before, after, norm) for before, after in zip(widths, widths[1:])))
+        self.blocks = nn.Sequential(
+            *(ResPELBlock(before, after, norm) for before, after in zip(widths, widths[1:]))
+        )
         self.voting = PointVoting(widths[-1], 128)
         self.layer = nn.Sequential(nn.Linear(128, self.features), nn.BatchNorm1d(self.features), nn.ReLU())
 
@@ -126,28 +158,40 @@ class ResPEL(nn.Module):
 # %% ../../nbs/aligned/01_encoders.ipynb #563ffdeb
 class DepthTrunk(nn.Module):
     "The depth encoder's trunk: DCGAN's discriminator without its last layer"
-    def __init__(self, width=1., map_size=64):
+
+    def __init__(self, width=1.0, map_size=64):
         super().__init__()
-        if map_size % 16: raise HandlabError(f'map_size {map_size}', 'it is not a multiple of 16', 'give 64 as in the paper, or 32')
+        if map_size % 16:
+            raise HandlabError(
+                f"map_size {map_size}", "it is not a multiple of 16", "give 64 as in the paper, or 32"
+            )
         widths = [1, *(scaled(channels, width) for channels in (64, 128, 256, 512))]
-        self.convs = nn.ModuleList(nn.Conv2d(before, after, 5, 2, padding=2, bias=layer == 0) for layer, (before, after) in enumerate(zip(widths, widths[1:])))
-        self.norms = nn.ModuleList(nn.Identity() if layer == 0 else nn.BatchNorm2d(channels) for layer, channels in enumerate(widths[1:]))
-        self.features = widths[-1]*(map_size//16)**2
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 5, 2, padding=2, bias=layer == 0)
+            for layer, (before, after) in enumerate(zip(widths, widths[1:]))
+        )
+        self.norms = nn.ModuleList(
+            nn.Identity() if layer == 0 else nn.BatchNorm2d(channels)
+            for layer, channels in enumerate(widths[1:])
+        )
+        self.features = widths[-1] * (map_size // 16) ** 2
 
     def forward(self, depth):  # (B, 1, map_size, map_size), -1..1
-        for conv, norm in zip(self.convs, self.norms): depth = F.leaky_relu(norm(conv(depth)), .2)
+        for conv, norm in zip(self.convs, self.norms):
+            depth = F.leaky_relu(norm(conv(depth)), 0.2)
         return depth.flatten(1)  # (B, features)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #9859d172
 class Encoder(nn.Module):
     "A trunk with two heads: mean and log-variance"
-    def __init__(self, trunk, latent=64, bounded=False, spread=1.):  # bounded: tanh on the mean
+
+    def __init__(self, trunk, latent=64, bounded=False, spread=1.0):  # bounded: tanh on the mean
         super().__init__()
         self.trunk, self.bounded = trunk, bounded
         self.mean, self.log_variance = nn.Linear(trunk.features, latent), nn.Linear(trunk.features, latent)
-        nn.init.constant_(self.log_variance.bias, 2*math.log(spread))
+        nn.init.constant_(self.log_variance.bias, 2 * math.log(spread))
 
-    def forward(self, x)->Gaussian:
+    def forward(self, x) -> Gaussian:
         features = self.trunk(x)
         mean = self.mean(features).float()  # mixed precision ends here: variances need float32
         return Gaussian(mean.tanh() if self.bounded else mean, self.log_variance(features).float())
@@ -155,6 +199,7 @@ class Encoder(nn.Module):
 # %% ../../nbs/aligned/01_encoders.ipynb #3edd9b6e
 class JointTrunk(nn.Module):
     "Several trunks, their features side by side"
+
     def __init__(self, trunks):  # modules with .features
         super().__init__()
         self.trunks, self.features = nn.ModuleList(trunks), sum(trunk.features for trunk in trunks)
@@ -165,27 +210,41 @@ class JointTrunk(nn.Module):
 # %% ../../nbs/aligned/01_encoders.ipynb #82dddf82
 class ShapeTable(list):
     "Rows (part, output shape, parameters) that show themselves as a table"
-    def _repr_markdown_(self):
-        rows = [f'| {part} | {" x ".join(map(str, shape))} | {count:,} |' for part, shape, count in self]
-        return '\n'.join(['| part | output | parameters |', '|---|---|---|', *rows])
 
-    def __repr__(self): return '\n'.join(f'{part:<24}{str(tuple(shape)):<22}{count:>12,}' for part, shape, count in self)
+    def _repr_markdown_(self):
+        rows = [f"| {part} | {' x '.join(map(str, shape))} | {count:,} |" for part, shape, count in self]
+        return "\n".join(["| part | output | parameters |", "|---|---|---|", *rows])
+
+    def __repr__(self):
+        return "\n".join(f"{part:<24}{str(tuple(shape)):<22}{count:>12,}" for part, shape, count in self)
+
 
 def _shape(output):  # a tensor, a Gaussian or a tuple of these
     return tuple(output.shape) if isinstance(output, torch.Tensor) else _shape(output[0])
 
-def shape_table(network,       # a module
-                example,       # its input
-                depth=2):      # levels of submodules to show
+
+def shape_table(
+    network,  # a module
+    example,  # its input
+    depth=2,
+):  # levels of submodules to show
     "What each part puts out and how many parameters it has"
     rows, hooks = ShapeTable(), []
     for name, part in network.named_modules():
-        if name and name.count('.') < depth and any(True for _ in part.parameters()):
+        if name and name.count(".") < depth and any(True for _ in part.parameters()):
             count = sum(p.numel() for p in part.parameters())
-            hooks.append(part.register_forward_hook(lambda _, __, output, name=name, count=count: rows.append((name, _shape(output)[1:], count))))
+            hooks.append(
+                part.register_forward_hook(
+                    lambda _, __, output, name=name, count=count: rows.append(
+                        (name, _shape(output)[1:], count)
+                    )
+                )
+            )
     training = network.training
-    with torch.no_grad(): output = network.eval()(example)
-    for hook in hooks: hook.remove()
+    with torch.no_grad():
+        output = network.eval()(example)
+    for hook in hooks:
+        hook.remove()
     network.train(training)
-    inner = [row for row in rows if not any(other.startswith(row[0] + '.') for other, _, _ in rows)]
-    return ShapeTable([*inner, ('**all**', _shape(output)[1:], sum(p.numel() for p in network.parameters()))])
+    inner = [row for row in rows if not any(other.startswith(row[0] + ".") for other, _, _ in rows)]
+    return ShapeTable([*inner, ("**all**", _shape(output)[1:], sum(p.numel() for p in network.parameters()))])

@@ -21,107 +21,245 @@ import torch.nn.functional as F
 
 from .losses import LossSettings, emd, subsets
 from .posteriors import beta_at, interpolate
-from .strategies import AlignedNetwork, NetworkSettings, Views, aligned_loss, make_recipe, posterior_names
-from ..core import HandlabError, check_settings, make_settings, pick_device, provenance, read_json, torch_generator, write_json
+from handlab.aligned.strategies import (
+    AlignedNetwork,
+    NetworkSettings,
+    Views,
+    aligned_loss,
+    make_recipe,
+    posterior_names,
+)
+from handlab.core import (
+    HandlabError,
+    check_settings,
+    make_settings,
+    pick_device,
+    provenance,
+    read_json,
+    torch_generator,
+    write_json,
+)
 from ..data.batches import Augment, Batches
 from ..data.prepare import CropSettings
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
-from ..train.experiment import DATASETS, ExperimentData, evaluate, experiment_data, has_root, ordered_batches, write_predictions
+from handlab.train.experiment import (
+    DATASETS,
+    evaluate,
+    experiment_data,
+    has_root,
+    ordered_batches,
+    write_predictions,
+)
 from ..train.jobs import Job
-from ..train.loop import TrainSettings, fit, keep_memory, learning_rate, load_network, make_optimiser, train_step
+from handlab.train.loop import (
+    TrainSettings,
+    fit,
+    keep_memory,
+    learning_rate,
+    load_network,
+    make_optimiser,
+    train_step,
+)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #37ee2b87
 @dataclass(frozen=True)
 class AlignedSettings:
     "All settings of the aligned experiment."
-    strategy: str = 'S4'              # 'S1' to 'S4', 'alternating', or the paper's notation: 'R2HP', 'R2CP', 'RD2DHP', 'RCD2CHP'
-    labelled_share: float = 1.0       # weak supervision, Fig. 8: the first share of the training frames has labels
-    use_unlabelled: bool = True       # ... and the others take part without labels (RC2C); False: they are left out
-    correspondence: bool = True       # False: each training frame is seen by one sensor only (supplement, section E)
-    viewpoint_correction: bool = True # rotate pose and cloud so that the crop's centre lies on the optical axis
-    dataset: str = 'sim-rhd'          # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
-    data_root: str = ''               # folder of the real dataset; not used for a twin
-    data_seed: int = 0                # of the simulated frames
-    train_frames: int = 3040          # simulated frames to train on, 80 a person (a real dataset is used whole)
-    validation_frames: int = 400      # the last frames of the training split: other persons; every choice is made on them
-    test_frames: int = 600            # simulated frames of the evaluation split: for reporting only
-    crop: int = 128                   # side of the RGB encoder's input, px (the paper: 256)
-    crop_by: str = 'mask'             # 'mask', as the paper, 'zb', by the joints, or 'tips', for a test on finger tips
-    context: float = 1.25             # stored margin around the crop, for rotation and shift
-    width: float = 0.25               # of ResNet-18 (1 = the paper)
-    cloud_width: float = 0.125        # of the point encoder (1 = the paper)
-    heat_width: float = 0.5           # of the decoder of heat maps (1 = the paper)
-    decoder_width: float = 0.125      # of the decoders of clouds and depth maps (1 = the paper)
-    latent: int = 64                  # numbers that describe a hand
-    points: int = 256                 # of a cloud
-    map_size: int = 32                # cells of heat and depth maps (the paper: 64)
-    matched_points: int = 64          # random points that the EMD matches, 0 = all (the paper)
-    norm_output: bool = True          # batch norm on the folds' outputs, as the supplement prints
-    norm_points: bool = False         # batch norm inside ResPEL; the supplement prints none
-    share_trunk: bool = False         # S3: one RGB trunk for both posteriors; not said in the paper
-    start_spread: float = 0.1         # standard deviation of the posteriors at the start; not in the paper, `full` starts at 1
-    prior_expert: bool = False        # S4: N(0, I) as one more expert; Eq. 5 has none
-    kl_on_joint: bool = False         # S4: KL of the product to the prior too; Eq. 4 has none
-    heat_weight: float = 0.01         # lambda_heat
-    cloud_weight: float = 1.0         # lambda_cloud
-    depth_weight: float = 0.05        # of the ablation's depth map; not in the paper
-    align_weight: float = 0.01        # beta' of Eq. 3, chosen on the validation split (the paper, `full`: 1)
-    pose_norm: str = 'squared'        # Eq. 10: 'vector' as printed (`full`), 'joints', or 'squared', chosen on the validation split
-    beta_first: float = 1e-5          # weight of the KL to the prior at the first step ...
-    beta_last: float = 1e-3           # ... and at the last; in between log-linear (not said in the paper)
-    heat_sigma: float = 25/256        # of the true heat maps, in crops; not in the paper
-    steps: int = 1000                 # optimiser steps, about 10 epochs (the paper: about 50 epochs)
+
+    strategy: str = (
+        "S4"  # 'S1' to 'S4', 'alternating', or the paper's notation: 'R2HP', 'R2CP', 'RD2DHP', 'RCD2CHP'
+    )
+    labelled_share: float = 1.0  # weak supervision, Fig. 8: the first share of the training frames has labels
+    use_unlabelled: bool = (
+        True  # ... and the others take part without labels (RC2C); False: they are left out
+    )
+    correspondence: bool = (
+        True  # False: each training frame is seen by one sensor only (supplement, section E)
+    )
+    viewpoint_correction: bool = (
+        True  # rotate pose and cloud so that the crop's centre lies on the optical axis
+    )
+    dataset: str = (
+        "sim-rhd"  # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
+    )
+    data_root: str = ""  # folder of the real dataset; not used for a twin
+    data_seed: int = 0  # of the simulated frames
+    train_frames: int = 3040  # simulated frames to train on, 80 a person (a real dataset is used whole)
+    validation_frames: int = (
+        400  # the last frames of the training split: other persons; every choice is made on them
+    )
+    test_frames: int = 600  # simulated frames of the evaluation split: for reporting only
+    crop: int = 128  # side of the RGB encoder's input, px (the paper: 256)
+    crop_by: str = "mask"  # 'mask', as the paper, 'zb', by the joints, or 'tips', for a test on finger tips
+    context: float = 1.25  # stored margin around the crop, for rotation and shift
+    width: float = 0.25  # of ResNet-18 (1 = the paper)
+    cloud_width: float = 0.125  # of the point encoder (1 = the paper)
+    heat_width: float = 0.5  # of the decoder of heat maps (1 = the paper)
+    decoder_width: float = 0.125  # of the decoders of clouds and depth maps (1 = the paper)
+    latent: int = 64  # numbers that describe a hand
+    points: int = 256  # of a cloud
+    map_size: int = 32  # cells of heat and depth maps (the paper: 64)
+    matched_points: int = 64  # random points that the EMD matches, 0 = all (the paper)
+    norm_output: bool = True  # batch norm on the folds' outputs, as the supplement prints
+    norm_points: bool = False  # batch norm inside ResPEL; the supplement prints none
+    share_trunk: bool = False  # S3: one RGB trunk for both posteriors; not said in the paper
+    start_spread: float = (
+        0.1  # standard deviation of the posteriors at the start; not in the paper, `full` starts at 1
+    )
+    prior_expert: bool = False  # S4: N(0, I) as one more expert; Eq. 5 has none
+    kl_on_joint: bool = False  # S4: KL of the product to the prior too; Eq. 4 has none
+    heat_weight: float = 0.01  # lambda_heat
+    cloud_weight: float = 1.0  # lambda_cloud
+    depth_weight: float = 0.05  # of the ablation's depth map; not in the paper
+    align_weight: float = 0.01  # beta' of Eq. 3, chosen on the validation split (the paper, `full`: 1)
+    pose_norm: str = "squared"  # Eq. 10: 'vector' as printed (`full`), 'joints', or 'squared', chosen on the validation split
+    beta_first: float = 1e-5  # weight of the KL to the prior at the first step ...
+    beta_last: float = 1e-3  # ... and at the last; in between log-linear (not said in the paper)
+    heat_sigma: float = 25 / 256  # of the true heat maps, in crops; not in the paper
+    steps: int = 1000  # optimiser steps, about 10 epochs (the paper: about 50 epochs)
     batch_size: int = 32
-    learning_rate: float = 1e-3       # highest rate of Adam (the paper: 1e-4)
-    warm_up: int = 50                 # steps of rising learning rate; none in the paper
-    schedule: str = 'cosine'          # 'cosine', or 'step': a tenth after 60 % and 85 % (the paper: "two times after convergence")
-    clip_gradient: float = 0.0        # largest gradient norm, 0 = none
-    rotation: float = 45.0            # augmentation: largest rotation, degrees (the paper: 180)
-    shift: float = 20/256             # ... shift, in crops
-    scale_low: float = 1.0            # ... zoom
+    learning_rate: float = 1e-3  # highest rate of Adam (the paper: 1e-4)
+    warm_up: int = 50  # steps of rising learning rate; none in the paper
+    schedule: str = "cosine"  # 'cosine', or 'step': a tenth after 60 % and 85 % (the paper: "two times after convergence")
+    clip_gradient: float = 0.0  # largest gradient norm, 0 = none
+    rotation: float = 45.0  # augmentation: largest rotation, degrees (the paper: 180)
+    shift: float = 20 / 256  # ... shift, in crops
+    scale_low: float = 1.0  # ... zoom
     scale_high: float = 1.2
-    hue: float = 0.1                  # ... colour
-    brightness: float = 0.0           # ... not in the paper
-    contrast: float = 0.0             # ... not in the paper
-    precision: str = 'auto'           # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
-    channels_last: bool = True        # memory order of the convolutions
-    log_every: int = 20               # steps a row of the loss table
-    validate_every: int = 200         # steps between validations
-    checkpoint_every: int = 200       # steps between checkpoints
-    timing_steps: int = 12            # steps when the time of a step is measured
-    protocol: str = 'pooled'          # of the metrics: 'zb', 'mmpose' or 'pooled'
-    own_processes: bool = True        # on a CPU trainings run side by side, a process and a thread each
-    seed: int = 0                     # of starting weights, batches, augmentation and noise
+    hue: float = 0.1  # ... colour
+    brightness: float = 0.0  # ... not in the paper
+    contrast: float = 0.0  # ... not in the paper
+    precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
+    channels_last: bool = True  # memory order of the convolutions
+    log_every: int = 20  # steps a row of the loss table
+    validate_every: int = 200  # steps between validations
+    checkpoint_every: int = 200  # steps between checkpoints
+    timing_steps: int = 12  # steps when the time of a step is measured
+    protocol: str = "pooled"  # of the metrics: 'zb', 'mmpose' or 'pooled'
+    own_processes: bool = True  # on a CPU trainings run side by side, a process and a thread each
+    seed: int = 0  # of starting weights, batches, augmentation and noise
     PROFILES: ClassVar[dict] = {
-        'smoke': dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=.125, cloud_width=.125, heat_width=.125, decoder_width=.0625, latent=16, points=64, map_size=16,
-                      matched_points=16, steps=8, batch_size=8, warm_up=2, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
-        'quick': dict(),
-        'full': dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1., cloud_width=1., heat_width=1., decoder_width=1., map_size=64, matched_points=0, start_spread=1., pose_norm='vector', align_weight=1., steps=60500,
-                     learning_rate=1e-4, warm_up=0, schedule='step', rotation=180., log_every=100, validate_every=2000, checkpoint_every=1000, timing_steps=50)}
+        "smoke": dict(
+            train_frames=80,
+            validation_frames=16,
+            test_frames=16,
+            crop=32,
+            width=0.125,
+            cloud_width=0.125,
+            heat_width=0.125,
+            decoder_width=0.0625,
+            latent=16,
+            points=64,
+            map_size=16,
+            matched_points=16,
+            steps=8,
+            batch_size=8,
+            warm_up=2,
+            log_every=4,
+            validate_every=4,
+            checkpoint_every=4,
+            timing_steps=3,
+            own_processes=False,
+        ),
+        "quick": dict(),
+        "full": dict(
+            train_frames=38720,
+            validation_frames=2538,
+            test_frames=2728,
+            crop=256,
+            width=1.0,
+            cloud_width=1.0,
+            heat_width=1.0,
+            decoder_width=1.0,
+            map_size=64,
+            matched_points=0,
+            start_spread=1.0,
+            pose_norm="vector",
+            align_weight=1.0,
+            steps=60500,
+            learning_rate=1e-4,
+            warm_up=0,
+            schedule="step",
+            rotation=180.0,
+            log_every=100,
+            validate_every=2000,
+            checkpoint_every=1000,
+            timing_steps=50,
+        ),
+    }
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
-CHOICES = {'dataset': DATASETS, 'crop_by': ('mask', 'zb', 'tips'), 'pose_norm': ('vector', 'joints', 'squared'), 'schedule': ('cosine', 'step', 'constant'), 'precision': ('auto', 'bf16', 'fp32'),
-           'protocol': ('zb', 'mmpose', 'pooled')}
-POSITIVE = ('train_frames', 'validation_frames', 'test_frames', 'crop', 'latent', 'points', 'map_size', 'steps', 'batch_size', 'timing_steps', 'width', 'cloud_width', 'heat_width', 'decoder_width',
-            'beta_first', 'beta_last', 'heat_sigma', 'learning_rate', 'start_spread')
+CHOICES = {
+    "dataset": DATASETS,
+    "crop_by": ("mask", "zb", "tips"),
+    "pose_norm": ("vector", "joints", "squared"),
+    "schedule": ("cosine", "step", "constant"),
+    "precision": ("auto", "bf16", "fp32"),
+    "protocol": ("zb", "mmpose", "pooled"),
+}
+POSITIVE = (
+    "train_frames",
+    "validation_frames",
+    "test_frames",
+    "crop",
+    "latent",
+    "points",
+    "map_size",
+    "steps",
+    "batch_size",
+    "timing_steps",
+    "width",
+    "cloud_width",
+    "heat_width",
+    "decoder_width",
+    "beta_first",
+    "beta_last",
+    "heat_sigma",
+    "learning_rate",
+    "start_spread",
+)
+
 
 def check_aligned(settings):
     "The settings with types and values checked"
     settings, recipe = check_settings(settings, CHOICES, POSITIVE), make_recipe(settings.strategy)
-    def refuse(name, what, way_out): raise HandlabError(f'AlignedSettings.{name}', what, way_out)
-    if not 0 < settings.labelled_share <= 1: refuse('labelled_share', f'{settings.labelled_share} is not a share', 'give a number above 0, at most 1')
-    if not 0 <= settings.matched_points <= settings.points: refuse('matched_points', f'a cloud has {settings.points} points', 'give at most that many, or 0 for all')
-    if not settings.correspondence and recipe.alignment != 'product': refuse('correspondence', f'{recipe} has no encoders that could see different frames', 'choose strategy S4')
-    if settings.map_size % 16: refuse('map_size', f'{settings.map_size} is not a multiple of 16', 'choose 64, 32 or 16')
-    if round(settings.points**.5)**2 != settings.points: refuse('points', f'{settings.points} is not a square number', 'choose 256 or 64')
+
+    def refuse(name, what, way_out):
+        raise HandlabError(f"AlignedSettings.{name}", what, way_out)
+
+    if not 0 < settings.labelled_share <= 1:
+        refuse(
+            "labelled_share", f"{settings.labelled_share} is not a share", "give a number above 0, at most 1"
+        )
+    if not 0 <= settings.matched_points <= settings.points:
+        refuse(
+            "matched_points", f"a cloud has {settings.points} points", "give at most that many, or 0 for all"
+        )
+    if not settings.correspondence and recipe.alignment != "product":
+        refuse(
+            "correspondence",
+            f"{recipe} has no encoders that could see different frames",
+            "choose strategy S4",
+        )
+    if settings.map_size % 16:
+        refuse("map_size", f"{settings.map_size} is not a multiple of 16", "choose 64, 32 or 16")
+    if round(settings.points**0.5) ** 2 != settings.points:
+        refuse("points", f"{settings.points} is not a square number", "choose 256 or 64")
     return settings
 
 # %% ../../nbs/aligned/06_experiment.ipynb #8a856391
 def part_of(cls, settings):  # a dataclass with fields of the same names
     "The settings of a part"
-    return cls(**{field.name: getattr(settings, field.name) for field in fields(cls) if hasattr(settings, field.name)})
+    return cls(
+        **{
+            field.name: getattr(settings, field.name)
+            for field in fields(cls)
+            if hasattr(settings, field.name)
+        }
+    )
+
 
 def train_settings(settings, steps=0):  # steps: 0 = as in the settings
     "The loop's settings"
@@ -132,71 +270,132 @@ def crop_settings(settings):
     "How the experiment crops"
     return CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
 
+
 def aligned_data(settings, show_progress=True):
     "Prepare the crops of both splits, or find them prepared"
     return experiment_data(settings, crop_settings(settings), show_progress)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ed3fdd89
-def viewpoint(K,       # (B,3,3) of the crop, px
-              size,    # S, px
-              correct=True): # False: no rotation
+def viewpoint(
+    K,  # (B,3,3) of the crop, px
+    size,  # S, px
+    correct=True,
+):  # False: no rotation
     "Rotations (B,3,3) from the camera to the view along the crop's centre"
-    if not correct: return torch.eye(3, device=K.device, dtype=K.dtype).expand(len(K), 3, 3)
-    return viewpoint_rotation(torch.tensor([(size - 1)/2, (size - 1)/2, size], device=K.device, dtype=K.dtype), K)
+    if not correct:
+        return torch.eye(3, device=K.device, dtype=K.dtype).expand(len(K), 3, 3)
+    return viewpoint_rotation(
+        torch.tensor([(size - 1) / 2, (size - 1) / 2, size], device=K.device, dtype=K.dtype), K
+    )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3d627224
-def modality_tensors(batch,     # data.batches.Batch
-                     letters,   # of the modalities
-                     settings):
+def modality_tensors(
+    batch,  # data.batches.Batch
+    letters,  # of the modalities
+    settings,
+):
     "The batch's tensors by modality: {letter: (B,...)}"
     size, turn = settings.crop, viewpoint(batch.K, settings.crop, settings.viewpoint_correction)
-    make = {'R': lambda: batch.image, 'P': lambda: rotate(batch.pose, turn), 'C': lambda: rotate(batch.cloud, turn),
-            'H': lambda: heatmaps(batch.uv, settings.map_size, crop_size=size, sigma=settings.heat_sigma*size).contiguous(memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format),
-            'D': lambda: F.interpolate(torch.where(batch.mask > .5, batch.depth, 1.), settings.map_size, mode='nearest-exact')}
+    make = {
+        "R": lambda: batch.image,
+        "P": lambda: rotate(batch.pose, turn),
+        "C": lambda: rotate(batch.cloud, turn),
+        "H": lambda: heatmaps(
+            batch.uv, settings.map_size, crop_size=size, sigma=settings.heat_sigma * size
+        ).contiguous(
+            memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format
+        ),
+        "D": lambda: F.interpolate(
+            torch.where(batch.mask > 0.5, batch.depth, 1.0), settings.map_size, mode="nearest-exact"
+        ),
+    }
     return {letter: make[letter]() for letter in letters}
+
 
 def needed_pixels(letters):
     "What the batches have to hold for these modalities"
-    return tuple(name for name, needs in (('image', 'R'), ('depth', 'D'), ('mask', 'D')) if set(needs) & set(letters))
+    return tuple(
+        name for name, needs in (("image", "R"), ("depth", "D"), ("mask", "D")) if set(needs) & set(letters)
+    )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #0e914328
 def joined(parts):  # dicts {letter: (B,...)}
     "Several batches as one larger batch"
-    return {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]} if len(parts) > 1 else parts[0]
+    return (
+        {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]}
+        if len(parts) > 1
+        else parts[0]
+    )
+
 
 class ViewsAt:
     "The views of every step of a training"
-    def __init__(self, settings, train, device='cpu', steps=0):  # train: prepared frames; steps 0: as in the settings
-        self.settings, self.recipe, self.steps, self.device = settings, make_recipe(settings.strategy), steps or settings.steps, pick_device(str(device))
-        self.letters = ''.join(sorted({*self.recipe.encoders, *self.recipe.decoders}))
+
+    def __init__(
+        self, settings, train, device="cpu", steps=0
+    ):  # train: prepared frames; steps 0: as in the settings
+        self.settings, self.recipe, self.steps, self.device = (
+            settings,
+            make_recipe(settings.strategy),
+            steps or settings.steps,
+            pick_device(str(device)),
+        )
+        self.letters = "".join(sorted({*self.recipe.encoders, *self.recipe.decoders}))
         self.batches = [self._batches(part, name) for name, part in self._parts(train).items()]
 
     def _parts(self, train):
-        count = max(1, round(self.settings.labelled_share*len(train)))
-        if count < self.settings.batch_size: raise HandlabError('labelled_share', f'{count} labelled frames are fewer than a batch', 'give a larger share or a smaller batch_size')
-        if count == len(train): return {'labelled': train}
-        parts = {'labelled': train.subset(slice(0, count)), 'unlabelled': train.subset(slice(count, None))}
-        return parts if self.settings.use_unlabelled else {'labelled': parts['labelled']}
+        count = max(1, round(self.settings.labelled_share * len(train)))
+        if count < self.settings.batch_size:
+            raise HandlabError(
+                "labelled_share",
+                f"{count} labelled frames are fewer than a batch",
+                "give a larger share or a smaller batch_size",
+            )
+        if count == len(train):
+            return {"labelled": train}
+        parts = {"labelled": train.subset(slice(0, count)), "unlabelled": train.subset(slice(count, None))}
+        return parts if self.settings.use_unlabelled else {"labelled": parts["labelled"]}
 
     def _batches(self, part, name):
-        seed = self.settings.seed + (name == 'unlabelled')*1_000_003
-        return Batches(part, self.settings.batch_size, device=self.device, augment=part_of(Augment, self.settings), seed=seed,
-                       cloud_points=self.settings.points if 'C' in self.letters else 0, modalities=needed_pixels(self.letters), prefetch=2*(self.device.type == 'cuda'))
+        seed = self.settings.seed + (name == "unlabelled") * 1_000_003
+        return Batches(
+            part,
+            self.settings.batch_size,
+            device=self.device,
+            augment=part_of(Augment, self.settings),
+            seed=seed,
+            cloud_points=self.settings.points if "C" in self.letters else 0,
+            modalities=needed_pixels(self.letters),
+            prefetch=2 * (self.device.type == "cuda"),
+        )
 
     def __call__(self, step):
         "Step number `step`"
         batches = [batches.at(step) for batches in self.batches]
         tensors = joined([modality_tensors(batch, self.letters, self.settings) for batch in batches])
-        views = Views(tensors, beta=beta_at(step, self.steps, self.settings.beta_first, self.settings.beta_last), step=step)
-        if len(batches) > 1: views.labelled = torch.arange(len(views), device=self.device) < len(batches[0])
-        if not self.settings.correspondence: views.sensor = torch.cat([batch.index for batch in batches]) % len(self.recipe.encoders)
+        views = Views(
+            tensors,
+            beta=beta_at(step, self.steps, self.settings.beta_first, self.settings.beta_last),
+            step=step,
+        )
+        if len(batches) > 1:
+            views.labelled = torch.arange(len(views), device=self.device) < len(batches[0])
+        if not self.settings.correspondence:
+            views.sensor = torch.cat([batch.index for batch in batches]) % len(self.recipe.encoders)
         return self._drawn(views)
 
     def _drawn(self, views):
-        generator, count = torch_generator(self.settings.seed, 'latent', views.step, device=self.device), len(posterior_names(self.recipe))
-        views.noise = torch.randn(count, len(views), self.settings.latent, generator=generator, device=self.device)
-        if 0 < self.settings.matched_points < self.settings.points and 'C' in self.recipe.decoders:
-            views.chosen = subsets(count*len(views), self.settings.points, self.settings.matched_points, generator)
+        generator, count = (
+            torch_generator(self.settings.seed, "latent", views.step, device=self.device),
+            len(posterior_names(self.recipe)),
+        )
+        views.noise = torch.randn(
+            count, len(views), self.settings.latent, generator=generator, device=self.device
+        )
+        if 0 < self.settings.matched_points < self.settings.points and "C" in self.recipe.decoders:
+            views.chosen = subsets(
+                count * len(views), self.settings.points, self.settings.matched_points, generator
+            )
         return views
 
 # %% ../../nbs/aligned/06_experiment.ipynb #51947fb7
@@ -206,74 +405,150 @@ def make_network(settings):
         torch.manual_seed(settings.seed)
         return AlignedNetwork(make_recipe(settings.strategy), part_of(NetworkSettings, settings))
 
+
 class AlignedLoss:
     "The loss of a strategy, as `fit` calls it"
-    def __init__(self, settings): self.recipe, self.settings = make_recipe(settings.strategy), part_of(LossSettings, settings)
-    def __call__(self, network, views): return aligned_loss(network, views, self.recipe, self.settings)
+
+    def __init__(self, settings):
+        self.recipe, self.settings = make_recipe(settings.strategy), part_of(LossSettings, settings)
+
+    def __call__(self, network, views):
+        return aligned_loss(network, views, self.recipe, self.settings)
+
 
 class Validation:
     "Mean joint error in mm over the validation frames, from each encoder alone; plain `epe` is that of RGB"
-    def __init__(self, settings, prepared, device='cpu'):
+
+    def __init__(self, settings, prepared, device="cpu"):
         self.settings, self.encoders = settings, make_recipe(settings.strategy).encoders
-        self.batches = Batches(prepared, 2*settings.batch_size, device=device, augment=None, shuffle=False, cloud_points=settings.points if 'C' in self.encoders else 0,
-                               modalities=needed_pixels(self.encoders))
+        self.batches = Batches(
+            prepared,
+            2 * settings.batch_size,
+            device=device,
+            augment=None,
+            shuffle=False,
+            cloud_points=settings.points if "C" in self.encoders else 0,
+            modalities=needed_pixels(self.encoders),
+        )
 
     def __call__(self, network):
         sums, count = {}, 0
         for batch in self.batches:
-            views, count = modality_tensors(batch, self.encoders + 'P', self.settings), count + len(batch)
+            views, count = modality_tensors(batch, self.encoders + "P", self.settings), count + len(batch)
             for letter in network.encoders:
-                error = (network.decoders['P'](network.encode(views[letter], letter)).float() - views['P']).norm(dim=2).mean(1)
-                name = 'epe' if letter == self.encoders[0] else f'epe_{letter}'
-                sums[name] = sums.get(name, 0.) + (error*batch.scale).sum().item()
-        return {name: value/count for name, value in sums.items()}
+                error = (
+                    (network.decoders["P"](network.encode(views[letter], letter)).float() - views["P"])
+                    .norm(dim=2)
+                    .mean(1)
+                )
+                name = "epe" if letter == self.encoders[0] else f"epe_{letter}"
+                sums[name] = sums.get(name, 0.0) + (error * batch.scale).sum().item()
+        return {name: value / count for name, value in sums.items()}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #0b04d99b
-NOT_TRAINING = {'dataset', 'data_root', 'data_seed', 'train_frames', 'validation_frames', 'test_frames', 'timing_steps', 'protocol', 'own_processes'}  # the data's fingerprint stands for them
+NOT_TRAINING = {
+    "dataset",
+    "data_root",
+    "data_seed",
+    "train_frames",
+    "validation_frames",
+    "test_frames",
+    "timing_steps",
+    "protocol",
+    "own_processes",
+}  # the data's fingerprint stands for them
+
 
 def depends_on(settings, data):
     "What the trained network depends on"
-    return {'experiment': 'aligned', 'data': data.training_fingerprint, **{name: value for name, value in asdict(settings).items() if name not in NOT_TRAINING}}
+    return {
+        "experiment": "aligned",
+        "data": data.training_fingerprint,
+        **{name: value for name, value in asdict(settings).items() if name not in NOT_TRAINING},
+    }
 
-def train_strategy(settings,      # AlignedSettings
-                   data,          # of `aligned_data`
-                   folder,        # the run folder
-                   device='cpu',
-                   steps=0,       # 0 = as in the settings
-                   report=None):  # as `fit`'s
+
+def train_strategy(
+    settings,  # AlignedSettings
+    data,  # of `aligned_data`
+    folder,  # the run folder
+    device="cpu",
+    steps=0,  # 0 = as in the settings
+    report=None,
+):  # as `fit`'s
     "Train a strategy, or finish or load its training; returns its `finished.json`"
     settings, device = check_aligned(settings), pick_device(str(device))
-    fit(make_network(settings), AlignedLoss(settings), ViewsAt(settings, data.train, device, steps), train_settings(settings, steps), folder, device,
-        validate=Validation(settings, data.validation, device), about=depends_on(settings, data), report=report, name=settings.strategy)
-    return read_json(Path(folder)/'finished.json')
+    fit(
+        make_network(settings),
+        AlignedLoss(settings),
+        ViewsAt(settings, data.train, device, steps),
+        train_settings(settings, steps),
+        folder,
+        device,
+        validate=Validation(settings, data.validation, device),
+        about=depends_on(settings, data),
+        report=report,
+        name=settings.strategy,
+    )
+    return read_json(Path(folder) / "finished.json")
 
-def trained_network(settings, folder, device='cpu'):
+
+def trained_network(settings, folder, device="cpu"):
     "The trained network of a run folder, in evaluation mode"
-    return load_network(Path(folder)/'model.safetensors', make_network(settings)).to(pick_device(str(device))).eval().requires_grad_(False)
+    return (
+        load_network(Path(folder) / "model.safetensors", make_network(settings))
+        .to(pick_device(str(device)))
+        .eval()
+        .requires_grad_(False)
+    )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7a516b44
-def strategy_jobs(settings,        # AlignedSettings
-                  data, folder,    # each run gets a folder of its own within this one
-                  variants,        # {name: {setting: value}}, such as {'S1, seed 0': dict(strategy='S1', seed=0)}
-                  device='cpu',
-                  steps=None):     # {name: steps} where they differ from the settings
+def strategy_jobs(
+    settings,  # AlignedSettings
+    data,
+    folder,  # each run gets a folder of its own within this one
+    variants,  # {name: {setting: value}}, such as {'S1, seed 0': dict(strategy='S1', seed=0)}
+    device="cpu",
+    steps=None,
+):  # {name: steps} where they differ from the settings
     "A job for each variant of the settings"
-    place = lambda name: str(Path(folder)/name.replace(', ', '-').replace(' ', '_'))
-    return [Job(name, train_strategy, dict(settings=check_aligned(replace(settings, **changes)), data=data, folder=place(name), device=str(device), steps=(steps or {}).get(name, 0)))
-            for name, changes in variants.items()]
+
+    def place(name):
+        return str(Path(folder) / name.replace(", ", "-").replace(" ", "_"))
+
+    return [
+        Job(
+            name,
+            train_strategy,
+            dict(
+                settings=check_aligned(replace(settings, **changes)),
+                data=data,
+                folder=place(name),
+                device=str(device),
+                steps=(steps or {}).get(name, 0),
+            ),
+        )
+        for name, changes in variants.items()
+    ]
 
 # %% ../../nbs/aligned/06_experiment.ipynb #01e03ae8
 @torch.no_grad()
-def predict(network,        # a trained AlignedNetwork
-            prepared,       # prepared crops
-            settings,
-            device='cpu',
-            letter='R',     # the encoder to use
-            batch_size=64):
+def predict(
+    network,  # a trained AlignedNetwork
+    prepared,  # prepared crops
+    settings,
+    device="cpu",
+    letter="R",  # the encoder to use
+    batch_size=64,
+):
     "Poses (N,21,3) in mm, camera frame"
     network, device, poses = network.to(device).eval(), pick_device(str(device)), []
-    for batch in ordered_batches(prepared, batch_size, device, needed_pixels(letter), settings.points if letter == 'C' else 0):
-        pose = network.decoders['P'](network.encode(modality_tensors(batch, letter, settings)[letter], letter))
+    for batch in ordered_batches(
+        prepared, batch_size, device, needed_pixels(letter), settings.points if letter == "C" else 0
+    ):
+        pose = network.decoders["P"](
+            network.encode(modality_tensors(batch, letter, settings)[letter], letter)
+        )
         pose = rotate_back(pose, viewpoint(batch.K, settings.crop, settings.viewpoint_correction))
         poses.append(denormalise(pose, batch.root, batch.scale).cpu().numpy())
     return np.concatenate(poses)
@@ -281,89 +556,185 @@ def predict(network,        # a trained AlignedNetwork
 # %% ../../nbs/aligned/06_experiment.ipynb #7376553a
 def predict_mean(settings, data, prepared=None):  # prepared None: the test frames
     "The mean training pose at each frame's viewpoint, root and scale, (N,21,3) mm"
-    poses = [modality_tensors(batch, 'P', settings)['P'] for batch in ordered_batches(data.train, 256, 'cpu', ())]
+    poses = [
+        modality_tensors(batch, "P", settings)["P"] for batch in ordered_batches(data.train, 256, "cpu", ())
+    ]
     mean = torch.cat(poses).mean(0)
-    placed = [denormalise(rotate_back(mean.expand(len(batch), 21, 3), viewpoint(batch.K, settings.crop, settings.viewpoint_correction)), batch.root, batch.scale)
-              for batch in ordered_batches(data.test if prepared is None else prepared, 256, 'cpu', ())]
+    placed = [
+        denormalise(
+            rotate_back(
+                mean.expand(len(batch), 21, 3),
+                viewpoint(batch.K, settings.crop, settings.viewpoint_correction),
+            ),
+            batch.root,
+            batch.scale,
+        )
+        for batch in ordered_batches(data.test if prepared is None else prepared, 256, "cpu", ())
+    ]
     return torch.cat(placed).numpy()
 
 # %% ../../nbs/aligned/06_experiment.ipynb #f64a757c
-ENCODER_NAMES = {'R': 'RGB', 'C': 'cloud', 'D': 'depth'}
+ENCODER_NAMES = {"R": "RGB", "C": "cloud", "D": "depth"}
 
-def predict_all(network, prepared, settings, data, device='cpu'):  # data gives the mean pose
+
+def predict_all(network, prepared, settings, data, device="cpu"):  # data gives the mean pose
     "Poses from each encoder alone and the mean training pose, {name: (N,21,3) mm}"
-    there = [letter for letter in network.encoders if letter == 'R' or ('depth' in prepared.arrays and has_root(prepared))]
-    predictions = {ENCODER_NAMES.get(letter, letter): predict(network, prepared, settings, device, letter) for letter in there}
-    return {**predictions, 'mean_pose': predict_mean(settings, data, prepared)}
+    there = [
+        letter
+        for letter in network.encoders
+        if letter == "R" or ("depth" in prepared.arrays and has_root(prepared))
+    ]
+    predictions = {
+        ENCODER_NAMES.get(letter, letter): predict(network, prepared, settings, device, letter)
+        for letter in there
+    }
+    return {**predictions, "mean_pose": predict_mean(settings, data, prepared)}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #e8642aca
 @torch.no_grad()
 def decode_all(network, code):  # (N,latent)
     "What every decoder makes of codes, {letter: (N,...) array}"
-    return {letter: decoder(code).float().cpu().numpy() for letter, decoder in network.eval().decoders.items()}
+    return {
+        letter: decoder(code).float().cpu().numpy() for letter, decoder in network.eval().decoders.items()
+    }
+
 
 @torch.no_grad()
-def reconstruct(network, prepared, settings, device='cpu', letter='R'):  # a few prepared crops
+def reconstruct(network, prepared, settings, device="cpu", letter="R"):  # a few prepared crops
     "Truth and reconstructions of some frames: ({letter: true}, {letter: decoded}, codes)"
     recipe = make_recipe(settings.strategy)
-    letters = ''.join(sorted({letter, *recipe.decoders, 'R'}))
-    batch = Batches(prepared, len(prepared), device=device, augment=None, shuffle=False, cloud_points=settings.points if 'C' in letters else 0, modalities=needed_pixels(letters)).at(0)
+    letters = "".join(sorted({letter, *recipe.decoders, "R"}))
+    batch = Batches(
+        prepared,
+        len(prepared),
+        device=device,
+        augment=None,
+        shuffle=False,
+        cloud_points=settings.points if "C" in letters else 0,
+        modalities=needed_pixels(letters),
+    ).at(0)
     views = modality_tensors(batch, letters, settings)
     code = network.to(device).eval().encode(views[letter], letter)
     return {name: view.cpu().numpy() for name, view in views.items()}, decode_all(network, code), code
 
 # %% ../../nbs/aligned/06_experiment.ipynb #2b256ea1
-def time_parts(settings, data, device='cpu', report=None):
+def time_parts(settings, data, device="cpu", report=None):
     "Median milliseconds of a training step, of making its batch, and of its EMD"
     device, loop = pick_device(str(device)), train_settings(settings)
-    network = make_network(settings).to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format).train()
-    loss, views_at, optimiser, parts = AlignedLoss(settings), ViewsAt(settings, data.train, device), make_optimiser(network, loop, device), {'step': [], 'batch': [], 'emd': []}
+    network = (
+        make_network(settings)
+        .to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
+        .train()
+    )
+    loss, views_at, optimiser, parts = (
+        AlignedLoss(settings),
+        ViewsAt(settings, data.train, device),
+        make_optimiser(network, loop, device),
+        {"step": [], "batch": [], "emd": []},
+    )
+
     def timed(name, work):
         begun, result = time.perf_counter(), work()
-        if device.type == 'cuda': torch.cuda.synchronize(device)
-        parts[name].append(1000*(time.perf_counter() - begun))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        parts[name].append(1000 * (time.perf_counter() - begun))
         return result
-    if device.type == 'cpu': keep_memory()
-    for step in range(settings.timing_steps + 2):  # the first ones warm up
-        views = timed('batch', lambda: views_at(step))
-        if 'C' in loss.recipe.decoders:
-            with torch.no_grad(): clouds = network(views)[1].get('C')
-            if clouds is not None: timed('emd', lambda: emd(clouds.flatten(0, 1), views.tensors['C'].repeat(len(clouds), 1, 1), views.chosen))
-        timed('step', lambda: train_step(network, optimiser, loss, views, learning_rate(step, loop), loop, device))
-    median = {name: float(np.median(values[2:])) if values else 0. for name, values in parts.items()}
-    return {**median, 'step': median['step'] + median['batch']}
 
-def equal_time_steps(settings, times, reference='S4'):  # times: {strategy: milliseconds a step}
+    if device.type == "cpu":
+        keep_memory()
+    for step in range(settings.timing_steps + 2):  # the first ones warm up
+        views = timed("batch", lambda: views_at(step))
+        if "C" in loss.recipe.decoders:
+            with torch.no_grad():
+                clouds = network(views)[1].get("C")
+            if clouds is not None:
+                timed(
+                    "emd",
+                    lambda: emd(
+                        clouds.flatten(0, 1), views.tensors["C"].repeat(len(clouds), 1, 1), views.chosen
+                    ),
+                )
+        timed(
+            "step",
+            lambda: train_step(network, optimiser, loss, views, learning_rate(step, loop), loop, device),
+        )
+    median = {name: float(np.median(values[2:])) if values else 0.0 for name, values in parts.items()}
+    return {**median, "step": median["step"] + median["batch"]}
+
+
+def equal_time_steps(settings, times, reference="S4"):  # times: {strategy: milliseconds a step}
     "The steps of each strategy that take as long as the reference's"
-    return {name: max(1, round(settings.steps*times[reference]/own)) for name, own in times.items()}
+    return {name: max(1, round(settings.steps * times[reference] / own)) for name, own in times.items()}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #d326c61a
 def run_name(settings):
     "The name of a run: strategy, regime, data and seed"
-    regime = [f'labelled{settings.labelled_share:g}' + '-alone'*(not settings.use_unlabelled)]*(settings.labelled_share < 1)
-    regime += ['apart']*(not settings.correspondence) + ['own_view']*(not settings.viewpoint_correction)
-    return '-'.join(['train_aligned', settings.strategy.replace(':', '_'), *regime, settings.dataset, f'seed{settings.seed}'])
+    regime = [f"labelled{settings.labelled_share:g}" + "-alone" * (not settings.use_unlabelled)] * (
+        settings.labelled_share < 1
+    )
+    regime += ["apart"] * (not settings.correspondence) + ["own_view"] * (not settings.viewpoint_correction)
+    return "-".join(
+        [
+            "train_aligned",
+            settings.strategy.replace(":", "_"),
+            *regime,
+            settings.dataset,
+            f"seed{settings.seed}",
+        ]
+    )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #076f218e
-def write_run(folder, settings, data, predictions, values, seconds=None, **more):  # predictions {name: (N,21,3) mm}, values {name: scores}
+def write_run(
+    folder, settings, data, predictions, values, seconds=None, **more
+):  # predictions {name: (N,21,3) mm}, values {name: scores}
     "Write the run folder's predictions and, last of all, `metrics.json`; returns its content"
     folder = Path(folder)
-    write_predictions(folder/'predictions.npz', data.test, predictions)
-    metrics = {'experiment': 'train_aligned', 'strategy': settings.strategy, 'recipe': str(make_recipe(settings.strategy)), 'source': data.test.source, 'settings': asdict(settings),
-               'seed': settings.seed, **provenance(), 'data': {'fingerprint': data.fingerprint, 'train': len(data.train), 'validation': len(data.validation), 'test': len(data.test)},
-               'training': read_json(folder/'finished.json'), 'seconds': seconds or {}, 'protocol': settings.protocol, 'thresholds': thresholds_3d(), 'values': values, **more}
-    write_json(folder/'metrics.json', metrics)
-    return read_json(folder/'metrics.json')
+    write_predictions(folder / "predictions.npz", data.test, predictions)
+    metrics = {
+        "experiment": "train_aligned",
+        "strategy": settings.strategy,
+        "recipe": str(make_recipe(settings.strategy)),
+        "source": data.test.source,
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        **provenance(),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+        "training": read_json(folder / "finished.json"),
+        "seconds": seconds or {},
+        "protocol": settings.protocol,
+        "thresholds": thresholds_3d(),
+        "values": values,
+        **more,
+    }
+    write_json(folder / "metrics.json", metrics)
+    return read_json(folder / "metrics.json")
 
 # %% ../../nbs/aligned/06_experiment.ipynb #6faae385
-def open_run(folder, device='cpu', show_progress=False):
+def open_run(folder, device="cpu", show_progress=False):
     "The settings, data and trained network of a finished run"
     folder = Path(folder)
-    if not (folder/'metrics.json').exists():
-        raise HandlabError(folder, 'no finished run is there', 'run papermill nbs/train_aligned.ipynb runs/train_aligned.ipynb -p strategy S4 first, or name the folder of another run')
-    metrics = read_json(folder/'metrics.json')
-    if metrics.get('experiment') != 'train_aligned': raise HandlabError(folder, f"it holds a run of {metrics.get('experiment')}", 'name the folder of a run of train_aligned')
-    settings = check_aligned(make_settings(AlignedSettings, **metrics['settings']))
+    if not (folder / "metrics.json").exists():
+        raise HandlabError(
+            folder,
+            "no finished run is there",
+            "run papermill nbs/train_aligned.ipynb runs/train_aligned.ipynb -p strategy S4 first, or name the folder of another run",
+        )
+    metrics = read_json(folder / "metrics.json")
+    if metrics.get("experiment") != "train_aligned":
+        raise HandlabError(
+            folder,
+            f"it holds a run of {metrics.get('experiment')}",
+            "name the folder of a run of train_aligned",
+        )
+    settings = check_aligned(make_settings(AlignedSettings, **metrics["settings"]))
     data = aligned_data(settings, show_progress)
-    if data.fingerprint != metrics['data']['fingerprint']: raise HandlabError(folder, 'the data have changed since it was trained', 'train again, in a new folder')
+    if data.fingerprint != metrics["data"]["fingerprint"]:
+        raise HandlabError(
+            folder, "the data have changed since it was trained", "train again, in a new folder"
+        )
     return settings, data, trained_network(settings, folder, device)

@@ -27,19 +27,31 @@ from IPython.display import display
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from .experiment import ENCODER_NAMES, aligned_data, decode_all, predict, reconstruct, train_strategy, trained_network, write_run
+from handlab.aligned.experiment import (
+    ENCODER_NAMES,
+    aligned_data,
+    decode_all,
+    predict,
+    reconstruct,
+    train_strategy,
+    trained_network,
+    write_run,
+)
 from .posteriors import interpolate
 from ..core import HandlabError, atomic_file
 from ..hand.skeleton import BONES, FINGER_COLOURS
 from ..train.experiment import evaluate_on
 
 # %% ../../nbs/aligned/08_explorer.ipynb #70666113
-ROUND = 10                                                    # corners of a ring
-THICKNESS = np.array([.26, .23, .20, .175, .15])              # radius at wrist, MCP, PIP, DIP and tip, in hand scales
-SHEET = .17                                                   # from the palm's middle to its two sheets
-PALM_COLOUR = '#dcc3b2'
+ROUND = 10  # corners of a ring
+THICKNESS = np.array(
+    [0.26, 0.23, 0.20, 0.175, 0.15]
+)  # radius at wrist, MCP, PIP, DIP and tip, in hand scales
+SHEET = 0.17  # from the palm's middle to its two sheets
+PALM_COLOUR = "#dcc3b2"
 PALM = np.array([[0, 1, 5], [0, 5, 9], [0, 9, 13], [0, 13, 17]])  # triangles between wrist and MCPs
 CORNERS = np.unique(PALM)
+
 
 def across(direction):  # (...,3) unit vectors
     "Two unit vectors (...,3) at right angles to each direction and to each other"
@@ -48,76 +60,126 @@ def across(direction):  # (...,3) unit vectors
     first /= np.linalg.norm(first, axis=-1, keepdims=True).clip(1e-6)
     return first, np.cross(direction, first)
 
+
 def capsules(start, end, radius_start, radius_end):  # (...,3), (...,3), (...), (...)
     "Vertices (...,6*ROUND,3): six rings from one round end to the other"
     along = end - start
-    along = along/np.linalg.norm(along, axis=-1, keepdims=True).clip(1e-6)
+    along = along / np.linalg.norm(along, axis=-1, keepdims=True).clip(1e-6)
     first, second = across(along)
-    turn, rings = np.linspace(0, 2*np.pi, ROUND, endpoint=False), []
+    turn, rings = np.linspace(0, 2 * np.pi, ROUND, endpoint=False), []
     for centre, radius, angles in ((start, radius_start, (-90, -45, 0)), (end, radius_end, (0, 45, 90))):
         for angle in np.radians(angles):
-            ring = centre + along*(radius*np.sin(angle))[..., None]
-            wide = (radius*np.cos(angle))[..., None, None]
-            rings.append(ring[..., None, :] + wide*(np.cos(turn)[:, None]*first[..., None, :] + np.sin(turn)[:, None]*second[..., None, :]))
+            ring = centre + along * (radius * np.sin(angle))[..., None]
+            wide = (radius * np.cos(angle))[..., None, None]
+            rings.append(
+                ring[..., None, :]
+                + wide
+                * (np.cos(turn)[:, None] * first[..., None, :] + np.sin(turn)[:, None] * second[..., None, :])
+            )
     return np.concatenate(rings, -2)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #bbccdae8
 def capsule_faces():
     "Triangles (F,3) between the six rings of a capsule"
     corner, following = np.arange(ROUND), (np.arange(ROUND) + 1) % ROUND
-    quads = [(ring*ROUND + corner, ring*ROUND + following, (ring + 1)*ROUND + following, (ring + 1)*ROUND + corner) for ring in range(5)]
-    return np.concatenate([np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]) for a, b, c, d in quads])
+    quads = [
+        (
+            ring * ROUND + corner,
+            ring * ROUND + following,
+            (ring + 1) * ROUND + following,
+            (ring + 1) * ROUND + corner,
+        )
+        for ring in range(5)
+    ]
+    return np.concatenate(
+        [np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]) for a, b, c, d in quads]
+    )
+
 
 def hand_faces():
     "Triangles (F,3) of a hand's 20 capsules and palm, and each vertex's colour (V,)"
-    capsule, count = capsule_faces(), 6*ROUND
-    palm = np.searchsorted(CORNERS, PALM) + len(BONES)*count
-    faces = np.concatenate([capsule + bone*count for bone in range(len(BONES))] + [palm, palm[:, ::-1] + len(CORNERS)])
-    colours = [FINGER_COLOURS[bone//4] if bone % 4 else PALM_COLOUR for bone in range(len(BONES)) for _ in range(count)] + [PALM_COLOUR]*2*len(CORNERS)
+    capsule, count = capsule_faces(), 6 * ROUND
+    palm = np.searchsorted(CORNERS, PALM) + len(BONES) * count
+    faces = np.concatenate(
+        [capsule + bone * count for bone in range(len(BONES))] + [palm, palm[:, ::-1] + len(CORNERS)]
+    )
+    colours = [
+        FINGER_COLOURS[bone // 4] if bone % 4 else PALM_COLOUR
+        for bone in range(len(BONES))
+        for _ in range(count)
+    ] + [PALM_COLOUR] * 2 * len(CORNERS)
     return faces, np.array(colours)
+
 
 def palm_sheets(poses):  # (...,21,3)
     "Vertices (...,12,3): wrist and MCPs, moved to either side of the palm"
     corners = poses[..., CORNERS, :]
     normal = np.cross(poses[..., 5, :] - poses[..., 0, :], poses[..., 17, :] - poses[..., 0, :])
-    aside = SHEET*normal/np.linalg.norm(normal, axis=-1, keepdims=True).clip(1e-6)
+    aside = SHEET * normal / np.linalg.norm(normal, axis=-1, keepdims=True).clip(1e-6)
     return np.concatenate([corners + aside[..., None, :], corners - aside[..., None, :]], -2)
+
 
 def hand_vertices(poses):  # (...,21,3) in hand scales
     "Vertices (...,V,3) of capsules and palm"
     poses = np.asarray(poses, float)
     parent, child = BONES.T
     depth = np.where(child % 4 == 0, 4, child % 4)  # MCP 1, PIP 2, DIP 3, tip 4
-    start, end = THICKNESS[depth - 1], np.where(depth == 1, .85, 1)*THICKNESS[depth]  # the palm's bones end within the fingers' first
+    start, end = (
+        THICKNESS[depth - 1],
+        np.where(depth == 1, 0.85, 1) * THICKNESS[depth],
+    )  # the palm's bones end within the fingers' first
     shape = poses.shape[:-2] + (len(BONES),)
-    tubes = capsules(poses[..., parent, :], poses[..., child, :], np.broadcast_to(start, shape), np.broadcast_to(end, shape))
+    tubes = capsules(
+        poses[..., parent, :],
+        poses[..., child, :],
+        np.broadcast_to(start, shape),
+        np.broadcast_to(end, shape),
+    )
     return np.concatenate([tubes.reshape(*poses.shape[:-2], -1, 3), palm_sheets(poses)], -2)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #98c43dd3
 @dataclass
 class Walk:
     "Two crops and the decoded hands and clouds between them"
-    images: np.ndarray          # (2,S,S,3) uint8
-    poses: np.ndarray           # (F,21,3) in hand scales, root-relative
-    clouds: np.ndarray = None   # (F,N,3), or None where no decoder makes them
-    names: tuple = ('', '')     # of the two frames
 
-def make_walk(network, prepared, settings, first, second, count=41, device='cpu', letter='R'):  # first, second: frames of `prepared`
+    images: np.ndarray  # (2,S,S,3) uint8
+    poses: np.ndarray  # (F,21,3) in hand scales, root-relative
+    clouds: np.ndarray = None  # (F,N,3), or None where no decoder makes them
+    names: tuple = ("", "")  # of the two frames
+
+
+def make_walk(
+    network, prepared, settings, first, second, count=41, device="cpu", letter="R"
+):  # first, second: frames of `prepared`
     "The walk from one frame's code to another's"
-    true, _, codes = reconstruct(network, prepared.subset(np.array([first, second])), settings, device, letter)
+    true, _, codes = reconstruct(
+        network, prepared.subset(np.array([first, second])), settings, device, letter
+    )
     decoded = decode_all(network, interpolate(codes[0], codes[1], count))
-    if 'P' not in decoded: raise HandlabError(f'strategy {settings.strategy!r}', 'it decodes no poses', 'explore a strategy with P behind the 2')
-    images = ((true['R'].transpose(0, 2, 3, 1) + .5)*255).round().clip(0, 255).astype(np.uint8)
-    return Walk(images, decoded['P'], decoded.get('C'), tuple(str(prepared.name[frame]) for frame in (first, second)))
+    if "P" not in decoded:
+        raise HandlabError(
+            f"strategy {settings.strategy!r}", "it decodes no poses", "explore a strategy with P behind the 2"
+        )
+    images = ((true["R"].transpose(0, 2, 3, 1) + 0.5) * 255).round().clip(0, 255).astype(np.uint8)
+    return Walk(
+        images, decoded["P"], decoded.get("C"), tuple(str(prepared.name[frame]) for frame in (first, second))
+    )
 
 # %% ../../nbs/aligned/08_explorer.ipynb #7b35387c
-def choose_pairs(codes,       # (N,latent)
-                 errors,      # (N,) mm, smaller is better
-                 count=3,
-                 share=.25):  # of the frames with the smallest errors
+def choose_pairs(
+    codes,  # (N,latent)
+    errors,  # (N,) mm, smaller is better
+    count=3,
+    share=0.25,
+):  # of the frames with the smallest errors
     "Pairs of frame numbers, far apart among the best"
-    best = np.argsort(errors, kind='stable')[:max(2*count, round(share*len(errors)))]
-    if len(best) < 2*count: raise HandlabError('pairs', f'{len(errors)} frames are too few for {count} pairs', f'ask for at most {len(errors)//2}')
+    best = np.argsort(errors, kind="stable")[: max(2 * count, round(share * len(errors)))]
+    if len(best) < 2 * count:
+        raise HandlabError(
+            "pairs",
+            f"{len(errors)} frames are too few for {count} pairs",
+            f"ask for at most {len(errors) // 2}",
+        )
     apart = np.linalg.norm(codes[best, None] - codes[None, best], axis=2)
     pairs, free = [], set(range(len(best)))
     for _ in range(count):
@@ -127,59 +189,106 @@ def choose_pairs(codes,       # (N,latent)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #4f206ea3
 @torch.no_grad()
-def best_pairs(network, prepared, settings, pairs=3, device='cpu', letter='R'):
+def best_pairs(network, prepared, settings, pairs=3, device="cpu", letter="R"):
     "Pairs of frames that a network does well on, with codes far apart"
-    errors = np.linalg.norm(predict(network, prepared, settings, device, letter) - np.asarray(prepared.joints), axis=2).mean(1)
-    whole = [reconstruct(network, prepared.subset(frames), settings, device, letter)[2].cpu().numpy() for frames in np.array_split(np.arange(len(prepared)), 1 + len(prepared)//100)]
+    errors = np.linalg.norm(
+        predict(network, prepared, settings, device, letter) - np.asarray(prepared.joints), axis=2
+    ).mean(1)
+    whole = [
+        reconstruct(network, prepared.subset(frames), settings, device, letter)[2].cpu().numpy()
+        for frames in np.array_split(np.arange(len(prepared)), 1 + len(prepared) // 100)
+    ]
     return choose_pairs(np.concatenate(whole), errors, pairs)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #df7f1f8f
-AHEAD = dict(eye=dict(x=.42, y=-1.2, z=.3), up=dict(x=0, y=0, z=1))  # from slightly beside the camera
-NEAR_TO_FAR = ['#b2182b', '#e8602c', '#f2a93b', '#8cc152', '#2fa99a', '#2f7fc1', '#3b4ba3']
+AHEAD = dict(eye=dict(x=0.42, y=-1.2, z=0.3), up=dict(x=0, y=0, z=1))  # from slightly beside the camera
+NEAR_TO_FAR = ["#b2182b", "#e8602c", "#f2a93b", "#8cc152", "#2fa99a", "#2f7fc1", "#3b4ba3"]
+
 
 def places(points):  # (N,3) x right, y down, z ahead; in hand scales
     "Coordinates for plotly, whose third axis points up"
-    x, y, z = (1000*np.asarray(points)).round().clip(-32000, 32000).astype(np.int16).T
+    x, y, z = (1000 * np.asarray(points)).round().clip(-32000, 32000).astype(np.int16).T
     return dict(x=x, y=z, z=-y)
+
 
 def middle(walk):
     "The middle (3,) of the room that the hand takes up during a walk"
-    return (walk.poses.min((0, 1)) + walk.poses.max((0, 1)))/2
+    return (walk.poses.min((0, 1)) + walk.poses.max((0, 1))) / 2
+
 
 def moving(walk, step):
     "What changes with a step of a walk: the hand's vertices, and the cloud"
     parts = [go.Mesh3d(**places(hand_vertices(walk.poses[step]) - middle(walk)))]
-    if walk.clouds is not None: parts.append(go.Scatter3d(**places(walk.clouds[step] - middle(walk)), marker=dict(color=places(walk.clouds[step])['y'])))
+    if walk.clouds is not None:
+        parts.append(
+            go.Scatter3d(
+                **places(walk.clouds[step] - middle(walk)), marker=dict(color=places(walk.clouds[step])["y"])
+            )
+        )
     return parts
+
 
 def reach(walks):
     "Half the edge of a cube that holds each walk's hands, and its clouds but for a few stray points, in 1/1000 of the hand's scale"
-    spans = [np.abs(walk.poses - middle(walk)).max() + THICKNESS[0] for walk in walks] + [np.quantile(np.abs(walk.clouds - middle(walk)), .99) for walk in walks if walk.clouds is not None]
-    return round(1000*float(np.clip(max(spans), .5, 4)))
+    spans = [np.abs(walk.poses - middle(walk)).max() + THICKNESS[0] for walk in walks] + [
+        np.quantile(np.abs(walk.clouds - middle(walk)), 0.99) for walk in walks if walk.clouds is not None
+    ]
+    return round(1000 * float(np.clip(max(spans), 0.5, 4)))
+
 
 def scene(edge, **more):
     "A cube of fixed size without frame or ticks"
     axis = dict(visible=False, range=[-edge, edge], autorange=False)
-    return dict(xaxis=axis, yaxis=axis, zaxis=axis, aspectmode='cube', camera=AHEAD, bgcolor='rgba(0,0,0,0)', dragmode='orbit', **more)
+    return dict(
+        xaxis=axis,
+        yaxis=axis,
+        zaxis=axis,
+        aspectmode="cube",
+        camera=AHEAD,
+        bgcolor="rgba(0,0,0,0)",
+        dragmode="orbit",
+        **more,
+    )
 
 # %% ../../nbs/aligned/08_explorer.ipynb #f0bd6e2c
 def fig_walks(walks, height=460):  # walks with or without clouds, all alike
     "A plotly figure at the first step of the first walk; its frames 'walk:step' are all the others"
     faces, colours = hand_faces()
     hand, *cloud = moving(walks[0], 0)
-    hand.update(**dict(zip('ijk', faces.astype(np.int16).T)), vertexcolor=colours, flatshading=False, hoverinfo='skip', lighting=dict(ambient=.62, diffuse=.62, specular=.12, roughness=.7, fresnel=.05),
-                lightposition=dict(x=-3000, y=-9000, z=9000))
+    hand.update(
+        **dict(zip("ijk", faces.astype(np.int16).T)),
+        vertexcolor=colours,
+        flatshading=False,
+        hoverinfo="skip",
+        lighting=dict(ambient=0.62, diffuse=0.62, specular=0.12, roughness=0.7, fresnel=0.05),
+        lightposition=dict(x=-3000, y=-9000, z=9000),
+    )
     for trace in cloud:
-        trace.update(mode='markers', scene='scene2', hoverinfo='skip')
+        trace.update(mode="markers", scene="scene2", hoverinfo="skip")
         trace.marker.update(size=4.5, colorscale=NEAR_TO_FAR, cmin=-1300, cmax=1300, opacity=1, line_width=0)
-    sides = [[0, .5], [.5, 1]] if cloud else [[0, 1]]
-    layout = dict(height=height, margin=dict(l=0, r=0, t=0, b=0), paper_bgcolor='rgba(0,0,0,0)', showlegend=False, modebar=dict(bgcolor='rgba(0,0,0,0)', color='#9aa3b2', remove=['sendChartToCloud', 'toImage', 'tableRotation']),
-                  **{name: scene(reach(walks), domain=dict(x=side, y=[0, 1])) for name, side in zip(('scene', 'scene2'), sides)})
-    frames = [go.Frame(name=f'{number}:{step}', data=moving(walk, step), traces=list(range(1 + len(cloud)))) for number, walk in enumerate(walks) for step in range(len(walk.poses))]
+    sides = [[0, 0.5], [0.5, 1]] if cloud else [[0, 1]]
+    layout = dict(
+        height=height,
+        margin=dict(l=0, r=0, t=0, b=0),
+        paper_bgcolor="rgba(0,0,0,0)",
+        showlegend=False,
+        modebar=dict(
+            bgcolor="rgba(0,0,0,0)", color="#9aa3b2", remove=["sendChartToCloud", "toImage", "tableRotation"]
+        ),
+        **{
+            name: scene(reach(walks), domain=dict(x=side, y=[0, 1]))
+            for name, side in zip(("scene", "scene2"), sides)
+        },
+    )
+    frames = [
+        go.Frame(name=f"{number}:{step}", data=moving(walk, step), traces=list(range(1 + len(cloud))))
+        for number, walk in enumerate(walks)
+        for step in range(len(walk.poses))
+    ]
     return go.Figure([hand, *cloud], layout, frames)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #6f6735bd
-STYLE = '''
+STYLE = """
 :root { color-scheme: light; --ink: #1d2430; --soft: #6b7484; --line: #dfe3ea; --accent: #0072b2; }
 * { box-sizing: border-box; }
 body { margin: 0; padding: 28px 20px 24px; background: #f5f6f8; color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -207,10 +316,10 @@ button:hover, button:focus-visible { border-color: var(--accent); }
 #pairs img { width: 46px; height: 46px; border-radius: 6px; }
 footer { font-size: 12.5px; color: var(--soft); }
 @media (max-width: 760px) { .stage { grid-template-columns: 1fr 1fr; } .stage > .middle { grid-column: 1 / 3; grid-row: 2; } .end img { margin: 0 auto 6px; } .heads small { white-space: normal; } }
-'''
+"""
 
 # %% ../../nbs/aligned/08_explorer.ipynb #49b7a160
-BODY = '''<main>
+BODY = """<main>
 <h1>@TITLE@</h1>
 <p>@LEAD@</p>
 <div class="card">
@@ -224,11 +333,11 @@ BODY = '''<main>
 <div id="pairs"><span>Walk between</span></div>
 <footer>@NOTE@</footer>
 </main>
-'''
-CLOUD_HEAD = '<div>point cloud<small>decoded from the same code, red near, blue far</small></div>'
+"""
+CLOUD_HEAD = "<div>point cloud<small>decoded from the same code, red near, blue far</small></div>"
 
 # %% ../../nbs/aligned/08_explorer.ipynb #ecfe292a
-SCRIPT = '''
+SCRIPT = """
 const $ = id => document.getElementById(id);
 const unpack = async id => {
   const bytes = Uint8Array.from(atob($(id).textContent), letter => letter.charCodeAt(0));
@@ -266,10 +375,10 @@ function play() {
     if (step < 0 || step > steps()) ahead = -ahead; else show(step);
   }, 60);
 }
-'''
+"""
 
 # %% ../../nbs/aligned/08_explorer.ipynb #16ae4e8d
-START = '''
+START = """
 function link(plot) {  // turning one scene turns the other
   const scenes = Object.keys(figure.layout).filter(name => name.startsWith('scene'));
   let busy = false;
@@ -308,46 +417,77 @@ function link(plot) {  // turning one scene turns the other
     document.body.dataset.ready = 'yes';
   } catch (error) { $('plot').textContent = `This page needs WebGL and a browser not older than 2023: ${error}`; }
 })();
-'''
+"""
 
 # %% ../../nbs/aligned/08_explorer.ipynb #03573cf5
 def as_url(image):  # (S,S,3) uint8
     "A picture as a data URL"
     with io.BytesIO() as file:
-        Image.fromarray(image).resize((150*2, 150*2), Image.Resampling.BICUBIC).save(file, 'JPEG', quality=85)
-        return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
+        Image.fromarray(image).resize((150 * 2, 150 * 2), Image.Resampling.BICUBIC).save(
+            file, "JPEG", quality=85
+        )
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
 
 def packed(text):
     "Text as gzip in base64, the same bytes every time"
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
+
 def explorer_page(walks, title, lead, note):  # plain text
     "The page as one string"
     figure = fig_walks(walks)
-    content = {**json.loads(figure.to_json()), 'walks': [dict(steps=len(walk.poses), images=[as_url(image) for image in walk.images], names=walk.names) for walk in walks]}
-    content['layout'].pop('template', None)
+    content = {
+        **json.loads(figure.to_json()),
+        "walks": [
+            dict(steps=len(walk.poses), images=[as_url(image) for image in walk.images], names=walk.names)
+            for walk in walks
+        ],
+    }
+    content["layout"].pop("template", None)
     single = walks[0].clouds is None
     body = BODY
-    for mark, text in dict(TITLE=html.escape(title), LEAD=html.escape(lead), NOTE=html.escape(note), SINGLE='single'*single, CLOUD_HEAD=CLOUD_HEAD*(not single)).items(): body = body.replace(f'@{mark}@', text)
-    data = ''.join(f'<script type="text/plain" id="{name}">{packed(text)}</script>\n' for name, text in (('library', get_plotlyjs()), ('figure', json.dumps(content))))
+    for mark, text in dict(
+        TITLE=html.escape(title),
+        LEAD=html.escape(lead),
+        NOTE=html.escape(note),
+        SINGLE="single" * single,
+        CLOUD_HEAD=CLOUD_HEAD * (not single),
+    ).items():
+        body = body.replace(f"@{mark}@", text)
+    data = "".join(
+        f'<script type="text/plain" id="{name}">{packed(text)}</script>\n'
+        for name, text in (("library", get_plotlyjs()), ("figure", json.dumps(content)))
+    )
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}{data}<script>{SCRIPT}{START}</script></body></html>\n'
 
-def write_explorer(path, walks, title='A walk through the latent space', lead='', note=''):
+
+def write_explorer(path, walks, title="A walk through the latent space", lead="", note=""):
     "Write the page, atomically; returns its size in MB"
     page = explorer_page(walks, title, lead, note).encode()
-    with atomic_file(path) as file: file.write(page)
-    return len(page)/1e6
+    with atomic_file(path) as file:
+        file.write(page)
+    return len(page) / 1e6
 
 # %% ../../nbs/aligned/08_explorer.ipynb #acfebfc7
-LEAD = ('Left and right two test images. Between them, what the decoders make of the codes on the straight line from the one to the other: drag the slider, or press play. '
-        'Drag the hand or the cloud to turn both.')
+LEAD = (
+    "Left and right two test images. Between them, what the decoders make of the codes on the straight line from the one to the other: drag the slider, or press play. "
+    "Drag the hand or the cloud to turn both."
+)
 
-def note_on(settings, data, source, letter='R'):  # source: data, strategy, profile and seed
+
+def note_on(settings, data, source, letter="R"):  # source: data, strategy, profile and seed
     "The page's footnote"
-    origin = 'the images alone; no depth was used' if letter == 'R' else f'the {ENCODER_NAMES.get(letter, letter)} of each frame, not from the images'
-    return (f'{source}, {settings.steps} training steps. Codes from {origin}. The frames come from the {len(data.test)} of the evaluation split; '
-            'both ends of each walk were chosen from the quarter of them with the smallest error, so this is the space at its best.')
+    origin = (
+        "the images alone; no depth was used"
+        if letter == "R"
+        else f"the {ENCODER_NAMES.get(letter, letter)} of each frame, not from the images"
+    )
+    return (
+        f"{source}, {settings.steps} training steps. Codes from {origin}. The frames come from the {len(data.test)} of the evaluation split; "
+        "both ends of each walk were chosen from the quarter of them with the smallest error, so this is the space at its best."
+    )
 
 # %% ../../nbs/aligned/08_explorer.ipynb #e8b6d7ef
 def practice_run(settings, folder):  # settings of the profile smoke
@@ -355,40 +495,61 @@ def practice_run(settings, folder):  # settings of the profile smoke
     data = aligned_data(settings, show_progress=False)
     train_strategy(settings, data, folder, report=lambda *state: None)
     predicted = predict(trained_network(settings, folder), data.test, settings)
-    write_run(folder, settings, data, {'RGB': predicted}, evaluate_on(data.test, {'RGB': predicted}))
+    write_run(folder, settings, data, {"RGB": predicted}, evaluate_on(data.test, {"RGB": predicted}))
 
 # %% ../../nbs/aligned/08_explorer.ipynb #b003a497
 def in_jupyterlab():
     "Whether a Jupyter server has started this kernel for somebody's notebook, rather than papermill or a test"
-    return bool(os.environ.get('JPY_SESSION_NAME'))
+    return bool(os.environ.get("JPY_SESSION_NAME"))
+
 
 class LiveExplorer:
     "Two frames, the way between them, and the decoded hand and cloud, as widgets"
-    def __init__(self, network, prepared, settings, first=0, second=1, count=41, device='cpu', letter='R'):
+
+    def __init__(self, network, prepared, settings, first=0, second=1, count=41, device="cpu", letter="R"):
         self.walk_between = lambda *pair: make_walk(network, prepared, settings, *pair, count, device, letter)
         last = len(prepared) - 1
-        self.first, self.second = (widgets.BoundedIntText(value=value, min=0, max=last, description=name, style=dict(description_width='40px'), layout=dict(width='150px')) for name, value in (('left', first), ('right', second)))
-        self.share = widgets.IntSlider(min=0, max=count - 1, description='walk', readout=False, layout=widgets.Layout(width='100%'))
+        self.first, self.second = (
+            widgets.BoundedIntText(
+                value=value,
+                min=0,
+                max=last,
+                description=name,
+                style=dict(description_width="40px"),
+                layout=dict(width="150px"),
+            )
+            for name, value in (("left", first), ("right", second))
+        )
+        self.share = widgets.IntSlider(
+            min=0, max=count - 1, description="walk", readout=False, layout=widgets.Layout(width="100%")
+        )
         self.play = widgets.Play(min=0, max=count - 1, interval=80)
-        self.pictures = [widgets.Image(format='jpeg', width=150, height=150) for _ in range(2)]
+        self.pictures = [widgets.Image(format="jpeg", width=150, height=150) for _ in range(2)]
         self.choose()
         figure = fig_walks([self.walk], 400)
         self.figure = go.FigureWidget(figure.data, figure.layout)
-        widgets.jslink((self.play, 'value'), (self.share, 'value'))
-        for control in (self.first, self.second): control.observe(lambda change: self.choose(), 'value')
-        self.share.observe(lambda change: self.show(), 'value')
+        widgets.jslink((self.play, "value"), (self.share, "value"))
+        for control in (self.first, self.second):
+            control.observe(lambda change: self.choose(), "value")
+        self.share.observe(lambda change: self.show(), "value")
 
     def choose(self):
         "Decode the walk between the chosen frames"
         self.walk = self.walk_between(self.first.value, self.second.value)
-        for picture, image in zip(self.pictures, self.walk.images): picture.value = base64.b64decode(as_url(image).partition(',')[2])
-        if hasattr(self, 'figure'): self.show()
+        for picture, image in zip(self.pictures, self.walk.images):
+            picture.value = base64.b64decode(as_url(image).partition(",")[2])
+        if hasattr(self, "figure"):
+            self.show()
 
     def show(self):
         "Draw the step of the walk that the slider stands at"
         with self.figure.batch_update():
-            for trace, new in zip(self.figure.data, moving(self.walk, self.share.value)): trace.update(new.to_plotly_json() | {'type': trace.type})
+            for trace, new in zip(self.figure.data, moving(self.walk, self.share.value)):
+                trace.update(new.to_plotly_json() | {"type": trace.type})
 
     def _ipython_display_(self):
-        sides = [widgets.VBox([chosen, picture]) for chosen, picture in zip((self.first, self.second), self.pictures)]
+        sides = [
+            widgets.VBox([chosen, picture])
+            for chosen, picture in zip((self.first, self.second), self.pictures)
+        ]
         display(widgets.VBox([widgets.HBox([*sides]), self.figure, widgets.HBox([self.play, self.share])]))

@@ -18,25 +18,41 @@ from ..data.batches import Batches
 from ..hand.camera import project
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import draw_hand_2d, draw_hand_3d, frame_hands_3d
-from ..train.experiment import ordered_batches
 from ..privileged.figures import draw_over, plain_axes
+from ..train.experiment import ordered_batches
 from ..train.loop import read_losses
 
 # %% ../../nbs/aligned/07_figures.ipynb #c9ee2d32
-TRUE_COLOUR, ESTIMATED_COLOUR = '#2255cc', '#cc2222'  # poses: as in the paper
+TRUE_COLOUR, ESTIMATED_COLOUR = "#2255cc", "#cc2222"  # poses: as in the paper
 
-def draw_cloud(ax,          # matplotlib 3d axes
-               cloud,       # (N,3)
-               size=6.,     # of a point
-               span=1.5):   # depth that the colours cover, to either side of the root
+
+def draw_cloud(
+    ax,  # matplotlib 3d axes
+    cloud,  # (N,3)
+    size=6.0,  # of a point
+    span=1.5,
+):  # depth that the colours cover, to either side of the root
     "A point cloud in space, near points red, far points blue"
     x, y, z = np.asarray(cloud, float).T
-    ax.scatter(x, z, -y, c=-z, cmap='jet', vmin=-span, vmax=span, s=size, linewidths=0, depthshade=False, rasterized=True)  # as pixels also within an SVG, which stays small
+    ax.scatter(
+        x,
+        z,
+        -y,
+        c=-z,
+        cmap="jet",
+        vmin=-span,
+        vmax=span,
+        s=size,
+        linewidths=0,
+        depthshade=False,
+        rasterized=True,
+    )  # as pixels also within an SVG, which stays small
     return ax
+
 
 def bare_3d(ax, reach=1.7, view=(8, -80)):
     "Equal axes about the root, without frame or ticks"
-    frame_hands_3d(ax, np.array([[-reach]*3, [reach]*3]), view)
+    frame_hands_3d(ax, np.array([[-reach] * 3, [reach] * 3]), view)
     ax.set_axis_off()
     return ax
 
@@ -44,62 +60,124 @@ def bare_3d(ax, reach=1.7, view=(8, -80)):
 def fig_modalities(prepared, settings, indices):
     "RGB, depth map, heat maps, cloud and pose of some frames"
     indices = np.asarray(indices)
-    batch = Batches(prepared.subset(indices), len(indices), augment=None, shuffle=False, cloud_points=settings.points, modalities=needed_pixels('RD')).at(0)
-    views, count = {letter: view.numpy() for letter, view in modality_tensors(batch, 'RDHCP', settings).items()}, len(indices)
-    figure = plt.figure(figsize=(1.35*count, 1.35*5), dpi=85)
-    for row, (letter, name) in enumerate(dict(R='RGB and joints', D='depth map', H='heat maps', C='point cloud', P='pose').items()):
+    batch = Batches(
+        prepared.subset(indices),
+        len(indices),
+        augment=None,
+        shuffle=False,
+        cloud_points=settings.points,
+        modalities=needed_pixels("RD"),
+    ).at(0)
+    views, count = (
+        {letter: view.numpy() for letter, view in modality_tensors(batch, "RDHCP", settings).items()},
+        len(indices),
+    )
+    figure = plt.figure(figsize=(1.35 * count, 1.35 * 5), dpi=85)
+    for row, (letter, name) in enumerate(
+        dict(R="RGB and joints", D="depth map", H="heat maps", C="point cloud", P="pose").items()
+    ):
         for column in range(count):
-            ax, values = figure.add_subplot(5, count, row*count + column + 1, projection='3d' if letter in 'CP' else None), views[letter][column]
-            if letter == 'R': ax.imshow((values.transpose(1, 2, 0) + .5).clip(0, 1)); draw_hand_2d(ax, batch.uv[column].numpy(), batch.visible[column].numpy(), width=1.)
-            if letter == 'R': ax.set(xlim=(-.5, settings.crop - .5), ylim=(settings.crop - .5, -.5))
-            if letter == 'D': ax.imshow(values[0], cmap='gray', vmin=-1, vmax=1)
-            if letter == 'H': ax.imshow(values.max(0), cmap='magma', vmin=0)
-            if letter == 'C': draw_cloud(bare_3d(ax), values)
-            if letter == 'P': draw_hand_3d(bare_3d(ax), values, width=1.2)
-            if letter in 'RDH': ax.axis('off')
-            if column == 0: ax.set_title(name, fontsize=7, pad=2, loc='left')
-    figure.subplots_adjust(0, 0, 1, .97, 0, .08)
+            ax, values = (
+                figure.add_subplot(
+                    5, count, row * count + column + 1, projection="3d" if letter in "CP" else None
+                ),
+                views[letter][column],
+            )
+            if letter == "R":
+                ax.imshow((values.transpose(1, 2, 0) + 0.5).clip(0, 1))
+                draw_hand_2d(ax, batch.uv[column].numpy(), batch.visible[column].numpy(), width=1.0)
+            if letter == "R":
+                ax.set(xlim=(-0.5, settings.crop - 0.5), ylim=(settings.crop - 0.5, -0.5))
+            if letter == "D":
+                ax.imshow(values[0], cmap="gray", vmin=-1, vmax=1)
+            if letter == "H":
+                ax.imshow(values.max(0), cmap="magma", vmin=0)
+            if letter == "C":
+                draw_cloud(bare_3d(ax), values)
+            if letter == "P":
+                draw_hand_3d(bare_3d(ax), values, width=1.2)
+            if letter in "RDH":
+                ax.axis("off")
+            if column == 0:
+                ax.set_title(name, fontsize=7, pad=2, loc="left")
+    figure.subplots_adjust(0, 0, 1, 0.97, 0, 0.08)
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #90c19185
-def fig_reconstructions(network, prepared, settings, indices, device='cpu'):
+def fig_reconstructions(network, prepared, settings, indices, device="cpu"):
     "Image, true and estimated pose, true and reconstructed cloud of some frames"
     true, decoded, _ = reconstruct(network, prepared.subset(np.asarray(indices)), settings, device)
-    rows = [('RGB', true, 'R'), ('true pose', true, 'P'), ('estimated', decoded, 'P'), *((name, values, 'C') for name, values in (('true cloud', true), ('reconstructed', decoded)) if 'C' in values)]
-    figure = plt.figure(figsize=(1.35*len(indices), 1.35*len(rows)), dpi=85)
+    rows = [
+        ("RGB", true, "R"),
+        ("true pose", true, "P"),
+        ("estimated", decoded, "P"),
+        *(
+            (name, values, "C")
+            for name, values in (("true cloud", true), ("reconstructed", decoded))
+            if "C" in values
+        ),
+    ]
+    figure = plt.figure(figsize=(1.35 * len(indices), 1.35 * len(rows)), dpi=85)
     for row, (name, values, letter) in enumerate(rows):
         for column in range(len(indices)):
-            ax = figure.add_subplot(len(rows), len(indices), row*len(indices) + column + 1, projection=None if letter == 'R' else '3d')
-            if letter == 'R': ax.imshow((values['R'][column].transpose(1, 2, 0) + .5).clip(0, 1)); ax.axis('off')
-            if letter == 'P': draw_hand_3d(bare_3d(ax), values['P'][column], TRUE_COLOUR if values is true else ESTIMATED_COLOUR, width=1.2)
-            if letter == 'C': draw_cloud(bare_3d(ax), values['C'][column])
-            if column == 0: ax.set_title(name, fontsize=7, pad=2, loc='left')
-    figure.subplots_adjust(0, 0, 1, .97, 0, .16)
+            ax = figure.add_subplot(
+                len(rows),
+                len(indices),
+                row * len(indices) + column + 1,
+                projection=None if letter == "R" else "3d",
+            )
+            if letter == "R":
+                ax.imshow((values["R"][column].transpose(1, 2, 0) + 0.5).clip(0, 1))
+                ax.axis("off")
+            if letter == "P":
+                draw_hand_3d(
+                    bare_3d(ax),
+                    values["P"][column],
+                    TRUE_COLOUR if values is true else ESTIMATED_COLOUR,
+                    width=1.2,
+                )
+            if letter == "C":
+                draw_cloud(bare_3d(ax), values["C"][column])
+            if column == 0:
+                ax.set_title(name, fontsize=7, pad=2, loc="left")
+    figure.subplots_adjust(0, 0, 1, 0.97, 0, 0.16)
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #53fcb003
-def decoded_walk(network, prepared, settings, first, second, count=7, device='cpu', letter='R'):
+def decoded_walk(network, prepared, settings, first, second, count=7, device="cpu", letter="R"):
     "The two images (2,S,S,3), and the decoded poses and clouds of the codes between them, {letter: (count,...)}"
-    true, _, codes = reconstruct(network, prepared.subset(np.asarray([first, second])), settings, device, letter)
+    true, _, codes = reconstruct(
+        network, prepared.subset(np.asarray([first, second])), settings, device, letter
+    )
     decoded = decode_all(network, interpolate(codes[0], codes[1], count))
-    return (true['R'].transpose(0, 2, 3, 1) + .5).clip(0, 1), {letter: decoded[letter] for letter in 'PC' if letter in decoded}
+    return (true["R"].transpose(0, 2, 3, 1) + 0.5).clip(0, 1), {
+        letter: decoded[letter] for letter in "PC" if letter in decoded
+    }
 
-def fig_walks(network, prepared, settings, pairs, count=7, device='cpu', letter='R'):
+
+def fig_walks(network, prepared, settings, pairs, count=7, device="cpu", letter="R"):
     "Several walks one under the other: two frames, and the decoded hands and clouds between them"
     walks = [decoded_walk(network, prepared, settings, *pair, count, device, letter) for pair in pairs]
     rows = [(images, kind, values) for images, decoded in walks for kind, values in decoded.items()]
-    figure = plt.figure(figsize=(1.3*(count + 2), 1.3*len(rows)), dpi=85)
+    figure = plt.figure(figsize=(1.3 * (count + 2), 1.3 * len(rows)), dpi=85)
     for row, (images, kind, values) in enumerate(rows):
-        place = lambda column, **more: figure.add_subplot(len(rows), count + 2, row*(count + 2) + column + 1, **more)
-        if kind == 'P':
-            for column, image in zip((0, count + 1), images): ax = place(column); ax.imshow(image); ax.axis('off')
+
+        def place(column, **more):
+            return figure.add_subplot(len(rows), count + 2, row * (count + 2) + column + 1, **more)
+
+        if kind == "P":
+            for column, image in zip((0, count + 1), images):
+                ax = place(column)
+                ax.imshow(image)
+                ax.axis("off")
         for column, value in enumerate(values, 1):
-            ax = bare_3d(place(column, projection='3d'))
-            draw_hand_3d(ax, value, ESTIMATED_COLOUR, width=1.2) if kind == 'P' else draw_cloud(ax, value)
+            ax = bare_3d(place(column, projection="3d"))
+            draw_hand_3d(ax, value, ESTIMATED_COLOUR, width=1.2) if kind == "P" else draw_cloud(ax, value)
     figure.subplots_adjust(0, 0, 1, 1, 0, 0)
     return figure
 
-def fig_walk(network, prepared, settings, first, second, count=7, device='cpu', letter='R'):
+
+def fig_walk(network, prepared, settings, first, second, count=7, device="cpu", letter="R"):
     "Two frames and the decoded hands and clouds between them"
     return fig_walks(network, prepared, settings, [(first, second)], count, device, letter)
 
@@ -108,54 +186,94 @@ def fig_training(folders):  # {label: run folder}
     "Loss and validation error over the steps, a line a run"
     figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80)
     for number, (label, folder) in enumerate(folders.items()):
-        training, validation, colour = (*(read_losses(Path(folder)/'losses.csv', split) for split in ('training', 'validation')), f'C{number}')
-        axes[0].plot(training['step'], training['loss'], color=colour, label=label)
-        for name, style in (('pose', '-'), ('pose_joint', ':')):
-            if name in training: axes[1].plot(training['step'], training[name], style, color=colour)
-        for name, style in (('epe', '-'), ('epe_C', '--'), ('epe_D', '--')):
-            if name in validation: axes[2].plot(validation['step'], validation[name], style, color=colour)
-    for ax, title in zip(axes, ('loss', 'pose loss, Eq. 10: RGB -, joint ···', 'validation EPE, mm: RGB -, depth - -')): ax.set_title(title, fontsize=8); ax.set_xlabel('step'); ax.grid(alpha=.3)
-    axes[0].set_yscale('log'); axes[0].legend(fontsize=7)
+        training, validation, colour = (
+            *(read_losses(Path(folder) / "losses.csv", split) for split in ("training", "validation")),
+            f"C{number}",
+        )
+        axes[0].plot(training["step"], training["loss"], color=colour, label=label)
+        for name, style in (("pose", "-"), ("pose_joint", ":")):
+            if name in training:
+                axes[1].plot(training["step"], training[name], style, color=colour)
+        for name, style in (("epe", "-"), ("epe_C", "--"), ("epe_D", "--")):
+            if name in validation:
+                axes[2].plot(validation["step"], validation[name], style, color=colour)
+    for ax, title in zip(
+        axes, ("loss", "pose loss, Eq. 10: RGB -, joint ···", "validation EPE, mm: RGB -, depth - -")
+    ):
+        ax.set_title(title, fontsize=8)
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=7)
     figure.tight_layout()
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #705faec0
-def fig_pck(values,    # {label: scores with 'pck', 'auc_0_50' and 'auc_20_50'}
-            title='',  # the data's name belongs here
-            ax=None):
+def fig_pck(
+    values,  # {label: scores with 'pck', 'auc_0_50' and 'auc_20_50'}
+    title="",  # the data's name belongs here
+    ax=None,
+):
     "3D PCK of several strategies, with AUC 0-50 and 20-50 mm"
     ax = ax or plt.subplots(figsize=(4.6, 3.4), dpi=80)[1]
-    for label, scores in sorted(values.items(), key=lambda item: -item[1]['auc_0_50']):
-        ax.plot(thresholds_3d(), scores['pck'], label=f'{label.replace("_", " ")} ({scores["auc_0_50"]:.3f}, {scores["auc_20_50"]:.3f})')
-    ax.set(xlabel='error threshold, mm', ylabel='3D PCK', xlim=(0, 50), ylim=(0, 1), title=title); ax.grid(alpha=.3)
-    ax.legend(title='AUC 0-50, 20-50 mm', fontsize=7, title_fontsize=7, loc='best')
+    for label, scores in sorted(values.items(), key=lambda item: -item[1]["auc_0_50"]):
+        ax.plot(
+            thresholds_3d(),
+            scores["pck"],
+            label=f"{label.replace('_', ' ')} ({scores['auc_0_50']:.3f}, {scores['auc_20_50']:.3f})",
+        )
+    ax.set(xlabel="error threshold, mm", ylabel="3D PCK", xlim=(0, 50), ylim=(0, 1), title=title)
+    ax.grid(alpha=0.3)
+    ax.legend(title="AUC 0-50, 20-50 mm", fontsize=7, title_fontsize=7, loc="best")
     return ax.figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #9b161794
-def fig_overlays(prepared,      # prepared crops
-                 predictions,   # {name: (N,21,3) mm}
-                 indices):
+def fig_overlays(
+    prepared,  # prepared crops
+    predictions,  # {name: (N,21,3) mm}
+    indices,
+):
     "True and predicted joints over the crops, one row each"
-    figure, axes = plt.subplots(1 + len(predictions), len(indices), figsize=(1.35*len(indices), 1.4*(1 + len(predictions))), dpi=85, squeeze=False)
-    batch = next(iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), 'cpu', ('image',))))
-    images, K = (batch.image.permute(0, 2, 3, 1) + .5).clamp(0, 1).numpy(), batch.K.numpy()
-    for row, (name, joints) in zip(axes, {'truth': np.asarray(prepared.joints), **predictions}.items()):
-        for ax, index, image, camera in zip(row, indices, images, K): draw_over(ax, image, project(joints[index], camera), TRUE_COLOUR if name == 'truth' else ESTIMATED_COLOUR)
+    figure, axes = plt.subplots(
+        1 + len(predictions),
+        len(indices),
+        figsize=(1.35 * len(indices), 1.4 * (1 + len(predictions))),
+        dpi=85,
+        squeeze=False,
+    )
+    batch = next(iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), "cpu", ("image",))))
+    images, K = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy(), batch.K.numpy()
+    for row, (name, joints) in zip(axes, {"truth": np.asarray(prepared.joints), **predictions}.items()):
+        for ax, index, image, camera in zip(row, indices, images, K):
+            draw_over(
+                ax,
+                image,
+                project(joints[index], camera),
+                TRUE_COLOUR if name == "truth" else ESTIMATED_COLOUR,
+            )
         row[0].set_ylabel(name, fontsize=8)
     plain_axes(axes)
-    figure.tight_layout(pad=.3)
+    figure.tight_layout(pad=0.3)
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #cba78098
-def fig_weak(errors,          # {'supervised': {share: [mm, one a seed]}, 'weakly supervised': {...}}
-             title='',
-             reference=None): # {label: mm}: what to compare with, as horizontal lines
+def fig_weak(
+    errors,  # {'supervised': {share: [mm, one a seed]}, 'weakly supervised': {...}}
+    title="",
+    reference=None,
+):  # {label: mm}: what to compare with, as horizontal lines
     "Mean EPE over the labelled share, with the spread over the seeds"
     figure, ax = plt.subplots(figsize=(4.6, 3), dpi=80)
     for label, by_share in errors.items():
         shares = sorted(by_share)
-        middle, spread = (np.array([measure(by_share[share]) for share in shares]) for measure in (np.mean, np.std))
-        ax.errorbar(100*np.array(shares), middle, spread, marker='o', ms=4, capsize=3, label=label)
-    for label, value in (reference or {}).items(): ax.axhline(value, color='#555555', ls=':', label=label)
-    ax.set(xlabel='labelled share of the training frames, %', ylabel='mean EPE, mm', xlim=(0, 103)); ax.set_title(title, fontsize=9); ax.grid(alpha=.3); ax.legend(fontsize=8)
+        middle, spread = (
+            np.array([measure(by_share[share]) for share in shares]) for measure in (np.mean, np.std)
+        )
+        ax.errorbar(100 * np.array(shares), middle, spread, marker="o", ms=4, capsize=3, label=label)
+    for label, value in (reference or {}).items():
+        ax.axhline(value, color="#555555", ls=":", label=label)
+    ax.set(xlabel="labelled share of the training frames, %", ylabel="mean EPE, mm", xlim=(0, 103))
+    ax.set_title(title, fontsize=9)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
     return figure

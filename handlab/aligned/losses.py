@@ -19,32 +19,44 @@ from scipy.optimize import linear_sum_assignment
 from ..core import HandlabError
 
 # %% ../../nbs/aligned/03_losses.ipynb #b74361cb
-def pose_loss(prediction,       # (B,21,3) root-relative, scale 1
-              truth,            # (B,21,3)
-              norm='vector'):   # 'vector', Eq. 10 as printed, 'joints' or 'squared'
+def pose_loss(
+    prediction,  # (B,21,3) root-relative, scale 1
+    truth,  # (B,21,3)
+    norm="vector",
+):  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
     "Eq. 10: distance of two poses, (B,)"
     difference = prediction.float() - truth.float()
-    if norm == 'vector': return difference.flatten(1).norm(dim=1)
-    if norm == 'joints': return difference.norm(dim=2).sum(1)
-    if norm == 'squared': return difference.square().flatten(1).sum(1)
-    raise HandlabError('pose_norm', f'unknown norm {norm!r}', "use 'vector', 'joints' or 'squared'")
+    if norm == "vector":
+        return difference.flatten(1).norm(dim=1)
+    if norm == "joints":
+        return difference.norm(dim=2).sum(1)
+    if norm == "squared":
+        return difference.square().flatten(1).sum(1)
+    raise HandlabError("pose_norm", f"unknown norm {norm!r}", "use 'vector', 'joints' or 'squared'")
 
 # %% ../../nbs/aligned/03_losses.ipynb #324368a7
-def map_loss(prediction,  # (B,J,H,W)
-             truth):      # (B,J,H,W)
+def map_loss(
+    prediction,  # (B,J,H,W)
+    truth,
+):  # (B,J,H,W)
     "Eq. 7: norms of the differences of J maps, summed, (B,)"
     return (prediction.float() - truth.float()).flatten(2).norm(dim=2).sum(1)
 
 # %% ../../nbs/aligned/03_losses.ipynb #8f89a337
 @torch.no_grad()
-def all_distances(first,    # (B,N,3)
-                  second):  # (B,M,3)
+def all_distances(
+    first,  # (B,N,3)
+    second,
+):  # (B,M,3)
     "Distance of every point to every point, (B,N,M), without gradients"
-    return torch.cdist(first.float(), second.float(), compute_mode='donot_use_mm_for_euclid_dist')
+    return torch.cdist(first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist")
 
-def pair_distances(points,    # (B,N,3)
-                   others,    # (B,M,3)
-                   partner):  # (B,N) which of the others
+
+def pair_distances(
+    points,  # (B,N,3)
+    others,  # (B,M,3)
+    partner,
+):  # (B,N) which of the others
     "Distance of each point to its partner, (B,N)"
     chosen = others.float().gather(1, partner[..., None].expand(-1, -1, 3))
     return (points.float() - chosen).norm(dim=2)
@@ -61,7 +73,7 @@ def _search(first, second, there, back):  # (B,N,3), (B,M,3), f32; zeros (B,N), 
             nearest = np.float32(1e30)
             for j in range(len(squares)):
                 dx, dy, dz = x[j] - first[b, i, 0], y[j] - first[b, i, 1], z[j] - first[b, i, 2]
-                squares[j] = dx*dx + dy*dy + dz*dz
+                squares[j] = dx * dx + dy * dy + dz * dz
                 nearest = min(nearest, squares[j])
             for j in range(len(squares)):
                 back[b, j] = i if squares[j] < least[j] else back[b, j]
@@ -71,44 +83,68 @@ def _search(first, second, there, back):  # (B,N,3), (B,M,3), f32; zeros (B,N), 
                     there[b, i] = j
                     break
 
+
 @torch.no_grad()
-def nearest_neighbours(first,    # (B,N,3)
-                       second):  # (B,M,3)
+def nearest_neighbours(
+    first,  # (B,N,3)
+    second,
+):  # (B,M,3)
     "Which point of the other cloud is nearest, for each of the first (B,N) and of the second (B,M)"
-    if first.device.type == 'cpu':
+    if first.device.type == "cpu":
         there, back = (torch.zeros(cloud.shape[:2], dtype=torch.long) for cloud in (first, second))
-        _search(*(np.ascontiguousarray(cloud.detach().float().numpy()) for cloud in (first, second)), there.numpy(), back.numpy())
+        _search(
+            *(np.ascontiguousarray(cloud.detach().float().numpy()) for cloud in (first, second)),
+            there.numpy(),
+            back.numpy(),
+        )
         return there, back
     distances = all_distances(first, second)
     return distances.argmin(2), distances.argmin(1)
 
 # %% ../../nbs/aligned/03_losses.ipynb #a1f0f771
-def chamfer(prediction,  # (B,N,3)
-            truth):      # (B,M,3)
+def chamfer(
+    prediction,  # (B,N,3)
+    truth,
+):  # (B,M,3)
     "Eq. 8: mean distance to the nearest point, in both directions, (B,)"
     there, back = nearest_neighbours(prediction, truth)
     return pair_distances(truth, prediction, back).mean(1) + pair_distances(prediction, truth, there).mean(1)
 
 # %% ../../nbs/aligned/03_losses.ipynb #cd6d1688
-def match_scipy(cost,            # (B,N,N) tensor
-                threads=None):   # None: as many as torch uses
+def match_scipy(
+    cost,  # (B,N,N) tensor
+    threads=None,
+):  # None: as many as torch uses
     "The partner of each row, (B,N), solved exactly by SciPy, one problem a thread"
     costs, threads = cost.detach().double().cpu().numpy(), min(threads or torch.get_num_threads(), len(cost))
-    solve = lambda problem: torch.from_numpy(linear_sum_assignment(problem)[1])
+
+    def solve(problem):
+        return torch.from_numpy(linear_sum_assignment(problem)[1])
+
     try:
-        if threads == 1: columns = list(map(solve, costs))
+        if threads == 1:
+            columns = list(map(solve, costs))
         else:
-            with ThreadPoolExecutor(threads) as pool: columns = list(pool.map(solve, costs))
-    except ValueError: raise HandlabError('match_scipy', 'a point cloud holds numbers that are not finite', 'lower learning_rate or set clip_gradient') from None
+            with ThreadPoolExecutor(threads) as pool:
+                columns = list(pool.map(solve, costs))
+    except ValueError:
+        raise HandlabError(
+            "match_scipy",
+            "a point cloud holds numbers that are not finite",
+            "lower learning_rate or set clip_gradient",
+        ) from None
     return torch.stack(columns).to(cost.device)
 
 # %% ../../nbs/aligned/03_losses.ipynb #679c0fde
 @functools.cache
 def gpu_matcher():
     "The batched solver of torch-linear-assignment, or None where it is not installed"
-    try: from torch_linear_assignment import batch_linear_assignment
-    except ImportError: return None
+    try:
+        from torch_linear_assignment import batch_linear_assignment
+    except ImportError:
+        return None
     return batch_linear_assignment
+
 
 @torch.no_grad()
 def match(cost):  # (B,N,N)
@@ -117,42 +153,66 @@ def match(cost):  # (B,N,N)
     return match_scipy(cost) if solver is None else solver(cost.contiguous()).long()
 
 # %% ../../nbs/aligned/03_losses.ipynb #1a37016f
-def subsets(batch,      # samples
-            points,     # points a cloud
-            count,      # points to match
-            generator): # torch.Generator
+def subsets(
+    batch,  # samples
+    points,  # points a cloud
+    count,  # points to match
+    generator,
+):  # torch.Generator
     "Which points of prediction and truth to match, (2,B,count), each cloud's own random choice"
     keys = torch.rand(2, batch, points, generator=generator, device=generator.device)
     return keys.argsort(2)[..., :count]
 
-def emd(prediction,      # (B,N,3)
-        truth,           # (B,N,3)
-        chosen=None):    # (2,B,M) from `subsets`; None: all points
+
+def emd(
+    prediction,  # (B,N,3)
+    truth,  # (B,N,3)
+    chosen=None,
+):  # (2,B,M) from `subsets`; None: all points
     "Eq. 9: mean distance under the best one-to-one matching, (B,)"
     if chosen is not None:
-        prediction, truth = (cloud.gather(1, index[..., None].expand(-1, -1, 3)) for cloud, index in zip((prediction, truth), chosen))
-    if prediction.shape != truth.shape: raise HandlabError('emd', f'{prediction.shape[1]} points cannot be matched one to one with {truth.shape[1]}', 'give both clouds the same number of points')
+        prediction, truth = (
+            cloud.gather(1, index[..., None].expand(-1, -1, 3))
+            for cloud, index in zip((prediction, truth), chosen)
+        )
+    if prediction.shape != truth.shape:
+        raise HandlabError(
+            "emd",
+            f"{prediction.shape[1]} points cannot be matched one to one with {truth.shape[1]}",
+            "give both clouds the same number of points",
+        )
     return pair_distances(truth, prediction, match(all_distances(truth, prediction))).mean(1)
 
 # %% ../../nbs/aligned/03_losses.ipynb #5f0d3a73
 @dataclass(frozen=True)
 class LossSettings:
     "Weights and options of the losses; the defaults are the paper's"
-    heat_weight: float = 0.01    # lambda_heat, section 5
-    cloud_weight: float = 1.0    # lambda_cloud, section 5
-    depth_weight: float = 0.05   # of the ablation's depth map; not in the paper
-    pose_norm: str = 'vector'    # 'vector', Eq. 10 as printed, 'joints' or 'squared'
-    align_weight: float = 1.0    # beta' of Eq. 3
-    kl_on_joint: bool = False    # S4: KL of the product to the prior too, as in MVAE; Eq. 4 has none
 
-def reconstruction_terms(letter,      # of the modality: P, H, C or D
-                         prediction,  # (B,...)
-                         truth,       # (B,...)
-                         settings=LossSettings(),
-                         chosen=None): # of `subsets`, for C
+    heat_weight: float = 0.01  # lambda_heat, section 5
+    cloud_weight: float = 1.0  # lambda_cloud, section 5
+    depth_weight: float = 0.05  # of the ablation's depth map; not in the paper
+    pose_norm: str = "vector"  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
+    align_weight: float = 1.0  # beta' of Eq. 3
+    kl_on_joint: bool = False  # S4: KL of the product to the prior too, as in MVAE; Eq. 4 has none
+
+
+def reconstruction_terms(
+    letter,  # of the modality: P, H, C or D
+    prediction,  # (B,...)
+    truth,  # (B,...)
+    settings=LossSettings(),
+    chosen=None,
+):  # of `subsets`, for C
     "The terms of Eq. 11 that belong to one modality: {name: ((B,), weight)}"
-    if letter == 'P': return {'pose': (pose_loss(prediction, truth, settings.pose_norm), 1.)}
-    if letter == 'H': return {'heat': (map_loss(prediction, truth), settings.heat_weight)}
-    if letter == 'D': return {'depth': (map_loss(prediction, truth), settings.depth_weight)}
-    if letter == 'C': return {'chamfer': (chamfer(prediction, truth), settings.cloud_weight), 'emd': (emd(prediction, truth, chosen), settings.cloud_weight)}
-    raise HandlabError(f'modality {letter!r}', 'it has no decoder and no loss', 'choose among P, H, C and D')
+    if letter == "P":
+        return {"pose": (pose_loss(prediction, truth, settings.pose_norm), 1.0)}
+    if letter == "H":
+        return {"heat": (map_loss(prediction, truth), settings.heat_weight)}
+    if letter == "D":
+        return {"depth": (map_loss(prediction, truth), settings.depth_weight)}
+    if letter == "C":
+        return {
+            "chamfer": (chamfer(prediction, truth), settings.cloud_weight),
+            "emd": (emd(prediction, truth, chosen), settings.cloud_weight),
+        }
+    raise HandlabError(f"modality {letter!r}", "it has no decoder and no loss", "choose among P, H, C and D")

@@ -10,8 +10,8 @@ __all__ = ['MODALITIES', 'ALIGNMENTS', 'STRATEGIES', 'NetworkSettings', 'Modalit
 # %% ../../nbs/aligned/05_strategies.ipynb #813fa496
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import nn
@@ -26,87 +26,141 @@ from ..core import HandlabError
 @dataclass(frozen=True)
 class NetworkSettings:
     "Sizes and options of encoders and decoders; the defaults are the paper's"
-    width: float = 1.0             # of the RGB encoder, 1 = ResNet-18
-    cloud_width: float = 1.0       # of the point encoder, 1 = Table 2
-    heat_width: float = 1.0        # of the heat-map decoder, 1 = Table 3
-    decoder_width: float = 1.0     # of the decoders for clouds and depth maps, 1 = Table 4
-    latent: int = 64               # numbers that describe a hand
-    points: int = 256              # of a cloud
-    map_size: int = 64             # cells of heat and depth maps
-    norm_output: bool = True       # batch norm on the folds' outputs, as Table 4 prints it
-    norm_points: bool = False      # batch norm inside ResPEL; Table 2 prints none
-    share_trunk: bool = False      # S3: one RGB trunk for q(z|x) and q(z|x,w)
-    start_spread: float = 1.0      # standard deviation of the posteriors at the start; not in the paper
-    prior_expert: bool = False     # S4: N(0, I) as a further expert, as in MVAE; Eq. 5 has none
+
+    width: float = 1.0  # of the RGB encoder, 1 = ResNet-18
+    cloud_width: float = 1.0  # of the point encoder, 1 = Table 2
+    heat_width: float = 1.0  # of the heat-map decoder, 1 = Table 3
+    decoder_width: float = 1.0  # of the decoders for clouds and depth maps, 1 = Table 4
+    latent: int = 64  # numbers that describe a hand
+    points: int = 256  # of a cloud
+    map_size: int = 64  # cells of heat and depth maps
+    norm_output: bool = True  # batch norm on the folds' outputs, as Table 4 prints it
+    norm_points: bool = False  # batch norm inside ResPEL; Table 2 prints none
+    share_trunk: bool = False  # S3: one RGB trunk for q(z|x) and q(z|x,w)
+    start_spread: float = 1.0  # standard deviation of the posteriors at the start; not in the paper
+    prior_expert: bool = False  # S4: N(0, I) as a further expert, as in MVAE; Eq. 5 has none
+
 
 @dataclass(frozen=True)
 class Modality:
     "How one kind of data is encoded, decoded and compared"
+
     name: str
-    sensor: str                # 'rgb' or 'depth'; '' for a label that fits either
-    trunk: Callable = None     # NetworkSettings -> encoder's trunk
-    bounded: bool = False      # tanh on the encoder's mean
-    decoder: Callable = None   # NetworkSettings -> decoder
-    terms: Callable = None     # (prediction, truth, LossSettings, chosen) -> {name: ((B,), weight)}
+    sensor: str  # 'rgb' or 'depth'; '' for a label that fits either
+    trunk: Callable = None  # NetworkSettings -> encoder's trunk
+    bounded: bool = False  # tanh on the encoder's mean
+    decoder: Callable = None  # NetworkSettings -> decoder
+    terms: Callable = None  # (prediction, truth, LossSettings, chosen) -> {name: ((B,), weight)}
     needs_label: bool = False  # whether someone had to annotate joints for it
 
 # %% ../../nbs/aligned/05_strategies.ipynb #7e7e07c5
 MODALITIES = {
-    'R': Modality('RGB image', 'rgb', trunk=lambda s: ResNet18(s.width)),
-    'C': Modality('point cloud', 'depth', trunk=lambda s: ResPEL(s.cloud_width, s.norm_points), bounded=True,
-                  decoder=lambda s: CloudDecoder(s.latent, s.decoder_width, s.points, s.norm_output), terms=functools.partial(reconstruction_terms, 'C')),
-    'D': Modality('depth map', 'depth', trunk=lambda s: DepthTrunk(s.cloud_width, s.map_size),
-                  decoder=lambda s: DepthDecoder(s.latent, s.decoder_width, s.map_size), terms=functools.partial(reconstruction_terms, 'D')),
-    'H': Modality('heat maps', 'rgb', decoder=lambda s: HeatmapDecoder(s.latent, s.heat_width, map_size=s.map_size),
-                  terms=functools.partial(reconstruction_terms, 'H'), needs_label=True),
-    'P': Modality('pose', '', decoder=lambda s: PoseDecoder(s.latent), terms=functools.partial(reconstruction_terms, 'P'), needs_label=True),
+    "R": Modality("RGB image", "rgb", trunk=lambda s: ResNet18(s.width)),
+    "C": Modality(
+        "point cloud",
+        "depth",
+        trunk=lambda s: ResPEL(s.cloud_width, s.norm_points),
+        bounded=True,
+        decoder=lambda s: CloudDecoder(s.latent, s.decoder_width, s.points, s.norm_output),
+        terms=functools.partial(reconstruction_terms, "C"),
+    ),
+    "D": Modality(
+        "depth map",
+        "depth",
+        trunk=lambda s: DepthTrunk(s.cloud_width, s.map_size),
+        decoder=lambda s: DepthDecoder(s.latent, s.decoder_width, s.map_size),
+        terms=functools.partial(reconstruction_terms, "D"),
+    ),
+    "H": Modality(
+        "heat maps",
+        "rgb",
+        decoder=lambda s: HeatmapDecoder(s.latent, s.heat_width, map_size=s.map_size),
+        terms=functools.partial(reconstruction_terms, "H"),
+        needs_label=True,
+    ),
+    "P": Modality(
+        "pose",
+        "",
+        decoder=lambda s: PoseDecoder(s.latent),
+        terms=functools.partial(reconstruction_terms, "P"),
+        needs_label=True,
+    ),
 }
 
 # %% ../../nbs/aligned/05_strategies.ipynb #25b8caa0
-ALIGNMENTS = ('none', 'kl', 'product', 'alternating')
-STRATEGIES = {'S1': 'R2P', 'S2': 'R2CHP', 'S3': 'RC2CHP:kl', 'S4': 'RC2CHP:product', 'alternating': 'RC2CHP:alternating'}
+ALIGNMENTS = ("none", "kl", "product", "alternating")
+STRATEGIES = {
+    "S1": "R2P",
+    "S2": "R2CHP",
+    "S3": "RC2CHP:kl",
+    "S4": "RC2CHP:product",
+    "alternating": "RC2CHP:alternating",
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
     "Who takes part in a training and how the latent spaces are aligned"
-    encoders: str   # letters; the first is used at test time
-    decoders: str   # letters
+
+    encoders: str  # letters; the first is used at test time
+    decoders: str  # letters
     alignment: str  # 'none', 'kl' (Eq. 3), 'product' (Eq. 4) or 'alternating' (Spurr et al.)
 
-    def __str__(self): return f'{self.encoders}2{self.decoders}' + (f':{self.alignment}' if len(self.encoders) > 1 else '')
+    def __str__(self):
+        return f"{self.encoders}2{self.decoders}" + (f":{self.alignment}" if len(self.encoders) > 1 else "")
+
 
 def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
     "The recipe of a strategy"
-    notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(':')
-    encoders, arrow, decoders = notation.partition('2')
-    alignment = alignment or ('product' if len(encoders) > 1 else 'none')
-    sound = (arrow and encoders and decoders and len(set(encoders)) == len(encoders) and len(set(decoders)) == len(decoders) and alignment in ALIGNMENTS
-             and (len(encoders) > 1) == (alignment != 'none')
-             and all(letter in MODALITIES and MODALITIES[letter].trunk for letter in encoders) and all(letter in MODALITIES and MODALITIES[letter].decoder for letter in decoders))
-    if not sound: raise HandlabError(f'strategy {strategy!r}', 'it is not known', f'choose one of {", ".join(STRATEGIES)}, or write it as R2HP or RD2DHP')
+    notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(":")
+    encoders, arrow, decoders = notation.partition("2")
+    alignment = alignment or ("product" if len(encoders) > 1 else "none")
+    sound = (
+        arrow
+        and encoders
+        and decoders
+        and len(set(encoders)) == len(encoders)
+        and len(set(decoders)) == len(decoders)
+        and alignment in ALIGNMENTS
+        and (len(encoders) > 1) == (alignment != "none")
+        and all(letter in MODALITIES and MODALITIES[letter].trunk for letter in encoders)
+        and all(letter in MODALITIES and MODALITIES[letter].decoder for letter in decoders)
+    )
+    if not sound:
+        raise HandlabError(
+            f"strategy {strategy!r}",
+            "it is not known",
+            f"choose one of {', '.join(STRATEGIES)}, or write it as R2HP or RD2DHP",
+        )
     return Recipe(encoders, decoders, alignment)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #8972fca0
 @dataclass
 class Views:
     "One batch in all its modalities"
-    tensors: dict                   # {letter: (B,...)}
-    noise: torch.Tensor = None      # (posteriors,B,latent) standard normal; None: use the means
-    chosen: torch.Tensor = None     # (2,posteriors*B,M) points to match; None: all
-    labelled: torch.Tensor = None   # (B,) bool: annotated; None: all
-    sensor: torch.Tensor = None     # (B,) number of the only encoder that may see the sample, -1: all; None: all
-    beta: float = 1e-3              # weight of the KL divergence to the prior
-    step: int = 0                   # of the training
 
-    def __len__(self): return len(next(iter(self.tensors.values())))
+    tensors: dict  # {letter: (B,...)}
+    noise: torch.Tensor = None  # (posteriors,B,latent) standard normal; None: use the means
+    chosen: torch.Tensor = None  # (2,posteriors*B,M) points to match; None: all
+    labelled: torch.Tensor = None  # (B,) bool: annotated; None: all
+    sensor: torch.Tensor = None  # (B,) number of the only encoder that may see the sample, -1: all; None: all
+    beta: float = 1e-3  # weight of the KL divergence to the prior
+    step: int = 0  # of the training
+
+    def __len__(self):
+        return len(next(iter(self.tensors.values())))
 
 # %% ../../nbs/aligned/05_strategies.ipynb #1506a266
 def posterior_names(recipe):
     "The posteriors that a training step of a recipe draws from; the first one is that of test time"
-    if recipe.alignment == 'none': return (recipe.encoders,)
-    if recipe.alignment == 'kl': return recipe.encoders[0], 'joint'
-    if recipe.alignment == 'product': return *recipe.encoders, 'joint'
-    return ('one',)  # alternating: a single encoder a step
+    if recipe.alignment == "none":
+        return (recipe.encoders,)
+    if recipe.alignment == "kl":
+        return recipe.encoders[0], "joint"
+    if recipe.alignment == "product":
+        return *recipe.encoders, "joint"
+    return ("one",)  # alternating: a single encoder a step
+
 
 def alternating_pair(recipe, step):
     "The encoder and the decoder that step number `step` trains"
@@ -116,36 +170,52 @@ def alternating_pair(recipe, step):
 # %% ../../nbs/aligned/05_strategies.ipynb #20a6ea72
 class AlignedNetwork(nn.Module):
     "Encoders and decoders of a recipe"
+
     def __init__(self, recipe, settings=NetworkSettings()):
         super().__init__()
         self.recipe, self.settings = recipe, settings
-        alone = recipe.encoders[0] if recipe.alignment == 'kl' else recipe.encoders
+        alone = recipe.encoders[0] if recipe.alignment == "kl" else recipe.encoders
         self.encoders = nn.ModuleDict({letter: self._encoder(letter) for letter in alone})
-        self.decoders = nn.ModuleDict({letter: MODALITIES[letter].decoder(settings) for letter in recipe.decoders})
-        if recipe.alignment == 'kl':
+        self.decoders = nn.ModuleDict(
+            {letter: MODALITIES[letter].decoder(settings) for letter in recipe.decoders}
+        )
+        if recipe.alignment == "kl":
             trunks = [MODALITIES[letter].trunk(settings) for letter in recipe.encoders]
-            if settings.share_trunk: trunks[0] = self.encoders[alone].trunk
+            if settings.share_trunk:
+                trunks[0] = self.encoders[alone].trunk
             self.joint = Encoder(JointTrunk(trunks), settings.latent, spread=settings.start_spread)
 
     def _encoder(self, letter):
         modality = MODALITIES[letter]
-        return Encoder(modality.trunk(self.settings), self.settings.latent, modality.bounded, self.settings.start_spread)
+        return Encoder(
+            modality.trunk(self.settings), self.settings.latent, modality.bounded, self.settings.start_spread
+        )
 
     def posteriors(self, views):
         "The Gaussians that this step draws from, by name"
-        see = lambda letter: self.encoders[letter](views.tensors[letter])
-        if self.recipe.alignment == 'alternating': return {'one': see(alternating_pair(self.recipe, views.step)[0])}
+
+        def see(letter):
+            return self.encoders[letter](views.tensors[letter])
+
+        if self.recipe.alignment == "alternating":
+            return {"one": see(alternating_pair(self.recipe, views.step)[0])}
         found = {letter: see(letter) for letter in self.encoders}
-        if self.recipe.alignment == 'kl': found['joint'] = self.joint([views.tensors[letter] for letter in self.recipe.encoders])
-        if self.recipe.alignment == 'product': found['joint'] = product_of_experts(list(found.values()), self.settings.prior_expert)
+        if self.recipe.alignment == "kl":
+            found["joint"] = self.joint([views.tensors[letter] for letter in self.recipe.encoders])
+        if self.recipe.alignment == "product":
+            found["joint"] = product_of_experts(list(found.values()), self.settings.prior_expert)
         return found
 
     def forward(self, views):
         "The posteriors, and what each of them decodes to, {letter: (posteriors,B,...)}"
         found = self.posteriors(views)
-        noise = [None]*len(found) if views.noise is None else views.noise
+        noise = [None] * len(found) if views.noise is None else views.noise
         z = torch.cat([draw(q, epsilon) for q, epsilon in zip(found.values(), noise)])
-        letters = alternating_pair(self.recipe, views.step)[1] if self.recipe.alignment == 'alternating' else self.decoders
+        letters = (
+            alternating_pair(self.recipe, views.step)[1]
+            if self.recipe.alignment == "alternating"
+            else self.decoders
+        )
         return found, {letter: self.decoders[letter](z).unflatten(0, (len(found), -1)) for letter in letters}
 
     def encode(self, view, letter=None):  # (B,...) of the modality; letter None: the first encoder, RGB
@@ -153,50 +223,80 @@ class AlignedNetwork(nn.Module):
         return self.encoders[letter or self.recipe.encoders[0]](view).mean
 
 # %% ../../nbs/aligned/05_strategies.ipynb #7cb5b5e0
-def carries(views,      # Views
-            recipe,     # Recipe
-            posterior,  # its name
-            letter=None):  # of the modality decoded; None: the KL divergences
+def carries(
+    views,  # Views
+    recipe,  # Recipe
+    posterior,  # its name
+    letter=None,
+):  # of the modality decoded; None: the KL divergences
     "Which samples have this term, (B,) bool, or None for all of them"
     modality, has = MODALITIES.get(letter), None
-    if views.labelled is not None and modality and modality.needs_label: has = views.labelled
+    if views.labelled is not None and modality and modality.needs_label:
+        has = views.labelled
     if views.sensor is not None:
         own = recipe.encoders.find(posterior)  # -1 for the joint posterior, which needs both sensors
         seen = (views.sensor == -1) | (views.sensor == own)
-        if modality and modality.sensor and posterior != 'joint' and MODALITIES[posterior].sensor != modality.sensor: seen = views.sensor == -1
+        if (
+            modality
+            and modality.sensor
+            and posterior != "joint"
+            and MODALITIES[posterior].sensor != modality.sensor
+        ):
+            seen = views.sensor == -1
         has = seen if has is None else has & seen
     return has
 
+
 def mean_over(values, has=None):  # (B,), (B,) bool
     "The mean over the samples that carry a term; 0 where there is none"
-    return values.mean() if has is None else (values*has).sum()/has.sum().clamp(min=1)
+    return values.mean() if has is None else (values * has).sum() / has.sum().clamp(min=1)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #a5720c9b
 def divergences(found, views, recipe, settings):
     "The KL terms: {'kl': to the prior, 'align': Eq. 3's, unweighted}"
-    penalised = [name for name in found if name != 'joint' or recipe.alignment == 'kl' or settings.kl_on_joint]
-    terms = {'kl': sum(mean_over(kl_to_prior(found[name]), carries(views, recipe, name) if name != 'one' else None) for name in penalised)}
-    if recipe.alignment == 'kl': terms['align'] = mean_over(kl_between(found['joint'], found[recipe.encoders[0]]), carries(views, recipe, 'joint'))
+    penalised = [
+        name for name in found if name != "joint" or recipe.alignment == "kl" or settings.kl_on_joint
+    ]
+    terms = {
+        "kl": sum(
+            mean_over(kl_to_prior(found[name]), carries(views, recipe, name) if name != "one" else None)
+            for name in penalised
+        )
+    }
+    if recipe.alignment == "kl":
+        terms["align"] = mean_over(
+            kl_between(found["joint"], found[recipe.encoders[0]]), carries(views, recipe, "joint")
+        )
     return terms
+
 
 def reconstructions(found, drawn, views, recipe, settings):
     "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)"
-    means, total = {}, 0.
+    means, total = {}, 0.0
     for letter, prediction in drawn.items():
-        truth = torch.cat([views.tensors[letter]]*len(found))
-        for term, (values, weight) in MODALITIES[letter].terms(prediction.flatten(0, 1), truth, settings, views.chosen).items():
+        truth = torch.cat([views.tensors[letter]] * len(found))
+        for term, (values, weight) in (
+            MODALITIES[letter].terms(prediction.flatten(0, 1), truth, settings, views.chosen).items()
+        ):
             for place, (name, row) in enumerate(zip(found, values.view(len(found), -1))):
-                mean = mean_over(row, carries(views, recipe, name, letter) if name != 'one' else None)
-                means[term if place == 0 else f'{term}_{name}'] = mean
-                total = total + weight*mean
+                mean = mean_over(row, carries(views, recipe, name, letter) if name != "one" else None)
+                means[term if place == 0 else f"{term}_{name}"] = mean
+                total = total + weight * mean
     return means, total
 
-def aligned_loss(network,   # AlignedNetwork
-                 views,     # Views
-                 recipe,    # Recipe
-                 settings=LossSettings()):
+
+def aligned_loss(
+    network,  # AlignedNetwork
+    views,  # Views
+    recipe,  # Recipe
+    settings=LossSettings(),
+):
     "The loss of one training step: {'loss': Eq. 1, 3 or 4, and its parts; plain names are those of the test-time encoder}"
     found, drawn = network(views)
     means, total = reconstructions(found, drawn, views, recipe, settings)
     terms = divergences(found, views, recipe, settings)
-    return {'loss': total + views.beta*terms['kl'] + settings.align_weight*terms.get('align', 0.), **means, **terms}
+    return {
+        "loss": total + views.beta * terms["kl"] + settings.align_weight * terms.get("align", 0.0),
+        **means,
+        **terms,
+    }

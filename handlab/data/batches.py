@@ -24,54 +24,96 @@ import torch
 
 from ..core import HandlabError, check_settings, numpy_generator, pick_device, torch_generator
 from .prepare import DEPTH_STEPS, PIXELS
-from ..hand.camera import crop_intrinsics, crop_matrix, invert_affine, rotate, sample_clouds, similarity_matrix, transform_uv, warp, warp_grid
+from handlab.hand.camera import (
+    crop_intrinsics,
+    crop_matrix,
+    invert_affine,
+    rotate,
+    sample_clouds,
+    similarity_matrix,
+    transform_uv,
+    warp,
+    warp_grid,
+)
 from ..hand.skeleton import normalise
 
 # %% ../../nbs/data/04_batches.ipynb #6b7dc722
 @dataclass(frozen=True)
 class Augment:
     "Ranges of the random changes of a batch."
-    rotation: float = 45.       # degrees to either side, about the camera's axis
-    shift: float = .05          # to either side, along both axes, in crops
-    scale_low: float = .95      # below 1 shrinks
+
+    rotation: float = 45.0  # degrees to either side, about the camera's axis
+    shift: float = 0.05  # to either side, along both axes, in crops
+    scale_low: float = 0.95  # below 1 shrinks
     scale_high: float = 1.1
-    hue: float = .03            # to either side, in turns of the colour circle
-    brightness: float = .08     # to either side; the image spans 1
-    contrast: float = .15       # to either side of 1
+    hue: float = 0.03  # to either side, in turns of the colour circle
+    brightness: float = 0.08  # to either side; the image spans 1
+    contrast: float = 0.15  # to either side of 1
 
     @classmethod
-    def none(cls): return cls(0., 0., 1., 1., 0., 0., 0.)
+    def none(cls):
+        return cls(0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)
+
     @classmethod
-    def paper2(cls): return cls(180., 20/256, 1., 1.2, .1, 0., 0.)
+    def paper2(cls):
+        return cls(180.0, 20 / 256, 1.0, 1.2, 0.1, 0.0, 0.0)
+
     @property
-    def moves(self): return any((self.rotation, self.shift, self.scale_low != 1, self.scale_high != 1))
+    def moves(self):
+        return any((self.rotation, self.shift, self.scale_low != 1, self.scale_high != 1))
+
     @property
-    def colours(self): return any((self.hue, self.brightness, self.contrast))
+    def colours(self):
+        return any((self.hue, self.brightness, self.contrast))
+
 
 def check_augment(augment) -> Augment:
     "Return the augmentation (None means none), or say what cannot be."
     augment = check_settings(augment or Augment.none())
-    for name in ('rotation', 'shift', 'hue', 'brightness', 'contrast'):
-        if getattr(augment, name) < 0: raise HandlabError(f'Augment.{name}', f'{getattr(augment, name)} is below 0', 'give the reach to either side')
-    if not 0 < augment.scale_low <= augment.scale_high: raise HandlabError('Augment.scale_low', f'{augment.scale_low} to {augment.scale_high} is no range', 'give 0 < scale_low <= scale_high')
+    for name in ("rotation", "shift", "hue", "brightness", "contrast"):
+        if getattr(augment, name) < 0:
+            raise HandlabError(
+                f"Augment.{name}", f"{getattr(augment, name)} is below 0", "give the reach to either side"
+            )
+    if not 0 < augment.scale_low <= augment.scale_high:
+        raise HandlabError(
+            "Augment.scale_low",
+            f"{augment.scale_low} to {augment.scale_high} is no range",
+            "give 0 < scale_low <= scale_high",
+        )
     return augment
 
 # %% ../../nbs/data/04_batches.ipynb #1eb149dd
 class Change(NamedTuple):
     "The random numbers of one batch."
-    angle: torch.Tensor       # (B,) radians; positive turns x towards y
-    scale: torch.Tensor       # (B,)
-    shift: torch.Tensor       # (B,2) in crops
-    hue: torch.Tensor         # (B,) turns
-    brightness: torch.Tensor  # (B,)
-    contrast: torch.Tensor    # (B,)
 
-def draw_change(augment: Augment, count: int, generator: np.random.Generator, device='cpu') -> Change:
+    angle: torch.Tensor  # (B,) radians; positive turns x towards y
+    scale: torch.Tensor  # (B,)
+    shift: torch.Tensor  # (B,2) in crops
+    hue: torch.Tensor  # (B,) turns
+    brightness: torch.Tensor  # (B,)
+    contrast: torch.Tensor  # (B,)
+
+
+def draw_change(augment: Augment, count: int, generator: np.random.Generator, device="cpu") -> Change:
     "Random changes for `count` samples."
     unit = generator.uniform(-1, 1, (7, count)).astype(np.float32)
-    middle, reach = (augment.scale_high + augment.scale_low)/2, (augment.scale_high - augment.scale_low)/2
-    numbers = torch.from_numpy(unit*np.float32([[augment.rotation*np.pi/180], [reach], [augment.shift], [augment.shift], [augment.hue], [augment.brightness], [augment.contrast]])
-                               + np.float32([[0], [middle], [0], [0], [0], [0], [1]])).to(device, non_blocking=True)
+    middle, reach = (augment.scale_high + augment.scale_low) / 2, (augment.scale_high - augment.scale_low) / 2
+    numbers = torch.from_numpy(
+        unit
+        * np.float32(
+            [
+                [augment.rotation * np.pi / 180],
+                [reach],
+                [augment.shift],
+                [augment.shift],
+                [augment.hue],
+                [augment.brightness],
+                [augment.contrast],
+            ]
+        )
+        + np.float32([[0], [middle], [0], [0], [0], [0], [1]])
+    ).to(device, non_blocking=True)
     return Change(numbers[0], numbers[1], numbers[2:4].T, *numbers[4:])
 
 # %% ../../nbs/data/04_batches.ipynb #770dd27d
@@ -80,51 +122,78 @@ def axis_rotation(angle):  # (B,) radians
     cosine, sine, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     return torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], -1).reshape(-1, 3, 3)
 
+
 def change_matrix(change: Change, size: int):  # size: px of the crop
     "Affine maps (B,3,3) of crop pixels."
-    return similarity_matrix(change.angle, change.scale, change.shift*size, (size - 1)/2)
+    return similarity_matrix(change.angle, change.scale, change.shift * size, (size - 1) / 2)
 
-def change_labels(change: Change, size: int, pose, root, uv, K):  # (B,21,3), (B,3), (B,21,2) and (B,3,3) of the crop
+
+def change_labels(
+    change: Change, size: int, pose, root, uv, K
+):  # (B,21,3), (B,3), (B,21,2) and (B,3,3) of the crop
     "Pose, root, uv and intrinsics after the change."
     matrix, rotation = change_matrix(change, size), axis_rotation(change.angle)
-    return rotate(pose, rotation), rotate(root[:, None], rotation)[:, 0], transform_uv(matrix, uv), matrix @ K @ rotation.mT
+    return (
+        rotate(pose, rotation),
+        rotate(root[:, None], rotation)[:, 0],
+        transform_uv(matrix, uv),
+        matrix @ K @ rotation.mT,
+    )
 
 # %% ../../nbs/data/04_batches.ipynb #f0e15637
 def colour_matrix(hue, contrast):  # (B,) turns, (B,)
     "Matrices (B,3,3) that turn RGB about grey and stretch it."
-    angle = 2*np.pi*hue[:, None, None]
-    third, cross = torch.full((3, 3), 1/3).to(hue), torch.tensor([[0., -1, 1], [1, 0, -1], [-1, 1, 0]]).to(hue)/3**.5
-    return contrast[:, None, None]*(third + angle.cos()*(torch.eye(3).to(hue) - third) + angle.sin()*cross)
+    angle = 2 * np.pi * hue[:, None, None]
+    third, cross = (
+        torch.full((3, 3), 1 / 3).to(hue),
+        torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(hue) / 3**0.5,
+    )
+    return contrast[:, None, None] * (
+        third + angle.cos() * (torch.eye(3).to(hue) - third) + angle.sin() * cross
+    )
+
 
 def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
     "The images in another light."
     matrix = colour_matrix(change.hue, change.contrast)
     changed = torch.baddbmm(change.brightness[:, None, None], matrix, image.flatten(2))
-    return changed.clamp_(-.5, .5).reshape(image.shape)
+    return changed.clamp_(-0.5, 0.5).reshape(image.shape)
 
 # %% ../../nbs/data/04_batches.ipynb #2dd9e10a
-def change_pixels(stored,         # (B,C,P,P), float unless change is None
-                  change,         # Change or None
-                  size: int,      # S
-                  mode: str,      # 'bilinear' or 'nearest'
-                  grid=None):     # of `change_grid`, where it is known
+def change_pixels(
+    stored,  # (B,C,P,P), float unless change is None
+    change,  # Change or None
+    size: int,  # S
+    mode: str,  # 'bilinear' or 'nearest'
+    grid=None,
+):  # of `change_grid`, where it is known
     "Crops (B,C,S,S) of stored arrays."
-    margin = (stored.shape[-1] - size)//2
-    if change is None: return stored[..., margin:margin + size, margin:margin + size].contiguous()
-    return warp(stored, None, size, mode=mode, grid=change_grid(stored, change, size) if grid is None else grid)
+    margin = (stored.shape[-1] - size) // 2
+    if change is None:
+        return stored[..., margin : margin + size, margin : margin + size].contiguous()
+    return warp(
+        stored, None, size, mode=mode, grid=change_grid(stored, change, size) if grid is None else grid
+    )
+
 
 def stored_matrix(change, edge: int, size: int):  # edge: P
     "Affine maps (B,3,3) from stored pixels to crop pixels."
     matrix = change_matrix(change, size)
-    matrix[:, :2, 2] -= (edge - size)//2*matrix[:, :2, :2].sum(-1)   # first take the margin off
+    matrix[:, :2, 2] -= (edge - size) // 2 * matrix[:, :2, :2].sum(-1)  # first take the margin off
     return matrix
+
 
 def change_grid(stored, change, size: int):
     "Where the pixels of the crops come from: the same for image, depth and mask."
     return warp_grid(stored, stored_matrix(change, stored.shape[-1], size), size)
 
 # %% ../../nbs/data/04_batches.ipynb #beb04427
-STEADY = {"nnan", "ninf", "nsz"}  # fast arithmetic without what lets a result hang on which functions the compiler joins: the process that compiles them must draw what later ones do
+STEADY = {
+    "nnan",
+    "ninf",
+    "nsz",
+}  # fast arithmetic without what lets a result hang on which functions the compiler joins: the process that compiles them must draw what later ones do
+
 
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
@@ -133,40 +202,79 @@ def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
     for down in range(2):
         for across in range(2):
             if 0 <= row + down < len(stored) and 0 <= column + across < len(stored):
-                share = (below if down else np.float32(1) - below)*(right if across else np.float32(1) - right)
-                value, within = value + share*stored[row + down, column + across, channel], within + share
+                share = (below if down else np.float32(1) - below) * (
+                    right if across else np.float32(1) - right
+                )
+                value, within = value + share * stored[row + down, column + across, channel], within + share
     return value, within
 
+
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
-def _draw_line(stored, back, v, line):  # (P,P,3) u8, map (2,3) from crop to stored px, which line, (3,S) f32 to fill
+def _draw_line(
+    stored, back, v, line
+):  # (P,P,3) u8, map (2,3) from crop to stored px, which line, (3,S) f32 to fill
     "A line of the crop, bilinearly, in -0.5..0.5; grey beyond the border"
-    flat, edge, one, half, unit = stored.reshape(-1), len(stored), np.float32(1), np.float32(.5), np.float32(1/255)
-    x_start, y_start = back[0, 1]*np.float32(v) + back[0, 2], back[1, 1]*np.float32(v) + back[1, 2]
+    flat, edge, one, half, unit = (
+        stored.reshape(-1),
+        len(stored),
+        np.float32(1),
+        np.float32(0.5),
+        np.float32(1 / 255),
+    )
+    x_start, y_start = back[0, 1] * np.float32(v) + back[0, 2], back[1, 1] * np.float32(v) + back[1, 2]
     for u in range(line.shape[1]):
-        x, y = back[0, 0]*np.float32(u) + x_start, back[1, 0]*np.float32(u) + y_start
+        x, y = back[0, 0] * np.float32(u) + x_start, back[1, 0] * np.float32(u) + y_start
         if 0 <= x < edge - 1 and 0 <= y < edge - 1:
             column, row = np.int32(x), np.int32(y)
-            right, below, above, under = x - np.float32(column), y - np.float32(row), (row*edge + column)*3, ((row + 1)*edge + column)*3
-            first, second, third, fourth = (one - below)*(one - right), (one - below)*right, below*(one - right), below*right
+            right, below, above, under = (
+                x - np.float32(column),
+                y - np.float32(row),
+                (row * edge + column) * 3,
+                ((row + 1) * edge + column) * 3,
+            )
+            first, second, third, fourth = (
+                (one - below) * (one - right),
+                (one - below) * right,
+                below * (one - right),
+                below * right,
+            )
             for c in range(3):
-                line[c, u] = (first*flat[above + c] + second*flat[above + 3 + c] + third*flat[under + c] + fourth*flat[under + 3 + c])*unit - half
+                line[c, u] = (
+                    first * flat[above + c]
+                    + second * flat[above + 3 + c]
+                    + third * flat[under + c]
+                    + fourth * flat[under + 3 + c]
+                ) * unit - half
         else:
             column, row = np.int32(math.floor(x)), np.int32(math.floor(y))
             for c in range(3):
-                value, within = _border_pixel(stored, row, column, c, x - np.float32(column), y - np.float32(row))
-                line[c, u] = value*unit - half*within
+                value, within = _border_pixel(
+                    stored, row, column, c, x - np.float32(column), y - np.float32(row)
+                )
+                line[c, u] = value * unit - half * within
 
 # %% ../../nbs/data/04_batches.ipynb #d4cb60c9
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), (B,S,S,3) f32 to fill
     "Crops in another light"
-    size, half = drawn.shape[1], np.float32(.5)
+    size, half = drawn.shape[1], np.float32(0.5)
     line = np.empty((3, size), np.float32)
     for b in range(len(stored)):
         for v in range(size):
             _draw_line(stored[b], back[b], v, line)
             for c in range(3):
-                for u in range(size): drawn[b, v, u, c] = min(max(light[b, c, 0]*line[0, u] + light[b, c, 1]*line[1, u] + light[b, c, 2]*line[2, u] + light[b, c, 3], -half), half)
+                for u in range(size):
+                    drawn[b, v, u, c] = min(
+                        max(
+                            light[b, c, 0] * line[0, u]
+                            + light[b, c, 1] * line[1, u]
+                            + light[b, c, 2] * line[2, u]
+                            + light[b, c, 3],
+                            -half,
+                        ),
+                        half,
+                    )
+
 
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), counts in one, (B,S,S) f32 to fill
@@ -175,286 +283,472 @@ def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), count
     for b in range(len(stored)):
         for v in range(size):
             for u in range(size):
-                x, y = back[b, 0, 0]*u + back[b, 0, 1]*v + back[b, 0, 2], back[b, 1, 0]*u + back[b, 1, 1]*v + back[b, 1, 2]
-                column, row = int(math.floor(x + .5)), int(math.floor(y + .5))
-                drawn[b, v, u] = stored[b, row, column]/np.float32(unit) if 0 <= column < edge and 0 <= row < edge else np.float32(0)
+                x, y = (
+                    back[b, 0, 0] * u + back[b, 0, 1] * v + back[b, 0, 2],
+                    back[b, 1, 0] * u + back[b, 1, 1] * v + back[b, 1, 2],
+                )
+                column, row = int(math.floor(x + 0.5)), int(math.floor(y + 0.5))
+                drawn[b, v, u] = (
+                    stored[b, row, column] / np.float32(unit)
+                    if 0 <= column < edge and 0 <= row < edge
+                    else np.float32(0)
+                )
+
 
 def change_back(change, edge: int, size: int):  # edge: P
     "Affine maps (B,2,3) from crop to stored pixels, an array."
     return invert_affine(stored_matrix(change, edge, size))[:, :2].contiguous().numpy()
 
 # %% ../../nbs/data/04_batches.ipynb #6560cd5a
-def draw_pixels(stored,      # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
-                change,      # Change
-                size: int):  # S
+def draw_pixels(
+    stored,  # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
+    change,  # Change
+    size: int,
+):  # S
     "`change_pixels` and `change_colours` by compiled code: image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S), None where there is none."
     drawn = dict.fromkeys(PIXELS)
     for key, array in stored.items():
         back = change_back(change, array.shape[1], size)
         drawn[key] = torch.empty(len(array), size, size, *array.shape[3:])
-        if key == 'image':
-            light = torch.cat([colour_matrix(change.hue, change.contrast), change.brightness[:, None, None].expand(-1, 3, 1)], 2)
+        if key == "image":
+            light = torch.cat(
+                [
+                    colour_matrix(change.hue, change.contrast),
+                    change.brightness[:, None, None].expand(-1, 3, 1),
+                ],
+                2,
+            )
             _draw_image(array.numpy(), back, light.numpy(), drawn[key].numpy())
-        else: _draw_map(array.numpy().view(np.uint16) if key == 'depth' else array.numpy(), back, DEPTH_STEPS if key == 'depth' else 1, drawn[key].numpy())
-    return tuple(drawn[key] if drawn[key] is None else drawn[key].permute(0, 3, 1, 2) if key == 'image' else drawn[key][:, None] for key in ('image', 'depth', 'mask'))
+        else:
+            _draw_map(
+                array.numpy().view(np.uint16) if key == "depth" else array.numpy(),
+                back,
+                DEPTH_STEPS if key == "depth" else 1,
+                drawn[key].numpy(),
+            )
+    return tuple(
+        drawn[key]
+        if drawn[key] is None
+        else drawn[key].permute(0, 3, 1, 2)
+        if key == "image"
+        else drawn[key][:, None]
+        for key in ("image", "depth", "mask")
+    )
 
 # %% ../../nbs/data/04_batches.ipynb #e300b007
 @dataclass
 class Batch:
     "Tensors of one training step; what was not asked for is None."
-    image: torch.Tensor    # (B,3,S,S) in [-0.5,0.5]
-    depth: torch.Tensor    # (B,1,S,S) (z - z of the root)/200 mm in [-1,1]; 1 where there is none
-    mask: torch.Tensor     # (B,1,S,S) 0 or 1
-    pose: torch.Tensor     # (B,21,3) root-relative, divided by scale
-    root: torch.Tensor     # (B,3) mm
-    scale: torch.Tensor    # (B,) mm
-    uv: torch.Tensor       # (B,21,2) px of the crop
-    visible: torch.Tensor  # (B,21) bool
-    K: torch.Tensor        # (B,3,3) intrinsics of the crop, px
-    cloud: torch.Tensor    # (B,P,3) root-relative, divided by scale
-    index: torch.Tensor    # (B,) row of the prepared arrays
 
-    def __len__(self): return len(self.index)
+    image: torch.Tensor  # (B,3,S,S) in [-0.5,0.5]
+    depth: torch.Tensor  # (B,1,S,S) (z - z of the root)/200 mm in [-1,1]; 1 where there is none
+    mask: torch.Tensor  # (B,1,S,S) 0 or 1
+    pose: torch.Tensor  # (B,21,3) root-relative, divided by scale
+    root: torch.Tensor  # (B,3) mm
+    scale: torch.Tensor  # (B,) mm
+    uv: torch.Tensor  # (B,21,2) px of the crop
+    visible: torch.Tensor  # (B,21) bool
+    K: torch.Tensor  # (B,3,3) intrinsics of the crop, px
+    cloud: torch.Tensor  # (B,P,3) root-relative, divided by scale
+    index: torch.Tensor  # (B,) row of the prepared arrays
+
+    def __len__(self):
+        return len(self.index)
+
     def to(self, *args, **kwargs):
         "The batch on another device."
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: None if value is None else value.to(*args, **kwargs) for name, value in moved.items()})
+        return type(self)(
+            **{name: None if value is None else value.to(*args, **kwargs) for name, value in moved.items()}
+        )
 
 # %% ../../nbs/data/04_batches.ipynb #46f53f80
 @functools.lru_cache(maxsize=2)
 def epoch_order(count: int, epoch: int, seed: int):
     "The order of all rows in an epoch."
-    order = numpy_generator(seed, 'order', epoch).permutation(count)
+    order = numpy_generator(seed, "order", epoch).permutation(count)
     order.flags.writeable = False
     return order
+
 
 def epoch_rows(count: int, batch: int, step: int, seed: int):
     "The sorted rows of one step of a shuffled training; incomplete batches are left out."
     batch = min(batch, count)
-    epoch, turn = divmod(step, count//batch)
+    epoch, turn = divmod(step, count // batch)
     order = epoch_order(count, epoch, seed)
-    return np.sort(order[turn*batch:(turn + 1)*batch])       # sorted: reads go forward through the file
+    return np.sort(order[turn * batch : (turn + 1) * batch])  # sorted: reads go forward through the file
 
 # %% ../../nbs/data/04_batches.ipynb #0b98e725
 def as_tensor(array):
     "A tensor that shares the array's memory; 16 bit counts become int16, to be widened by `depth_mm`."
     return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
 
+
 def depth_mm(stored):
     "Millimetres (float) of stored depth, 0 where there is none."
-    return (stored.int() & 0xFFFF).float()/DEPTH_STEPS
+    return (stored.int() & 0xFFFF).float() / DEPTH_STEPS
 
 # %% ../../nbs/data/04_batches.ipynb #04711d75
 def memory_of_machine() -> int:
     "Bytes; 0 where the system does not say."
-    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, ValueError, OSError): return 0
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
 
 def read_at_random(arrays: list):  # memory maps
     "Tell the system not to read ahead in arrays that are too large for its cache."
-    if hasattr(mmap, 'MADV_RANDOM') and sum(array.nbytes for array in arrays) > .6*memory_of_machine() > 0:
-        for array in arrays: array._mmap.madvise(mmap.MADV_RANDOM)
+    if hasattr(mmap, "MADV_RANDOM") and sum(array.nbytes for array in arrays) > 0.6 * memory_of_machine() > 0:
+        for array in arrays:
+            array._mmap.madvise(mmap.MADV_RANDOM)
+
 
 class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
+
     def __init__(self, prepared, keys, device, resident, shuffle=True):
-        self.device, self.rows = device, None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows))
+        self.device, self.rows = (
+            device,
+            None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows)),
+        )
         self.arrays = {key: as_tensor(prepared.arrays[key]) for key in keys}
-        self.resident = self._fits(prepared) if resident == 'auto' else bool(resident)
-        if shuffle and not self.resident: read_at_random([prepared.arrays[key] for key in keys])
-        if self.resident: self.arrays = {key: self._upload(array) for key, array in self.arrays.items()}
+        self.resident = self._fits(prepared) if resident == "auto" else bool(resident)
+        if shuffle and not self.resident:
+            read_at_random([prepared.arrays[key] for key in keys])
+        if self.resident:
+            self.arrays = {key: self._upload(array) for key, array in self.arrays.items()}
 
     def _fits(self, prepared):
-        if self.device.type != 'cuda': return False
-        need = sum(array[0].nbytes for array in self.arrays.values())*len(prepared)
-        return need < .6*torch.cuda.mem_get_info(self.device)[0]
+        if self.device.type != "cuda":
+            return False
+        need = sum(array[0].nbytes for array in self.arrays.values()) * len(prepared)
+        return need < 0.6 * torch.cuda.mem_get_info(self.device)[0]
 
     def _upload(self, array):
         rows = torch.arange(len(array)) if self.rows is None else self.rows
         held = torch.empty((len(rows), *array.shape[1:]), dtype=array.dtype, device=self.device)
-        for start in range(0, len(rows), 1024): held[start:start + 1024] = array[rows[start:start + 1024]].to(self.device)
+        for start in range(0, len(rows), 1024):
+            held[start : start + 1024] = array[rows[start : start + 1024]].to(self.device)
         return held
 
     def gather(self, key, rows):  # rows: (B,) long, on the CPU
         "Rows (B,...) of one array, on the device."
-        if self.resident: return self.arrays[key].index_select(0, rows.to(self.device, non_blocking=True))
+        if self.resident:
+            return self.arrays[key].index_select(0, rows.to(self.device, non_blocking=True))
         rows = rows if self.rows is None else self.rows[rows]
         return self.arrays[key].index_select(0, rows).to(self.device, non_blocking=True)
 
 # %% ../../nbs/data/04_batches.ipynb #7e8632d0
-def crop_labels(prepared,
-                rows,      # (B,) which of the prepared rows
-                root: str,
-                device) -> dict:
+def crop_labels(
+    prepared,
+    rows,  # (B,) which of the prepared rows
+    root: str,
+    device,
+) -> dict:
     "Labels of some prepared rows, in the terms of a batch."
     rows = np.asarray(rows) if prepared.rows is None else np.asarray(prepared.rows)[rows]
-    joints, box, K, uv = (torch.from_numpy(prepared.arrays[key][rows].astype(np.float64)) for key in ('joints', 'box', 'K', 'uv'))
+    joints, box, K, uv = (
+        torch.from_numpy(prepared.arrays[key][rows].astype(np.float64))
+        for key in ("joints", "box", "K", "uv")
+    )
     size = prepared.settings.size
     pose, root_mm, scale = normalise(joints, root)
-    labels = dict(pose=pose, root=root_mm, scale=scale, uv=transform_uv(crop_matrix(box, size), uv), K=crop_intrinsics(K, box, size))
-    return {**{key: value.float().to(device) for key, value in labels.items()}, 'visible': torch.from_numpy(prepared.arrays['visible'][rows]).to(device)}
+    labels = dict(
+        pose=pose,
+        root=root_mm,
+        scale=scale,
+        uv=transform_uv(crop_matrix(box, size), uv),
+        K=crop_intrinsics(K, box, size),
+    )
+    return {
+        **{key: value.float().to(device) for key, value in labels.items()},
+        "visible": torch.from_numpy(prepared.arrays["visible"][rows]).to(device),
+    }
+
 
 class LabelStore:
     "Labels of prepared rows, on the device or worked out when asked for."
+
     def __init__(self, prepared, root, device, resident):
         self.prepared, self.root, self.device, self.held = prepared, root, device, None
-        crop_labels(prepared, [0], root, device)             # an unknown root is told now
-        if not resident: return
-        runs = np.array_split(np.arange(len(prepared)), math.ceil(len(prepared)/16384))
+        crop_labels(prepared, [0], root, device)  # an unknown root is told now
+        if not resident:
+            return
+        runs = np.array_split(np.arange(len(prepared)), math.ceil(len(prepared) / 16384))
         parts = [crop_labels(prepared, run, root, device) for run in runs]
         self.held = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def gather(self, rows, there) -> dict:  # (B,) long, on the CPU and on the device
         "The labels of some rows."
-        if self.held is None: return crop_labels(self.prepared, rows.numpy(), self.root, self.device)
+        if self.held is None:
+            return crop_labels(self.prepared, rows.numpy(), self.root, self.device)
         return {key: values.index_select(0, there) for key, values in self.held.items()}
 
 # %% ../../nbs/data/04_batches.ipynb #bccc3547
 class Batches:
     "Augmented batches of prepared arrays."
-    def __init__(self, prepared,
-                 batch_size: int = 32,
-                 device='cpu',
-                 augment: Augment = Augment(),                # None: none
-                 seed: int = 0,
-                 root: str = 'middle_mcp',                    # or 'palm', or 'tips' where only finger tips are annotated
-                 cloud_points: int = 0,                       # points a sample, drawn anew at every step; 0: no cloud
-                 modalities=PIXELS,                           # of 'image', 'depth', 'mask'
-                 shuffle: bool = True,                        # False: in order, the last batch may be smaller
-                 resident='auto',                             # True: hold the pixels on the device
-                 prefetch: int = 0):                          # steps to make ahead in the background
+
+    def __init__(
+        self,
+        prepared,
+        batch_size: int = 32,
+        device="cpu",
+        augment: Augment = Augment(),  # None: none
+        seed: int = 0,
+        root: str = "middle_mcp",  # or 'palm', or 'tips' where only finger tips are annotated
+        cloud_points: int = 0,  # points a sample, drawn anew at every step; 0: no cloud
+        modalities=PIXELS,  # of 'image', 'depth', 'mask'
+        shuffle: bool = True,  # False: in order, the last batch may be smaller
+        resident="auto",  # True: hold the pixels on the device
+        prefetch: int = 0,
+    ):  # steps to make ahead in the background
         self.prepared, self.device, self.augment = prepared, pick_device(str(device)), check_augment(augment)
-        self.batch_size, self.seed, self.cloud_points, self.modalities, self.shuffle, self.prefetch = batch_size, seed, cloud_points, tuple(modalities), shuffle, prefetch
+        self.batch_size, self.seed, self.cloud_points, self.modalities, self.shuffle, self.prefetch = (
+            batch_size,
+            seed,
+            cloud_points,
+            tuple(modalities),
+            shuffle,
+            prefetch,
+        )
         self.size = prepared.settings.size
-        keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != 'image')]
+        keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != "image")]
         self._check(prepared, keys)
         self.store = PixelStore(prepared, keys, self.device, resident, shuffle)
         self.labels = LabelStore(prepared, root, self.device, self.store.resident)
         self._check_root(root)
-        self._ahead, self._thread = {}, ThreadPoolExecutor(1, 'batches') if prefetch else None
+        self._ahead, self._thread = {}, ThreadPoolExecutor(1, "batches") if prefetch else None
 
     def _check_root(self, root):
-        if not ('depth' in self.modalities or self.cloud_points): return
+        if not ("depth" in self.modalities or self.cloud_points):
+            return
         some = np.linspace(0, len(self.prepared) - 1, min(len(self.prepared), 16384)).astype(int)
-        if not crop_labels(self.prepared, some, root, 'cpu')['root'].isfinite().all():
-            raise HandlabError(self.prepared.folder, f'{self.prepared.source} has no {root} to tell depth from', "leave depth and clouds out, or pass root='tips'")
+        if not crop_labels(self.prepared, some, root, "cpu")["root"].isfinite().all():
+            raise HandlabError(
+                self.prepared.folder,
+                f"{self.prepared.source} has no {root} to tell depth from",
+                "leave depth and clouds out, or pass root='tips'",
+            )
 
     def _check(self, prepared, keys):
-        if len(prepared) == 0: raise HandlabError('Batches', 'there is no frame', 'prepare or choose some')
-        if self.batch_size < 1: raise HandlabError('Batches, batch_size', f'{self.batch_size} cannot be', 'give 1 or more')
+        if len(prepared) == 0:
+            raise HandlabError("Batches", "there is no frame", "prepare or choose some")
+        if self.batch_size < 1:
+            raise HandlabError("Batches, batch_size", f"{self.batch_size} cannot be", "give 1 or more")
         for key in self.modalities:
-            if key not in PIXELS: raise HandlabError(f'modality {key!r}', 'there is no such modality', f'choose among {", ".join(PIXELS)}')
+            if key not in PIXELS:
+                raise HandlabError(
+                    f"modality {key!r}", "there is no such modality", f"choose among {', '.join(PIXELS)}"
+                )
         for key in keys:
-            if key not in prepared.arrays: raise HandlabError(prepared.folder, f'{prepared.source} was prepared without {key}', f'leave {key} out of modalities{" and clouds" if self.cloud_points else ""}, or read data that has it')
+            if key not in prepared.arrays:
+                raise HandlabError(
+                    prepared.folder,
+                    f"{prepared.source} was prepared without {key}",
+                    f"leave {key} out of modalities{' and clouds' if self.cloud_points else ''}, or read data that has it",
+                )
 
-    def __len__(self): return max(1, len(self.prepared)//self.batch_size) if self.shuffle else math.ceil(len(self.prepared)/self.batch_size)
-    def __iter__(self): return map(self.at, range(len(self)))
+    def __len__(self):
+        return (
+            max(1, len(self.prepared) // self.batch_size)
+            if self.shuffle
+            else math.ceil(len(self.prepared) / self.batch_size)
+        )
+
+    def __iter__(self):
+        return map(self.at, range(len(self)))
 
     def at(self, step: int) -> Batch:
         "Batch number `step`."
-        if not self._thread: return self.make(step)
-        self._ahead = {number: made for number, made in self._ahead.items() if step <= number <= step + self.prefetch}
+        if not self._thread:
+            return self.make(step)
+        self._ahead = {
+            number: made for number, made in self._ahead.items() if step <= number <= step + self.prefetch
+        }
         for number in range(step, step + self.prefetch + 1):
-            if number not in self._ahead and (self.shuffle or number < len(self) or number == step): self._ahead[number] = self._thread.submit(self.make, number)
+            if number not in self._ahead and (self.shuffle or number < len(self) or number == step):
+                self._ahead[number] = self._thread.submit(self.make, number)
         return self._ahead.pop(step).result()
 
 # %% ../../nbs/data/04_batches.ipynb #94668e3f
 def _rows(self, step):
     "The rows of a step (B,)."
-    if self.shuffle: return torch.from_numpy(epoch_rows(len(self.prepared), self.batch_size, step, self.seed))
-    if not 0 <= step < len(self): raise HandlabError(f'step {step}', f'one pass has {len(self)} steps', 'shuffle, or stay within the pass')
-    return torch.arange(step*self.batch_size, min((step + 1)*self.batch_size, len(self.prepared)))
+    if self.shuffle:
+        return torch.from_numpy(epoch_rows(len(self.prepared), self.batch_size, step, self.seed))
+    if not 0 <= step < len(self):
+        raise HandlabError(
+            f"step {step}", f"one pass has {len(self)} steps", "shuffle, or stay within the pass"
+        )
+    return torch.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.prepared)))
 
 # %% ../../nbs/data/04_batches.ipynb #3b0f4d78
-def _at_once(self): return self.augment.moves and self.device.type == 'cpu'  # by compiled code
+def _at_once(self):
+    return self.augment.moves and self.device.type == "cpu"  # by compiled code
+
 
 def _pixels(self, rows, change):
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
-    if _at_once(self): return draw_pixels({key: self.store.gather(key, rows) for key in self.store.arrays if key in self.modalities}, change, self.size)
+    if _at_once(self):
+        return draw_pixels(
+            {key: self.store.gather(key, rows) for key in self.store.arrays if key in self.modalities},
+            change,
+            self.size,
+        )
     moved, image, maps, grid = change if self.augment.moves else None, None, {}, None
-    if 'image' in self.store.arrays:
-        stored = self.store.gather('image', rows).permute(0, 3, 1, 2)
-        if moved is None: stored = change_pixels(stored, None, self.size, 'bilinear')      # the margin is not worth converting
-        stored = stored.float().div_(255).sub_(.5)
-        if moved is not None: grid = change_grid(stored, moved, self.size)                  # worked out once, for the maps too
-        image = change_pixels(stored, moved, self.size, 'bilinear', grid)
-        if self.augment.colours: image = change_colours(image, change)
-    for key, widen in (('depth', depth_mm), ('mask', torch.Tensor.float)):
-        if key in self.store.arrays: maps[key] = widen(self.store.gather(key, rows))[:, None]
-    if maps: maps = dict(zip(maps, change_pixels(torch.cat(list(maps.values()), 1), moved, self.size, 'nearest', grid).split(1, 1)))
-    return image, maps.get('depth'), maps.get('mask')
+    if "image" in self.store.arrays:
+        stored = self.store.gather("image", rows).permute(0, 3, 1, 2)
+        if moved is None:
+            stored = change_pixels(stored, None, self.size, "bilinear")  # the margin is not worth converting
+        stored = stored.float().div_(255).sub_(0.5)
+        if moved is not None:
+            grid = change_grid(stored, moved, self.size)  # worked out once, for the maps too
+        image = change_pixels(stored, moved, self.size, "bilinear", grid)
+        if self.augment.colours:
+            image = change_colours(image, change)
+    for key, widen in (("depth", depth_mm), ("mask", torch.Tensor.float)):
+        if key in self.store.arrays:
+            maps[key] = widen(self.store.gather(key, rows))[:, None]
+    if maps:
+        maps = dict(
+            zip(
+                maps,
+                change_pixels(torch.cat(list(maps.values()), 1), moved, self.size, "nearest", grid).split(
+                    1, 1
+                ),
+            )
+        )
+    return image, maps.get("depth"), maps.get("mask")
 
 # %% ../../nbs/data/04_batches.ipynb #72b7fd32
 def _make(self, step: int) -> Batch:
     "Batch number `step`, made here and now."
     rows = _rows(self, step)
     there = rows.to(self.device, non_blocking=True)
-    change = draw_change(self.augment, len(rows), numpy_generator(self.seed, 'augment', step), self.device)
+    change = draw_change(self.augment, len(rows), numpy_generator(self.seed, "augment", step), self.device)
     labels = self.labels.gather(rows, there)
-    if self.augment.moves: labels.update(zip(('pose', 'root', 'uv', 'K'), change_labels(change, self.size, *(labels[key] for key in ('pose', 'root', 'uv', 'K')))))
+    if self.augment.moves:
+        labels.update(
+            zip(
+                ("pose", "root", "uv", "K"),
+                change_labels(change, self.size, *(labels[key] for key in ("pose", "root", "uv", "K"))),
+            )
+        )
     image, mm, mask = _pixels(self, rows, change)
     cloud = relative = None
     if self.cloud_points:
-        generator = torch_generator(self.seed, 'cloud', step, device=self.device)
-        if _at_once(self): cloud = draw_clouds_at_once(*(self.store.gather(key, rows) for key in ('depth', 'mask')), change, labels, self.size, self.cloud_points, generator)
-        else: cloud = draw_clouds(mm, mask, labels, self.cloud_points, generator)
-    if 'depth' in self.modalities: relative = relative_depth(mm, labels['root'])
-    return Batch(image, relative, mask if 'mask' in self.modalities else None, cloud=cloud, index=there, **labels)
+        generator = torch_generator(self.seed, "cloud", step, device=self.device)
+        if _at_once(self):
+            cloud = draw_clouds_at_once(
+                *(self.store.gather(key, rows) for key in ("depth", "mask")),
+                change,
+                labels,
+                self.size,
+                self.cloud_points,
+                generator,
+            )
+        else:
+            cloud = draw_clouds(mm, mask, labels, self.cloud_points, generator)
+    if "depth" in self.modalities:
+        relative = relative_depth(mm, labels["root"])
+    return Batch(
+        image, relative, mask if "mask" in self.modalities else None, cloud=cloud, index=there, **labels
+    )
+
 
 Batches.make = _make
 
 # %% ../../nbs/data/04_batches.ipynb #a973b1d6
-REACH = 200.  # mm about the root, for depth and clouds
+REACH = 200.0  # mm about the root, for depth and clouds
+
 
 def relative_depth(mm, root):  # (B,1,S,S) mm, 0 where there is none; (B,3) mm
     "Depth (B,1,S,S) from the root in [-1,1]; background and missing 1."
-    return torch.where(mm > 0, (mm - root[:, 2, None, None, None])/REACH, 1.).clamp_(-1, 1)
+    return torch.where(mm > 0, (mm - root[:, 2, None, None, None]) / REACH, 1.0).clamp_(-1, 1)
+
 
 def draw_clouds(mm, mask, labels, count, generator):
     "Points (B,count,3) on the hand, root-relative, divided by scale."
-    points, _ = sample_clouds(mm[:, 0]/1000, mask[:, 0], labels['K'], labels['root'], count, generator, radius=REACH)
-    return (points - labels['root'][:, None])/labels['scale'][:, None, None]
+    points, _ = sample_clouds(
+        mm[:, 0] / 1000, mask[:, 0], labels["K"], labels["root"], count, generator, radius=REACH
+    )
+    return (points - labels["root"][:, None]) / labels["scale"][:, None, None]
 
 # %% ../../nbs/data/04_batches.ipynb #b0337a0e
 @numba.njit(cache=True, nogil=True)
-def _on_hand(depth, mask, back, ray, root, size, places, far):  # (P,P) twice, (2,3), (3,3), (3,) mm; (S*S,) to fill twice
+def _on_hand(
+    depth, mask, back, ray, root, size, places, far
+):  # (P,P) twice, (2,3), (3,3), (3,) mm; (S*S,) to fill twice
     "List the crop's pixels on the hand and their depths in mm; returns how many"
     count = 0
     for v in range(size):
         for u in range(size):
-            column, row = int(math.floor(back[0, 0]*u + back[0, 1]*v + back[0, 2] + .5)), int(math.floor(back[1, 0]*u + back[1, 1]*v + back[1, 2] + .5))
-            if not (0 <= column < len(depth) and 0 <= row < len(depth)) or mask[row, column] == 0 or depth[row, column] == 0: continue
-            z = depth[row, column]/DEPTH_STEPS
-            x, y = (ray[0, 0]*u + ray[0, 1]*v + ray[0, 2])*z, (ray[1, 0]*u + ray[1, 1]*v + ray[1, 2])*z
-            if (x - root[0])**2 + (y - root[1])**2 + (z - root[2])**2 < REACH**2:
-                places[count], far[count] = v*size + u, z
+            column, row = (
+                int(math.floor(back[0, 0] * u + back[0, 1] * v + back[0, 2] + 0.5)),
+                int(math.floor(back[1, 0] * u + back[1, 1] * v + back[1, 2] + 0.5)),
+            )
+            if (
+                not (0 <= column < len(depth) and 0 <= row < len(depth))
+                or mask[row, column] == 0
+                or depth[row, column] == 0
+            ):
+                continue
+            z = depth[row, column] / DEPTH_STEPS
+            x, y = (
+                (ray[0, 0] * u + ray[0, 1] * v + ray[0, 2]) * z,
+                (ray[1, 0] * u + ray[1, 1] * v + ray[1, 2]) * z,
+            )
+            if (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2:
+                places[count], far[count] = v * size + u, z
                 count += 1
     return count
 
+
 @numba.njit(cache=True, nogil=True)
-def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):  # (B,...) of the above, (B,) mm, (B,N) in 0..1; (B,N,3) to fill
+def _draw_points(
+    depth, mask, back, ray, root, scale, size, chance, cloud
+):  # (B,...) of the above, (B,) mm, (B,N) in 0..1; (B,N,3) to fill
     "Random points on each hand, root-relative and in units of its scale"
-    places, far = np.empty(size*size, np.int64), np.empty(size*size)
+    places, far = np.empty(size * size, np.int64), np.empty(size * size)
     for b in range(len(depth)):
         count = _on_hand(depth[b], mask[b], back[b], ray[b], root[b], size, places, far)
         for n in range(cloud.shape[1]):
             if n < count:
-                other = n + min(int(chance[b, n]*(count - n)), count - n - 1)
+                other = n + min(int(chance[b, n] * (count - n)), count - n - 1)
                 places[n], places[other] = places[other], places[n]
                 far[n], far[other] = far[other], far[n]
             m = n % max(count, 1)  # go round a small cloud again
-            u, v, z = places[m] % size, places[m]//size, far[m]
+            u, v, z = places[m] % size, places[m] // size, far[m]
             for axis in range(3):
-                place = (ray[b, axis, 0]*u + ray[b, axis, 1]*v + ray[b, axis, 2])*z
-                cloud[b, n, axis] = (place - root[b, axis])/scale[b] if count > 0 else 0
+                place = (ray[b, axis, 0] * u + ray[b, axis, 1] * v + ray[b, axis, 2]) * z
+                cloud[b, n, axis] = (place - root[b, axis]) / scale[b] if count > 0 else 0
 
 # %% ../../nbs/data/04_batches.ipynb #b9dc7e76
-def draw_clouds_at_once(depth, mask,       # (B,P,P) as stored
-                        change, labels,    # Change; K, root and scale after it
-                        size: int,         # S
-                        count: int, generator):
+def draw_clouds_at_once(
+    depth,
+    mask,  # (B,P,P) as stored
+    change,
+    labels,  # Change; K, root and scale after it
+    size: int,  # S
+    count: int,
+    generator,
+):
     "`draw_clouds` by compiled code, from stored depth and mask."
     chance, cloud = torch.rand(len(depth), count, generator=generator), torch.empty(len(depth), count, 3)
-    ray, root, scale = torch.linalg.inv(labels['K'].double()), labels['root'].double(), labels['scale'].double()
-    _draw_points(depth.numpy().view(np.uint16), mask.numpy(), change_back(change, depth.shape[1], size), ray.numpy(), root.numpy(), scale.numpy(), size, chance.numpy(), cloud.numpy())
+    ray, root, scale = (
+        torch.linalg.inv(labels["K"].double()),
+        labels["root"].double(),
+        labels["scale"].double(),
+    )
+    _draw_points(
+        depth.numpy().view(np.uint16),
+        mask.numpy(),
+        change_back(change, depth.shape[1], size),
+        ray.numpy(),
+        root.numpy(),
+        scale.numpy(),
+        size,
+        chance.numpy(),
+        cloud.numpy(),
+    )
     return cloud

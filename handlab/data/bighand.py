@@ -30,202 +30,313 @@ from ..hand.skeleton import BIGHAND_TO_CANONICAL, BONES, example_hand, from_bigh
 # %% ../../nbs/data/07_bighand.ipynb #968b661e
 WIDTH, HEIGHT = 640, 480  # px
 CAMERA = np.array([[475.065948, 0, 315.944855], [0, 475.065857, 245.287079], [0, 0, 1]], np.float32)
-ANNOTATION = 'full_annotation'
+ANNOTATION = "full_annotation"
+
 
 def image_name(frame: int) -> str:
     "How a frame's file is called."
-    return f'image_D{frame:08d}.png'
+    return f"image_D{frame:08d}.png"
 
 # %% ../../nbs/data/07_bighand.ipynb #5cd590a5
-SKIP_IT = 'unpack the dataset again, or leave the frame out with skip=[name]'
-FIRST = re.compile(rb'(?:image_D)?(\d{1,8})(?:\.png)?')
-NOT_A_LINE = 'it is not a frame and 63 numbers'
+SKIP_IT = "unpack the dataset again, or leave the frame out with skip=[name]"
+FIRST = re.compile(rb"(?:image_D)?(\d{1,8})(?:\.png)?")
+NOT_A_LINE = "it is not a frame and 63 numbers"
+
 
 def format_line(frame: int, joints) -> bytes:  # (21,3) mm, canonical order
     "The line of a frame, as the dataset has it."
-    numbers = np.empty((21, 3)); numbers[:] = np.asarray(joints)[np.argsort(BIGHAND_TO_CANONICAL)]
-    return b'%08d\t' % frame + b'\t'.join([b'%.4f' % value for value in numbers.ravel().tolist()]) + b'\n'
+    numbers = np.empty((21, 3))
+    numbers[:] = np.asarray(joints)[np.argsort(BIGHAND_TO_CANONICAL)]
+    return b"%08d\t" % frame + b"\t".join([b"%.4f" % value for value in numbers.ravel().tolist()]) + b"\n"
 
-def parse_line(line: bytes,
-               where):  # the file and the line or frame, for messages
+
+def parse_line(line: bytes, where):  # the file and the line or frame, for messages
     "The frame and the 63 numbers (63,) f32 of a line."
-    first, *columns = line.split() or [b'']
+    first, *columns = line.split() or [b""]
     match = FIRST.fullmatch(first)
-    try: numbers = np.array([float(column) for column in columns], np.float32)
-    except ValueError: numbers = np.empty(0)
-    if not match or len(numbers) != 63: raise HandlabError(where, NOT_A_LINE, 'unpack the annotation again')
-    if not np.isfinite(numbers).all(): raise HandlabError(where, 'a label is not a finite number', SKIP_IT)
+    try:
+        numbers = np.array([float(column) for column in columns], np.float32)
+    except ValueError:
+        numbers = np.empty(0)
+    if not match or len(numbers) != 63:
+        raise HandlabError(where, NOT_A_LINE, "unpack the annotation again")
+    if not np.isfinite(numbers).all():
+        raise HandlabError(where, "a label is not a finite number", SKIP_IT)
     return int(match[1]), numbers
 
 # %% ../../nbs/data/07_bighand.ipynb #70aaafd4
 LONGEST = 4096  # bytes of a line; one of the dataset has about 600
-NUMERIC = b'0123456789+-.eE \t\r\n'
+NUMERIC = b"0123456789+-.eE \t\r\n"
+
 
 def index_annotation(path):
     "Frames (N,) i32 in ascending order, where their lines begin (N,) i64, and a digest of the text."
-    frames, starts, digest, at, number = array('i'), array('q'), hashlib.blake2b(digest_size=16), 0, 0
-    with open(path, 'rb') as file:
+    frames, starts, digest, at, number = array("i"), array("q"), hashlib.blake2b(digest_size=16), 0, 0
+    with open(path, "rb") as file:
         while line := file.readline(LONGEST):
             digest.update(line)
             number += 1
             columns = line.split()
             if columns:
                 match = FIRST.fullmatch(columns[0])
-                if not match or len(columns) != 64 or line[line.index(columns[0]) + len(columns[0]):].translate(None, NUMERIC): raise HandlabError(f'{path}, line {number}', NOT_A_LINE, 'unpack the annotation again')
+                if (
+                    not match
+                    or len(columns) != 64
+                    or line[line.index(columns[0]) + len(columns[0]) :].translate(None, NUMERIC)
+                ):
+                    raise HandlabError(f"{path}, line {number}", NOT_A_LINE, "unpack the annotation again")
                 frames.append(int(match[1])), starts.append(at)
             at += len(line)
-    if not frames: raise HandlabError(path, 'the file is empty', 'unpack the annotation again')
+    if not frames:
+        raise HandlabError(path, "the file is empty", "unpack the annotation again")
     frames, starts = np.array(frames, np.int32), np.array(starts, np.int64)
-    order = np.argsort(frames, kind='stable')
+    order = np.argsort(frames, kind="stable")
     frames, starts = frames[order], starts[order]
     twice = frames[1:][frames[1:] == frames[:-1]]
-    if len(twice): raise HandlabError(path, f'frame {twice[0]} is there twice', "use the dataset's own annotation")
+    if len(twice):
+        raise HandlabError(path, f"frame {twice[0]} is there twice", "use the dataset's own annotation")
     return frames, starts, digest.digest()
+
 
 def read_label(path, start: int, frame: int):
     "The 63 numbers of a frame whose line begins at `start`."
     try:
-        with open(path, 'rb') as file:
+        with open(path, "rb") as file:
             file.seek(start)
-            found, numbers = parse_line(file.readline(LONGEST), f'{path}, frame {frame}')
-    except FileNotFoundError: raise HandlabError(path, 'the file is not there', 'unpack the annotation again') from None
-    if found != frame: raise HandlabError(path, 'it has changed since it was opened', 'open the dataset again')
+            found, numbers = parse_line(file.readline(LONGEST), f"{path}, frame {frame}")
+    except FileNotFoundError:
+        raise HandlabError(path, "the file is not there", "unpack the annotation again") from None
+    if found != frame:
+        raise HandlabError(path, "it has changed since it was opened", "open the dataset again")
     return numbers
 
 # %% ../../nbs/data/07_bighand.ipynb #c0193c79
 def decode_depth16(data: bytes):
     "The pixels (480,640) u16 of a PNG file's bytes, or a ValueError."
     check_png(data)
-    width, height, bits, colour = struct.unpack_from('>IIBB', data, 16)           # the header is always the first chunk
-    kind = f'{bits}-bit {({0: "grey", 2: "colour", 3: "palette"}).get(colour, "transparent")} {width} x {height}'
-    if kind != (due := f'16-bit grey {WIDTH} x {HEIGHT}'): raise ValueError(f'it is {kind}, not {due}')
+    width, height, bits, colour = struct.unpack_from(
+        ">IIBB", data, 16
+    )  # the header is always the first chunk
+    kind = (
+        f"{bits}-bit {({0: 'grey', 2: 'colour', 3: 'palette'}).get(colour, 'transparent')} {width} x {height}"
+    )
+    if kind != (due := f"16-bit grey {WIDTH} x {HEIGHT}"):
+        raise ValueError(f"it is {kind}, not {due}")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16 or pixels.shape != (HEIGHT, WIDTH): raise ValueError('its pixels make no sense')
+    if pixels is None or pixels.dtype != np.uint16 or pixels.shape != (HEIGHT, WIDTH):
+        raise ValueError("its pixels make no sense")
     return pixels
+
 
 def encode_depth16(millimetres) -> bytes:  # (480,640) u16
     "A PNG file's bytes."
-    return cv2.imencode('.png', millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    return cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
 
 def read_depth(path):
     "The depth (480,640) u16 mm of an image file; anything else is an error that names the file."
-    try: return decode_depth16(Path(path).read_bytes())
-    except FileNotFoundError: raise HandlabError(path, 'the image is not there', SKIP_IT) from None
-    except (ValueError, struct.error, cv2.error) as error: raise HandlabError(path, f'the image cannot be decoded ({error})', SKIP_IT) from None
+    try:
+        return decode_depth16(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise HandlabError(path, "the image is not there", SKIP_IT) from None
+    except (ValueError, struct.error, cv2.error) as error:
+        raise HandlabError(path, f"the image cannot be decoded ({error})", SKIP_IT) from None
 
 # %% ../../nbs/data/07_bighand.ipynb #13c89373
-FLESH = 25.  # mm
+FLESH = 25.0  # mm
 
-def threshold_mask(depth,   # (H,W) metres, NaN where there is none
-                   joints,  # (21,3) mm, camera frame
-                   K,       # (3,3)
-                   reach: float = FLESH):
+
+def threshold_mask(
+    depth,  # (H,W) metres, NaN where there is none
+    joints,  # (21,3) mm, camera frame
+    K,  # (3,3)
+    reach: float = FLESH,
+):
     "The pixels (H,W) bool whose points lie within `reach` mm of the box around the joints."
     low, high = np.nanmin(joints, 0) - reach, np.nanmax(joints, 0) + reach
-    near = max(low[2], 1.)
+    near = max(low[2], 1.0)
     mask = np.zeros(depth.shape, bool)
-    corners = [np.sort(np.array([[low[axis]/near, low[axis]/high[2]], [high[axis]/near, high[axis]/high[2]]])*K[axis, axis] + K[axis, 2], axis=None)[[0, -1]] for axis in (0, 1)]
-    (left, right), (top, bottom) = ((max(0, int(np.floor(first))), min(length, int(np.ceil(last)) + 1)) for (first, last), length in zip(corners, depth.shape[::-1]))
-    if left >= right or top >= bottom: return mask
-    z = depth[top:bottom, left:right]*np.float32(1000)
-    x, y = ((np.arange(*ends, dtype=np.float32) - K[axis, 2])/K[axis, axis] for axis, ends in ((0, (left, right)), (1, (top, bottom))))
-    inside = [(low[axis] <= points) & (points <= high[axis]) for axis, points in enumerate((x*z, y[:, None]*z, z))]
+    corners = [
+        np.sort(
+            np.array([[low[axis] / near, low[axis] / high[2]], [high[axis] / near, high[axis] / high[2]]])
+            * K[axis, axis]
+            + K[axis, 2],
+            axis=None,
+        )[[0, -1]]
+        for axis in (0, 1)
+    ]
+    (left, right), (top, bottom) = (
+        (max(0, int(np.floor(first))), min(length, int(np.ceil(last)) + 1))
+        for (first, last), length in zip(corners, depth.shape[::-1])
+    )
+    if left >= right or top >= bottom:
+        return mask
+    z = depth[top:bottom, left:right] * np.float32(1000)
+    x, y = (
+        (np.arange(*ends, dtype=np.float32) - K[axis, 2]) / K[axis, axis]
+        for axis, ends in ((0, (left, right)), (1, (top, bottom)))
+    )
+    inside = [
+        (low[axis] <= points) & (points <= high[axis])
+        for axis, points in enumerate((x * z, y[:, None] * z, z))
+    ]
     mask[top:bottom, left:right] = inside[0] & inside[1] & inside[2]
     return mask
 
 # %% ../../nbs/data/07_bighand.ipynb #c85d6368
-def decode_frame(name: str,    # how to call the frame
-                 millimetres,  # (480,640) u16, 0 where there is none
-                 numbers) -> Sample:  # (63,) f32 mm, in the dataset's order
+def decode_frame(
+    name: str,  # how to call the frame
+    millimetres,  # (480,640) u16, 0 where there is none
+    numbers,
+) -> Sample:  # (63,) f32 mm, in the dataset's order
     "One frame as BigHand2.2M stores it, made a `Sample`."
     joints = np.ascontiguousarray(from_bighand(np.asarray(numbers, np.float32)))
-    if joints[:, 2].min() <= 0: raise HandlabError(f'{name}, annotation', 'the hand reaches behind the camera', SKIP_IT)
-    depth = millimetres*np.float32(.001)
+    if joints[:, 2].min() <= 0:
+        raise HandlabError(f"{name}, annotation", "the hand reaches behind the camera", SKIP_IT)
+    depth = millimetres * np.float32(0.001)
     depth[millimetres == 0] = np.nan
     mask = threshold_mask(depth, joints, CAMERA)
-    if not mask.any(): raise HandlabError(name, 'the image shows nothing where the label has a hand', SKIP_IT)
+    if not mask.any():
+        raise HandlabError(name, "the image shows nothing where the label has a hand", SKIP_IT)
     uv = project(joints, CAMERA).astype(np.float32)
-    visible = ((uv >= -.5) & (uv < (WIDTH - .5, HEIGHT - .5))).all(1)
-    return Sample(None, depth, mask, joints, uv, visible, CAMERA.copy(), 'right', name)
+    visible = ((uv >= -0.5) & (uv < (WIDTH - 0.5, HEIGHT - 0.5))).all(1)
+    return Sample(None, depth, mask, joints, uv, visible, CAMERA.copy(), "right", name)
 
 # %% ../../nbs/data/07_bighand.ipynb #67278bd1
 def drawn_frame(index: int, seed: int = 0):
     "Depth (480,640) u16 mm and joints (21,3) mm of a hand of discs."
-    generator = numpy_generator(seed, 'drawn depth frame', index)
+    generator = numpy_generator(seed, "drawn depth frame", index)
     roll, (x, y, z) = generator.uniform(-1, 1), generator.uniform((-60, -60, 350), (60, 60, 550))
     turn = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
-    joints = example_hand(0.) @ turn.T + [x, y, z]
+    joints = example_hand(0.0) @ turn.T + [x, y, z]
     depth, K = np.full((HEIGHT, WIDTH), 900, np.uint16), CAMERA.astype(float)
-    arm = joints[0] + (joints[0] - joints[9])*np.linspace(.1, 1.5, 12)[:, None]
-    discs = [(joints[a] + (joints[b] - joints[a])*step, 9) for a, b in BONES.tolist() for step in np.linspace(0, 1, 9)] + [(point, 22) for point in arm]
+    arm = joints[0] + (joints[0] - joints[9]) * np.linspace(0.1, 1.5, 12)[:, None]
+    discs = [
+        (joints[a] + (joints[b] - joints[a]) * step, 9)
+        for a, b in BONES.tolist()
+        for step in np.linspace(0, 1, 9)
+    ] + [(point, 22) for point in arm]
     for point, radius in sorted(discs, key=lambda disc: -disc[0][2]):
         u, v, w = K @ point
-        cv2.circle(depth, (round(u/w), round(v/w)), round(K[0, 0]*radius/w), int(w) - 9, -1)
+        cv2.circle(depth, (round(u / w), round(v / w)), round(K[0, 0] * radius / w), int(w) - 9, -1)
     return depth, joints
 
 # %% ../../nbs/data/07_bighand.ipynb #f7ed60cb
 @dataclass(frozen=True)
 class Part:
     "One folder of images and its text."
-    subject: str       # '' in the form of 2017
-    name: str          # of its samples: 'Subject_1/76 150'
+
+    subject: str  # '' in the form of 2017
+    name: str  # of its samples: 'Subject_1/76 150'
     images: Path
     annotation: Path
 
+
 def natural(name: str):
     "A key that sorts numbers in names as numbers."
-    return [(bool(text), int(number or 0), text) for number, text in re.findall(r'(\d+)|(\D+)', name)]
+    return [(bool(text), int(number or 0), text) for number, text in re.findall(r"(\d+)|(\D+)", name)]
 
-def texts_in(folder: Path): return sorted((path for path in folder.glob('*.txt') if not path.name.lower().startswith('readme')), key=lambda path: natural(path.name))
+
+def texts_in(folder: Path):
+    return sorted(
+        (path for path in folder.glob("*.txt") if not path.name.lower().startswith("readme")),
+        key=lambda path: natural(path.name),
+    )
+
 
 def find_parts(root: Path) -> list:
     "The parts of a dataset in either of its forms."
-    if not root.is_dir(): raise HandlabError(root, 'the folder is not there', f'name the folder that holds {ANNOTATION}/')
-    texts = root/ANNOTATION
+    if not root.is_dir():
+        raise HandlabError(root, "the folder is not there", f"name the folder that holds {ANNOTATION}/")
+    texts = root / ANNOTATION
     if not texts.is_dir():
         found = texts_in(root)
-        if len(found) != 1: raise HandlabError(root, f'it holds neither {ANNOTATION}/ nor one text file', f'name the folder that holds {ANNOTATION}/')
-        images = root/'images' if (root/'images').is_dir() else root
-        return [Part('', images.name, images, found[0])]
+        if len(found) != 1:
+            raise HandlabError(
+                root,
+                f"it holds neither {ANNOTATION}/ nor one text file",
+                f"name the folder that holds {ANNOTATION}/",
+            )
+        images = root / "images" if (root / "images").is_dir() else root
+        return [Part("", images.name, images, found[0])]
     parts = {}
     for subject in sorted((path.name for path in texts.iterdir() if path.is_dir()), key=natural):
-        for path in texts_in(texts/subject):
-            name = f'{subject}/{path.stem.split("_")[0]}'
-            if name in parts: raise HandlabError(path, f'{parts[name].annotation.name} annotates the same images', 'keep one of the two')
-            parts[name] = Part(subject, name, root/name, path)
-    if not parts: raise HandlabError(texts, 'it holds no annotation', 'unpack the dataset again')
+        for path in texts_in(texts / subject):
+            name = f"{subject}/{path.stem.split('_')[0]}"
+            if name in parts:
+                raise HandlabError(
+                    path, f"{parts[name].annotation.name} annotates the same images", "keep one of the two"
+                )
+            parts[name] = Part(subject, name, root / name, path)
+    if not parts:
+        raise HandlabError(texts, "it holds no annotation", "unpack the dataset again")
     return list(parts.values())
 
 # %% ../../nbs/data/07_bighand.ipynb #a601f9bf
-SPLITS = ('training', 'evaluation', 'all')
+SPLITS = ("training", "evaluation", "all")
+
 
 def stated(root: Path) -> dict:
     "What a folder says about itself: 'source' and, for a twin, the subjects of its 'evaluation'; the official download says nothing."
-    path = root/SOURCE_FILE
-    if not path.exists(): return {'source': 'bighand'}
+    path = root / SOURCE_FILE
+    if not path.exists():
+        return {"source": "bighand"}
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get('source'), str): raise HandlabError(path, "it does not name a 'source'", 'write the dataset again')
-    if found.get('finished') is False: raise HandlabError(root, 'it was never finished', 'call the writer again, it goes on where it was')
+    if not isinstance(found, dict) or not isinstance(found.get("source"), str):
+        raise HandlabError(path, "it does not name a 'source'", "write the dataset again")
+    if found.get("finished") is False:
+        raise HandlabError(root, "it was never finished", "call the writer again, it goes on where it was")
     return found
 
-def choose_subjects(subjects: list,  # in natural order
-                    split: str,
-                    held_out=None):   # names, or None: the last tenth
+
+def choose_subjects(
+    subjects: list,  # in natural order
+    split: str,
+    held_out=None,
+):  # names, or None: the last tenth
     "The subjects of a split."
-    if split not in SPLITS: raise HandlabError(f'split {split!r}', 'BigHand has no such split', f'choose one of {", ".join(SPLITS)}')
+    if split not in SPLITS:
+        raise HandlabError(
+            f"split {split!r}", "BigHand has no such split", f"choose one of {', '.join(SPLITS)}"
+        )
     for name in held_out or ():
-        if name not in subjects: raise HandlabError(f'held_out {name!r}', 'there is no such subject', f'choose among {", ".join(subjects[:12])}')
-    if held_out is None: held_out = subjects[len(subjects) - max(1, len(subjects)//10):] if len(subjects) > 1 else []
-    chosen = [name for name in subjects if split == 'all' or (name in set(held_out)) == (split == 'evaluation')]
-    if not chosen: raise HandlabError(f'split {split!r}', f'none of {len(subjects)} subject(s) is left for it', "choose others with held_out=[...], or split='all'")
+        if name not in subjects:
+            raise HandlabError(
+                f"held_out {name!r}", "there is no such subject", f"choose among {', '.join(subjects[:12])}"
+            )
+    if held_out is None:
+        held_out = subjects[len(subjects) - max(1, len(subjects) // 10) :] if len(subjects) > 1 else []
+    chosen = [
+        name for name in subjects if split == "all" or (name in set(held_out)) == (split == "evaluation")
+    ]
+    if not chosen:
+        raise HandlabError(
+            f"split {split!r}",
+            f"none of {len(subjects)} subject(s) is left for it",
+            "choose others with held_out=[...], or split='all'",
+        )
     return chosen
 
 # %% ../../nbs/data/07_bighand.ipynb #4d288c0e
 def frames_in(folder: Path):
     "The frame numbers (N,) i32 of a folder's images, ascending."
-    if not folder.is_dir(): raise HandlabError(folder, 'the folder is not there', 'unpack the dataset completely, or pass partial=True')
-    names = np.array([name[7:-4] for name in os.listdir(folder) if len(name) == 19 and name.startswith('image_D') and name.endswith('.png') and name[7:-4].isdecimal()], 'U8')
+    if not folder.is_dir():
+        raise HandlabError(
+            folder, "the folder is not there", "unpack the dataset completely, or pass partial=True"
+        )
+    names = np.array(
+        [
+            name[7:-4]
+            for name in os.listdir(folder)
+            if len(name) == 19
+            and name.startswith("image_D")
+            and name.endswith(".png")
+            and name[7:-4].isdecimal()
+        ],
+        "U8",
+    )
     return np.sort(names.astype(np.int32))
+
 
 def frames_of(part: Part, partial: bool):
     "Frames (N,) i32 of a part, where their lines begin (N,) i64, and the text's digest."
@@ -235,81 +346,130 @@ def frames_of(part: Part, partial: bool):
         kept = np.isin(frames, there, assume_unique=True)
         return frames[kept], starts[kept], digest
     missing, unknown = np.setdiff1d(frames, there, True), np.setdiff1d(there, frames, True)
-    if len(missing): raise HandlabError(part.images, f'{len(missing)} of {len(frames)} images are not there, the first is {image_name(missing[0])}', 'unpack the dataset completely, or pass partial=True')
-    if len(unknown): raise HandlabError(part.annotation, f'it has no line for {len(unknown)} of {len(there)} images, the first is {image_name(unknown[0])}', "use the dataset's own annotation, or pass partial=True")
+    if len(missing):
+        raise HandlabError(
+            part.images,
+            f"{len(missing)} of {len(frames)} images are not there, the first is {image_name(missing[0])}",
+            "unpack the dataset completely, or pass partial=True",
+        )
+    if len(unknown):
+        raise HandlabError(
+            part.annotation,
+            f"it has no line for {len(unknown)} of {len(there)} images, the first is {image_name(unknown[0])}",
+            "use the dataset's own annotation, or pass partial=True",
+        )
     return frames, starts, digest
 
 
 def image_sizes(folder: Path, frames: list):
     "The sizes (N,) i64 of image files, bytes."
-    start = f'{folder}/'
-    return np.fromiter((os.stat(start + image_name(frame)).st_size for frame in frames), np.int64, len(frames))
+    start = f"{folder}/"
+    return np.fromiter(
+        (os.stat(start + image_name(frame)).st_size for frame in frames), np.int64, len(frames)
+    )
 
 # %% ../../nbs/data/07_bighand.ipynb #b415915e
 class BigHand:
     "Depth frames of BigHand2.2M, or of a twin in its layout, as samples without an image."
-    name, has_depth = 'bighand', True
-    def __init__(self,
-                 root,                     # the folder that holds `full_annotation`
-                 split: str = 'training',  # 'evaluation' or 'all'
-                 partial: bool = False,    # True: take the frames that have both image and label
-                 held_out=None,            # the subjects of 'evaluation'; None: the last tenth of them
-                 skip=()):                 # names of samples to leave out
+
+    name, has_depth = "bighand", True
+
+    def __init__(
+        self,
+        root,  # the folder that holds `full_annotation`
+        split: str = "training",  # 'evaluation' or 'all'
+        partial: bool = False,  # True: take the frames that have both image and label
+        held_out=None,  # the subjects of 'evaluation'; None: the last tenth of them
+        skip=(),
+    ):  # names of samples to leave out
         self.root, self.split = project_path(root), split
         parts, says = find_parts(self.root), stated(self.root)
-        self.source, subjects = says['source'], list(dict.fromkeys(part.subject for part in parts))
-        chosen = set(choose_subjects(subjects, split, held_out if held_out is not None else says.get('evaluation')))
+        self.source, subjects = says["source"], list(dict.fromkeys(part.subject for part in parts))
+        chosen = set(
+            choose_subjects(subjects, split, held_out if held_out is not None else says.get("evaluation"))
+        )
         self.parts, self.digests = [part for part in parts if part.subject in chosen], []
         found = []
         for part in self.parts:
             frames, starts, digest = frames_of(part, partial)
             found.append((frames, starts)), self.digests.append(digest.hex())
         self.frames, self.starts = (np.concatenate(arrays) for arrays in zip(*found))
-        self.part = np.repeat(np.arange(len(self.parts), dtype=np.uint16), [len(frames) for frames, _ in found])
+        self.part = np.repeat(
+            np.arange(len(self.parts), dtype=np.uint16), [len(frames) for frames, _ in found]
+        )
         self._leave_out(skip)
-        if not len(self.frames): raise HandlabError(self.root, 'no frame has both image and label', 'unpack the dataset completely')
+        if not len(self.frames):
+            raise HandlabError(
+                self.root, "no frame has both image and label", "unpack the dataset completely"
+            )
 
     def _leave_out(self, skip):
         places, self.skipped = {part.name: number for number, part in enumerate(self.parts)}, []
         for name in skip:
-            part, _, frame = str(name).rpartition('/image_D')
-            gone = (self.part == places.get(part, -1)) & (self.frames == (int(frame) if frame.isdecimal() else -1))
-            if not gone.any(): raise HandlabError(f'skip {name!r}', 'there is no such frame', f'give names such as {self.sample_name(0)!r}')
+            part, _, frame = str(name).rpartition("/image_D")
+            gone = (self.part == places.get(part, -1)) & (
+                self.frames == (int(frame) if frame.isdecimal() else -1)
+            )
+            if not gone.any():
+                raise HandlabError(
+                    f"skip {name!r}", "there is no such frame", f"give names such as {self.sample_name(0)!r}"
+                )
             self.frames, self.starts, self.part = self.frames[~gone], self.starts[~gone], self.part[~gone]
-            self.skipped.append((name, 'left out on request'))
+            self.skipped.append((name, "left out on request"))
 
-    def sample_name(self, index: int) -> str: return f'{self.parts[self.part[index]].name}/image_D{self.frames[index]:08d}'
-    def image_path(self, index: int) -> Path: return self.parts[self.part[index]].images/image_name(self.frames[index])
+    def sample_name(self, index: int) -> str:
+        return f"{self.parts[self.part[index]].name}/image_D{self.frames[index]:08d}"
+
+    def image_path(self, index: int) -> Path:
+        return self.parts[self.part[index]].images / image_name(self.frames[index])
 
     def identity(self) -> str:
         "A short name for the content: the texts, frame numbers and the sizes of all images."
-        sizes = [image_sizes(part.images, self.frames[self.part == number].tolist()) for number, part in enumerate(self.parts)]
-        return fingerprint(self.source, self.split, [part.name for part in self.parts], self.digests, self.part, self.frames, *sizes)
+        sizes = [
+            image_sizes(part.images, self.frames[self.part == number].tolist())
+            for number, part in enumerate(self.parts)
+        ]
+        return fingerprint(
+            self.source,
+            self.split,
+            [part.name for part in self.parts],
+            self.digests,
+            self.part,
+            self.frames,
+            *sizes,
+        )
 
-    def __len__(self): return len(self.frames)
-    def __iter__(self): return (self[index] for index in range(len(self)))
-    def __repr__(self): return f'BigHand({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source} in {len(self.parts)} folders'
+    def __len__(self):
+        return len(self.frames)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self):
+        return f"BigHand({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source} in {len(self.parts)} folders"
 
     def __getitem__(self, index: int) -> Sample:
         part, frame = self.parts[self.part[index]], int(self.frames[index])
         numbers = read_label(part.annotation, int(self.starts[index]), frame)
-        return decode_frame(self.sample_name(index), read_depth(part.images/image_name(frame)), numbers)
+        return decode_frame(self.sample_name(index), read_depth(part.images / image_name(frame)), numbers)
 
 # %% ../../nbs/data/07_bighand.ipynb #086b3a5a
 def write_frame(root, part: str, frame: int, millimetres):  # (480,640) u16
     "Write the image of one frame in the official layout."
-    path = Path(root)/part/image_name(frame)
+    path = Path(root) / part / image_name(frame)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(path): path.write_bytes(encode_depth16(millimetres))
+    with full_disk_named(path):
+        path.write_bytes(encode_depth16(millimetres))
 
-def write_drawn(root, parts=('Subject_1/1 75', 'Subject_1/ego', 'Subject_2/1 75'), count: int = 3):
+
+def write_drawn(root, parts=("Subject_1/1 75", "Subject_1/ego", "Subject_2/1 75"), count: int = 3):
     "Write drawn frames in the official layout."
     for number, part in enumerate(parts):
         lines = []
         for frame in range(1, count + 1):
-            depth, joints = drawn_frame(number*count + frame - 1)
+            depth, joints = drawn_frame(number * count + frame - 1)
             write_frame(root, part, frame, depth)
             lines.append(format_line(frame, joints))
-        path = Path(root)/ANNOTATION/f'{part}_drawn.txt'
+        path = Path(root) / ANNOTATION / f"{part}_drawn.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b''.join(lines))
+        path.write_bytes(b"".join(lines))

@@ -25,81 +25,140 @@ from ..core import HandlabError, fingerprint, project_path, read_json, write_jso
 from .files import SOURCE_FILE, check_png
 from .sample import Sample
 from ..hand.camera import project
-from ..hand.skeleton import DEXTER_MISSING, DEXTER_TIPS, from_dexter
+from ..hand.skeleton import DEXTER_MISSING, from_dexter
 
 # %% ../../nbs/data/06_dexter_object.ipynb #17c06e95
-FRAMES = dict(Grasp1=356, Grasp2=648, Occlusion=354, Pinch=458, Rigid=531, Rotate=798)  # of the official download
+FRAMES = dict(
+    Grasp1=356, Grasp2=648, Occlusion=354, Pinch=458, Rigid=531, Rotate=798
+)  # of the official download
 SEQUENCES = tuple(FRAMES)
 COLOR_SIZE, DEPTH_SIZE = (480, 640), (240, 320)  # px, height and width
-OFFICIAL = 'dexter-object'
+OFFICIAL = "dexter-object"
 
-def image_path(root, sequence: str, kind: str, number: int) -> Path:  # kind: 'color' or 'depth'; number from 1
+
+def image_path(
+    root, sequence: str, kind: str, number: int
+) -> Path:  # kind: 'color' or 'depth'; number from 1
     "Where one image of a frame lies."
-    return Path(root)/'data'/sequence/kind/(f'Color_{number:04d}.bmp' if kind == 'color' else f'Depth_{number:04d}.png')
+    return (
+        Path(root)
+        / "data"
+        / sequence
+        / kind
+        / (f"Color_{number:04d}.bmp" if kind == "color" else f"Depth_{number:04d}.png")
+    )
+
 
 def annotation_path(root, sequence: str, dimensions: int) -> Path:  # 2 or 3
     "Where a sequence's annotation lies."
-    return Path(root)/'data'/sequence/'annotations'/f'{sequence}{dimensions}D.txt'
+    return Path(root) / "data" / sequence / "annotations" / f"{sequence}{dimensions}D.txt"
 
 # %% ../../nbs/data/06_dexter_object.ipynb #f757ddb1
 COLOR_K = np.array([[587.45209, 0, 325], [0, 600.67456, 249], [0, 0, 1]])
 DEPTH_K = np.array([[224.502, 0, 160], [0, 230.494, 120], [0, 0, 1]])
-DEPTH_TO_COLOR = np.array([[.9999, .0034, .0161, 19.0473], [-.0033, 1, -.0079, -1.8514], [-.0162, .0079, .9998, -4.7501]])  # mm
+DEPTH_TO_COLOR = np.array(
+    [[0.9999, 0.0034, 0.0161, 19.0473], [-0.0033, 1, -0.0079, -1.8514], [-0.0162, 0.0079, 0.9998, -4.7501]]
+)  # mm
+
 
 def to_color(points):  # (...,3) mm, depth camera's frame
     "The same points in the colour camera's frame."
     return points @ DEPTH_TO_COLOR[:, :3].T + DEPTH_TO_COLOR[:, 3]
 
+
 def from_file(points):  # (...,3) mm, as annotated
     "Annotated points in the depth camera's frame; what is missing becomes NaN."
     points = np.array(points, float)
-    return np.where(points[..., 2:] == DEXTER_MISSING, np.nan, points*[-1, -1, 1])
+    return np.where(points[..., 2:] == DEXTER_MISSING, np.nan, points * [-1, -1, 1])
 
 # %% ../../nbs/data/06_dexter_object.ipynb #c2818de4
-DIGESTS = 'digests.json'
-UNPACK = 'unpack the dataset again'
+DIGESTS = "digests.json"
+UNPACK = "unpack the dataset again"
+
 
 def digest_of(data: bytes) -> str:
     "Thirty-two digits that name the bytes."
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
+
 def write_digests(root):
     "Note the digest of every file of a dataset, for readers to compare."
     root = project_path(root)
-    files = sorted(path for path in root.rglob('*') if path.is_file() and path != root/DIGESTS and not path.name.startswith('.'))
-    write_json(root/DIGESTS, {path.relative_to(root).as_posix(): digest_of(path.read_bytes()) for path in files})
+    files = sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and path != root / DIGESTS and not path.name.startswith(".")
+    )
+    write_json(
+        root / DIGESTS, {path.relative_to(root).as_posix(): digest_of(path.read_bytes()) for path in files}
+    )
+
 
 def read_digests(root):
     "Digests by relative path, or None where the folder has none."
-    path = Path(root)/DIGESTS
-    if not path.exists(): return None
+    path = Path(root) / DIGESTS
+    if not path.exists():
+        return None
     digests = read_json(path)
-    if isinstance(digests, dict) and all(isinstance(value, str) for value in digests.values()): return digests
-    raise HandlabError(path, 'it does not hold digests by file', 'delete it, and call write_digests when you trust the files')
+    if isinstance(digests, dict) and all(isinstance(value, str) for value in digests.values()):
+        return digests
+    raise HandlabError(
+        path, "it does not hold digests by file", "delete it, and call write_digests when you trust the files"
+    )
+
 
 def read_whole(root, path, digests) -> bytes:  # digests: as of `read_digests`
     "A file's bytes, compared with its digest where there is one."
-    try: data = Path(path).read_bytes()
-    except FileNotFoundError: raise HandlabError(path, 'the file is not there', UNPACK) from None
-    except OSError as error: raise HandlabError(path, f'it cannot be read ({os.strerror(error.errno)})', UNPACK) from None
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise HandlabError(path, "the file is not there", UNPACK) from None
+    except OSError as error:
+        raise HandlabError(path, f"it cannot be read ({os.strerror(error.errno)})", UNPACK) from None
     if digests is not None and digests.get(Path(path).relative_to(root).as_posix()) != digest_of(data):
-        raise HandlabError(path, f'its bytes are not those noted in {DIGESTS}', f'{UNPACK}, or call write_digests if you trust it')
+        raise HandlabError(
+            path,
+            f"its bytes are not those noted in {DIGESTS}",
+            f"{UNPACK}, or call write_digests if you trust it",
+        )
     return data
 
 # %% ../../nbs/data/06_dexter_object.ipynb #20afcfb4
 def decode_bmp(where, data: bytes):
     "Pixels (480,640,3) u8 RGB of an uncompressed BMP of 24 or 32 bits."
-    def fail(what): raise HandlabError(where, what, UNPACK)
-    field = lambda start, size=4: int.from_bytes(data[start:start + size], 'little', signed=size == 4)
-    if len(data) < 54 or data[:2] != b'BM': fail('it is no BMP, or cut short')
-    (height, width), offset, header, bits, rows = COLOR_SIZE, field(10), field(14), field(28, 2), abs(field(22))
-    if (field(18), rows) != (width, height): fail(f'the image is {field(18)} x {rows}, not {width} x {height}')
-    if header < 40 or field(26, 2) != 1 or field(30) not in (0, 3) or (bits, field(30)) not in ((24, 0), (32, 0), (32, 3)): fail(f'it has {bits} bits and compression {field(30)}, not 24 bits uncompressed')
-    if not 14 + header <= offset <= 14 + header + 16: fail(f'its pixels cannot begin at byte {offset}')
-    size = width*height*bits//8
-    if not 0 <= len(data) - offset - size < 4: fail(f'the image cannot be decoded ({len(data) - offset} bytes of pixels, not {size})')
-    pixels = np.frombuffer(data, np.uint8, size, offset).reshape(height, width, bits//8)[..., 2::-1]
+
+    def fail(what):
+        raise HandlabError(where, what, UNPACK)
+
+    def field(start, size=4):
+        return int.from_bytes(data[start : start + size], "little", signed=size == 4)
+
+    if len(data) < 54 or data[:2] != b"BM":
+        fail("it is no BMP, or cut short")
+    (height, width), offset, header, bits, rows = (
+        COLOR_SIZE,
+        field(10),
+        field(14),
+        field(28, 2),
+        abs(field(22)),
+    )
+    if (field(18), rows) != (width, height):
+        fail(f"the image is {field(18)} x {rows}, not {width} x {height}")
+    if (
+        header < 40
+        or field(26, 2) != 1
+        or field(30) not in (0, 3)
+        or (bits, field(30)) not in ((24, 0), (32, 0), (32, 3))
+    ):
+        fail(f"it has {bits} bits and compression {field(30)}, not 24 bits uncompressed")
+    if not 14 + header <= offset <= 14 + header + 16:
+        fail(f"its pixels cannot begin at byte {offset}")
+    size = width * height * bits // 8
+    if not 0 <= len(data) - offset - size < 4:
+        fail(f"the image cannot be decoded ({len(data) - offset} bytes of pixels, not {size})")
+    pixels = np.frombuffer(data, np.uint8, size, offset).reshape(height, width, bits // 8)[..., 2::-1]
     return np.ascontiguousarray(pixels if field(22) < 0 else pixels[::-1])
+
 
 def decode_depth_png(where, data: bytes):
     "Raw depth (240,320) u16 of a 16-bit PNG."
@@ -108,92 +167,154 @@ def decode_depth_png(where, data: bytes):
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             found, pixels = (image.mode, image.size), np.asarray(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error: raise HandlabError(where, f'the image cannot be decoded ({error})', UNPACK) from None
-    if found[0] not in ('I;16', 'I;16B', 'I'): raise HandlabError(where, f'it is a PNG of mode {found[0]}, not of 16 bits', 'use the official depth images, in mm')
-    if found[1] != DEPTH_SIZE[::-1]: raise HandlabError(where, f'the image is {found[1][0]} x {found[1][1]}, not {DEPTH_SIZE[1]} x {DEPTH_SIZE[0]}', UNPACK)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise HandlabError(where, f"the image cannot be decoded ({error})", UNPACK) from None
+    if found[0] not in ("I;16", "I;16B", "I"):
+        raise HandlabError(
+            where, f"it is a PNG of mode {found[0]}, not of 16 bits", "use the official depth images, in mm"
+        )
+    if found[1] != DEPTH_SIZE[::-1]:
+        raise HandlabError(
+            where,
+            f"the image is {found[1][0]} x {found[1][1]}, not {DEPTH_SIZE[1]} x {DEPTH_SIZE[0]}",
+            UNPACK,
+        )
     return pixels.astype(np.uint16)
 
 # %% ../../nbs/data/06_dexter_object.ipynb #79b0d512
 def encode_bmp(pixels) -> bytes:  # (H,W,3) u8 RGB, W a multiple of 4
     "An uncompressed BMP of 24 bits."
     height, width = pixels.shape[:2]
-    number = lambda value, size=4: int(value).to_bytes(size, 'little')
+
+    def number(value, size=4):
+        return int(value).to_bytes(size, "little")
+
     body = np.ascontiguousarray(pixels[::-1, :, ::-1]).tobytes()
-    header = number(40) + number(width) + number(height) + number(1, 2) + number(24, 2) + number(0) + number(len(body)) + number(2835)*2 + number(0)*2
-    return b'BM' + number(54 + len(body)) + number(0) + number(54) + header + body
+    header = (
+        number(40)
+        + number(width)
+        + number(height)
+        + number(1, 2)
+        + number(24, 2)
+        + number(0)
+        + number(len(body))
+        + number(2835) * 2
+        + number(0) * 2
+    )
+    return b"BM" + number(54 + len(body)) + number(0) + number(54) + header + body
+
 
 def encode_depth_png(raw) -> bytes:  # (H,W) u16
     "A PNG of 16 bits."
-    done, data = cv2.imencode('.png', raw, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    done, data = cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     return data.tobytes()
 
 # %% ../../nbs/data/06_dexter_object.ipynb #045ebff5
 POINTS = 8  # five tips, three corners of the box
-NUMBER = re.compile(r'\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*')
+NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+
 
 def parse_line(where, text: str, dimensions: int):  # 2 or 3
     "The points (8,dimensions) of one line."
-    groups = [group.split(',') for group in text.strip().rstrip(';').split(';')]
+    groups = [group.split(",") for group in text.strip().rstrip(";").split(";")]
     found = [len(group) for group in groups]
-    if found != [dimensions]*POINTS: raise HandlabError(where, f'it has groups of {", ".join(map(str, found))} numbers, not {POINTS} of {dimensions}', UNPACK)
+    if found != [dimensions] * POINTS:
+        raise HandlabError(
+            where,
+            f"it has groups of {', '.join(map(str, found))} numbers, not {POINTS} of {dimensions}",
+            UNPACK,
+        )
     wrong = [word for group in groups for word in group if not NUMBER.fullmatch(word)]
-    if wrong: raise HandlabError(where, f'{wrong[0].strip()!r} is not a number', UNPACK)
+    if wrong:
+        raise HandlabError(where, f"{wrong[0].strip()!r} is not a number", UNPACK)
     points = np.array(groups, float)
-    if not np.isfinite(points).all(): raise HandlabError(where, 'a number is too large', UNPACK)
+    if not np.isfinite(points).all():
+        raise HandlabError(where, "a number is too large", UNPACK)
     return points
+
 
 def parse_annotation(path, data: bytes, dimensions: int):
     "All points (N,8,dimensions) of a file."
-    try: lines = data.decode('ascii').rstrip().splitlines()
-    except UnicodeDecodeError: raise HandlabError(path, 'it is not plain text', UNPACK) from None
-    if not lines: raise HandlabError(path, 'it is empty', UNPACK)
-    return np.stack([parse_line(f'{path}, line {number}', line, dimensions) for number, line in enumerate(lines, 1)])
+    try:
+        lines = data.decode("ascii").rstrip().splitlines()
+    except UnicodeDecodeError:
+        raise HandlabError(path, "it is not plain text", UNPACK) from None
+    if not lines:
+        raise HandlabError(path, "it is empty", UNPACK)
+    return np.stack(
+        [parse_line(f"{path}, line {number}", line, dimensions) for number, line in enumerate(lines, 1)]
+    )
+
 
 def format_line(points) -> str:  # (8,2) or (8,3)
     "A line of an annotation file."
-    return '; '.join(', '.join(f'{value:.3f}' for value in point) for point in points) + ';'
+    return "; ".join(", ".join(f"{value:.3f}" for value in point) for point in points) + ";"
 
 # %% ../../nbs/data/06_dexter_object.ipynb #eb38a45d
 PATCH = 3  # colour px for a depth px
+
 
 def depth_points(raw):  # (240,320) u16 mm
     "The measured points (n,3) mm in the depth camera's frame."
     v, u = np.nonzero((raw > 0) & (raw < DEXTER_MISSING))
     z = raw[v, u].astype(float)
-    return np.stack([(u - DEPTH_K[0, 2])*z/DEPTH_K[0, 0], (v - DEPTH_K[1, 2])*z/DEPTH_K[1, 1], z], -1)
+    return np.stack([(u - DEPTH_K[0, 2]) * z / DEPTH_K[0, 0], (v - DEPTH_K[1, 2]) * z / DEPTH_K[1, 1], z], -1)
+
 
 def register_depth(raw):  # (240,320) u16 mm
     "Depth (480,640) f32 metres as the colour camera sees it, NaN where nothing was measured."
     points = to_color(depth_points(raw))
     points = points[points[:, 2] > 0]
-    steps = np.clip(points[:, 2]*10, 0, 65535).astype(np.uint16)                # tenths of a mm, for which sorting is fast
-    points = points[np.argsort(65535 - steps, kind='stable')]                   # far to near
+    steps = np.clip(points[:, 2] * 10, 0, 65535).astype(
+        np.uint16
+    )  # tenths of a mm, for which sorting is fast
+    points = points[np.argsort(65535 - steps, kind="stable")]  # far to near
     uv = np.rint(project(points, COLOR_K)).astype(np.int64) if len(points) else np.zeros((0, 2), np.int64)
     height, width = COLOR_SIZE
-    margin = PATCH//2
+    margin = PATCH // 2
     inside = ((uv >= -margin) & (uv < [width + margin, height + margin])).all(1)
-    canvas = np.full((height + 4*margin, width + 4*margin), np.nan, np.float32)  # patches may hang over the border
-    place = (uv[inside, 1] + margin)*canvas.shape[1] + uv[inside, 0] + margin    # the patch's first pixel
-    patch = (np.arange(PATCH)[:, None]*canvas.shape[1] + np.arange(PATCH)).ravel()
-    canvas.ravel()[place[:, None] + patch] = (points[inside, 2:]/1000).astype(np.float32)
-    return np.ascontiguousarray(canvas[2*margin:-2*margin, 2*margin:-2*margin])
+    canvas = np.full(
+        (height + 4 * margin, width + 4 * margin), np.nan, np.float32
+    )  # patches may hang over the border
+    place = (uv[inside, 1] + margin) * canvas.shape[1] + uv[inside, 0] + margin  # the patch's first pixel
+    patch = (np.arange(PATCH)[:, None] * canvas.shape[1] + np.arange(PATCH)).ravel()
+    canvas.ravel()[place[:, None] + patch] = (points[inside, 2:] / 1000).astype(np.float32)
+    return np.ascontiguousarray(canvas[2 * margin : -2 * margin, 2 * margin : -2 * margin])
 
 # %% ../../nbs/data/06_dexter_object.ipynb #62fd878f
-BEFORE, BEHIND, REACH = 60., 90., 120.  # mm: nearer than the nearest tip, farther than the farthest one, away from the closest one
+BEFORE, BEHIND, REACH = (
+    60.0,
+    90.0,
+    120.0,
+)  # mm: nearer than the nearest tip, farther than the farthest one, away from the closest one
 
-def mask_near_tips(depth,  # (H,W) metres, NaN where there is none
-                   tips,   # (n,3) mm, those that are annotated, in the frame of the depth
-                   K):     # (3,3)
+
+def mask_near_tips(
+    depth,  # (H,W) metres, NaN where there is none
+    tips,  # (n,3) mm, those that are annotated, in the frame of the depth
+    K,
+):  # (3,3)
     "The mask (H,W) bool of what is within reach of the tips and connected with them."
-    mm = np.nan_to_num(depth)*np.float32(1000)
+    mm = np.nan_to_num(depth) * np.float32(1000)
     near = (mm > max(tips[:, 2].min() - BEFORE, 1)) & (mm < tips[:, 2].max() + BEHIND)
     v, u = np.nonzero(near)
     z = mm[v, u]
-    x, y = (u - np.float32(K[0, 2]))*z/np.float32(K[0, 0]), (v - np.float32(K[1, 2]))*z/np.float32(K[1, 1])
-    near[v, u] = np.any([(x - tip[0])**2 + (y - tip[1])**2 + (z - tip[2])**2 < REACH**2 for tip in tips.astype(np.float32)], 0)
+    x, y = (
+        (u - np.float32(K[0, 2])) * z / np.float32(K[0, 0]),
+        (v - np.float32(K[1, 2])) * z / np.float32(K[1, 1]),
+    )
+    near[v, u] = np.any(
+        [
+            (x - tip[0]) ** 2 + (y - tip[1]) ** 2 + (z - tip[2]) ** 2 < REACH**2
+            for tip in tips.astype(np.float32)
+        ],
+        0,
+    )
     count, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
     centre = np.rint(project(tips, K)).astype(int)
-    around = (centre[:, None] + np.stack(np.meshgrid(np.arange(-4, 5), np.arange(-4, 5)), -1).reshape(-1, 2)).reshape(-1, 2)
+    around = (
+        centre[:, None] + np.stack(np.meshgrid(np.arange(-4, 5), np.arange(-4, 5)), -1).reshape(-1, 2)
+    ).reshape(-1, 2)
     around = around[((around >= 0) & (around < near.shape[::-1])).all(1)]
     kept = np.zeros(count, bool)
     kept[labels[around[:, 1], around[:, 0]]] = True
@@ -201,71 +322,120 @@ def mask_near_tips(depth,  # (H,W) metres, NaN where there is none
     return kept[labels]
 
 # %% ../../nbs/data/06_dexter_object.ipynb #1c8c0b36
-def decode_frame(name: str,
-                 color,       # (480,640,3) u8
-                 raw_depth,   # (240,320) u16 mm, or None
-                 points) -> Sample:  # (8,3) as annotated: mm, x and y negated, z = 32001 for what is missing
+def decode_frame(
+    name: str,
+    color,  # (480,640,3) u8
+    raw_depth,  # (240,320) u16 mm, or None
+    points,
+) -> Sample:  # (8,3) as annotated: mm, x and y negated, z = 32001 for what is missing
     "One frame as Dexter+Object stores it, made a `Sample`."
     tips = to_color(from_file(points[:5]))
     there = np.isfinite(tips[:, 0])
-    if not there.any(): raise HandlabError(f'{name}, annotation', 'no tip is annotated', 'leave the frame out')
-    if tips[there, 2].min() <= 0: raise HandlabError(f'{name}, annotation', 'a tip lies behind the camera', 'leave the frame out')
+    if not there.any():
+        raise HandlabError(f"{name}, annotation", "no tip is annotated", "leave the frame out")
+    if tips[there, 2].min() <= 0:
+        raise HandlabError(f"{name}, annotation", "a tip lies behind the camera", "leave the frame out")
     depth = None if raw_depth is None else register_depth(raw_depth)
     mask = None if depth is None else mask_near_tips(depth, tips[there], COLOR_K)
     joints, uv = from_dexter(tips).astype(np.float32), from_dexter(project(tips, COLOR_K)).astype(np.float32)
-    with np.errstate(invalid='ignore'): visible = ((uv >= -.5) & (uv < np.array(COLOR_SIZE[::-1]) - .5)).all(1)
-    return Sample(color, depth, mask, joints, uv, visible, COLOR_K.astype(np.float32), 'left', name)
+    with np.errstate(invalid="ignore"):
+        visible = ((uv >= -0.5) & (uv < np.array(COLOR_SIZE[::-1]) - 0.5)).all(1)
+    return Sample(color, depth, mask, joints, uv, visible, COLOR_K.astype(np.float32), "left", name)
 
 # %% ../../nbs/data/06_dexter_object.ipynb #1348dca3
 FAR_PX = 5.0  # depth px between the two annotations of a tip
+
 
 def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
     "Two dicts {index: reason}: frames to leave out, and frames to keep but to know about."
     tips = from_file(points_3d[:, :5])
     missing = np.isnan(tips[..., 0])
     z = np.where(missing, np.inf, to_color(tips)[..., 2]).min(1)
-    left_out = {int(i): 'no tip is annotated' for i in np.flatnonzero(missing.all(1))}
-    left_out.update({int(i): f'a tip lies behind the camera (z = {z[i]:.0f} mm)' for i in np.flatnonzero(z <= 0)})
-    away = np.where(missing | (tips[..., 2] <= 0), 0, np.linalg.norm(project(np.where(tips[..., 2:] > 0, tips, 1.), DEPTH_K) - points_2d[:, :5], axis=-1)).max(1)
-    noted = {int(i): f'a tip is {away[i]:.0f} px from its own 2D annotation' for i in np.flatnonzero(away > FAR_PX) if int(i) not in left_out}
+    left_out = {int(i): "no tip is annotated" for i in np.flatnonzero(missing.all(1))}
+    left_out.update(
+        {int(i): f"a tip lies behind the camera (z = {z[i]:.0f} mm)" for i in np.flatnonzero(z <= 0)}
+    )
+    away = np.where(
+        missing | (tips[..., 2] <= 0),
+        0,
+        np.linalg.norm(project(np.where(tips[..., 2:] > 0, tips, 1.0), DEPTH_K) - points_2d[:, :5], axis=-1),
+    ).max(1)
+    noted = {
+        int(i): f"a tip is {away[i]:.0f} px from its own 2D annotation"
+        for i in np.flatnonzero(away > FAR_PX)
+        if int(i) not in left_out
+    }
     return left_out, noted
+
 
 def numbers_in(folder: Path, kind: str) -> set:
     "The frame numbers of a folder's images."
-    if not folder.is_dir(): raise HandlabError(folder, 'the folder is not there', 'unpack the dataset completely')
-    pattern = re.compile(r'Color_(\d{4,})\.bmp' if kind == 'color' else r'Depth_(\d{4,})\.png')
+    if not folder.is_dir():
+        raise HandlabError(folder, "the folder is not there", "unpack the dataset completely")
+    pattern = re.compile(r"Color_(\d{4,})\.bmp" if kind == "color" else r"Depth_(\d{4,})\.png")
     return {int(match[1]) for match in map(pattern.fullmatch, os.listdir(folder)) if match}
 
 # %% ../../nbs/data/06_dexter_object.ipynb #8d1218db
 class DexterObject:
     "Frames of Dexter+Object, or of a twin in its layout, as samples."
-    name, split = 'dexter-object', 'evaluation'
-    def __init__(self,
-                 root,                    # the folder that holds `data`
-                 sequences=SEQUENCES,     # some of the six
-                 partial: bool = False):  # True: take the sequences and frames that are there
+
+    name, split = "dexter-object", "evaluation"
+
+    def __init__(
+        self,
+        root,  # the folder that holds `data`
+        sequences=SEQUENCES,  # some of the six
+        partial: bool = False,
+    ):  # True: take the sequences and frames that are there
         self.root = project_path(root)
         self.sequences = check_sequences(sequences)
-        if not (self.root/'data').is_dir(): raise HandlabError(self.root/'data', 'the folder is not there', 'name the folder that holds data/')
+        if not (self.root / "data").is_dir():
+            raise HandlabError(
+                self.root / "data", "the folder is not there", "name the folder that holds data/"
+            )
         self.digests = read_digests(self.root)
         self.source, counts = self._stated()
-        if partial: self.sequences = tuple(sequence for sequence in self.sequences if (self.root/'data'/sequence).is_dir())
-        if not self.sequences: raise HandlabError(self.root/'data', 'none of the sequences is there', 'unpack the dataset')
-        self.has_depth = any((self.root/'data'/sequence/'depth').is_dir() for sequence in self.sequences)
+        if partial:
+            self.sequences = tuple(
+                sequence for sequence in self.sequences if (self.root / "data" / sequence).is_dir()
+            )
+        if not self.sequences:
+            raise HandlabError(self.root / "data", "none of the sequences is there", "unpack the dataset")
+        self.has_depth = any(
+            (self.root / "data" / sequence / "depth").is_dir() for sequence in self.sequences
+        )
         parts = [self._read_sequence(sequence, counts.get(sequence), partial) for sequence in self.sequences]
         self.frames, self.points = ([item for part in parts for item in part[i]] for i in (0, 1))
-        self.points, (self.skipped, self.noted) = np.array(self.points), ([item for part in parts for item in part[i]] for i in (2, 3))
-        if not self.frames: raise HandlabError(self.root/'data', 'no frame has an annotated tip and its images', 'unpack the dataset completely')
+        self.points, (self.skipped, self.noted) = (
+            np.array(self.points),
+            ([item for part in parts for item in part[i]] for i in (2, 3)),
+        )
+        if not self.frames:
+            raise HandlabError(
+                self.root / "data",
+                "no frame has an annotated tip and its images",
+                "unpack the dataset completely",
+            )
 
-    def __len__(self): return len(self.frames)
-    def __iter__(self): return (self[index] for index in range(len(self)))
-    def __repr__(self): return f'DexterObject({str(self.root)!r}): {len(self)} frames of {self.source}, {len(self.skipped)} left out, depth {"there" if self.has_depth else "missing"}'
+    def __len__(self):
+        return len(self.frames)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self):
+        return f"DexterObject({str(self.root)!r}): {len(self)} frames of {self.source}, {len(self.skipped)} left out, depth {'there' if self.has_depth else 'missing'}"
 
     def __getitem__(self, index: int) -> Sample:
         sequence, number = self.frames[index]
-        color, depth = (decode(path, read_whole(self.root, path, self.digests)) if kind == 'color' or self.has_depth else None
-                        for kind, decode in (('color', decode_bmp), ('depth', decode_depth_png)) for path in [image_path(self.root, sequence, kind, number)])
-        return decode_frame(f'{sequence}/{number:04d}', color, depth, self.points[index])
+        color, depth = (
+            decode(path, read_whole(self.root, path, self.digests))
+            if kind == "color" or self.has_depth
+            else None
+            for kind, decode in (("color", decode_bmp), ("depth", decode_depth_png))
+            for path in [image_path(self.root, sequence, kind, number)]
+        )
+        return decode_frame(f"{sequence}/{number:04d}", color, depth, self.points[index])
 
     def corners(self, index: int):
         "Three corners (3,3) mm of the box in the colour camera's frame, NaN where not annotated."
@@ -273,8 +443,12 @@ class DexterObject:
 
     def identity(self) -> str:
         "A short name for the content: labels, frames and the sizes of all files."
-        kinds = ('color', 'depth') if self.has_depth else ('color',)
-        sizes = [os.path.getsize(image_path(self.root, *frame[:1], kind, frame[1])) for kind in kinds for frame in self.frames]
+        kinds = ("color", "depth") if self.has_depth else ("color",)
+        sizes = [
+            os.path.getsize(image_path(self.root, *frame[:1], kind, frame[1]))
+            for kind in kinds
+            for frame in self.frames
+        ]
         return fingerprint(self.source, [list(frame) for frame in self.frames], self.points, np.array(sizes))
 
 # %% ../../nbs/data/06_dexter_object.ipynb #5ff5aef3
@@ -282,24 +456,48 @@ def check_sequences(sequences) -> tuple:
     "The sequences as a tuple, or which of them does not exist."
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
     for sequence in sequences:
-        if sequence not in SEQUENCES: raise HandlabError(f'sequence {sequence!r}', 'Dexter+Object has no such sequence', f'choose among {", ".join(SEQUENCES)}')
+        if sequence not in SEQUENCES:
+            raise HandlabError(
+                f"sequence {sequence!r}",
+                "Dexter+Object has no such sequence",
+                f"choose among {', '.join(SEQUENCES)}",
+            )
     return sequences
+
 
 def _stated(self):
     "Source and expected frames of each sequence: the official ones, or what `source.json` says."
-    path = self.root/SOURCE_FILE
-    if not path.exists() and SOURCE_FILE not in (self.digests or {}): return OFFICIAL, FRAMES   # a twin that has lost the file is no official set
+    path = self.root / SOURCE_FILE
+    if not path.exists() and SOURCE_FILE not in (self.digests or {}):
+        return OFFICIAL, FRAMES  # a twin that has lost the file is no official set
     read_whole(self.root, path, self.digests)
     stated = read_json(path)
-    if isinstance(stated, dict) and isinstance(stated.get('source'), str) and isinstance(stated.get('frames', {}), dict): return stated['source'], stated.get('frames', {})
-    raise HandlabError(path, "it does not name a 'source'", 'write the dataset again')
+    if (
+        isinstance(stated, dict)
+        and isinstance(stated.get("source"), str)
+        and isinstance(stated.get("frames", {}), dict)
+    ):
+        return stated["source"], stated.get("frames", {})
+    raise HandlabError(path, "it does not name a 'source'", "write the dataset again")
+
 
 def _read_labels(self, sequence, expected, partial):
     "The points (N,8,2) and (N,8,3) of a sequence, as annotated."
     paths = [annotation_path(self.root, sequence, dimensions) for dimensions in (2, 3)]
-    points_2d, points_3d = (parse_annotation(path, read_whole(self.root, path, self.digests), dimensions) for path, dimensions in zip(paths, (2, 3)))
-    if len(points_2d) != len(points_3d): raise HandlabError(paths[0], f'it has {len(points_2d)} lines, {paths[1].name} has {len(points_3d)}', UNPACK)
-    if not partial and expected is not None and len(points_3d) != expected: raise HandlabError(paths[1], f'it has {len(points_3d)} lines, the sequence {expected} frames', f'{UNPACK}, or pass partial=True')
+    points_2d, points_3d = (
+        parse_annotation(path, read_whole(self.root, path, self.digests), dimensions)
+        for path, dimensions in zip(paths, (2, 3))
+    )
+    if len(points_2d) != len(points_3d):
+        raise HandlabError(
+            paths[0], f"it has {len(points_2d)} lines, {paths[1].name} has {len(points_3d)}", UNPACK
+        )
+    if not partial and expected is not None and len(points_3d) != expected:
+        raise HandlabError(
+            paths[1],
+            f"it has {len(points_3d)} lines, the sequence {expected} frames",
+            f"{UNPACK}, or pass partial=True",
+        )
     return points_2d, points_3d
 
 # %% ../../nbs/data/06_dexter_object.ipynb #c3ff4ddd
@@ -308,24 +506,50 @@ def _read_sequence(self, sequence, expected, partial):
     points_2d, points_3d = self._read_labels(sequence, expected, partial)
     left_out, noted = judge_frames(points_2d, points_3d)
     annotated = set(range(1, len(points_3d) + 1))
-    folders = {kind: self.root/'data'/sequence/kind for kind in ('color', 'depth')[:1 + self.has_depth]}
+    folders = {
+        kind: self.root / "data" / sequence / kind for kind in ("color", "depth")[: 1 + self.has_depth]
+    }
     there = {kind: numbers_in(folder, kind) for kind, folder in folders.items()}
     for kind, numbers in there.items():
         missing, unknown = sorted(annotated - numbers), sorted(numbers - annotated)
-        if partial: continue
-        if missing: raise HandlabError(folders[kind], f'{len(missing)} of {len(annotated)} images are not there, the first is {image_path("", "", kind, missing[0]).name}', 'unpack the dataset completely, or pass partial=True')
-        if unknown: raise HandlabError(annotation_path(self.root, sequence, 3), f'it has no line for frame {unknown[0]}', "use the dataset's own annotation, or pass partial=True")
+        if partial:
+            continue
+        if missing:
+            raise HandlabError(
+                folders[kind],
+                f"{len(missing)} of {len(annotated)} images are not there, the first is {image_path('', '', kind, missing[0]).name}",
+                "unpack the dataset completely, or pass partial=True",
+            )
+        if unknown:
+            raise HandlabError(
+                annotation_path(self.root, sequence, 3),
+                f"it has no line for frame {unknown[0]}",
+                "use the dataset's own annotation, or pass partial=True",
+            )
     usable = sorted(annotated.intersection(*there.values()))
     kept = [number for number in usable if number - 1 not in left_out]
-    told = [[(f'{sequence}/{index + 1:04d}', reason) for index, reason in sorted(reasons.items()) if index + 1 in usable] for reasons in (left_out, noted)]
+    told = [
+        [
+            (f"{sequence}/{index + 1:04d}", reason)
+            for index, reason in sorted(reasons.items())
+            if index + 1 in usable
+        ]
+        for reasons in (left_out, noted)
+    ]
     return [(sequence, number) for number in kept], [points_3d[number - 1] for number in kept], *told
 
-DexterObject._stated, DexterObject._read_labels, DexterObject._read_sequence = _stated, _read_labels, _read_sequence
+
+DexterObject._stated, DexterObject._read_labels, DexterObject._read_sequence = (
+    _stated,
+    _read_labels,
+    _read_sequence,
+)
 
 # %% ../../nbs/data/06_dexter_object.ipynb #173f2366
 def real_dexter_object_root():
     "The folder of official Dexter+Object data, or None where there is none."
-    named = os.environ.get('HANDLAB_REAL_DEXTER_OBJECT')
-    for root in ([named] if named else ['data/dexter-object', '../shared/data/dexter-object']):
+    named = os.environ.get("HANDLAB_REAL_DEXTER_OBJECT")
+    for root in [named] if named else ["data/dexter-object", "../shared/data/dexter-object"]:
         root = project_path(root).resolve()
-        if (root/'data').is_dir() and not (root/SOURCE_FILE).exists(): return root
+        if (root / "data").is_dir() and not (root / SOURCE_FILE).exists():
+            return root

@@ -16,47 +16,65 @@ from PIL import Image
 from ..core import HandlabError, read_json
 
 # %% ../../nbs/data/00_files.ipynb #30c3ccaa
-SIGNATURE = b'\x89PNG\r\n\x1a\n'
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def check_png(data: bytes):
     "Raise a ValueError unless this is a whole PNG, every chunk with its right checksum."
-    if data[:8] != SIGNATURE: raise ValueError('it is no PNG')
+    if data[:8] != SIGNATURE:
+        raise ValueError("it is no PNG")
     at, kind = 8, None
-    while kind != b'IEND':
-        length, kind = int.from_bytes(data[at:at + 4], 'big'), data[at + 4:at + 8]
-        if at + 12 + length > len(data): raise ValueError('it is cut short')
-        if zlib.crc32(data[at + 4:at + 8 + length]) != int.from_bytes(data[at + 8 + length:at + 12 + length], 'big'): raise ValueError('a checksum is wrong')
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if at + 12 + length > len(data):
+            raise ValueError("it is cut short")
+        if zlib.crc32(data[at + 4 : at + 8 + length]) != int.from_bytes(
+            data[at + 8 + length : at + 12 + length], "big"
+        ):
+            raise ValueError("a checksum is wrong")
         at += 12 + length
-    if at != len(data): raise ValueError('it goes on after its end')
+    if at != len(data):
+        raise ValueError("it goes on after its end")
 
 
-def read_png(path,           # the file
-             mode: str,      # 'RGB' or 'L', as Pillow names it
-             size: tuple,    # (width, height) px
-             way_out: str):  # what to do about a bad one
+def read_png(
+    path,  # the file
+    mode: str,  # 'RGB' or 'L', as Pillow names it
+    size: tuple,  # (width, height) px
+    way_out: str,
+):  # what to do about a bad one
     "The pixels of a PNG of the kind and size that is due; anything else is an error that names the file."
     try:
         data = Path(path).read_bytes()
         check_png(data)
         with Image.open(io.BytesIO(data)) as image:
-            if image.size == size: image.load()         # a header that promises a huge image is not followed
+            if image.size == size:
+                image.load()  # a header that promises a huge image is not followed
             found, pixels = (image.mode, image.size), np.asarray(image) if image.size == size else None
-    except FileNotFoundError: raise HandlabError(path, 'the image is not there', way_out) from None
+    except FileNotFoundError:
+        raise HandlabError(path, "the image is not there", way_out) from None
     except Exception as error:  # decoders fail in many ways
-        raise HandlabError(path, f'the image cannot be decoded ({" ".join(str(error).split())})', way_out) from None
-    if found != (mode, size): raise HandlabError(path, f'the image is {found[0]} {found[1][0]} x {found[1][1]}, not {mode} {size[0]} x {size[1]}', way_out)
+        raise HandlabError(
+            path, f"the image cannot be decoded ({' '.join(str(error).split())})", way_out
+        ) from None
+    if found != (mode, size):
+        raise HandlabError(
+            path,
+            f"the image is {found[0]} {found[1][0]} x {found[1][1]}, not {mode} {size[0]} x {size[1]}",
+            way_out,
+        )
     return pixels
 
 # %% ../../nbs/data/00_files.ipynb #00b17e62
-SOURCE_FILE = 'source.json'
+SOURCE_FILE = "source.json"
 
 
-def source_of(root,
-              official: str) -> str:  # the name of the official set
+def source_of(root, official: str) -> str:  # the name of the official set
     "What a folder holds: the official set, or what its `source.json` says, such as 'sim-rhd'."
-    path = Path(root)/SOURCE_FILE
-    if not path.exists(): return official
+    path = Path(root) / SOURCE_FILE
+    if not path.exists():
+        return official
     stated = read_json(path)
-    if isinstance(stated, dict) and isinstance(stated.get('source'), str): return stated['source']
-    raise HandlabError(path, "it does not name a 'source'", 'write the dataset again')
+    if isinstance(stated, dict) and isinstance(stated.get("source"), str):
+        return stated["source"]
+    raise HandlabError(path, "it does not name a 'source'", "write the dataset again")

@@ -19,20 +19,36 @@ from .prepare import CropSettings, prepare
 # %% ../../nbs/data/08_measure.ipynb #15a77555
 def resident(pid: int) -> tuple:
     "Anonymous and mapped memory of a process, bytes; zeros where it is gone or the system does not say."
-    try: lines = Path(f'/proc/{pid}/status').read_text().splitlines()
-    except OSError: return 0, 0
-    sizes = {line.split(':')[0]: int(line.split()[1])*1024 for line in lines if line.startswith(('RssAnon', 'RssFile', 'RssShmem'))}
-    return sizes.get('RssAnon', 0), sizes.get('RssFile', 0) + sizes.get('RssShmem', 0)
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    sizes = {
+        line.split(":")[0]: int(line.split()[1]) * 1024
+        for line in lines
+        if line.startswith(("RssAnon", "RssFile", "RssShmem"))
+    }
+    return sizes.get("RssAnon", 0), sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
+
 
 def family(pid: int) -> list:
     "A process and all that it has started."
-    try: children = [int(child) for task in Path(f'/proc/{pid}/task').iterdir() for child in (task/'children').read_text().split()]
-    except OSError: children = []
+    try:
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        children = []
     return [pid, *(each for child in children for each in family(child))]
+
 
 class MemoryWatch:
     "Within its block: the highest anonymous and mapped memory, in bytes, of this process and of its largest worker."
-    def __init__(self, every: float = .05): self.every, self.anonymous, self.mapped, self.worker = every, 0, 0, 0
+
+    def __init__(self, every: float = 0.05):
+        self.every, self.anonymous, self.mapped, self.worker = every, 0, 0, 0
 
     def look(self):
         own, *workers = [resident(pid) for pid in family(os.getpid())]
@@ -40,7 +56,8 @@ class MemoryWatch:
         self.worker = max([self.worker, *(sizes[0] for sizes in workers)])
 
     def _watch(self):
-        while not self._stop.wait(self.every): self.look()
+        while not self._stop.wait(self.every):
+            self.look()
 
     def __enter__(self):
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._watch, daemon=True)
@@ -60,52 +77,80 @@ def measured(step: str, count: int, work) -> dict:
         wall, processor = time.perf_counter(), time.process_time()
         result = work()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return dict(step=step, samples=count, ms=1000*wall/count, processor_ms=1000*processor/count, anonymous_mb=watch.anonymous/1e6, mapped_mb=watch.mapped/1e6, worker_mb=watch.worker/1e6, result=result)
+    return dict(
+        step=step,
+        samples=count,
+        ms=1000 * wall / count,
+        processor_ms=1000 * processor / count,
+        anonymous_mb=watch.anonymous / 1e6,
+        mapped_mb=watch.mapped / 1e6,
+        worker_mb=watch.worker / 1e6,
+        result=result,
+    )
+
 
 def bytes_of(folder) -> int:
     "What the files of a folder take on disk."
-    return sum(path.stat().st_blocks*512 for path in Path(folder).rglob('*') if path.is_file())
+    return sum(path.stat().st_blocks * 512 for path in Path(folder).rglob("*") if path.is_file())
+
 
 def forget(folder):
     "Ask the system to drop a folder's files from its cache, so that the next reading comes from the disk."
-    if not hasattr(os, 'posix_fadvise'): return
+    if not hasattr(os, "posix_fadvise"):
+        return
     for path in Path(folder).iterdir():
-        with open(path, 'rb') as file:
+        with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 # %% ../../nbs/data/08_measure.ipynb #ecbd4dbf
-def measure_steps(reader,
-                  folder,                                   # where the prepared arrays go
-                  settings: CropSettings = CropSettings(64),
-                  workers: int = 1,
-                  batch_size: int = 64,
-                  steps: int = 100,                         # batches for each measurement
-                  modalities=('depth', 'mask')) -> list:    # of dicts
+def measure_steps(
+    reader,
+    folder,  # where the prepared arrays go
+    settings: CropSettings = CropSettings(64),
+    workers: int = 1,
+    batch_size: int = 64,
+    steps: int = 100,  # batches for each measurement
+    modalities=("depth", "mask"),
+) -> list:  # of dicts
     "Read, prepare and make batches, each measured."
+
     def read(count):
-        for index in range(count): reader[index]
+        for index in range(count):
+            reader[index]
 
     def make(batches):
-        for step in range(steps): batches.at(step)
+        for step in range(steps):
+            batches.at(step)
 
-    rows = [measured('read a sample', min(len(reader), 200), lambda: read(min(len(reader), 200)))]
-    rows.append(measured('prepare', len(reader), lambda: prepare(reader, folder, settings, workers, show_progress=False)))
-    prepared = rows[-1]['result']
-    rows[-1]['bytes'] = bytes_of(prepared.folder)/len(reader)
-    for label, cold in (('batches, from the disk', True), ('batches, from the cache', False)):
+    rows = [measured("read a sample", min(len(reader), 200), lambda: read(min(len(reader), 200)))]
+    rows.append(
+        measured(
+            "prepare", len(reader), lambda: prepare(reader, folder, settings, workers, show_progress=False)
+        )
+    )
+    prepared = rows[-1]["result"]
+    rows[-1]["bytes"] = bytes_of(prepared.folder) / len(reader)
+    for label, cold in (("batches, from the disk", True), ("batches, from the cache", False)):
         batches = Batches(prepared, batch_size, modalities=modalities, augment=Augment())
-        if cold: forget(prepared.folder)
+        if cold:
+            forget(prepared.folder)
         size = min(batch_size, len(prepared))
-        rows.append(measured(label, steps*size, lambda: make(batches)))
-    return [{key: value for key, value in row.items() if key != 'result'} for row in rows]
+        rows.append(measured(label, steps * size, lambda: make(batches)))
+    return [{key: value for key, value in row.items() if key != "result"} for row in rows]
 
 # %% ../../nbs/data/08_measure.ipynb #a1160880
 class Measurements(list):
     "Rows of `measure_steps`, shown as a table."
+
     def _repr_markdown_(self):
-        lines = ['| set | step | ms a sample | of processor | bytes a sample | anonymous, MB | mapped, MB | largest worker, MB |', '|---|---|---|---|---|---|---|---|']
+        lines = [
+            "| set | step | ms a sample | of processor | bytes a sample | anonymous, MB | mapped, MB | largest worker, MB |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         for row in self:
-            stored, worker = (f'{row[key]:,.0f}' if row.get(key) else '' for key in ('bytes', 'worker_mb'))
-            lines.append(f'| {row.get("set", ""):,} | {row["step"]} | {row["ms"]:.3f} | {row["processor_ms"]:.3f} | {stored} | {row["anonymous_mb"]:,.0f} | {row["mapped_mb"]:,.0f} | {worker} |')
-        return '\n'.join(lines)
+            stored, worker = (f"{row[key]:,.0f}" if row.get(key) else "" for key in ("bytes", "worker_mb"))
+            lines.append(
+                f"| {row.get('set', ''):,} | {row['step']} | {row['ms']:.3f} | {row['processor_ms']:.3f} | {stored} | {row['anonymous_mb']:,.0f} | {row['mapped_mb']:,.0f} | {worker} |"
+            )
+        return "\n".join(lines)

@@ -30,7 +30,16 @@ import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..core import HandlabError, check_settings, fingerprint, full_disk_named, progress, project_path, read_json, write_json
+from handlab.core import (
+    HandlabError,
+    check_settings,
+    fingerprint,
+    full_disk_named,
+    progress,
+    project_path,
+    read_json,
+    write_json,
+)
 from .sample import Sample, check_sample
 from ..hand.camera import crop_mask, crop_matrix, crop_tips, crop_zb
 from ..hand.skeleton import mirror_joints
@@ -39,52 +48,91 @@ from ..hand.skeleton import mirror_joints
 @dataclass(frozen=True)
 class CropSettings:
     "How frames become crops."
-    size: int = 256         # px, edge of the crop
-    context: float = 1.25   # edge of the stored array, in crops
-    crop: str = 'zb'        # 'zb': around the middle MCP, all visible joints in; 'mask': around the hand's mask; 'tips': around the finger tips
-    fold: str = 'right'     # 'right': left hands are mirrored; 'none'
+
+    size: int = 256  # px, edge of the crop
+    context: float = 1.25  # edge of the stored array, in crops
+    crop: str = "zb"  # 'zb': around the middle MCP, all visible joints in; 'mask': around the hand's mask; 'tips': around the finger tips
+    fold: str = "right"  # 'right': left hands are mirrored; 'none'
 
     @property
-    def margin(self): return round(self.size*(self.context - 1)/2)
+    def margin(self):
+        return round(self.size * (self.context - 1) / 2)
+
     @property
-    def stored(self): return self.size + 2*self.margin
+    def stored(self):
+        return self.size + 2 * self.margin
+
 
 def check_crop_settings(settings):
     "Return the settings, or say which of them cannot be."
     settings = check_settings(settings)
-    for name, valid, way_out in (('size', settings.size >= 8, 'give 8 px or more'), ('context', 1 <= settings.context <= 3, 'give 1 to 3'),
-                                 ('crop', settings.crop in ('zb', 'mask', 'tips'), "give 'zb', 'mask' or 'tips'"), ('fold', settings.fold in ('right', 'none'), "give 'right' or 'none'")):
-        if not valid: raise HandlabError(f'CropSettings.{name}', f'{getattr(settings, name)!r} cannot be', way_out)
+    for name, valid, way_out in (
+        ("size", settings.size >= 8, "give 8 px or more"),
+        ("context", 1 <= settings.context <= 3, "give 1 to 3"),
+        ("crop", settings.crop in ("zb", "mask", "tips"), "give 'zb', 'mask' or 'tips'"),
+        ("fold", settings.fold in ("right", "none"), "give 'right' or 'none'"),
+    ):
+        if not valid:
+            raise HandlabError(f"CropSettings.{name}", f"{getattr(settings, name)!r} cannot be", way_out)
     return settings
 
 # %% ../../nbs/data/03_prepare.ipynb #bc08dafb
 def mirror_sample(sample: Sample) -> Sample:
     "The sample as a mirror shows it."
     last = sample.shape[1] - 1
-    flip = lambda pixels: None if pixels is None else np.ascontiguousarray(pixels[:, ::-1])
+
+    def flip(pixels):
+        return None if pixels is None else np.ascontiguousarray(pixels[:, ::-1])
+
     uv, K = sample.uv.copy(), sample.K.copy()
     uv[:, 0], K[0, 1], K[0, 2] = last - uv[:, 0], -K[0, 1], last - K[0, 2]
-    return replace(sample, image=flip(sample.image), depth=flip(sample.depth), mask=flip(sample.mask), joints=mirror_joints(sample.joints).astype(np.float32),
-                   uv=uv, K=K, side='left' if sample.side == 'right' else 'right')
+    return replace(
+        sample,
+        image=flip(sample.image),
+        depth=flip(sample.depth),
+        mask=flip(sample.mask),
+        joints=mirror_joints(sample.joints).astype(np.float32),
+        uv=uv,
+        K=K,
+        side="left" if sample.side == "right" else "right",
+    )
 
 # %% ../../nbs/data/03_prepare.ipynb #73f779c7
-GREY = 128          # outside the photograph
-DEPTH_STEPS = 10    # stored steps a millimetre
+GREY = 128  # outside the photograph
+DEPTH_STEPS = 10  # stored steps a millimetre
 
-def crop_colour(image,   # (H,W,3) uint8
-                matrix,  # (3,3) from image px to crop px
-                edge):   # px of the result
+
+def crop_colour(
+    image,  # (H,W,3) uint8
+    matrix,  # (3,3) from image px to crop px
+    edge,
+):  # px of the result
     "A square crop (edge,edge,3) uint8, bilinear for enlarging, averaged for shrinking."
-    finer = max(1, ceil(1/matrix[0, 0] - 1e-6))                                   # image px under a crop px
-    fine = np.diag([finer, finer, 1.]) @ matrix + np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]])*(finer - 1)/2
-    drawn = cv2.warpAffine(image, fine[:2], (edge*finer, edge*finer), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(GREY,)*3)
+    finer = max(1, ceil(1 / matrix[0, 0] - 1e-6))  # image px under a crop px
+    fine = (
+        np.diag([finer, finer, 1.0]) @ matrix + np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]]) * (finer - 1) / 2
+    )
+    drawn = cv2.warpAffine(
+        image,
+        fine[:2],
+        (edge * finer, edge * finer),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(GREY,) * 3,
+    )
     return drawn if finer == 1 else cv2.resize(drawn, (edge, edge), interpolation=cv2.INTER_AREA)
 
-def crop_nearest(pixels,  # (H,W)
-                 matrix,  # (3,3) from image px to crop px
-                 edge):   # px of the result
+
+def crop_nearest(
+    pixels,  # (H,W)
+    matrix,  # (3,3) from image px to crop px
+    edge,
+):  # px of the result
     "A square crop (edge,edge) of the nearest pixels, 0 outside."
-    index = [np.floor((np.arange(edge) - matrix[axis, 2])/matrix[axis, axis] + .5).astype(int) for axis in (1, 0)]
+    index = [
+        np.floor((np.arange(edge) - matrix[axis, 2]) / matrix[axis, axis] + 0.5).astype(int)
+        for axis in (1, 0)
+    ]
     inside = [(rows >= 0) & (rows < length) for rows, length in zip(index, pixels.shape)]
     rows, columns = (np.clip(rows, 0, length - 1) for rows, length in zip(index, pixels.shape))
     return np.where(inside[0][:, None] & inside[1], pixels[rows[:, None], columns], pixels.dtype.type(0))
@@ -93,85 +141,132 @@ def crop_nearest(pixels,  # (H,W)
 def crop_box(sample: Sample, settings: CropSettings):
     "The crop's square: centre u, centre v, edge (px)."
     try:
-        if settings.crop == 'zb': return crop_zb(sample.uv, sample.visible, sample.shape)
-        if settings.crop == 'tips': return crop_tips(sample.uv, sample.visible, sample.joints[:, 2], sample.K)
-        if sample.mask is None: raise HandlabError('mask', 'there is none', "crop by joints: crop='zb'")
+        if settings.crop == "zb":
+            return crop_zb(sample.uv, sample.visible, sample.shape)
+        if settings.crop == "tips":
+            return crop_tips(sample.uv, sample.visible, sample.joints[:, 2], sample.K)
+        if sample.mask is None:
+            raise HandlabError("mask", "there is none", "crop by joints: crop='zb'")
         return crop_mask(sample.mask)
-    except HandlabError as error: raise HandlabError(f'{sample.name}, {error.where}', error.what, error.way_out) from None
+    except HandlabError as error:
+        raise HandlabError(f"{sample.name}, {error.where}", error.what, error.way_out) from None
+
 
 def crop_sample(sample: Sample, settings: CropSettings = CropSettings()) -> dict:
     "A frame's row of every array."
-    fold = check_sample(sample).side == 'left' and settings.fold == 'right'
+    fold = check_sample(sample).side == "left" and settings.fold == "right"
     sample = mirror_sample(sample) if fold else sample
     box, edge = crop_box(sample, settings), settings.stored
     matrix = crop_matrix(np.array(box, float), settings.size)
     matrix[:2, 2] += settings.margin
-    row = dict(joints=sample.joints, uv=sample.uv, visible=sample.visible, K=sample.K, box=np.array(box, np.float32), mirrored=np.array(fold), name=np.array(sample.name))
-    if sample.image is not None: row['image'] = crop_colour(sample.image, matrix, edge)
-    if sample.mask is not None: row['mask'] = crop_nearest(sample.mask, matrix, edge).astype(np.uint8)
+    row = dict(
+        joints=sample.joints,
+        uv=sample.uv,
+        visible=sample.visible,
+        K=sample.K,
+        box=np.array(box, np.float32),
+        mirrored=np.array(fold),
+        name=np.array(sample.name),
+    )
+    if sample.image is not None:
+        row["image"] = crop_colour(sample.image, matrix, edge)
+    if sample.mask is not None:
+        row["mask"] = crop_nearest(sample.mask, matrix, edge).astype(np.uint8)
     if sample.depth is not None:
-        steps = np.rint(np.nan_to_num(crop_nearest(sample.depth, matrix, edge))*(1000*DEPTH_STEPS))
-        row['depth'] = np.clip(steps, 0, 65535).astype(np.uint16)
+        steps = np.rint(np.nan_to_num(crop_nearest(sample.depth, matrix, edge)) * (1000 * DEPTH_STEPS))
+        row["depth"] = np.clip(steps, 0, 65535).astype(np.uint16)
     return row
 
 # %% ../../nbs/data/03_prepare.ipynb #a9c24544
-PIXELS = ('image', 'depth', 'mask')  # the large arrays; labels are small
+PIXELS = ("image", "depth", "mask")  # the large arrays; labels are small
+
 
 def array_header(shape, dtype) -> bytes:
     "The bytes before the numbers in a .npy file."
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)), fortran_order=False, shape=tuple(shape)))
+    np.lib.format.write_array_header_1_0(
+        header,
+        dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)), fortran_order=False, shape=tuple(shape)),
+    )
     return header.getvalue()
+
 
 def create_array(path, shape, dtype):
     "A .npy file of zeros, its pages not yet taken on disk."
-    with full_disk_named(path), open(path, 'wb') as file:
+    with full_disk_named(path), open(path, "wb") as file:
         file.write(array_header(shape, dtype))
-        file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64))*np.dtype(dtype).itemsize)
+        file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+
 
 def write_rows(path, shape, start: int, rows):  # rows: (n, *shape[1:])
     "Write rows `start` and following of a file made by `create_array`."
     rows = np.ascontiguousarray(rows)
-    with full_disk_named(path), open(path, 'r+b', buffering=0) as file:
-        file.seek(len(array_header(shape, rows.dtype)) + start*(rows.nbytes//len(rows)))
-        left = memoryview(rows).cast('B')
-        while len(left): left = left[file.write(left):]
+    with full_disk_named(path), open(path, "r+b", buffering=0) as file:
+        file.seek(len(array_header(shape, rows.dtype)) + start * (rows.nbytes // len(rows)))
+        left = memoryview(rows).cast("B")
+        while len(left):
+            left = left[file.write(left) :]
 
 # %% ../../nbs/data/03_prepare.ipynb #c7435399
-DIGESTS = 'digests'   # (N,16) uint8, beside the arrays until the folder is finished
-NAME_LENGTH = 96      # letters of a sample's name while the folder grows
+DIGESTS = "digests"  # (N,16) uint8, beside the arrays until the folder is finished
+NAME_LENGTH = 96  # letters of a sample's name while the folder grows
+
 
 def row_digest(row: dict) -> bytes:
     "Sixteen bytes that name the content of a row."
     digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(row): digest.update(f'{key}{row[key].dtype.str if key != "name" else ""}{row[key].shape}'.encode() + row[key].tobytes())
+    for key in sorted(row):
+        digest.update(
+            f"{key}{row[key].dtype.str if key != 'name' else ''}{row[key].shape}".encode()
+            + row[key].tobytes()
+        )
     return digest.digest()
+
 
 @dataclass(frozen=True)
 class CropFiles:
     "The array files that crops of one kind go to."
+
     settings: CropSettings
     folder: Path
     shapes: dict  # {array: shape}
 
     def write(self, start: int, rows: list):
         "Write the rows of frames `start` and following, then the rows' digests."
-        for row in rows: self.check(row)
+        for row in rows:
+            self.check(row)
         for key, shape in self.shapes.items():
             values = np.stack([row[key] for row in rows])
-            write_rows(self.folder/f'{key}.npy', shape, start, values.astype(f'<U{NAME_LENGTH}') if key == 'name' else values)
-        digests = np.frombuffer(b''.join(map(row_digest, rows)), np.uint8).reshape(-1, 16)
-        write_rows(self.folder/f'{DIGESTS}.npy', (self.shapes['name'][0], 16), start, digests)
+            write_rows(
+                self.folder / f"{key}.npy",
+                shape,
+                start,
+                values.astype(f"<U{NAME_LENGTH}") if key == "name" else values,
+            )
+        digests = np.frombuffer(b"".join(map(row_digest, rows)), np.uint8).reshape(-1, 16)
+        write_rows(self.folder / f"{DIGESTS}.npy", (self.shapes["name"][0], 16), start, digests)
 
     def check(self, row: dict):
         "A row has what the first one has."
-        pixels = [', '.join(key for key in PIXELS if key in keys) for keys in (row, self.shapes)]
-        if pixels[0] != pixels[1]: raise HandlabError(str(row['name']), f'it has {pixels[0]}, the first frame {pixels[1]}', 'mend the reader: all its frames must have the same')
-        if len(str(row['name'])) > NAME_LENGTH: raise HandlabError(str(row['name']), f'its name is longer than {NAME_LENGTH} letters', 'mend the reader: give it a shorter one')
+        pixels = [", ".join(key for key in PIXELS if key in keys) for keys in (row, self.shapes)]
+        if pixels[0] != pixels[1]:
+            raise HandlabError(
+                str(row["name"]),
+                f"it has {pixels[0]}, the first frame {pixels[1]}",
+                "mend the reader: all its frames must have the same",
+            )
+        if len(str(row["name"])) > NAME_LENGTH:
+            raise HandlabError(
+                str(row["name"]),
+                f"its name is longer than {NAME_LENGTH} letters",
+                "mend the reader: give it a shorter one",
+            )
+
 
 @dataclass(frozen=True)
 class CropJob:
     "What a worker needs: frames, and the files for each kind of crops of them."
+
     reader: object
     files: tuple  # of CropFiles
 
@@ -180,127 +275,196 @@ class CropJob:
         crops = [[] for _ in self.files]
         for index in range(start, stop):
             sample = self.reader[index]
-            for rows, files in zip(crops, self.files): rows.append(crop_sample(sample, files.settings))
-        for rows, files in zip(crops, self.files): files.write(start, rows)
+            for rows, files in zip(crops, self.files):
+                rows.append(crop_sample(sample, files.settings))
+        for rows, files in zip(crops, self.files):
+            files.write(start, rows)
         return stop - start
 
 # %% ../../nbs/data/03_prepare.ipynb #025f605d
 def shapes_of(first: dict, count: int) -> dict:
     "The shapes of the arrays that hold `count` rows like `first`, pixels first."
-    return {key: (count, *first[key].shape) for key in (*(key for key in PIXELS if key in first), *(key for key in first if key not in PIXELS))}
+    return {
+        key: (count, *first[key].shape)
+        for key in (*(key for key in PIXELS if key in first), *(key for key in first if key not in PIXELS))
+    }
+
 
 def create_arrays(folder, first: dict, count: int):
     "Make the files for `count` rows like `first`."
-    for key, shape in shapes_of(first, count).items(): create_array(folder/f'{key}.npy', shape, f'<U{NAME_LENGTH}' if key == 'name' else first[key].dtype)
-    create_array(folder/f'{DIGESTS}.npy', (count, 16), np.uint8)
+    for key, shape in shapes_of(first, count).items():
+        create_array(folder / f"{key}.npy", shape, f"<U{NAME_LENGTH}" if key == "name" else first[key].dtype)
+    create_array(folder / f"{DIGESTS}.npy", (count, 16), np.uint8)
+
 
 def rows_done(folder, shapes: dict, count: int):
     "The rows (N,) bool of a growing folder that are whole."
-    arrays = {key: np.load(folder/f'{key}.npy', mmap_mode='r', allow_pickle=False) for key in shapes}
-    if any(array.shape != shapes[key] for key, array in arrays.items()): raise ValueError('other arrays')
-    digests, done = np.load(folder/f'{DIGESTS}.npy'), np.zeros(count, bool)
+    arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in shapes}
+    if any(array.shape != shapes[key] for key, array in arrays.items()):
+        raise ValueError("other arrays")
+    digests, done = np.load(folder / f"{DIGESTS}.npy"), np.zeros(count, bool)
     for index in np.flatnonzero(digests.any(1)):
-        row = {key: array[index] if key != 'name' else np.array(str(array[index])) for key, array in arrays.items()}
+        row = {
+            key: array[index] if key != "name" else np.array(str(array[index]))
+            for key, array in arrays.items()
+        }
         done[index] = row_digest(row) == digests[index].tobytes()
     return done
+
 
 def spans_left(done, chunk: int) -> list:
     "Runs (start, stop) of at most `chunk` rows that are not done."
     ends = np.flatnonzero(np.diff(np.r_[True, done, True].astype(np.int8)))
-    return [(start, min(start + chunk, stop)) for first, stop in ends.reshape(-1, 2).tolist() for start in range(first, stop, chunk)]
+    return [
+        (start, min(start + chunk, stop))
+        for first, stop in ends.reshape(-1, 2).tolist()
+        for start in range(first, stop, chunk)
+    ]
 
 # %% ../../nbs/data/03_prepare.ipynb #61151e17
 _job = None  # what this process works on, set once a worker
+
 
 def _start_worker(job):
     "Runs once in every worker."
     global _job
     _job = job
     cv2.setNumThreads(1)
-    if 'numba' in sys.modules: sys.modules['numba'].set_num_threads(1)
+    if "numba" in sys.modules:
+        sys.modules["numba"].set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
 
 def _end_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
 
-def _run_job(start, stop): return _job.run(start, stop)
+
+def _run_job(start, stop):
+    return _job.run(start, stop)
 
 # %% ../../nbs/data/03_prepare.ipynb #d1ee17e7
 def usable_cores() -> int:
     "The number of cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
 
 def can_spawn(*objects) -> bool:
     "Whether a new process could import what these objects are made of."
-    script = getattr(sys.modules['__main__'], '__file__', None)
-    if script: return Path(script).exists()                                       # `python -` has none to import
-    return all(type(value).__module__ != '__main__' for value in objects)         # what a notebook defines stays there
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script:
+        return Path(script).exists()  # `python -` has none to import
+    return all(
+        type(value).__module__ != "__main__" for value in objects
+    )  # what a notebook defines stays there
 
 # %% ../../nbs/data/03_prepare.ipynb #7ec6a967
 AHEAD = 4  # runs handed out, a worker
 
+
 def run_chunks(job: CropJob, spans: list, workers: int):
     "Do all runs of frames; yield how many frames each had, in any order."
     if min(workers, len(spans)) <= 1 or not can_spawn(job, job.reader):
-        for span in spans: yield job.run(*span)
+        for span in spans:
+            yield job.run(*span)
         return
-    pool, waiting = ProcessPoolExecutor(min(workers, len(spans)), multiprocessing.get_context('spawn'), _start_worker, (job,)), set()
+    pool, waiting = (
+        ProcessPoolExecutor(
+            min(workers, len(spans)), multiprocessing.get_context("spawn"), _start_worker, (job,)
+        ),
+        set(),
+    )
     try:
         for number, span in enumerate(spans):
             waiting.add(pool.submit(_run_job, *span))
-            while len(waiting) >= AHEAD*workers or waiting and number == len(spans) - 1:
+            while len(waiting) >= AHEAD * workers or waiting and number == len(spans) - 1:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield sum(each.result() for each in finished)
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../../nbs/data/03_prepare.ipynb #c3e9e941
 class Prepared:
     "The prepared arrays of a folder, or of some of its rows."
+
     def __init__(self, folder, rows=None):
         self.folder, self.rows = Path(folder), rows
         self.meta = read_meta(self.folder)
-        self.settings, self.source = CropSettings(**self.meta['settings']), self.meta['source']
-        self.arrays = {key: open_array(self.folder/f'{key}.npy', shape) for key, shape in self.meta['shapes'].items()}
-        self.fingerprint = self.meta['fingerprint'] if rows is None else fingerprint(self.meta['fingerprint'], np.asarray(rows))
+        self.settings, self.source = CropSettings(**self.meta["settings"]), self.meta["source"]
+        self.arrays = {
+            key: open_array(self.folder / f"{key}.npy", shape) for key, shape in self.meta["shapes"].items()
+        }
+        self.fingerprint = (
+            self.meta["fingerprint"]
+            if rows is None
+            else fingerprint(self.meta["fingerprint"], np.asarray(rows))
+        )
 
-    def __len__(self): return self.meta['count'] if self.rows is None else len(self.rows)
-    def __reduce__(self): return Prepared, (self.folder, self.rows)
-    def __repr__(self): return f'Prepared({len(self)} frames of {self.source}, {self.settings.size} px, {", ".join(key for key in PIXELS if key in self.arrays)}, {self.fingerprint})'
+    def __len__(self):
+        return self.meta["count"] if self.rows is None else len(self.rows)
+
+    def __reduce__(self):
+        return Prepared, (self.folder, self.rows)
+
+    def __repr__(self):
+        return f"Prepared({len(self)} frames of {self.source}, {self.settings.size} px, {', '.join(key for key in PIXELS if key in self.arrays)}, {self.fingerprint})"
 
     def __getattr__(self, key):
-        if key.startswith('_') or key not in self.__dict__.get('arrays', ()): raise AttributeError(f'{type(self).__name__} has no {key!r}')
+        if key.startswith("_") or key not in self.__dict__.get("arrays", ()):
+            raise AttributeError(f"{type(self).__name__} has no {key!r}")
         array, rows = self.arrays[key], self.rows
-        if rows is None or len(rows) == 0: return array if rows is None else array[:0]
-        return array[rows[0]:rows[-1] + 1] if (np.diff(rows) == 1).all() else array[rows]  # a run is a view, other rows are a copy
+        if rows is None or len(rows) == 0:
+            return array if rows is None else array[:0]
+        return (
+            array[rows[0] : rows[-1] + 1] if (np.diff(rows) == 1).all() else array[rows]
+        )  # a run is a view, other rows are a copy
 
     def subset(self, indices):
         "A view of some frames: a slice, a list of numbers or a (N,) bool mask."
-        return Prepared(self.folder, (np.arange(self.meta['count']) if self.rows is None else self.rows)[indices])
+        return Prepared(
+            self.folder, (np.arange(self.meta["count"]) if self.rows is None else self.rows)[indices]
+        )
 
 # %% ../../nbs/data/03_prepare.ipynb #fad517d7
-META = 'meta.json'
+META = "meta.json"
 VERSION = 1  # of what is stored; arrays of another version are made anew
+
 
 def read_meta(folder) -> dict:
     "The folder's own description; a folder without a finished one is an error."
-    way_out = 'delete it and prepare again'
-    if not (Path(folder)/META).exists(): raise HandlabError(folder, 'it is not a prepared folder', 'prepare it first, or name another folder')
-    meta = read_json(Path(folder)/META)
-    if not isinstance(meta, dict) or meta.get('finished') is not True: raise HandlabError(folder, 'it was never finished', way_out)
-    if meta.get('version') != VERSION: raise HandlabError(folder, f'it was prepared by another version ({meta.get("version")}, not {VERSION})', way_out)
-    try: CropSettings(**meta['settings']), meta['count'], meta['source'], meta['fingerprint'], meta['shapes'].items()
-    except (TypeError, KeyError, AttributeError): raise HandlabError(Path(folder)/META, 'it is not what this version writes', way_out) from None
+    way_out = "delete it and prepare again"
+    if not (Path(folder) / META).exists():
+        raise HandlabError(folder, "it is not a prepared folder", "prepare it first, or name another folder")
+    meta = read_json(Path(folder) / META)
+    if not isinstance(meta, dict) or meta.get("finished") is not True:
+        raise HandlabError(folder, "it was never finished", way_out)
+    if meta.get("version") != VERSION:
+        raise HandlabError(
+            folder, f"it was prepared by another version ({meta.get('version')}, not {VERSION})", way_out
+        )
+    try:
+        (
+            CropSettings(**meta["settings"]),
+            meta["count"],
+            meta["source"],
+            meta["fingerprint"],
+            meta["shapes"].items(),
+        )
+    except (TypeError, KeyError, AttributeError):
+        raise HandlabError(Path(folder) / META, "it is not what this version writes", way_out) from None
     return meta
 
 # %% ../../nbs/data/03_prepare.ipynb #528348f9
 def open_array(path, shape):
     "Map an array file; changes to it stay in memory."
     try:
-        array = np.load(path, mmap_mode='c', allow_pickle=False)
-        if list(array.shape) == list(shape): return array
-    except (OSError, ValueError, EOFError): pass
-    raise HandlabError(path, 'the file is missing or cut short', 'delete the folder and prepare again')
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if list(array.shape) == list(shape):
+            return array
+    except (OSError, ValueError, EOFError):
+        pass
+    raise HandlabError(path, "the file is missing or cut short", "delete the folder and prepare again")
+
 
 def open_prepared(folder) -> Prepared:
     "Open a folder that `prepare` has finished."
@@ -312,106 +476,179 @@ def folder_lock(folder):
     "Be the only process that makes `folder`; whoever comes second waits."
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent/f'.{folder.name}.lock')
-    try: lock.acquire(timeout=0)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
     except Timeout:
-        print(f'{folder.name} is being prepared by another process; waiting for it', flush=True)
+        print(f"{folder.name} is being prepared by another process; waiting for it", flush=True)
         lock.acquire()
-    try: yield
-    finally: lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 @contextlib.contextmanager
 def growing_folder(folder, name: str):
     "A folder beside `folder`, renamed to it when the block ends well; removed after a `HandlabError`, else left to go on with. The lock must be held."
     folder = Path(folder)
-    growing = folder.parent/f'.{folder.name}.{name}.partial'
-    for other in folder.parent.glob(f'.{folder.name}.*.partial'):
-        if other != growing: shutil.rmtree(other, ignore_errors=True)
+    growing = folder.parent / f".{folder.name}.{name}.partial"
+    for other in folder.parent.glob(f".{folder.name}.*.partial"):
+        if other != growing:
+            shutil.rmtree(other, ignore_errors=True)
     growing.mkdir(exist_ok=True)
     try:
-        with full_disk_named(folder): yield growing
-        if folder.exists(): folder.rmdir()
+        with full_disk_named(folder):
+            yield growing
+        if folder.exists():
+            folder.rmdir()
         os.replace(growing, folder)
     except HandlabError:
         shutil.rmtree(growing, ignore_errors=True)
         raise
 
+
 def write_to_disk(folder):
     "Make sure that the files of a folder outlive a power cut."
     for path in Path(folder).iterdir():
-        with full_disk_named(path), open(path, 'rb') as file: os.fsync(file.fileno())
+        with full_disk_named(path), open(path, "rb") as file:
+            os.fsync(file.fileno())
+
 
 def check_space(folder, need: int):
     "Refuse to begin what cannot end; what the folder's files take already counts as there."
-    free = shutil.disk_usage(folder).free + sum(path.stat().st_blocks*512 for path in Path(folder).iterdir() if path.is_file())
-    if need > free: raise HandlabError(folder, f'{need/1e9:.1f} GB are needed, {free/1e9:.1f} GB are free', 'free some space or name another folder')
+    free = shutil.disk_usage(folder).free + sum(
+        path.stat().st_blocks * 512 for path in Path(folder).iterdir() if path.is_file()
+    )
+    if need > free:
+        raise HandlabError(
+            folder,
+            f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
+            "free some space or name another folder",
+        )
 
 # %% ../../nbs/data/03_prepare.ipynb #0c627470
 def reader_identity(reader) -> str:
     "What a reader would yield, named: its own `identity()`, else its source, length and five of its frames."
-    if hasattr(reader, 'identity'): return reader.identity()
-    shown = [crop_sample(reader[index], CropSettings(size=32)) for index in sorted({*np.linspace(0, len(reader) - 1, 5).astype(int).tolist()})]
+    if hasattr(reader, "identity"):
+        return reader.identity()
+    shown = [
+        crop_sample(reader[index], CropSettings(size=32))
+        for index in sorted({*np.linspace(0, len(reader) - 1, 5).astype(int).tolist()})
+    ]
     return fingerprint(source_name(reader), len(reader), *map(row_digest, shown))
 
-def source_name(reader): return getattr(reader, 'source', type(reader).__name__)
+
+def source_name(reader):
+    return getattr(reader, "source", type(reader).__name__)
+
 
 def check_same(prepared: Prepared, settings: CropSettings, identity: str):
     "A prepared folder serves only the settings and the data it was made with."
     for name, value in asdict(settings).items():
         made = getattr(prepared.settings, name)
-        if made != value: raise HandlabError(prepared.folder, f'it was prepared with {name}={made!r}, not {value!r}', 'name another folder, or delete this one')
-    if prepared.meta['identity'] != identity: raise HandlabError(prepared.folder, f'it was prepared from other data ({prepared.source})', 'name another folder, or delete this one')
+        if made != value:
+            raise HandlabError(
+                prepared.folder,
+                f"it was prepared with {name}={made!r}, not {value!r}",
+                "name another folder, or delete this one",
+            )
+    if prepared.meta["identity"] != identity:
+        raise HandlabError(
+            prepared.folder,
+            f"it was prepared from other data ({prepared.source})",
+            "name another folder, or delete this one",
+        )
 
 # %% ../../nbs/data/03_prepare.ipynb #280114e9
 def begin(folder, first: dict, count: int):
     "Which rows (N,) bool of a growing folder are done; a new folder gets its files."
-    check_space(folder, count*sum(array.nbytes for array in first.values()))
-    try: return rows_done(folder, shapes_of(first, count), count)
-    except (OSError, ValueError, EOFError): create_arrays(folder, first, count)
+    check_space(folder, count * sum(array.nbytes for array in first.values()))
+    try:
+        return rows_done(folder, shapes_of(first, count), count)
+    except (OSError, ValueError, EOFError):
+        create_arrays(folder, first, count)
     return np.zeros(count, bool)
+
 
 def crop_all(job: CropJob, done, workers: int, show_progress: bool):
     "Fill the rows that are not done."
-    spans = spans_left(done, max(1, min(32, ceil(len(done)/(4*workers)))))
-    bar = progress(total=len(done), desc=f'preparing {source_name(job.reader)}') if show_progress else contextlib.nullcontext()
+    spans = spans_left(done, max(1, min(32, ceil(len(done) / (4 * workers)))))
+    bar = (
+        progress(total=len(done), desc=f"preparing {source_name(job.reader)}")
+        if show_progress
+        else contextlib.nullcontext()
+    )
     with bar, contextlib.closing(run_chunks(job, spans, workers)) as chunks:
-        if show_progress: bar.update(int(done.sum()))
+        if show_progress:
+            bar.update(int(done.sum()))
         for count in chunks:
-            if show_progress: bar.update(count)
+            if show_progress:
+                bar.update(count)
+
 
 def shorten_names(path, step: int = 65536):
     "Store names with no more letters than the longest needs."
-    names = np.load(path, mmap_mode='r')
-    longest = max(int(np.char.str_len(names[start:start + step]).max()) for start in range(0, len(names), step))
-    short = path.with_name('shorter.npy')
-    create_array(short, names.shape, f'<U{longest}')
-    for start in range(0, len(names), step): write_rows(short, names.shape, start, names[start:start + step].astype(f'<U{longest}'))
+    names = np.load(path, mmap_mode="r")
+    longest = max(
+        int(np.char.str_len(names[start : start + step]).max()) for start in range(0, len(names), step)
+    )
+    short = path.with_name("shorter.npy")
+    create_array(short, names.shape, f"<U{longest}")
+    for start in range(0, len(names), step):
+        write_rows(short, names.shape, start, names[start : start + step].astype(f"<U{longest}"))
     os.replace(short, path)
 
 # %% ../../nbs/data/03_prepare.ipynb #b39d60df
 def already_prepared(folder, settings: CropSettings, identity: str):
     "The finished folder, or None where there is none yet."
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return None
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return None
     check_same(prepared := open_prepared(folder), settings, identity)
     return prepared
 
-def prepare_each(reader,                              # len(), [i] -> Sample, .source; must be picklable for more than one worker
-                 wanted: dict,                        # {folder: CropSettings}
-                 workers: int = None,                 # processes; None: one a core
-                 show_progress: bool = True) -> list[Prepared]:
+
+def prepare_each(
+    reader,  # len(), [i] -> Sample, .source; must be picklable for more than one worker
+    wanted: dict,  # {folder: CropSettings}
+    workers: int = None,  # processes; None: one a core
+    show_progress: bool = True,
+) -> list[Prepared]:
     "Crop all frames of a reader in several ways, each into a folder of its own, and read them once; what is done already is opened."
     wanted = {project_path(folder): check_crop_settings(settings) for folder, settings in wanted.items()}
-    if len(reader) == 0: raise HandlabError('prepare', f'{source_name(reader)} has no frame', 'check the split and the folder it reads')
+    if len(reader) == 0:
+        raise HandlabError(
+            "prepare", f"{source_name(reader)} has no frame", "check the split and the folder it reads"
+        )
     identity = reader_identity(reader)
-    missing = lambda: {folder: settings for folder, settings in wanted.items() if not already_prepared(folder, settings, identity)}
-    if not missing(): return [open_prepared(folder) for folder in wanted]  # needs no lock: may lie on a disk that is read-only
+
+    def missing():
+        return {
+            folder: settings
+            for folder, settings in wanted.items()
+            if not already_prepared(folder, settings, identity)
+        }
+
+    if not missing():
+        return [
+            open_prepared(folder) for folder in wanted
+        ]  # needs no lock: may lie on a disk that is read-only
     with contextlib.ExitStack() as locks:
-        for folder in sorted(wanted): locks.enter_context(folder_lock(folder))  # in one order, so that no two wait for each other
+        for folder in sorted(wanted):
+            locks.enter_context(folder_lock(folder))  # in one order, so that no two wait for each other
         if left := missing():
-            try: _fill(reader, left, identity, workers or usable_cores(), show_progress)
-            except BrokenProcessPool: raise HandlabError('prepare', 'a worker process died', 'call it again with fewer workers, it goes on where it was: memory may have run out; a script must start its work under `if __name__ == "__main__":`') from None
-            for folder in left: (folder/f'{DIGESTS}.npy').unlink(missing_ok=True)
+            try:
+                _fill(reader, left, identity, workers or usable_cores(), show_progress)
+            except BrokenProcessPool:
+                raise HandlabError(
+                    "prepare",
+                    "a worker process died",
+                    'call it again with fewer workers, it goes on where it was: memory may have run out; a script must start its work under `if __name__ == "__main__":`',
+                ) from None
+            for folder in left:
+                (folder / f"{DIGESTS}.npy").unlink(missing_ok=True)
     return [open_prepared(folder) for folder in wanted]
+
 
 def _fill(reader, wanted, identity, workers, show_progress):
     "Make the folders, or what is missing of them."
@@ -419,24 +656,46 @@ def _fill(reader, wanted, identity, workers, show_progress):
     with contextlib.ExitStack() as folders:
         for folder, settings in wanted.items():
             first = crop_sample(sample, settings)
-            growing = folders.enter_context(growing_folder(folder, fingerprint(VERSION, count, source_name(reader), settings, identity, row_digest(first))))
+            growing = folders.enter_context(
+                growing_folder(
+                    folder,
+                    fingerprint(VERSION, count, source_name(reader), settings, identity, row_digest(first)),
+                )
+            )
             done &= begin(growing, first, count)
             files.append(CropFiles(settings, growing, shapes_of(first, count)))
         crop_all(CropJob(reader, tuple(files)), done, workers, show_progress)
-        for each in files: _finish(each, reader, identity)
+        for each in files:
+            _finish(each, reader, identity)
+
 
 def _finish(files: CropFiles, reader, identity):
     "Write what a folder says of itself, when all rows are there."
-    shorten_names(files.folder/'name.npy')
-    digests = np.load(files.folder/f'{DIGESTS}.npy').tobytes()
-    write_json(files.folder/META, dict(version=VERSION, count=len(reader), source=source_name(reader), settings=asdict(files.settings), shapes=files.shapes, identity=identity,
-                                       skipped=getattr(reader, 'skipped', []), fingerprint=fingerprint(digests, files.settings), finished=True))
+    shorten_names(files.folder / "name.npy")
+    digests = np.load(files.folder / f"{DIGESTS}.npy").tobytes()
+    write_json(
+        files.folder / META,
+        dict(
+            version=VERSION,
+            count=len(reader),
+            source=source_name(reader),
+            settings=asdict(files.settings),
+            shapes=files.shapes,
+            identity=identity,
+            skipped=getattr(reader, "skipped", []),
+            fingerprint=fingerprint(digests, files.settings),
+            finished=True,
+        ),
+    )
     write_to_disk(files.folder)
 
-def prepare(reader,                                   # as of `prepare_each`
-            folder,                                   # where the arrays go
-            settings: CropSettings = CropSettings(),
-            workers: int = None,                      # processes; None: one a core
-            show_progress: bool = True) -> Prepared:
+
+def prepare(
+    reader,  # as of `prepare_each`
+    folder,  # where the arrays go
+    settings: CropSettings = CropSettings(),
+    workers: int = None,  # processes; None: one a core
+    show_progress: bool = True,
+) -> Prepared:
     "Crop all frames of a reader into a folder of arrays, or open the folder where that is done already."
     return prepare_each(reader, {folder: settings}, workers, show_progress)[0]

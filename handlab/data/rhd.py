@@ -18,41 +18,55 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..core import HandlabError, atomic_file, fingerprint, full_disk_named, numpy_generator, project_path, read_pickle, write_json
+from handlab.core import (
+    HandlabError,
+    atomic_file,
+    fingerprint,
+    full_disk_named,
+    numpy_generator,
+    project_path,
+    read_pickle,
+    write_json,
+)
 from .files import SOURCE_FILE, read_png, source_of
 from .sample import Sample
 from ..hand.skeleton import BONES, RHD_TO_CANONICAL, example_hand, from_rhd
 
 # %% ../../nbs/data/02_rhd.ipynb #b3a5ebf2
-SPLITS = ('training', 'evaluation')
+SPLITS = ("training", "evaluation")
 SIZE = 320  # px, every image of the dataset
-FOLDERS = ('color', 'mask', 'depth')
+FOLDERS = ("color", "mask", "depth")
+
 
 def annotation_path(root, split: str) -> Path:
     "Where a split's annotation lies."
-    return Path(root)/split/f'anno_{split}.pickle'
+    return Path(root) / split / f"anno_{split}.pickle"
+
 
 def frame_path(root, split: str, folder: str, frame: int) -> Path:  # folder: 'color', 'mask' or 'depth'
     "Where one image of a frame lies."
-    return Path(root)/split/folder/f'{frame:05d}.png'
+    return Path(root) / split / folder / f"{frame:05d}.png"
+
 
 def frame_name(split: str, frame: int) -> str:
     "How a frame is called in samples and messages."
-    return f'{split}/{frame:05d}'
+    return f"{split}/{frame:05d}"
 
 # %% ../../nbs/data/02_rhd.ipynb #7c9f5c1d
 FAR = 5.0  # metres, where the code saturates
 
+
 def decode_depth(code):  # (H,W,3) uint8, RHD's colour-coded depth
     "Depth (H,W) float32 in metres, NaN where nothing was measured."
-    steps = code[..., 0].astype(np.uint16)*256 + code[..., 1]
-    metres = steps*np.float32(FAR/65535)
+    steps = code[..., 0].astype(np.uint16) * 256 + code[..., 1]
+    metres = steps * np.float32(FAR / 65535)
     metres[(steps == 65535) | (steps == 0)] = np.nan
     return metres
 
+
 def encode_depth(metres):  # (H,W) metres, NaN for background
     "RHD's colour code (H,W,3) uint8 of a depth map."
-    steps = np.rint(np.nan_to_num(np.clip(metres, 0, FAR), nan=FAR)*(65535/FAR)).astype(np.uint16)
+    steps = np.rint(np.nan_to_num(np.clip(metres, 0, FAR), nan=FAR) * (65535 / FAR)).astype(np.uint16)
     return np.stack([steps >> 8, steps & 255, np.zeros_like(steps)], -1).astype(np.uint8)
 
 # %% ../../nbs/data/02_rhd.ipynb #482b3cf4
@@ -60,226 +74,378 @@ def dominant_hand(part_ids):  # (H,W) uint8, 0..33
     "The side with more pixels and its mask (H,W) bool; (None, None) where no hand is seen."
     left, right = (part_ids > 1) & (part_ids < 18), part_ids > 17
     pixels = left.sum(), right.sum()
-    if not any(pixels): return None, None
-    return ('left', left) if pixels[0] > pixels[1] else ('right', right)
+    if not any(pixels):
+        return None, None
+    return ("left", left) if pixels[0] > pixels[1] else ("right", right)
 
 # %% ../../nbs/data/02_rhd.ipynb #a90ec9c3
-SKIP_IT = 'unpack the dataset again, or leave the frame out with skip=[number]'
+SKIP_IT = "unpack the dataset again, or leave the frame out with skip=[number]"
+
 
 def _check_raw(name, color, depth_rgb, part_ids):
     "The raw arrays of a frame have the dataset's types and sizes."
-    shapes = {'color': (color, (SIZE, SIZE, 3)), 'depth': (depth_rgb, (SIZE, SIZE, 3)), 'mask': (part_ids, (SIZE, SIZE))}
+    shapes = {
+        "color": (color, (SIZE, SIZE, 3)),
+        "depth": (depth_rgb, (SIZE, SIZE, 3)),
+        "mask": (part_ids, (SIZE, SIZE)),
+    }
     for label, (array, shape) in shapes.items():
-        if array is None and label == 'depth': continue
+        if array is None and label == "depth":
+            continue
         if array.shape != shape or array.dtype != np.uint8:
-            raise HandlabError(f'{name}, {label}', f'the image is {array.dtype} {array.shape}, not uint8 {shape}', SKIP_IT)
-    if part_ids.max() > 33: raise HandlabError(f'{name}, mask', f'it holds the part id {part_ids.max()}, RHD knows 0 to 33', SKIP_IT)
+            raise HandlabError(
+                f"{name}, {label}", f"the image is {array.dtype} {array.shape}, not uint8 {shape}", SKIP_IT
+            )
+    if part_ids.max() > 33:
+        raise HandlabError(
+            f"{name}, mask", f"it holds the part id {part_ids.max()}, RHD knows 0 to 33", SKIP_IT
+        )
 
 # %% ../../nbs/data/02_rhd.ipynb #ddfaaee4
-def decode_frame(name: str,   # how to call the frame
-                 color,       # (320,320,3) uint8
-                 depth_rgb,   # (320,320,3) uint8 or None
-                 part_ids,    # (320,320) uint8, 0..33
-                 annotation: dict) -> Sample:  # 'K' (3,3), 'xyz' (42,3) metres, 'uv_vis' (42,3)
+def decode_frame(
+    name: str,  # how to call the frame
+    color,  # (320,320,3) uint8
+    depth_rgb,  # (320,320,3) uint8 or None
+    part_ids,  # (320,320) uint8, 0..33
+    annotation: dict,
+) -> Sample:  # 'K' (3,3), 'xyz' (42,3) metres, 'uv_vis' (42,3)
     "One frame as RHD stores it, made a `Sample` of its dominant hand."
     _check_raw(name, color, depth_rgb, part_ids)
     side, mask = dominant_hand(part_ids)
-    if side is None: raise HandlabError(f'{name}, mask', 'it has no pixel of a hand', SKIP_IT)
-    joints, uv_visible = (from_rhd(np.asarray(annotation[key], np.float32), side) for key in ('xyz', 'uv_vis'))
-    K = np.asarray(annotation['K'], np.float32)
+    if side is None:
+        raise HandlabError(f"{name}, mask", "it has no pixel of a hand", SKIP_IT)
+    joints, uv_visible = (
+        from_rhd(np.asarray(annotation[key], np.float32), side) for key in ("xyz", "uv_vis")
+    )
+    K = np.asarray(annotation["K"], np.float32)
     if not all(np.isfinite(values).all() for values in (joints, uv_visible, K)):
-        raise HandlabError(f'{name}, annotation', f'a label of the {side} hand is not a finite number', SKIP_IT)
-    if joints[:, 2].min() <= 0: raise HandlabError(f'{name}, annotation', f'the {side} hand reaches behind the camera', SKIP_IT)
+        raise HandlabError(
+            f"{name}, annotation", f"a label of the {side} hand is not a finite number", SKIP_IT
+        )
+    if joints[:, 2].min() <= 0:
+        raise HandlabError(f"{name}, annotation", f"the {side} hand reaches behind the camera", SKIP_IT)
     depth = None if depth_rgb is None else decode_depth(depth_rgb)
-    return Sample(color, depth, mask, joints*np.float32(1000), np.ascontiguousarray(uv_visible[:, :2]), uv_visible[:, 2] == 1, K, side, name)
+    return Sample(
+        color,
+        depth,
+        mask,
+        joints * np.float32(1000),
+        np.ascontiguousarray(uv_visible[:, :2]),
+        uv_visible[:, 2] == 1,
+        K,
+        side,
+        name,
+    )
 
 # %% ../../nbs/data/02_rhd.ipynb #aab29d92
 def drawn_labels(index: int, seed: int = 0):
     "The annotation of a drawn frame and its dominant side: even frames show a right hand, odd ones a left hand."
-    generator, side = numpy_generator(seed, 'drawn frame', index), 'left' if index % 2 else 'right'
-    (roll, tilt), (x, y, z) = generator.uniform((-180, -40), (180, 40))*np.pi/180, generator.uniform((-70, -70, 380), (70, 70, 600))
+    generator, side = numpy_generator(seed, "drawn frame", index), "left" if index % 2 else "right"
+    (roll, tilt), (x, y, z) = (
+        generator.uniform((-180, -40), (180, 40)) * np.pi / 180,
+        generator.uniform((-70, -70, 380), (70, 70, 600)),
+    )
     about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
     about_x = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
-    hand = example_hand(0.)*[1 if side == 'right' else -1, 1, 1] @ (about_z @ about_x).T + [x, y, z]
-    hand, away = hand[RHD_TO_CANONICAL], hand[RHD_TO_CANONICAL] + [0, 1500, 0]              # the order is its own inverse
-    xyz = np.concatenate([hand, away] if side == 'left' else [away, hand])/1000
+    hand = example_hand(0.0) * [1 if side == "right" else -1, 1, 1] @ (about_z @ about_x).T + [x, y, z]
+    hand, away = hand[RHD_TO_CANONICAL], hand[RHD_TO_CANONICAL] + [0, 1500, 0]  # the order is its own inverse
+    xyz = np.concatenate([hand, away] if side == "left" else [away, hand]) / 1000
     K = np.array([[280, 0, 160], [0, 280, 160], [0, 0, 1]], np.float32)
-    uv = (xyz @ K.T)[:, :2]/xyz[:, 2:]
+    uv = (xyz @ K.T)[:, :2] / xyz[:, 2:]
     visible = ((uv >= 0) & (uv <= SIZE - 1)).all(1)
-    return dict(K=K, xyz=xyz.astype(np.float32), uv_vis=np.column_stack([uv, visible]).astype(np.float32)), side
+    return dict(
+        K=K, xyz=xyz.astype(np.float32), uv_vis=np.column_stack([uv, visible]).astype(np.float32)
+    ), side
 
 # %% ../../nbs/data/02_rhd.ipynb #cc2301e3
 def drawn_frame(index: int, seed: int = 0):
     "A drawn frame in RHD's terms: color, coded depth, part ids, annotation."
     annotation, side = drawn_labels(index, seed)
-    joints, K = from_rhd(annotation['xyz'], side), annotation['K']
+    joints, K = from_rhd(annotation["xyz"], side), annotation["K"]
     v, u = np.mgrid[:SIZE, :SIZE]
-    color = np.ascontiguousarray(np.stack([u, v, 319 - u], -1)//3 + 50 + ((u//20 + v//20) % 2)[..., None]*12).astype(np.uint8)
+    color = np.ascontiguousarray(
+        np.stack([u, v, 319 - u], -1) // 3 + 50 + ((u // 20 + v // 20) % 2)[..., None] * 12
+    ).astype(np.uint8)
     depth, parts = np.full((SIZE, SIZE), np.nan, np.float32), np.zeros((SIZE, SIZE), np.uint8)
-    discs = [(joints[a] + (joints[b] - joints[a])*step, (b - 1)//4, (b - 1) % 4) for a, b in BONES.tolist() for step in np.linspace(0, 1, 9)]
-    for point, finger, knuckle in sorted(discs, key=lambda disc: -disc[0][2]):              # from far to near
-        part = (17 if knuckle == 0 else 2 + 3*finger + 3 - knuckle) + (0 if side == 'left' else 16)
-        centre, radius = np.rint((K @ point)[:2]/point[2]).astype(int).tolist(), int(round(K[0, 0]*(.013 if knuckle == 0 else .009)/point[2]))
-        for image, value in ((color, (205 - 9*finger, 160 - 14*knuckle, 140)), (depth, float(point[2])), (parts, part)): cv2.circle(image, centre, radius, value, -1)
+    discs = [
+        (joints[a] + (joints[b] - joints[a]) * step, (b - 1) // 4, (b - 1) % 4)
+        for a, b in BONES.tolist()
+        for step in np.linspace(0, 1, 9)
+    ]
+    for point, finger, knuckle in sorted(discs, key=lambda disc: -disc[0][2]):  # from far to near
+        part = (17 if knuckle == 0 else 2 + 3 * finger + 3 - knuckle) + (0 if side == "left" else 16)
+        centre, radius = (
+            np.rint((K @ point)[:2] / point[2]).astype(int).tolist(),
+            int(round(K[0, 0] * (0.013 if knuckle == 0 else 0.009) / point[2])),
+        )
+        for image, value in (
+            (color, (205 - 9 * finger, 160 - 14 * knuckle, 140)),
+            (depth, float(point[2])),
+            (parts, part),
+        ):
+            cv2.circle(image, centre, radius, value, -1)
     return color, encode_depth(depth), parts, annotation
 
 # %% ../../nbs/data/02_rhd.ipynb #8b3b1d2c
-def read_image(path,        # the file
-               mode: str):  # 'RGB' or 'L', as Pillow names it
+def read_image(
+    path,  # the file
+    mode: str,
+):  # 'RGB' or 'L', as Pillow names it
     "The pixels of one of the dataset's images; anything else is an error that names the file."
     return read_png(path, mode, (SIZE, SIZE), SKIP_IT)
 
 # %% ../../nbs/data/02_rhd.ipynb #0d084ce6
-SHAPES = {'K': (3, 3), 'xyz': (42, 3), 'uv_vis': (42, 3)}
+SHAPES = {"K": (3, 3), "xyz": (42, 3), "uv_vis": (42, 3)}
+
 
 def _labels_of(path, frame, entry):
     "K, xyz and uv_vis of one frame, flat and in a row."
     try:
-        if [np.shape(entry[key]) for key in SHAPES] == list(SHAPES.values()): return np.concatenate([np.ravel(entry[key]) for key in SHAPES]).astype(np.float32)
-    except (TypeError, KeyError, ValueError): pass
-    raise HandlabError(f'{path}, frame {frame}', "its labels are not K (3,3), xyz (42,3), uv_vis (42,3)", "use the dataset's own file, unpacked anew")
+        if [np.shape(entry[key]) for key in SHAPES] == list(SHAPES.values()):
+            return np.concatenate([np.ravel(entry[key]) for key in SHAPES]).astype(np.float32)
+    except (TypeError, KeyError, ValueError):
+        pass
+    raise HandlabError(
+        f"{path}, frame {frame}",
+        "its labels are not K (3,3), xyz (42,3), uv_vis (42,3)",
+        "use the dataset's own file, unpacked anew",
+    )
+
 
 def read_annotation(path):
     "Frame numbers (N,) and a dict of stacked labels: K (N,3,3), xyz (N,42,3) metres, uv_vis (N,42,3)."
     entries = read_pickle(path)
-    if not isinstance(entries, dict) or not entries or not all(isinstance(frame, (int, np.integer)) for frame in entries):
-        raise HandlabError(path, 'it does not hold labels by frame number', "use the dataset's own file, unpacked anew")
+    if (
+        not isinstance(entries, dict)
+        or not entries
+        or not all(isinstance(frame, (int, np.integer)) for frame in entries)
+    ):
+        raise HandlabError(
+            path, "it does not hold labels by frame number", "use the dataset's own file, unpacked anew"
+        )
     frames = np.array(sorted(entries))
     rows = np.stack([_labels_of(path, frame, entries[frame]) for frame in frames.tolist()])
     parts = np.split(rows, np.cumsum([np.prod(shape) for shape in SHAPES.values()])[:-1], axis=1)
     return frames, {key: part.reshape(-1, *shape) for part, (key, shape) in zip(parts, SHAPES.items())}
 
 # %% ../../nbs/data/02_rhd.ipynb #dd62f9f8
-FAULTY = {'training': (20500, 28140), 'evaluation': (1012, 1324)}  # dropped by other readers of the official data
+FAULTY = {
+    "training": (20500, 28140),
+    "evaluation": (1012, 1324),
+}  # dropped by other readers of the official data
 NEAR = 0.1  # metres
+
 
 def nearest_in_view(labels: dict):  # as of `read_annotation`
     "Smallest z (N,) metres over the joints of all hands in view; inf where no hand is."
-    hands = labels['uv_vis'][..., 2].reshape(-1, 2, 21), labels['xyz'][..., 2].reshape(-1, 2, 21)
+    hands = labels["uv_vis"][..., 2].reshape(-1, 2, 21), labels["xyz"][..., 2].reshape(-1, 2, 21)
     in_view = (hands[0] == 1).any(-1)
     return np.where(in_view, hands[1].min(-1), np.inf).min(-1)
 
+
 def not_finite(labels: dict):
     "Frames (N,) bool where K or a label of a hand in view is not a finite number."
-    visible = labels['uv_vis'][..., 2].reshape(-1, 2, 21)
+    visible = labels["uv_vis"][..., 2].reshape(-1, 2, 21)
     in_view = ((visible == 1) | ~np.isfinite(visible)).any(-1)
-    sound = [np.isfinite(labels[key]).reshape(-1, 2, 63).all(-1) | ~in_view for key in ('xyz', 'uv_vis')]
-    return ~(sound[0] & sound[1]).all(-1) | ~np.isfinite(labels['K']).all((-2, -1))
+    sound = [np.isfinite(labels[key]).reshape(-1, 2, 63).all(-1) | ~in_view for key in ("xyz", "uv_vis")]
+    return ~(sound[0] & sound[1]).all(-1) | ~np.isfinite(labels["K"]).all((-2, -1))
+
 
 def check_finite(path, frames, labels: dict):
     "A label that is not a number stops the reader."
     broken = frames[not_finite(labels)]
-    if len(broken): raise HandlabError(f'{path}, frame {broken[0]}', 'a label is not a finite number', SKIP_IT)
+    if len(broken):
+        raise HandlabError(f"{path}, frame {broken[0]}", "a label is not a finite number", SKIP_IT)
 
 # %% ../../nbs/data/02_rhd.ipynb #11adef33
 def judge_frames(frames, labels: dict, split: str, source: str, skip=()):
     "Two dicts {frame: reason}: frames to leave out, and frames to keep but to know about."
     nearest = dict(zip(frames.tolist(), nearest_in_view(labels).tolist()))
-    left_out = {frame: f'a hand in view reaches behind the camera (z = {z*1000:.0f} mm)' for frame, z in nearest.items() if z <= 0}
-    if source == 'rhd':
+    left_out = {
+        frame: f"a hand in view reaches behind the camera (z = {z * 1000:.0f} mm)"
+        for frame, z in nearest.items()
+        if z <= 0
+    }
+    if source == "rhd":
         for frame in FAULTY[split]:
-            if frame in nearest: left_out.setdefault(frame, 'dropped by other readers of the official data')
-    for frame in skip: left_out.setdefault(int(frame), 'left out on request')
-    noted = {frame: f'a hand in view comes as near as {z*1000:.0f} mm' for frame, z in nearest.items() if 0 < z < NEAR and frame not in left_out}
+            if frame in nearest:
+                left_out.setdefault(frame, "dropped by other readers of the official data")
+    for frame in skip:
+        left_out.setdefault(int(frame), "left out on request")
+    noted = {
+        frame: f"a hand in view comes as near as {z * 1000:.0f} mm"
+        for frame, z in nearest.items()
+        if 0 < z < NEAR and frame not in left_out
+    }
     return left_out, noted
 
 # %% ../../nbs/data/02_rhd.ipynb #e1188b87
 AGREE_PX = 1.0
 
+
 def disagreeing(frames, labels: dict) -> dict:  # as of `read_annotation`
     "{frame: reason} of frames where a hand in view and its pixels do not fit each other."
-    uvw = labels['xyz'].astype(float) @ labels['K'].astype(float).swapaxes(1, 2)
-    z, flags = uvw[..., 2:], labels['uv_vis'][..., 2]
-    with np.errstate(invalid='ignore'): away = np.linalg.norm(uvw[..., :2]/np.where(z > 0, z, np.nan) - labels['uv_vis'][..., :2], axis=-1).reshape(-1, 2, 21)
+    uvw = labels["xyz"].astype(float) @ labels["K"].astype(float).swapaxes(1, 2)
+    z, flags = uvw[..., 2:], labels["uv_vis"][..., 2]
+    with np.errstate(invalid="ignore"):
+        away = np.linalg.norm(
+            uvw[..., :2] / np.where(z > 0, z, np.nan) - labels["uv_vis"][..., :2], axis=-1
+        ).reshape(-1, 2, 21)
     in_view = (flags == 1).reshape(-1, 2, 21).any(-1)
     away = np.where(in_view[..., None], away, 0).max((1, 2))
-    wrong = {int(frame): f'a joint is {px:.1f} px from its own projection' for frame, px in zip(frames, away) if px >= AGREE_PX}
-    wrong.update({int(frame): 'a flag of visibility is neither 0 nor 1' for frame in frames[~np.isin(flags, (0, 1)).all(1)]})
-    broken = set(frames[not_finite(labels)].tolist())                             # what is no number stops the reader
+    wrong = {
+        int(frame): f"a joint is {px:.1f} px from its own projection"
+        for frame, px in zip(frames, away)
+        if px >= AGREE_PX
+    }
+    wrong.update(
+        {
+            int(frame): "a flag of visibility is neither 0 nor 1"
+            for frame in frames[~np.isin(flags, (0, 1)).all(1)]
+        }
+    )
+    broken = set(frames[not_finite(labels)].tolist())  # what is no number stops the reader
     return {frame: reason for frame, reason in wrong.items() if frame not in broken}
 
 # %% ../../nbs/data/02_rhd.ipynb #890c2e33
 def frames_in(folder: Path) -> set:
     "The frame numbers of a folder's images."
-    if not folder.is_dir(): raise HandlabError(folder, 'the folder is not there', 'unpack the dataset completely')
-    return {int(name[:-4]) for name in os.listdir(folder) if name.endswith('.png') and name[:-4].isdecimal()}
+    if not folder.is_dir():
+        raise HandlabError(folder, "the folder is not there", "unpack the dataset completely")
+    return {int(name[:-4]) for name in os.listdir(folder) if name.endswith(".png") and name[:-4].isdecimal()}
 
 # %% ../../nbs/data/02_rhd.ipynb #8c3ffa8c
-def usable_frames(folders: dict,  # {folder: the frames it holds}
-                  annotated: set, annotation, partial: bool):
+def usable_frames(
+    folders: dict,  # {folder: the frames it holds}
+    annotated: set,
+    annotation,
+    partial: bool,
+):
     "The sorted frames that have a label and all their images; what is missing is an error unless `partial`."
     complete = annotated.intersection(*folders.values())
-    if not complete: raise HandlabError(annotation, 'no annotated frame has its images', 'unpack the dataset completely')
+    if not complete:
+        raise HandlabError(annotation, "no annotated frame has its images", "unpack the dataset completely")
     if not partial:
         for folder, there in folders.items():
-            missing, unknown = sorted(annotated - there), sorted(({*range(max(annotated))} | there) - annotated)
-            if missing: raise HandlabError(folder, f'{len(missing)} of {len(annotated)} images are not there, the first is {missing[0]:05d}.png', 'unpack the dataset completely, or pass partial=True')
-            if unknown: raise HandlabError(annotation, f'it has no entry for frame {unknown[0]}', "use the dataset's own annotation, or pass partial=True")
+            missing, unknown = (
+                sorted(annotated - there),
+                sorted(({*range(max(annotated))} | there) - annotated),
+            )
+            if missing:
+                raise HandlabError(
+                    folder,
+                    f"{len(missing)} of {len(annotated)} images are not there, the first is {missing[0]:05d}.png",
+                    "unpack the dataset completely, or pass partial=True",
+                )
+            if unknown:
+                raise HandlabError(
+                    annotation,
+                    f"it has no entry for frame {unknown[0]}",
+                    "use the dataset's own annotation, or pass partial=True",
+                )
     return np.array(sorted(complete))
 
 # %% ../../nbs/data/02_rhd.ipynb #c6edef84
 class RHD:
     "Frames of one split of RHD, or of a twin in its layout, as samples."
-    name = 'rhd'
-    def __init__(self,
-                 root,                     # the folder that holds `training` and `evaluation`
-                 split: str = 'training',  # or 'evaluation'
-                 partial: bool = False,    # True: take the frames whose images are there
-                 skip=()):                 # frame numbers to leave out
-        if split not in SPLITS: raise HandlabError(f'split {split!r}', 'RHD has no such split', f'choose one of {", ".join(SPLITS)}')
+
+    name = "rhd"
+
+    def __init__(
+        self,
+        root,  # the folder that holds `training` and `evaluation`
+        split: str = "training",  # or 'evaluation'
+        partial: bool = False,  # True: take the frames whose images are there
+        skip=(),
+    ):  # frame numbers to leave out
+        if split not in SPLITS:
+            raise HandlabError(
+                f"split {split!r}", "RHD has no such split", f"choose one of {', '.join(SPLITS)}"
+            )
         self.root, self.split = project_path(root), split
-        if not (self.root/split).is_dir(): raise HandlabError(self.root/split, 'the folder is not there', 'name the folder that holds training/ and evaluation/')
-        self.source, self.has_depth = source_of(self.root, 'rhd'), (self.root/split/'depth').is_dir()
+        if not (self.root / split).is_dir():
+            raise HandlabError(
+                self.root / split,
+                "the folder is not there",
+                "name the folder that holds training/ and evaluation/",
+            )
+        self.source, self.has_depth = source_of(self.root, "rhd"), (self.root / split / "depth").is_dir()
         path = annotation_path(self.root, split)
         annotated, labels = read_annotation(path)
-        folders = {self.root/split/folder: frames_in(self.root/split/folder) for folder in FOLDERS[:2 + self.has_depth]}
+        folders = {
+            self.root / split / folder: frames_in(self.root / split / folder)
+            for folder in FOLDERS[: 2 + self.has_depth]
+        }
         frames = usable_frames(folders, set(annotated.tolist()), path, partial)
         left_out, noted = judge_frames(annotated, labels, split, self.source, skip)
         left_out = {**disagreeing(annotated, labels), **left_out}
-        self.skipped, self.noted = sorted(left_out.items()), sorted(item for item in noted.items() if item[0] not in left_out)
+        self.skipped, self.noted = (
+            sorted(left_out.items()),
+            sorted(item for item in noted.items() if item[0] not in left_out),
+        )
         self.frames = frames[~np.isin(frames, list(left_out))]
         self.labels = {key: value[np.searchsorted(annotated, self.frames)] for key, value in labels.items()}
         check_finite(path, self.frames, self.labels)
 
     def identity(self) -> str:
         "A short name for the content: labels, frame numbers and the sizes of all files."
-        sizes = [os.path.getsize(frame_path(self.root, self.split, folder, frame)) for folder in FOLDERS[:2 + self.has_depth] for frame in self.frames.tolist()]
+        sizes = [
+            os.path.getsize(frame_path(self.root, self.split, folder, frame))
+            for folder in FOLDERS[: 2 + self.has_depth]
+            for frame in self.frames.tolist()
+        ]
         return fingerprint(self.source, self.split, self.frames, *self.labels.values(), np.array(sizes))
 
-    def __len__(self): return len(self.frames)
-    def __iter__(self): return (self[index] for index in range(len(self)))
-    def __repr__(self): return f'RHD({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}, {len(self.skipped)} left out, depth {"there" if self.has_depth else "missing"}'
+    def __len__(self):
+        return len(self.frames)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self):
+        return f"RHD({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}, {len(self.skipped)} left out, depth {'there' if self.has_depth else 'missing'}"
 
     def __getitem__(self, index: int) -> Sample:
         frame, labels = int(self.frames[index]), {key: value[index] for key, value in self.labels.items()}
-        color, parts, depth = (read_image(frame_path(self.root, self.split, folder, frame), mode) if folder != 'depth' or self.has_depth else None
-                               for folder, mode in zip(FOLDERS, ('RGB', 'L', 'RGB')))
+        color, parts, depth = (
+            read_image(frame_path(self.root, self.split, folder, frame), mode)
+            if folder != "depth" or self.has_depth
+            else None
+            for folder, mode in zip(FOLDERS, ("RGB", "L", "RGB"))
+        )
         return decode_frame(frame_name(self.split, frame), color, depth, parts, labels)
 
 # %% ../../nbs/data/02_rhd.ipynb #8db94b20
 def write_frame(root, split: str, number: int, color, depth_rgb, part_ids):  # coded depth may be None
     "Write the images of one frame in the official layout."
     for folder, pixels in zip(FOLDERS, (color, part_ids, depth_rgb)):
-        if pixels is None: continue
+        if pixels is None:
+            continue
         path = frame_path(root, split, folder, number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with full_disk_named(path): Image.fromarray(pixels).save(path, compress_level=1)   # a little larger, much faster
+        with full_disk_named(path):
+            Image.fromarray(pixels).save(path, compress_level=1)  # a little larger, much faster
+
 
 def write_annotation(root, split: str, annotation: dict, source: str):  # {number: {'K', 'xyz', 'uv_vis'}}
     "Write a split's labels, as Python 2 would, and what the folder holds. To be done last: without it no reader takes the split for whole."
-    write_json(Path(root)/SOURCE_FILE, {'source': source})
-    with atomic_file(annotation_path(root, split)) as file: pickle.dump(annotation, file, protocol=2)
+    write_json(Path(root) / SOURCE_FILE, {"source": source})
+    with atomic_file(annotation_path(root, split)) as file:
+        pickle.dump(annotation, file, protocol=2)
+
 
 def write_drawn(root, split: str, count: int):
     "Write a split of drawn frames."
     frames = {number: drawn_frame(number) for number in range(count)}
-    for number, frame in frames.items(): write_frame(root, split, number, *frame[:3])
-    write_annotation(root, split, {number: frame[3] for number, frame in frames.items()}, source='drawn')
+    for number, frame in frames.items():
+        write_frame(root, split, number, *frame[:3])
+    write_annotation(root, split, {number: frame[3] for number, frame in frames.items()}, source="drawn")
 
 # %% ../../nbs/data/02_rhd.ipynb #bc392bde
 def real_rhd_root():
     "The folder of official RHD data, or None where there is none."
-    named = os.environ.get('HANDLAB_REAL_RHD')
-    for root in ([named] if named else ['data/rhd', '../shared/data/rhd']):
+    named = os.environ.get("HANDLAB_REAL_RHD")
+    for root in [named] if named else ["data/rhd", "../shared/data/rhd"]:
         root = project_path(root).resolve()
-        if annotation_path(root, 'evaluation').exists() and source_of(root, 'rhd') == 'rhd': return root
+        if annotation_path(root, "evaluation").exists() and source_of(root, "rhd") == "rhd":
+            return root

@@ -16,15 +16,16 @@ from ..core import HandlabError
 @dataclass(frozen=True, eq=False)
 class Sample:
     "One frame: image, depth, mask, and the hand's joints in space and in the image."
-    image: np.ndarray    # (H,W,3) uint8 RGB; or None where the camera sees depth only
-    depth: np.ndarray    # (H,W) float32 metres, NaN where there is none; or None
-    mask: np.ndarray     # (H,W) bool, the hand's pixels; or None
-    joints: np.ndarray   # (21,3) float32 mm, camera frame, canonical order, NaN where not annotated
-    uv: np.ndarray       # (21,2) float32 px
+
+    image: np.ndarray  # (H,W,3) uint8 RGB; or None where the camera sees depth only
+    depth: np.ndarray  # (H,W) float32 metres, NaN where there is none; or None
+    mask: np.ndarray  # (H,W) bool, the hand's pixels; or None
+    joints: np.ndarray  # (21,3) float32 mm, camera frame, canonical order, NaN where not annotated
+    uv: np.ndarray  # (21,2) float32 px
     visible: np.ndarray  # (21,) bool
-    K: np.ndarray        # (3,3) float32 camera intrinsics, px
-    side: str            # 'left' or 'right'
-    name: str            # says which frame it is, e.g. 'evaluation/00017'
+    K: np.ndarray  # (3,3) float32 camera intrinsics, px
+    side: str  # 'left' or 'right'
+    name: str  # says which frame it is, e.g. 'evaluation/00017'
 
     @property
     def shape(self):
@@ -32,24 +33,45 @@ class Sample:
         return (self.depth if self.image is None else self.image).shape[:2]
 
 # %% ../../nbs/data/01_sample.ipynb #fd7e85a9
-FIELDS = dict(image=('uint8', (None, None, 3)), depth=('float32', (None, None)), mask=('bool', (None, None)), joints=('float32', (21, 3)),
-              uv=('float32', (21, 2)), visible=('bool', (21,)), K=('float32', (3, 3)))  # None: any length
+FIELDS = dict(
+    image=("uint8", (None, None, 3)),
+    depth=("float32", (None, None)),
+    mask=("bool", (None, None)),
+    joints=("float32", (21, 3)),
+    uv=("float32", (21, 2)),
+    visible=("bool", (21,)),
+    K=("float32", (3, 3)),
+)  # None: any length
+
 
 def _complaint(sample, field):
     "What is wrong with one field of a sample, or None."
     value, (kind, shape) = getattr(sample, field), FIELDS[field]
-    if value is None: return None if field in ('depth', 'mask') or field == 'image' and sample.depth is not None else 'it is missing'
-    if not isinstance(value, np.ndarray) or value.dtype != kind: return f'it is {getattr(value, "dtype", type(value).__name__)}, not {kind}'
-    if field in ('depth', 'mask'): shape = sample.shape
+    if value is None:
+        return (
+            None
+            if field in ("depth", "mask") or field == "image" and sample.depth is not None
+            else "it is missing"
+        )
+    if not isinstance(value, np.ndarray) or value.dtype != kind:
+        return f"it is {getattr(value, 'dtype', type(value).__name__)}, not {kind}"
+    if field in ("depth", "mask"):
+        shape = sample.shape
     if value.ndim != len(shape) or any(wanted not in (None, got) for wanted, got in zip(shape, value.shape)):
-        return f'its shape is {value.shape}, not {shape}'.replace('None', 'any')
+        return f"its shape is {value.shape}, not {shape}".replace("None", "any")
+
 
 def check_sample(sample):
     "Return the sample, or say which field of it is not as promised."
     for field in FIELDS:
         complaint = _complaint(sample, field)
-        if complaint: raise HandlabError(f'{sample.name}, field {field}', complaint, 'mend the reader that yields it')
-    if sample.side not in ('left', 'right'): raise HandlabError(f'{sample.name}, field side', f'it is {sample.side!r}', "a hand is 'left' or 'right'")
+        if complaint:
+            raise HandlabError(f"{sample.name}, field {field}", complaint, "mend the reader that yields it")
+    if sample.side not in ("left", "right"):
+        raise HandlabError(
+            f"{sample.name}, field side", f"it is {sample.side!r}", "a hand is 'left' or 'right'"
+        )
     return sample
+
 
 Sample.check = check_sample

@@ -33,44 +33,58 @@ from ..hand.camera import project
 from ..hand.skeleton import BONES, STB_TO_CANONICAL, example_hand, from_stb, mirror_joints
 
 # %% ../../nbs/data/05_stb.ipynb #c1821eda
-SPLITS = {'training': tuple(f'B{number}{kind}' for number in range(2, 7) for kind in ('Counting', 'Random')), 'evaluation': ('B1Counting', 'B1Random')}
-FRAMES = 1500              # of an official sequence
-HEIGHT, WIDTH = 480, 640   # px, every image of the dataset
-CAMERAS = ('SK', 'BB_left', 'BB_right')
+SPLITS = {
+    "training": tuple(f"B{number}{kind}" for number in range(2, 7) for kind in ("Counting", "Random")),
+    "evaluation": ("B1Counting", "B1Random"),
+}
+FRAMES = 1500  # of an official sequence
+HEIGHT, WIDTH = 480, 640  # px, every image of the dataset
+CAMERAS = ("SK", "BB_left", "BB_right")
 
-def label_path(root, sequence: str, camera: str = 'SK') -> Path:
+
+def label_path(root, sequence: str, camera: str = "SK") -> Path:
     "Where a sequence's labels lie."
-    return Path(root)/'labels'/f'{sequence}_{camera[:2]}.mat'
+    return Path(root) / "labels" / f"{sequence}_{camera[:2]}.mat"
+
 
 def image_prefix(camera: str, depth: bool = False) -> str:
     "How a camera's files begin."
-    return ('SK_depth_' if depth else 'SK_color_') if camera == 'SK' else f'{camera}_'
+    return ("SK_depth_" if depth else "SK_color_") if camera == "SK" else f"{camera}_"
 
-def image_path(root, sequence: str, index: int, camera: str = 'SK', depth: bool = False) -> Path:
+
+def image_path(root, sequence: str, index: int, camera: str = "SK", depth: bool = False) -> Path:
     "Where one image of a frame lies."
-    return Path(root)/'images'/sequence/f'{image_prefix(camera, depth)}{index}.png'
+    return Path(root) / "images" / sequence / f"{image_prefix(camera, depth)}{index}.png"
+
 
 def frame_name(split: str, sequence: str, index: int) -> str:
     "How a frame is called in samples and messages."
-    return f'{split}/{sequence}/{index:04d}'
+    return f"{split}/{sequence}/{index:04d}"
 
 # %% ../../nbs/data/05_stb.ipynb #a981ef1f
 def intrinsics(fx, fy, cx, cy):
     "A camera matrix (3,3)."
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.]])
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
 
 SK_COLOR_K = intrinsics(607.92271, 607.88192, 314.78337, 236.42484)
 SK_DEPTH_K = intrinsics(475.62768, 474.77709, 336.41179, 238.77962)
-SK_TURN, SK_SHIFT = (.00531, -.01196, .00301), np.array([-24.0381, -.4563, -1.2326])  # rotation vector; mm
-BB_K, BB_BASELINE = intrinsics(822.79041, 822.79041, 318.47345, 250.31296), 120.054   # px; mm
+SK_TURN, SK_SHIFT = (
+    (0.00531, -0.01196, 0.00301),
+    np.array([-24.0381, -0.4563, -1.2326]),
+)  # rotation vector; mm
+BB_K, BB_BASELINE = intrinsics(822.79041, 822.79041, 318.47345, 250.31296), 120.054  # px; mm
+
 
 def sk_rotation():
     "R (3,3) of the SK calibration."
     return cv2.Rodrigues(np.array(SK_TURN))[0]
 
+
 def depth_to_colour(points):  # (...,3) mm, SK depth camera
     "The same points in the frame of the SK colour camera."
     return (points - SK_SHIFT) @ sk_rotation()
+
 
 def colour_to_depth(points):  # (...,3) mm, SK colour camera
     "The same points in the frame of the SK depth camera."
@@ -79,85 +93,126 @@ def colour_to_depth(points):  # (...,3) mm, SK colour camera
 # %% ../../nbs/data/05_stb.ipynb #f1d3579a
 CANONICAL_TO_STB = np.argsort(STB_TO_CANONICAL)
 
-def camera_joints(stored,        # (...,3,21) mm, one or more frames of `handPara`
-                  camera='SK'):  # 'SK', 'BB_left' or 'BB_right'
+
+def camera_joints(
+    stored,  # (...,3,21) mm, one or more frames of `handPara`
+    camera="SK",
+):  # 'SK', 'BB_left' or 'BB_right'
     "Joints (...,21,3) mm in canonical order with a wrist, in the frame of the camera whose colour image is used."
     joints = from_stb(np.swapaxes(np.asarray(stored, np.float64), -1, -2))
-    if camera == 'SK': return depth_to_colour(joints)
-    return joints - [BB_BASELINE if camera == 'BB_right' else 0, 0, 0]
+    if camera == "SK":
+        return depth_to_colour(joints)
+    return joints - [BB_BASELINE if camera == "BB_right" else 0, 0, 0]
+
 
 def stored_joints(joints):  # (...,21,3) mm, canonical, SK colour camera
     "The same joints as a label file of SK holds them, (...,3,21) mm."
     joints = colour_to_depth(np.asarray(joints, np.float64))
-    palm = (joints[..., :1, :] + joints[..., 13:14, :])/2
+    palm = (joints[..., :1, :] + joints[..., 13:14, :]) / 2
     return np.swapaxes(np.concatenate([palm, joints[..., 1:, :]], -2)[..., CANONICAL_TO_STB, :], -1, -2)
 
 # %% ../../nbs/data/05_stb.ipynb #b7eadc1c
-MAT_TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8'}  # of the numbers as stored
-MAT_CLASSES = {6: 'f8', 7: 'f4'}                                                                         # of the array: double, single
-MAT_MATRIX, MAT_PACKED, MAT_LARGEST = 14, 15, 1 << 26                                                    # element types; bytes
+MAT_TYPES = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}  # of the numbers as stored
+MAT_CLASSES = {6: "f8", 7: "f4"}  # of the array: double, single
+MAT_MATRIX, MAT_PACKED, MAT_LARGEST = 14, 15, 1 << 26  # element types; bytes
+
 
 def mat_elements(data, order):  # bytes; '<' or '>'
     "Type and content of each element in a row."
     at = 0
     while at < len(data):
-        if len(data) < at + 8: raise ValueError('it is cut short')
-        kind, length = np.frombuffer(data, order + 'u4', 2, at).tolist()
+        if len(data) < at + 8:
+            raise ValueError("it is cut short")
+        kind, length = np.frombuffer(data, order + "u4", 2, at).tolist()
         small = kind >> 16
         if small:
-            if small > 4: raise ValueError('an element is broken')
-            yield kind & 0xffff, data[at + 4:at + 4 + small]
+            if small > 4:
+                raise ValueError("an element is broken")
+            yield kind & 0xFFFF, data[at + 4 : at + 4 + small]
             at += 8
             continue
-        if length > len(data) - at - 8: raise ValueError('it is cut short')
-        yield kind, data[at + 8:at + 8 + length]
+        if length > len(data) - at - 8:
+            raise ValueError("it is cut short")
+        yield kind, data[at + 8 : at + 8 + length]
         at += 8 + length + (-length % 8 if kind != MAT_PACKED else 0)
+
 
 def unpacked(data):
     "The bytes of a packed element."
     opened = zlib.decompressobj()
     out = opened.decompress(data, MAT_LARGEST)
-    if not opened.eof: raise ValueError('a packed element is cut short or too large')
+    if not opened.eof:
+        raise ValueError("a packed element is cut short or too large")
     return out
 
 # %% ../../nbs/data/05_stb.ipynb #43abb7f7
 def mat_array(data, order, wanted):
     "The array of a matrix element if it has the wanted name, else None."
     parts = list(itertools.islice(mat_elements(data, order), 3))
-    if [kind for kind, _ in parts] != [6, 5, 1] or len(parts[0][1]) != 8: raise ValueError('a matrix has no flags, dimensions and name')
-    if bytes(parts[2][1]) != wanted.encode(): return None
-    flags, shape = int(np.frombuffer(parts[0][1], order + 'u4')[0]), np.frombuffer(parts[1][1], order + 'i4').tolist()
-    if flags & 0xff not in MAT_CLASSES or flags & 0xa00: raise ValueError(f'{wanted} is not an array of real numbers')  # 0x800: complex, 0x200: logical
-    kind, numbers = next(itertools.islice(mat_elements(data, order), 3, None), (0, b''))
-    if kind not in MAT_TYPES: raise ValueError(f'{wanted} is stored as an unknown type of number')
-    values = np.frombuffer(numbers, order + MAT_TYPES[kind]).astype(MAT_CLASSES[flags & 0xff])
-    if not shape or min(shape) < 0 or math.prod(shape) != len(values): raise ValueError(f'{wanted} has {len(values)} numbers for the shape {tuple(shape)}')
-    return values.reshape(shape, order='F')
+    if [kind for kind, _ in parts] != [6, 5, 1] or len(parts[0][1]) != 8:
+        raise ValueError("a matrix has no flags, dimensions and name")
+    if bytes(parts[2][1]) != wanted.encode():
+        return None
+    flags, shape = (
+        int(np.frombuffer(parts[0][1], order + "u4")[0]),
+        np.frombuffer(parts[1][1], order + "i4").tolist(),
+    )
+    if flags & 0xFF not in MAT_CLASSES or flags & 0xA00:
+        raise ValueError(f"{wanted} is not an array of real numbers")  # 0x800: complex, 0x200: logical
+    kind, numbers = next(itertools.islice(mat_elements(data, order), 3, None), (0, b""))
+    if kind not in MAT_TYPES:
+        raise ValueError(f"{wanted} is stored as an unknown type of number")
+    values = np.frombuffer(numbers, order + MAT_TYPES[kind]).astype(MAT_CLASSES[flags & 0xFF])
+    if not shape or min(shape) < 0 or math.prod(shape) != len(values):
+        raise ValueError(f"{wanted} has {len(values)} numbers for the shape {tuple(shape)}")
+    return values.reshape(shape, order="F")
+
 
 def read_mat(data: bytes, wanted: str):
     "The real array of that name in the bytes of a MATLAB file, or None."
-    order = {b'IM': '<', b'MI': '>'}.get(data[126:128])
-    if data[:4] == b'\x89HDF' or data[:10] == b'MATLAB 7.3': raise ValueError('it is of MATLAB 7.3')
-    if order is None: raise ValueError('it is no MATLAB file')
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if data[:4] == b"\x89HDF" or data[:10] == b"MATLAB 7.3":
+        raise ValueError("it is of MATLAB 7.3")
+    if order is None:
+        raise ValueError("it is no MATLAB file")
     for kind, content in mat_elements(data[128:], order):
-        if kind == MAT_PACKED: kind, content = next(mat_elements(unpacked(content), order), (0, b''))
+        if kind == MAT_PACKED:
+            kind, content = next(mat_elements(unpacked(content), order), (0, b""))
         found = mat_array(content, order, wanted) if kind == MAT_MATRIX else None
-        if found is not None: return found
+        if found is not None:
+            return found
 
 # %% ../../nbs/data/05_stb.ipynb #a5e94596
 AS_OFFICIAL = "use the dataset's own file, unpacked anew"
-RIGID = .1              # mm: how far a bone may be from its median over the sequence
-BONE_RANGE = (4., 150.) # mm: what the median of any bone of a hand lies in
+RIGID = 0.1  # mm: how far a bone may be from its median over the sequence
+BONE_RANGE = (4.0, 150.0)  # mm: what the median of any bone of a hand lies in
+
 
 def read_labels(path):
     "The array `handPara` (3,21,N) f64 of a label file."
-    try: values = read_mat(Path(path).read_bytes(), 'handPara')
-    except FileNotFoundError: raise HandlabError(path, 'the label file is not there', 'unpack the dataset completely') from None
+    try:
+        values = read_mat(Path(path).read_bytes(), "handPara")
+    except FileNotFoundError:
+        raise HandlabError(path, "the label file is not there", "unpack the dataset completely") from None
     except (OSError, ValueError, zlib.error) as error:
-        raise HandlabError(path, f'it cannot be read as a MATLAB file ({" ".join(str(error).split())})', AS_OFFICIAL) from None
-    if values is None: raise HandlabError(path, "it holds no variable 'handPara'", AS_OFFICIAL)
+        raise HandlabError(
+            path, f"it cannot be read as a MATLAB file ({' '.join(str(error).split())})", AS_OFFICIAL
+        ) from None
+    if values is None:
+        raise HandlabError(path, "it holds no variable 'handPara'", AS_OFFICIAL)
     if values.ndim != 3 or values.shape[:2] != (3, 21) or not values.shape[2]:
-        raise HandlabError(path, f'handPara has the shape {values.shape}, not (3, 21, frames)', AS_OFFICIAL)
+        raise HandlabError(path, f"handPara has the shape {values.shape}, not (3, 21, frames)", AS_OFFICIAL)
     return values.astype(np.float64)
 
 # %% ../../nbs/data/05_stb.ipynb #da4c0a9d
@@ -166,29 +221,44 @@ def bone_lengths(stored):  # (3,21,N) mm
     joints = from_stb(np.transpose(stored, (2, 1, 0)), wrist=False)
     return np.linalg.norm(joints[:, BONES[:, 1]] - joints[:, BONES[:, 0]], axis=-1)
 
+
 def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numbers that need not be right
     "Stop at the first frame whose label is no number, is no hand of this sequence, or lies behind the camera."
     kept = ~np.isin(np.arange(stored.shape[2]), list(skip))
     finite = np.isfinite(stored).all((0, 1))
-    if not kept.any(): return
-    if not finite[kept].any(): raise HandlabError(path, 'not one label is a finite number', AS_OFFICIAL)
-    with np.errstate(all='ignore'):
+    if not kept.any():
+        return
+    if not finite[kept].any():
+        raise HandlabError(path, "not one label is a finite number", AS_OFFICIAL)
+    with np.errstate(all="ignore"):
         lengths = bone_lengths(stored)
         typical = np.median(lengths[kept & finite], 0)
         bent = ~(np.abs(lengths - typical) < rigid).all(1)
         behind = ~(stored[2] > 0).all(0)
-    if typical.min() < BONE_RANGE[0] or typical.max() > BONE_RANGE[1]: raise HandlabError(path, f'bones are {typical.min():.3g} to {typical.max():.3g} long, not millimetres of a hand', AS_OFFICIAL)
-    for wrong, complaint in ((~finite, 'a label is not a finite number'), (behind, 'the hand reaches behind the camera'), (bent, 'its bones are not as long as in the other frames')):
-        if (wrong & kept).any(): raise HandlabError(f'{path}, frame {np.flatnonzero(wrong & kept)[0]}', complaint, SKIP_IT)
+    if typical.min() < BONE_RANGE[0] or typical.max() > BONE_RANGE[1]:
+        raise HandlabError(
+            path,
+            f"bones are {typical.min():.3g} to {typical.max():.3g} long, not millimetres of a hand",
+            AS_OFFICIAL,
+        )
+    for wrong, complaint in (
+        (~finite, "a label is not a finite number"),
+        (behind, "the hand reaches behind the camera"),
+        (bent, "its bones are not as long as in the other frames"),
+    ):
+        if (wrong & kept).any():
+            raise HandlabError(f"{path}, frame {np.flatnonzero(wrong & kept)[0]}", complaint, SKIP_IT)
+
 
 SKIP_IT = "unpack the dataset again, or leave the frame out with skip=['sequence/number']"
 
 # %% ../../nbs/data/05_stb.ipynb #d241e0d0
 def decode_depth(code):  # (H,W,3) uint8
     "Depth (H,W) float32 mm as the depth camera saw it, NaN where nothing was measured."
-    mm = (code[..., 0] + code[..., 1].astype(np.uint16)*256).astype(np.float32)
+    mm = (code[..., 0] + code[..., 1].astype(np.uint16) * 256).astype(np.float32)
     mm[mm == 0] = np.nan
     return mm
+
 
 def encode_depth(mm):  # (H,W) mm, NaN or 0 where there is none
     "STB's code (H,W,3) uint8 of a depth map."
@@ -196,8 +266,9 @@ def encode_depth(mm):  # (H,W) mm, NaN or 0 where there is none
     return np.stack([steps & 255, steps >> 8, np.zeros_like(steps)], -1).astype(np.uint8)
 
 # %% ../../nbs/data/05_stb.ipynb #9778ac10
-SAME_SURFACE = np.float32(8.)  # mm
-OVERLAP = .06                  # px: squares are this much wider on each side, for slanted surfaces
+SAME_SURFACE = np.float32(8.0)  # mm
+OVERLAP = 0.06  # px: squares are this much wider on each side, for slanted surfaces
+
 
 @numba.njit(cache=True, nogil=True)
 def splat(depth, matrix, shift, inverse_K, K, half, z_buffer, total, weight):
@@ -207,20 +278,28 @@ def splat(depth, matrix, shift, inverse_K, K, half, z_buffer, total, weight):
         for row in range(height):
             for column in range(width):
                 z = depth[row, column]
-                if not z > 0: continue
-                x, y = (column - inverse_K[2])*inverse_K[0]*z, (row - inverse_K[3])*inverse_K[1]*z
-                cz = matrix[2, 0]*x + matrix[2, 1]*y + matrix[2, 2]*z + shift[2]
-                if cz <= 1: continue
-                u = K[0]*(matrix[0, 0]*x + matrix[0, 1]*y + matrix[0, 2]*z + shift[0])/cz + K[2]
-                v = K[1]*(matrix[1, 0]*x + matrix[1, 1]*y + matrix[1, 2]*z + shift[1])/cz + K[3]
-                reach = half*z/cz
-                if not (-reach < u < width - 1 + reach and -reach < v < height - 1 + reach): continue
-                for j in range(max(int(np.ceil(v - reach)), 0), min(int(np.floor(v + reach)), height - 1) + 1):
-                    for i in range(max(int(np.ceil(u - reach)), 0), min(int(np.floor(u + reach)), width - 1) + 1):
-                        if step == 0: z_buffer[j, i] = min(z_buffer[j, i], cz)
+                if not z > 0:
+                    continue
+                x, y = (column - inverse_K[2]) * inverse_K[0] * z, (row - inverse_K[3]) * inverse_K[1] * z
+                cz = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + shift[2]
+                if cz <= 1:
+                    continue
+                u = K[0] * (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + shift[0]) / cz + K[2]
+                v = K[1] * (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + shift[1]) / cz + K[3]
+                reach = half * z / cz
+                if not (-reach < u < width - 1 + reach and -reach < v < height - 1 + reach):
+                    continue
+                for j in range(
+                    max(int(np.ceil(v - reach)), 0), min(int(np.floor(v + reach)), height - 1) + 1
+                ):
+                    for i in range(
+                        max(int(np.ceil(u - reach)), 0), min(int(np.floor(u + reach)), width - 1) + 1
+                    ):
+                        if step == 0:
+                            z_buffer[j, i] = min(z_buffer[j, i], cz)
                         elif cz <= z_buffer[j, i] + SAME_SURFACE:
-                            near = (1.05*reach - abs(u - i))*(1.05*reach - abs(v - j))
-                            total[j, i] += near*cz
+                            near = (1.05 * reach - abs(u - i)) * (1.05 * reach - abs(v - j))
+                            total[j, i] += near * cz
                             weight[j, i] += near
 
 # %% ../../nbs/data/05_stb.ipynb #86bcd1f5
@@ -228,15 +307,29 @@ def register_depth(mm):  # (H,W) mm, SK depth camera, NaN where there is none
     "Depth (H,W) float32 mm along the axis of the SK colour camera, in the pixels of its image; NaN where there is none."
     z_buffer = np.full(mm.shape, np.inf, np.float32)
     total, weight = np.zeros(mm.shape, np.float32), np.zeros(mm.shape, np.float32)
-    flat = lambda K: np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
-    inverse = flat(SK_DEPTH_K)**[-1, -1, 1, 1]
+
+    def flat(K):
+        return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+
+    inverse = flat(SK_DEPTH_K) ** [-1, -1, 1, 1]
     turn = sk_rotation().T
-    half = .5*SK_COLOR_K[0, 0]/SK_DEPTH_K[0, 0] + OVERLAP
-    splat(np.ascontiguousarray(mm, np.float32), turn, -turn @ SK_SHIFT, inverse, flat(SK_COLOR_K), half, z_buffer, total, weight)
+    half = 0.5 * SK_COLOR_K[0, 0] / SK_DEPTH_K[0, 0] + OVERLAP
+    splat(
+        np.ascontiguousarray(mm, np.float32),
+        turn,
+        -turn @ SK_SHIFT,
+        inverse,
+        flat(SK_COLOR_K),
+        half,
+        z_buffer,
+        total,
+        weight,
+    )
     return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 # %% ../../nbs/data/05_stb.ipynb #44e51746
-FINGER_REACH, PALM_REACH = 15., 24.  # mm from the bone to what still is hand
+FINGER_REACH, PALM_REACH = 15.0, 24.0  # mm from the bone to what still is hand
+
 
 @numba.njit(cache=True, nogil=True)
 def near_bones(depth, K, starts, ends, reaches, box, mask):
@@ -244,92 +337,157 @@ def near_bones(depth, K, starts, ends, reaches, box, mask):
     for row in range(box[1], box[3]):
         for column in range(box[0], box[2]):
             z = depth[row, column]
-            if not z > 0: continue
-            x, y = (column - K[0, 2])/K[0, 0]*z, (row - K[1, 2])/K[1, 1]*z
+            if not z > 0:
+                continue
+            x, y = (column - K[0, 2]) / K[0, 0] * z, (row - K[1, 2]) / K[1, 1] * z
             for bone in range(len(starts)):
-                ax, ay, az = ends[bone, 0] - starts[bone, 0], ends[bone, 1] - starts[bone, 1], ends[bone, 2] - starts[bone, 2]
+                ax, ay, az = (
+                    ends[bone, 0] - starts[bone, 0],
+                    ends[bone, 1] - starts[bone, 1],
+                    ends[bone, 2] - starts[bone, 2],
+                )
                 px, py, pz = x - starts[bone, 0], y - starts[bone, 1], z - starts[bone, 2]
-                share = min(max((ax*px + ay*py + az*pz)/(ax*ax + ay*ay + az*az + 1e-9), 0.), 1.)
-                dx, dy, dz = px - share*ax, py - share*ay, pz - share*az
-                if dx*dx + dy*dy + dz*dz < reaches[bone]**2:
+                share = min(
+                    max((ax * px + ay * py + az * pz) / (ax * ax + ay * ay + az * az + 1e-9), 0.0), 1.0
+                )
+                dx, dy, dz = px - share * ax, py - share * ay, pz - share * az
+                if dx * dx + dy * dy + dz * dz < reaches[bone] ** 2:
                     mask[row, column] = True
                     break
 
 # %% ../../nbs/data/05_stb.ipynb #ed65d1d6
-def hand_mask(depth,   # (H,W) mm, NaN where there is none
-              joints,  # (21,3) mm, canonical, the same camera
-              K):      # (3,3)
+def hand_mask(
+    depth,  # (H,W) mm, NaN where there is none
+    joints,  # (21,3) mm, canonical, the same camera
+    K,
+):  # (3,3)
     "Mask (H,W) bool of the hand: depth near the labelled bones."
     mask = np.zeros(depth.shape, np.bool_)
     reaches = np.where(BONES[:, 0] == 0, PALM_REACH, FINGER_REACH)
-    uv, margin = project(joints, K), PALM_REACH*K[0, 0]/max(joints[:, 2].min(), 1.)
-    low, high = np.clip(uv.min(0) - margin, 0, [depth.shape[1], depth.shape[0]]), np.clip(uv.max(0) + margin + 1, 0, [depth.shape[1], depth.shape[0]])
+    uv, margin = project(joints, K), PALM_REACH * K[0, 0] / max(joints[:, 2].min(), 1.0)
+    low, high = (
+        np.clip(uv.min(0) - margin, 0, [depth.shape[1], depth.shape[0]]),
+        np.clip(uv.max(0) + margin + 1, 0, [depth.shape[1], depth.shape[0]]),
+    )
     box = np.array([*low, *high]).astype(np.int64)
-    near_bones(depth, np.asarray(K, np.float64), joints[BONES[:, 0]].astype(np.float64), joints[BONES[:, 1]].astype(np.float64), reaches, box, mask)
+    near_bones(
+        depth,
+        np.asarray(K, np.float64),
+        joints[BONES[:, 0]].astype(np.float64),
+        joints[BONES[:, 1]].astype(np.float64),
+        reaches,
+        box,
+        mask,
+    )
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)).astype(bool)
     return mask | (closed & np.isnan(depth))
 
 # %% ../../nbs/data/05_stb.ipynb #52254b75
-FEWEST_ON_HAND = .25  # share of the joints in view that must have hand within a few pixels
+FEWEST_ON_HAND = 0.25  # share of the joints in view that must have hand within a few pixels
+
 
 def _check_raw(name, color, depth_code, stored, camera):
     "The raw arrays of a frame have the dataset's types and sizes, and colour is no depth."
-    if camera not in CAMERAS: raise HandlabError(f'camera {camera!r}', 'STB has no such camera', f'choose one of {", ".join(CAMERAS)}')
-    for label, array in (('color', color), ('depth', depth_code)):
-        if array is None and label == 'depth': continue
+    if camera not in CAMERAS:
+        raise HandlabError(
+            f"camera {camera!r}", "STB has no such camera", f"choose one of {', '.join(CAMERAS)}"
+        )
+    for label, array in (("color", color), ("depth", depth_code)):
+        if array is None and label == "depth":
+            continue
         if array.shape != (HEIGHT, WIDTH, 3) or array.dtype != np.uint8:
-            raise HandlabError(f'{name}, {label}', f'the image is {array.dtype} {array.shape}, not uint8 {(HEIGHT, WIDTH, 3)}', SKIP_IT)
-    if not color[..., 2].any() and color.any(): raise HandlabError(f'{name}, color', 'it has no blue, as only coded depth has: colour and depth are swapped', SKIP_IT)
-    if np.shape(stored) != (3, 21): raise HandlabError(f'{name}, label', f'its shape is {np.shape(stored)}, not (3, 21)', SKIP_IT)
-    if not np.isfinite(stored).all(): raise HandlabError(f'{name}, label', 'a label is not a finite number', SKIP_IT)
+            raise HandlabError(
+                f"{name}, {label}",
+                f"the image is {array.dtype} {array.shape}, not uint8 {(HEIGHT, WIDTH, 3)}",
+                SKIP_IT,
+            )
+    if not color[..., 2].any() and color.any():
+        raise HandlabError(
+            f"{name}, color", "it has no blue, as only coded depth has: colour and depth are swapped", SKIP_IT
+        )
+    if np.shape(stored) != (3, 21):
+        raise HandlabError(f"{name}, label", f"its shape is {np.shape(stored)}, not (3, 21)", SKIP_IT)
+    if not np.isfinite(stored).all():
+        raise HandlabError(f"{name}, label", "a label is not a finite number", SKIP_IT)
+
 
 def _check_hand(name, mask, uv, visible):
     "The mask must be where the joints are."
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
     u, v = np.rint(uv[visible]).astype(int).T
-    share = grown[v, u].mean() if len(u) else 1.
-    if share < FEWEST_ON_HAND: raise HandlabError(f'{name}, depth', f'only {share:.0%} of the joints have a surface near them: it is not the depth of this frame, or a colour image', SKIP_IT)
+    share = grown[v, u].mean() if len(u) else 1.0
+    if share < FEWEST_ON_HAND:
+        raise HandlabError(
+            f"{name}, depth",
+            f"only {share:.0%} of the joints have a surface near them: it is not the depth of this frame, or a colour image",
+            SKIP_IT,
+        )
 
 # %% ../../nbs/data/05_stb.ipynb #f0f2d0a7
-def decode_frame(name: str,                # how to call the frame
-                 color,                    # (480,640,3) uint8
-                 depth_code,               # (480,640,3) uint8, SK only, or None
-                 stored,                   # (3,21) mm, one frame of `handPara`
-                 camera: str = 'SK') -> Sample:
+def decode_frame(
+    name: str,  # how to call the frame
+    color,  # (480,640,3) uint8
+    depth_code,  # (480,640,3) uint8, SK only, or None
+    stored,  # (3,21) mm, one frame of `handPara`
+    camera: str = "SK",
+) -> Sample:
     "One frame as STB stores it, made a `Sample` of its left hand in the frame of the colour camera."
     _check_raw(name, color, depth_code, stored, camera)
-    joints, K = camera_joints(stored, camera), SK_COLOR_K if camera == 'SK' else BB_K
-    if joints[:, 2].min() <= 0: raise HandlabError(f'{name}, label', 'the hand reaches behind the camera', SKIP_IT)
+    joints, K = camera_joints(stored, camera), SK_COLOR_K if camera == "SK" else BB_K
+    if joints[:, 2].min() <= 0:
+        raise HandlabError(f"{name}, label", "the hand reaches behind the camera", SKIP_IT)
     uv = project(joints, K)
     visible = ((np.rint(uv) >= 0) & (np.rint(uv) <= [WIDTH - 1, HEIGHT - 1])).all(1)
     depth = mask = None
-    if camera == 'SK' and depth_code is not None:
+    if camera == "SK" and depth_code is not None:
         depth = register_depth(decode_depth(depth_code))
         mask = hand_mask(depth, joints, K)
         _check_hand(name, mask, uv, visible)
-        depth = depth/np.float32(1000)
-    return Sample(color, depth, mask, joints.astype(np.float32), uv.astype(np.float32), visible, K.astype(np.float32), 'left', name)
+        depth = depth / np.float32(1000)
+    return Sample(
+        color,
+        depth,
+        mask,
+        joints.astype(np.float32),
+        uv.astype(np.float32),
+        visible,
+        K.astype(np.float32),
+        "left",
+        name,
+    )
 
 # %% ../../nbs/data/05_stb.ipynb #a21df28b
 def drawn_joints(index: int):
     "Joints (21,3) mm, SK colour camera, of a flat left hand that sways."
-    sway = .25*np.sin(.7*index)
+    sway = 0.25 * np.sin(0.7 * index)
     about_z = np.array([[np.cos(sway), -np.sin(sway), 0], [np.sin(sway), np.cos(sway), 0], [0, 0, 1]])
-    return mirror_joints(example_hand(0.)) @ about_z.T + [4.*index - 10, 10, 480 + 8*index]
+    return mirror_joints(example_hand(0.0)) @ about_z.T + [4.0 * index - 10, 10, 480 + 8 * index]
+
 
 def draw_discs(joints, K, depth, color=None):
     "Draw a hand of discs, far to near, into depth (H,W) mm and colour (H,W,3), in place."
-    discs = [(joints[a] + (joints[b] - joints[a])*step, 9 if a else 12, (b - 1)//4) for a, b in BONES.tolist() for step in np.linspace(0, 1, 12)]
+    discs = [
+        (joints[a] + (joints[b] - joints[a]) * step, 9 if a else 12, (b - 1) // 4)
+        for a, b in BONES.tolist()
+        for step in np.linspace(0, 1, 12)
+    ]
     for point, radius, finger in sorted(discs, key=lambda disc: -disc[0][2]):
-        centre, size = np.rint((K @ point)[:2]/point[2]).astype(int).tolist(), int(round(K[0, 0]*radius/point[2]))
-        cv2.circle(depth, centre, size, float(point[2] - radius/2), -1)
-        if color is not None: cv2.circle(color, centre, size, (215 - 9*finger, 165, 140), -1)
+        centre, size = (
+            np.rint((K @ point)[:2] / point[2]).astype(int).tolist(),
+            int(round(K[0, 0] * radius / point[2])),
+        )
+        cv2.circle(depth, centre, size, float(point[2] - radius / 2), -1)
+        if color is not None:
+            cv2.circle(color, centre, size, (215 - 9 * finger, 165, 140), -1)
+
 
 def drawn_frame(index: int):
     "A drawn frame in STB's terms: color, coded depth, label (3,21)."
     joints = drawn_joints(index)
     v, u = np.mgrid[:HEIGHT, :WIDTH]
-    color = np.ascontiguousarray(np.stack([u//4, v//3, 200 - u//5], -1) + 40 + ((u//40 + v//40) % 2)[..., None]*12).astype(np.uint8)
+    color = np.ascontiguousarray(
+        np.stack([u // 4, v // 3, 200 - u // 5], -1) + 40 + ((u // 40 + v // 40) % 2)[..., None] * 12
+    ).astype(np.uint8)
     depth = np.zeros((HEIGHT, WIDTH), np.float32)
     draw_discs(colour_to_depth(joints), SK_DEPTH_K, depth)
     draw_discs(joints, SK_COLOR_K, depth.copy(), color)
@@ -338,31 +496,49 @@ def drawn_frame(index: int):
 # %% ../../nbs/data/05_stb.ipynb #6e965d9e
 def read_image(path):
     "The pixels (480,640,3) u8 of an RGB PNG; anything else is an error that names the file."
-    return read_png(path, 'RGB', (WIDTH, HEIGHT), SKIP_IT)
+    return read_png(path, "RGB", (WIDTH, HEIGHT), SKIP_IT)
+
 
 def write_frame(root, sequence: str, index: int, color, depth_code):
     "Write the two images of one frame in the official layout."
     for pixels, depth in ((color, False), (depth_code, True)):
         path = image_path(root, sequence, index, depth=depth)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name('.' + path.name + '.partial')
-        with full_disk_named(path): Image.fromarray(pixels).save(partial, 'PNG', compress_level=1)  # a little larger, much faster
+        partial = path.with_name("." + path.name + ".partial")
+        with full_disk_named(path):
+            Image.fromarray(pixels).save(partial, "PNG", compress_level=1)  # a little larger, much faster
         os.replace(partial, path)
+
 
 def write_labels(root, sequence: str, stored):  # (3,21,N) mm
     "Write a sequence's label file."
     path = label_path(root, sequence)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name('.' + path.name + '.partial')
-    with full_disk_named(path): scipy.io.savemat(partial, {'handPara': np.asarray(stored, np.float64)}, appendmat=False, do_compression=True)
+    partial = path.with_name("." + path.name + ".partial")
+    with full_disk_named(path):
+        scipy.io.savemat(
+            partial, {"handPara": np.asarray(stored, np.float64)}, appendmat=False, do_compression=True
+        )
     os.replace(partial, path)
 
 # %% ../../nbs/data/05_stb.ipynb #f6689493
 def images_in(folder: Path, prefix: str) -> set:
     "The numbers of a folder's images with this prefix."
-    if not folder.is_dir(): raise HandlabError(folder, 'the folder is not there', 'unpack the dataset completely, or pass partial=True')
-    names = (name[len(prefix):-4] for name in os.listdir(folder) if name.startswith(prefix) and name.endswith('.png'))
-    return {int(number) for number in names if number.isascii() and number.isdecimal() and str(int(number)) == number}
+    if not folder.is_dir():
+        raise HandlabError(
+            folder, "the folder is not there", "unpack the dataset completely, or pass partial=True"
+        )
+    names = (
+        name[len(prefix) : -4]
+        for name in os.listdir(folder)
+        if name.startswith(prefix) and name.endswith(".png")
+    )
+    return {
+        int(number)
+        for number in names
+        if number.isascii() and number.isdecimal() and str(int(number)) == number
+    }
+
 
 def usable_frames(folder, there: dict, labelled: int, partial: bool):  # {prefix: set of numbers}
     "The sorted frames of a sequence that have a label and all their images; what is missing or too many is an error unless `partial`."
@@ -370,90 +546,166 @@ def usable_frames(folder, there: dict, labelled: int, partial: bool):  # {prefix
     if not partial:
         for prefix, numbers in there.items():
             missing, unknown = sorted(wanted - numbers), sorted(numbers - wanted)
-            if missing: raise HandlabError(folder, f'{len(missing)} of {labelled} images are not there, the first is {prefix}{missing[0]}.png', 'unpack the dataset completely, or pass partial=True')
-            if unknown: raise HandlabError(folder, f'{prefix}{unknown[0]}.png has no label, there are {labelled}', "use the dataset's own labels, or pass partial=True")
+            if missing:
+                raise HandlabError(
+                    folder,
+                    f"{len(missing)} of {labelled} images are not there, the first is {prefix}{missing[0]}.png",
+                    "unpack the dataset completely, or pass partial=True",
+                )
+            if unknown:
+                raise HandlabError(
+                    folder,
+                    f"{prefix}{unknown[0]}.png has no label, there are {labelled}",
+                    "use the dataset's own labels, or pass partial=True",
+                )
     return sorted(wanted.intersection(*there.values()))
 
 # %% ../../nbs/data/05_stb.ipynb #4fdbdf1b
-def sequence_labels(root, sequence: str, camera: str, official: bool, skipped, rigid: float):  # skipped: pairs of sequence and number
+def sequence_labels(
+    root, sequence: str, camera: str, official: bool, skipped, rigid: float
+):  # skipped: pairs of sequence and number
     "The checked labels (3,21,N) of a sequence; an official one has 1500 frames."
     path = label_path(root, sequence, camera)
     stored = read_labels(path)
-    if official and stored.shape[2] != FRAMES: raise HandlabError(path, f'it holds {stored.shape[2]} frames, an official sequence has {FRAMES}', AS_OFFICIAL)
+    if official and stored.shape[2] != FRAMES:
+        raise HandlabError(
+            path, f"it holds {stored.shape[2]} frames, an official sequence has {FRAMES}", AS_OFFICIAL
+        )
     check_labels(path, stored, [number for name, number in skipped if name == sequence], rigid)
     return stored
 
+
 def sequence_there(root, sequence: str, camera: str) -> bool:
     "Are labels and a folder of images there?"
-    return label_path(root, sequence, camera).exists() and (Path(root)/'images'/sequence).is_dir()
+    return label_path(root, sequence, camera).exists() and (Path(root) / "images" / sequence).is_dir()
+
 
 def skip_key(text) -> tuple:
     "'B2Counting/17' as a pair."
-    sequence, _, number = str(text).partition('/')
-    if not any(sequence in names for names in SPLITS.values()) or not number.isdecimal(): raise HandlabError(f'skip {text!r}', 'it names no frame', "give 'sequence/number', such as 'B2Counting/17'")
+    sequence, _, number = str(text).partition("/")
+    if not any(sequence in names for names in SPLITS.values()) or not number.isdecimal():
+        raise HandlabError(
+            f"skip {text!r}", "it names no frame", "give 'sequence/number', such as 'B2Counting/17'"
+        )
     return sequence, int(number)
+
 
 def check_choice(root, split: str, camera: str):
     "Split, camera and folder must be of STB."
-    if split not in SPLITS: raise HandlabError(f'split {split!r}', 'STB has no such split', f'choose one of {", ".join(SPLITS)}')
-    if camera not in CAMERAS: raise HandlabError(f'camera {camera!r}', 'STB has no such camera', f'choose one of {", ".join(CAMERAS)}')
-    for folder in ('images', 'labels'):
-        if not (root/folder).is_dir(): raise HandlabError(root/folder, 'the folder is not there', 'name the folder that holds images/ and labels/')
+    if split not in SPLITS:
+        raise HandlabError(f"split {split!r}", "STB has no such split", f"choose one of {', '.join(SPLITS)}")
+    if camera not in CAMERAS:
+        raise HandlabError(
+            f"camera {camera!r}", "STB has no such camera", f"choose one of {', '.join(CAMERAS)}"
+        )
+    for folder in ("images", "labels"):
+        if not (root / folder).is_dir():
+            raise HandlabError(
+                root / folder, "the folder is not there", "name the folder that holds images/ and labels/"
+            )
 
 # %% ../../nbs/data/05_stb.ipynb #ea2d5e21
 class STB:
     "Frames of one split of STB, or of a twin in its layout, as samples."
-    name = 'stb'
-    def __init__(self,
-                 root,                     # the folder that holds `images` and `labels`
-                 split: str = 'training',  # B2 to B6, or 'evaluation': B1
-                 partial: bool = False,    # True: take the sequences and frames that are there
-                 skip=(),                  # frames to leave out, as 'B2Counting/17'
-                 camera: str = 'SK',       # 'SK' with depth; 'BB_left' or 'BB_right' without
-                 rigid: float = RIGID):    # mm: how far the labels' bones may be from their median
+
+    name = "stb"
+
+    def __init__(
+        self,
+        root,  # the folder that holds `images` and `labels`
+        split: str = "training",  # B2 to B6, or 'evaluation': B1
+        partial: bool = False,  # True: take the sequences and frames that are there
+        skip=(),  # frames to leave out, as 'B2Counting/17'
+        camera: str = "SK",  # 'SK' with depth; 'BB_left' or 'BB_right' without
+        rigid: float = RIGID,
+    ):  # mm: how far the labels' bones may be from their median
         self.root, self.split, self.camera = project_path(root), split, camera
         check_choice(self.root, split, camera)
-        self.source, skipped = source_of(self.root, 'stb'), [skip_key(text) for text in skip]
+        self.source, skipped = source_of(self.root, "stb"), [skip_key(text) for text in skip]
         names = [name for name in SPLITS[split] if not partial or sequence_there(self.root, name, camera)]
-        self.labels = {name: sequence_labels(self.root, name, camera, self.source == 'stb', skipped, rigid) for name in names}
-        prefixes = [image_prefix(camera)] + [image_prefix('SK', depth=True)]*(camera == 'SK')
-        there = {name: {prefix: images_in(self.root/'images'/name, prefix) for prefix in prefixes} for name in names}
-        self.has_depth = camera == 'SK' and any(images[prefixes[1]] for images in there.values())
-        found = [(name, index) for name in names for index in usable_frames(self.root/'images'/name, dict(list(there[name].items())[:1 + self.has_depth]), self.labels[name].shape[2], partial)]
+        self.labels = {
+            name: sequence_labels(self.root, name, camera, self.source == "stb", skipped, rigid)
+            for name in names
+        }
+        prefixes = [image_prefix(camera)] + [image_prefix("SK", depth=True)] * (camera == "SK")
+        there = {
+            name: {prefix: images_in(self.root / "images" / name, prefix) for prefix in prefixes}
+            for name in names
+        }
+        self.has_depth = camera == "SK" and any(images[prefixes[1]] for images in there.values())
+        found = [
+            (name, index)
+            for name in names
+            for index in usable_frames(
+                self.root / "images" / name,
+                dict(list(there[name].items())[: 1 + self.has_depth]),
+                self.labels[name].shape[2],
+                partial,
+            )
+        ]
         self.frames = [frame for frame in found if frame not in skipped]
-        self.skipped = [(frame_name(split, *frame), 'left out on request') for frame in found if frame in skipped]
-        if not self.frames: raise HandlabError(self.root, f'no labelled frame of {split} has its images', 'unpack the dataset completely')
+        self.skipped = [
+            (frame_name(split, *frame), "left out on request") for frame in found if frame in skipped
+        ]
+        if not self.frames:
+            raise HandlabError(
+                self.root, f"no labelled frame of {split} has its images", "unpack the dataset completely"
+            )
 
-    def __len__(self): return len(self.frames)
-    def __iter__(self): return (self[index] for index in range(len(self)))
-    def __repr__(self): return f'STB({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}, camera {self.camera}, {len(self.skipped)} left out, depth {"there" if self.has_depth else "missing"}'
+    def __len__(self):
+        return len(self.frames)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self):
+        return f"STB({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}, camera {self.camera}, {len(self.skipped)} left out, depth {'there' if self.has_depth else 'missing'}"
 
     def identity(self) -> str:
         "A short name for the content: labels, frames and the sizes of all files."
-        sizes = [os.path.getsize(image_path(self.root, *frame, self.camera, depth)) for frame in self.frames for depth in (False, True)[:1 + self.has_depth]]
-        return fingerprint(self.source, self.split, self.camera, self.frames, *self.labels.values(), np.array(sizes))
+        sizes = [
+            os.path.getsize(image_path(self.root, *frame, self.camera, depth))
+            for frame in self.frames
+            for depth in (False, True)[: 1 + self.has_depth]
+        ]
+        return fingerprint(
+            self.source, self.split, self.camera, self.frames, *self.labels.values(), np.array(sizes)
+        )
 
     def __getitem__(self, index: int) -> Sample:
         sequence, number = self.frames[index]
         color = read_image(image_path(self.root, sequence, number, self.camera))
-        depth_code = read_image(image_path(self.root, sequence, number, depth=True)) if self.has_depth else None
-        return decode_frame(frame_name(self.split, sequence, number), color, depth_code, self.labels[sequence][..., number], self.camera)
+        depth_code = (
+            read_image(image_path(self.root, sequence, number, depth=True)) if self.has_depth else None
+        )
+        return decode_frame(
+            frame_name(self.split, sequence, number),
+            color,
+            depth_code,
+            self.labels[sequence][..., number],
+            self.camera,
+        )
 
 # %% ../../nbs/data/05_stb.ipynb #3af2a33d
-def write_drawn(root, split: str = 'evaluation', count: int = 3):
+def write_drawn(root, split: str = "evaluation", count: int = 3):
     "Write a split of drawn frames, `count` in each sequence."
     for sequence in SPLITS[split]:
         frames = [drawn_frame(index) for index in range(count)]
-        for index, (color, depth_code, _) in enumerate(frames): write_frame(root, sequence, index, color, depth_code)
+        for index, (color, depth_code, _) in enumerate(frames):
+            write_frame(root, sequence, index, color, depth_code)
         write_labels(root, sequence, np.stack([stored for _, _, stored in frames], -1))
-    write_json(Path(root)/SOURCE_FILE, {'source': 'drawn'})
+    write_json(Path(root) / SOURCE_FILE, {"source": "drawn"})
 
 # %% ../../nbs/data/05_stb.ipynb #b897ebc1
 def real_stb_root():
     "The folder of official STB data, or None where there is none."
-    named = os.environ.get('HANDLAB_REAL_STB')
-    for root in ([named] if named else ['data/stb', '../shared/data/stb']):
+    named = os.environ.get("HANDLAB_REAL_STB")
+    for root in [named] if named else ["data/stb", "../shared/data/stb"]:
         root = project_path(root).resolve()
-        if label_path(root, 'B1Counting').exists() and source_of(root, 'stb') == 'stb': return root
+        if label_path(root, "B1Counting").exists() and source_of(root, "stb") == "stb":
+            return root
 
-STB_BONES = np.array([[31.02, 30, 28, 26], [41.87, 34, 22, 20], [39.05, 40, 25, 21], [38.83, 37, 23, 20], [36.77, 32, 15, 19]])  # mm, thumb .. little: palm's centre to first joint, three bones
+
+STB_BONES = np.array(
+    [[31.02, 30, 28, 26], [41.87, 34, 22, 20], [39.05, 40, 25, 21], [38.83, 37, 23, 20], [36.77, 32, 15, 19]]
+)  # mm, thumb .. little: palm's centre to first joint, three bones

@@ -19,86 +19,109 @@ from ..core import HandlabError
 from .skeleton import DEXTER_TIPS, ROOT, as_array, as_like, library_of
 
 # %% ../../nbs/hand/02_camera.ipynb #76cfad4b
-def project(xyz,  # (...,N,3) mm; one point (3,) with one camera is fine too
-            K):   # (3,3) or (...,3,3) px
+def project(
+    xyz,  # (...,N,3) mm; one point (3,) with one camera is fine too
+    K,
+):  # (3,3) or (...,3,3) px
     "Pixels (...,N,2) of points in the camera frame; NaN for points behind the camera"
     xyz = as_array(xyz)
     K, library = as_like(K, xyz), library_of(xyz)
     image, depth = xyz @ library.swapaxes(K, -1, -2), xyz[..., 2:]
     seen = depth > 0
-    return library.where(seen, image[..., :2]/library.where(seen, depth, library.ones_like(depth)), as_like(np.nan, xyz))
+    return library.where(
+        seen, image[..., :2] / library.where(seen, depth, library.ones_like(depth)), as_like(np.nan, xyz)
+    )
 
 # %% ../../nbs/hand/02_camera.ipynb #4a330a21
 def _entry(K, row, column):
     "One number of each matrix, ready to be broadcast over the points of its sample"
     return K[row, column] if K.ndim == 2 else K[..., row, column, None]
 
-def pixel_rays(uv,  # (...,N,2) px
-               K):  # (3,3) or (...,3,3) px
+
+def pixel_rays(
+    uv,  # (...,N,2) px
+    K,
+):  # (3,3) or (...,3,3) px
     "Points (...,N,3) at z = 1 on the rays through the pixels"
     uv = as_array(uv)
     K, library = as_like(K, uv), library_of(uv)
-    y = (uv[..., 1] - _entry(K, 1, 2))/_entry(K, 1, 1)
-    x = (uv[..., 0] - _entry(K, 0, 2) - _entry(K, 0, 1)*y)/_entry(K, 0, 0)
+    y = (uv[..., 1] - _entry(K, 1, 2)) / _entry(K, 1, 1)
+    x = (uv[..., 0] - _entry(K, 0, 2) - _entry(K, 0, 1) * y) / _entry(K, 0, 0)
     return library.stack([x, y, library.ones_like(x)], -1)
 
-def unproject(uv,  # (...,N,2) px
-              z,   # (...,N) mm along the camera's axis
-              K):  # (3,3) or (...,3,3) px
+
+def unproject(
+    uv,  # (...,N,2) px
+    z,  # (...,N) mm along the camera's axis
+    K,
+):  # (3,3) or (...,3,3) px
     "Points (...,N,3) in mm, camera frame"
     rays = pixel_rays(uv, K)
-    return rays*as_like(z, rays)[..., None]
+    return rays * as_like(z, rays)[..., None]
 
 # %% ../../nbs/hand/02_camera.ipynb #ce1d813f
 class Box(NamedTuple):
     "A square in an image: centre and size in px"
+
     u: float
     v: float
     size: float
 
 # %% ../../nbs/hand/02_camera.ipynb #d5171d44
-def crop_zb(uv,                  # (21,2) px
-            visible,             # (21,) bool
-            image_size,          # (height, width) px
-            limits=(50., 500.),  # smallest and largest edge, px
-            empty=200.)->Box:    # edge where no joint is visible, px
+def crop_zb(
+    uv,  # (21,2) px
+    visible,  # (21,) bool
+    image_size,  # (height, width) px
+    limits=(50.0, 500.0),  # smallest and largest edge, px
+    empty=200.0,
+) -> Box:  # edge where no joint is visible, px
     "The square around the middle MCP that holds every visible joint"
     uv, visible = np.asarray(uv, float), np.asarray(visible, bool)
     centre = uv[ROOT]
-    if not np.isfinite(centre).all(): raise HandlabError('crop_zb', 'the middle MCP has no pixel', 'skip this frame or crop it by its mask')
+    if not np.isfinite(centre).all():
+        raise HandlabError("crop_zb", "the middle MCP has no pixel", "skip this frame or crop it by its mask")
     inside = np.clip(uv[visible], 0, np.asarray(image_size, float)[::-1])
     inside = inside[np.isfinite(inside).all(-1)]
-    size = 2*np.abs(inside - centre).max() if len(inside) else empty
+    size = 2 * np.abs(inside - centre).max() if len(inside) else empty
     return Box(*map(float, centre), float(np.clip(size, *limits)))
 
 # %% ../../nbs/hand/02_camera.ipynb #79a81d35
-def crop_tips(uv,                  # (21,2) px
-              visible,             # (21,) bool
-              z,                   # (21,) mm, distance from the camera
-              K,                   # (3,3) px
-              spread=1.5,          # edge in units of the tips' bounding box
-              reach=180.,          # mm, the smallest edge
-              limits=(50., 500.))->Box: # smallest and largest edge, px
+def crop_tips(
+    uv,  # (21,2) px
+    visible,  # (21,) bool
+    z,  # (21,) mm, distance from the camera
+    K,  # (3,3) px
+    spread=1.5,  # edge in units of the tips' bounding box
+    reach=180.0,  # mm, the smallest edge
+    limits=(50.0, 500.0),
+) -> Box:  # smallest and largest edge, px
     "The square about the visible finger tips"
     uv, z = np.asarray(uv, float)[list(DEXTER_TIPS)], np.asarray(z, float)[list(DEXTER_TIPS)]
     known = np.isfinite(uv).all(-1) & (z > 0)
     there = known & np.asarray(visible, bool)[list(DEXTER_TIPS)]
-    if not there.any(): there = known
-    if not there.any(): raise HandlabError('crop_tips', 'no finger tip is annotated', 'skip this frame or crop it by its mask')
+    if not there.any():
+        there = known
+    if not there.any():
+        raise HandlabError(
+            "crop_tips", "no finger tip is annotated", "skip this frame or crop it by its mask"
+        )
     low, high = uv[there].min(0), uv[there].max(0)
-    edge = max(spread*(high - low).max(), reach*(K[0, 0] + K[1, 1])/2/np.median(z[there]))
-    return Box(*map(float, (low + high)/2), float(np.clip(edge, *limits)))
+    edge = max(spread * (high - low).max(), reach * (K[0, 0] + K[1, 1]) / 2 / np.median(z[there]))
+    return Box(*map(float, (low + high) / 2), float(np.clip(edge, *limits)))
 
 # %% ../../nbs/hand/02_camera.ipynb #e877db49
-def crop_mask(mask,              # (H,W) bool
-              margin=1.)->Box:   # edge of the crop in edges of the tight square
+def crop_mask(
+    mask,  # (H,W) bool
+    margin=1.0,
+) -> Box:  # edge of the crop in edges of the tight square
     "The square around a mask's bounding box"
     mask = np.asarray(mask, bool)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0: raise HandlabError('crop_mask', 'the mask is empty', 'skip this frame or crop it by its joints')
+    if len(rows) == 0:
+        raise HandlabError("crop_mask", "the mask is empty", "skip this frame or crop it by its joints")
     (top, bottom), (left, right) = rows[[0, -1]], columns[[0, -1]]
     size = max(bottom - top, right - left) + 1  # whole pixels: the last one counts
-    return Box(float(left + right)/2, float(top + bottom)/2, float(size)*margin)
+    return Box(float(left + right) / 2, float(top + bottom) / 2, float(size) * margin)
 
 # %% ../../nbs/hand/02_camera.ipynb #8da9e169
 def _affine(a, b, c, d, e, f):  # six (...) arrays or tensors
@@ -107,203 +130,303 @@ def _affine(a, b, c, d, e, f):  # six (...) arrays or tensors
     zero, one = library.zeros_like(a), library.ones_like(a)
     return library.stack([a, b, c, d, e, f, zero, zero, one], -1).reshape(*a.shape, 3, 3)
 
-def crop_matrix(box,       # Box or (...,3) px: centre u, centre v, size
-                out_size): # S, px
+
+def crop_matrix(
+    box,  # Box or (...,3) px: centre u, centre v, size
+    out_size,
+):  # S, px
     "Affine map (...,3,3) from pixels of the original image to pixels of the crop"
     box = as_array(box)
-    zoom, middle = out_size/box[..., 2], (out_size - 1)/2
-    return _affine(zoom, 0*zoom, middle - box[..., 0]*zoom, 0*zoom, zoom, middle - box[..., 1]*zoom)
+    zoom, middle = out_size / box[..., 2], (out_size - 1) / 2
+    return _affine(zoom, 0 * zoom, middle - box[..., 0] * zoom, 0 * zoom, zoom, middle - box[..., 1] * zoom)
 
 # %% ../../nbs/hand/02_camera.ipynb #c755c714
-def transform_uv(matrix,  # (3,3) or (...,3,3) px to px
-                 uv):     # (...,N,2) px
+def transform_uv(
+    matrix,  # (3,3) or (...,3,3) px to px
+    uv,
+):  # (...,N,2) px
     "Pixels after an affine map"
     uv = as_array(uv)
     matrix, library = as_like(matrix, uv), library_of(uv)
-    return uv @ library.swapaxes(matrix[..., :2, :2], -1, -2) + (matrix[:2, 2] if matrix.ndim == 2 else matrix[..., None, :2, 2])
+    return uv @ library.swapaxes(matrix[..., :2, :2], -1, -2) + (
+        matrix[:2, 2] if matrix.ndim == 2 else matrix[..., None, :2, 2]
+    )
+
 
 def invert_affine(matrix):  # (...,3,3)
     "The map back, (...,3,3)"
     a, b, c, d, e, f = (matrix[..., row, column] for row in (0, 1) for column in (0, 1, 2))
-    area = a*e - b*d
-    return _affine(e/area, -b/area, (b*f - c*e)/area, -d/area, a/area, (c*d - a*f)/area)
+    area = a * e - b * d
+    return _affine(e / area, -b / area, (b * f - c * e) / area, -d / area, a / area, (c * d - a * f) / area)
 
 # %% ../../nbs/hand/02_camera.ipynb #71a6f205
-def mirror_uv(uv,     # (...,N,2) px
-              width): # W, px
+def mirror_uv(
+    uv,  # (...,N,2) px
+    width,
+):  # W, px
     "Pixels of the flipped image"
     uv = as_array(uv)
-    return uv*as_like([-1, 1], uv) + as_like([width - 1, 0], uv)
+    return uv * as_like([-1, 1], uv) + as_like([width - 1, 0], uv)
 
-def mirror_intrinsics(K,      # (...,3,3) px
-                      width): # W, px
+
+def mirror_intrinsics(
+    K,  # (...,3,3) px
+    width,
+):  # W, px
     "Intrinsics that project mirrored joints to mirrored pixels"
     K = as_array(K)
-    return K*as_like([[1, -1, -1], [1, 1, 1], [1, 1, 1]], K) + as_like([[0, 0, width - 1], [0, 0, 0], [0, 0, 0]], K)
+    return K * as_like([[1, -1, -1], [1, 1, 1], [1, 1, 1]], K) + as_like(
+        [[0, 0, width - 1], [0, 0, 0], [0, 0, 0]], K
+    )
 
 # %% ../../nbs/hand/02_camera.ipynb #c93c6351
-def crop_intrinsics(K,         # (3,3) or (...,3,3) px
-                    box,       # Box or (...,3) px
-                    out_size): # S, px
+def crop_intrinsics(
+    K,  # (3,3) or (...,3,3) px
+    box,  # Box or (...,3) px
+    out_size,
+):  # S, px
     "Intrinsics of the camera whose image is the crop"
     matrix = crop_matrix(box, out_size)
-    if isinstance(K, torch.Tensor): matrix = as_like(matrix, K)
+    if isinstance(K, torch.Tensor):
+        matrix = as_like(matrix, K)
     return matrix @ as_like(K, matrix)
 
-def image_uv(uv,        # (...,N,2) px of the crop
-             box,       # Box or (...,3) px
-             out_size): # S, px
+
+def image_uv(
+    uv,  # (...,N,2) px of the crop
+    box,  # Box or (...,3) px
+    out_size,
+):  # S, px
     "Pixels of the original image, where 2D errors are measured"
     return transform_uv(invert_affine(crop_matrix(box, out_size)), uv)
 
 # %% ../../nbs/hand/02_camera.ipynb #f709428a
-def similarity_matrix(angle,   # (...) radians; positive turns u towards v, clockwise on the screen
-                      scale,   # (...) above 1 enlarges
-                      shift,   # (...,2) px, after turning
-                      centre): # px, the fixed point on both axes, (S - 1)/2
+def similarity_matrix(
+    angle,  # (...) radians; positive turns u towards v, clockwise on the screen
+    scale,  # (...) above 1 enlarges
+    shift,  # (...,2) px, after turning
+    centre,
+):  # px, the fixed point on both axes, (S - 1)/2
     "Affine map (...,3,3) that turns and scales about a centre, then shifts"
     shift = as_array(shift)
     angle, scale, library = as_like(angle, shift), as_like(scale, shift), library_of(shift)
-    cosine, sine = scale*library.cos(angle), scale*library.sin(angle)
-    return _affine(cosine, -sine, centre - centre*cosine + centre*sine + shift[..., 0],
-                   sine, cosine, centre - centre*sine - centre*cosine + shift[..., 1])
+    cosine, sine = scale * library.cos(angle), scale * library.sin(angle)
+    return _affine(
+        cosine,
+        -sine,
+        centre - centre * cosine + centre * sine + shift[..., 0],
+        sine,
+        cosine,
+        centre - centre * sine - centre * cosine + shift[..., 1],
+    )
 
 # %% ../../nbs/hand/02_camera.ipynb #8de1ee8f
-def warp_grid(images,    # (B,C,H,W) float
-              matrix,    # (B,3,3) or (3,3), from source px to output px
-              out_size): # S, px
+def warp_grid(
+    images,  # (B,C,H,W) float
+    matrix,  # (B,3,3) or (3,3), from source px to output px
+    out_size,
+):  # S, px
     "Where each output pixel comes from, (B,S,S,2), in torch's terms; serves all images of the same size"
     count, _, height, width = images.shape
     back = invert_affine(as_like(matrix, images)).expand(count, 3, 3)
-    unit = as_like([[out_size/2, 0, (out_size - 1)/2], [0, out_size/2, (out_size - 1)/2], [0, 0, 1]], images)  # torch's -1..1 to output px
-    norm = as_like([[2/width, 0, 1/width - 1], [0, 2/height, 1/height - 1], [0, 0, 1]], images)                # source px to torch's -1..1
+    unit = as_like(
+        [[out_size / 2, 0, (out_size - 1) / 2], [0, out_size / 2, (out_size - 1) / 2], [0, 0, 1]], images
+    )  # torch's -1..1 to output px
+    norm = as_like(
+        [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]], images
+    )  # source px to torch's -1..1
     return F.affine_grid((norm @ back @ unit)[:, :2], (count, 1, out_size, out_size), align_corners=False)
 
-def warp(images,             # (B,C,H,W) float
-         matrix,             # (B,3,3) or (3,3), from source px to output px
-         out_size,           # S, px
-         mode='bilinear',    # or 'nearest', for masks and depth
-         padding='zeros',    # beyond the border: 'zeros' or 'border'
-         grid=None):         # of `warp_grid`, where it is known
+
+def warp(
+    images,  # (B,C,H,W) float
+    matrix,  # (B,3,3) or (3,3), from source px to output px
+    out_size,  # S, px
+    mode="bilinear",  # or 'nearest', for masks and depth
+    padding="zeros",  # beyond the border: 'zeros' or 'border'
+    grid=None,
+):  # of `warp_grid`, where it is known
     "Square images (B,C,S,S) drawn through an affine map"
     grid = warp_grid(images, matrix, out_size) if grid is None else grid
     return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 # %% ../../nbs/hand/02_camera.ipynb #ca8383fb
-def viewpoint_rotation(box,                 # Box or (...,3) px with K; without K a ray (...,3)
-                       K=None,              # (3,3) or (...,3,3) px
-                       order='corrected'):  # 'printed': the supplement's order of factors
+def viewpoint_rotation(
+    box,  # Box or (...,3) px with K; without K a ray (...,3)
+    K=None,  # (3,3) or (...,3,3) px
+    order="corrected",
+):  # 'printed': the supplement's order of factors
     "Rotations (...,3,3) that bring the ray through the box's centre onto the optical axis"
-    if order not in ('corrected', 'printed'): raise HandlabError('viewpoint_rotation', f'unknown order {order!r}', "use 'corrected' or 'printed'")
+    if order not in ("corrected", "printed"):
+        raise HandlabError("viewpoint_rotation", f"unknown order {order!r}", "use 'corrected' or 'printed'")
     box = as_array(box)
     library = library_of(box)
     ray = box if K is None else pixel_rays(box[..., None, :2], K)[..., 0, :]
     x, y, z = ray[..., 0], ray[..., 1], ray[..., 2]
-    flat = (x**2 + z**2)**.5                                                  # e = (0, y, flat) after the turn about y
-    cos_y, sin_y, length = z/flat, x/flat, (flat**2 + y**2)**.5
-    cos_x, sin_x, zero, one = flat/length, y/length, library.zeros_like(x), library.ones_like(x)
-    about_y = library.stack([cos_y, zero, -sin_y, zero, one, zero, sin_y, zero, cos_y], -1).reshape(*x.shape, 3, 3)
-    about_x = library.stack([one, zero, zero, zero, cos_x, -sin_x, zero, sin_x, cos_x], -1).reshape(*x.shape, 3, 3)
-    return about_x @ about_y if order == 'corrected' else about_y @ about_x
+    flat = (x**2 + z**2) ** 0.5  # e = (0, y, flat) after the turn about y
+    cos_y, sin_y, length = z / flat, x / flat, (flat**2 + y**2) ** 0.5
+    cos_x, sin_x, zero, one = flat / length, y / length, library.zeros_like(x), library.ones_like(x)
+    about_y = library.stack([cos_y, zero, -sin_y, zero, one, zero, sin_y, zero, cos_y], -1).reshape(
+        *x.shape, 3, 3
+    )
+    about_x = library.stack([one, zero, zero, zero, cos_x, -sin_x, zero, sin_x, cos_x], -1).reshape(
+        *x.shape, 3, 3
+    )
+    return about_x @ about_y if order == "corrected" else about_y @ about_x
 
 # %% ../../nbs/hand/02_camera.ipynb #088b7e7f
-def rotate(points,    # (...,N,3)
-           rotation): # (3,3) or (...,3,3)
+def rotate(
+    points,  # (...,N,3)
+    rotation,
+):  # (3,3) or (...,3,3)
     "Points after a rotation"
     points = as_array(points)
     return points @ library_of(points).swapaxes(as_like(rotation, points), -1, -2)
 
-def rotate_back(points,    # (...,N,3)
-                rotation): # (3,3) or (...,3,3)
+
+def rotate_back(
+    points,  # (...,N,3)
+    rotation,
+):  # (3,3) or (...,3,3)
     "Undo `rotate`"
     points = as_array(points)
     return points @ as_like(rotation, points)
 
 # %% ../../nbs/hand/02_camera.ipynb #4a12841b
-def depth_to_cloud(depth,        # (H,W) metres, NaN or 0 where there is none
-                   mask,         # (H,W) bool; None: all pixels
-                   K,            # (3,3) px
-                   root_mm,      # (3,) mm; None: keep every point
-                   radius=200.): # mm around the root
+def depth_to_cloud(
+    depth,  # (H,W) metres, NaN or 0 where there is none
+    mask,  # (H,W) bool; None: all pixels
+    K,  # (3,3) px
+    root_mm,  # (3,) mm; None: keep every point
+    radius=200.0,
+):  # mm around the root
     "Points (n,3) in mm, camera frame, in the order of their pixels"
     depth = as_array(depth)
     library = library_of(depth)
     valid = library.isfinite(depth) & (depth > 0)
-    if mask is not None: valid = valid & (as_like(mask, depth) > 0)
+    if mask is not None:
+        valid = valid & (as_like(mask, depth) > 0)
     rows, columns = library.where(valid)
-    points = unproject(as_like(library.stack([columns, rows], -1), depth), depth[rows, columns]*1000, K)
-    if root_mm is None: return points
-    return points[((points - as_like(root_mm, points))**2).sum(-1) < radius**2]
+    points = unproject(as_like(library.stack([columns, rows], -1), depth), depth[rows, columns] * 1000, K)
+    if root_mm is None:
+        return points
+    return points[((points - as_like(root_mm, points)) ** 2).sum(-1) < radius**2]
 
 # %% ../../nbs/hand/02_camera.ipynb #c143f8be
-def sample_points(cloud,      # (n,3)
-                  count,      # points to draw
-                  generator): # np.random.Generator, or torch.Generator for a tensor
+def sample_points(
+    cloud,  # (n,3)
+    count,  # points to draw
+    generator,
+):  # np.random.Generator, or torch.Generator for a tensor
     "`count` points of a cloud, without repetition as far as it reaches"
-    if len(cloud) == 0: raise HandlabError('sample_points', 'the cloud is empty', 'skip frames without depth on the hand')
-    if isinstance(cloud, torch.Tensor): order = torch.randperm(len(cloud), generator=generator, device=generator.device).to(cloud.device)
-    else: order = generator.permutation(len(cloud))
+    if len(cloud) == 0:
+        raise HandlabError("sample_points", "the cloud is empty", "skip frames without depth on the hand")
+    if isinstance(cloud, torch.Tensor):
+        order = torch.randperm(len(cloud), generator=generator, device=generator.device).to(cloud.device)
+    else:
+        order = generator.permutation(len(cloud))
     return cloud[order[library_of(cloud).arange(count) % len(cloud)]]
 
 # %% ../../nbs/hand/02_camera.ipynb #0474326e
-def sample_clouds(depth,        # (B,H,W) metres, NaN or 0 where there is none
-                  mask,         # (B,H,W) bool
-                  K,            # (B,3,3) px of this depth map
-                  root_mm,      # (B,3) mm
-                  count,        # points a frame
-                  generator,    # torch.Generator on the device of `depth`
-                  radius=200.): # mm around the root
+def sample_clouds(
+    depth,  # (B,H,W) metres, NaN or 0 where there is none
+    mask,  # (B,H,W) bool
+    K,  # (B,3,3) px of this depth map
+    root_mm,  # (B,3) mm
+    count,  # points a frame
+    generator,  # torch.Generator on the device of `depth`
+    radius=200.0,
+):  # mm around the root
     "Points (B,count,3) in mm, camera frame, and the number (B,) of those there were to draw from"
     batch, height, width = depth.shape
     flat = depth.reshape(batch, -1)
-    valid = within(flat, width, K, root_mm, radius) & (flat > 0) & flat.isfinite() & mask.reshape(batch, -1).bool()  # NaN > 0 is False
+    valid = (
+        within(flat, width, K, root_mm, radius)
+        & (flat > 0)
+        & flat.isfinite()
+        & mask.reshape(batch, -1).bool()
+    )  # NaN > 0 is False
     keys = torch.rand(flat.shape, generator=generator, device=depth.device)
-    order = keys.masked_fill_(~valid, -1.).topk(min(count, height*width), dim=1).indices
+    order = keys.masked_fill_(~valid, -1.0).topk(min(count, height * width), dim=1).indices
     found = valid.sum(1)
-    turn = torch.arange(count, device=depth.device) % found.clamp(1, order.shape[1])[:, None]  # go round a small cloud again
+    turn = (
+        torch.arange(count, device=depth.device) % found.clamp(1, order.shape[1])[:, None]
+    )  # go round a small cloud again
     chosen = order.gather(1, turn)
-    points = unproject(torch.stack([chosen % width, chosen // width], -1).to(depth), flat.gather(1, chosen).nan_to_num(0.)*1000, K)
+    points = unproject(
+        torch.stack([chosen % width, chosen // width], -1).to(depth),
+        flat.gather(1, chosen).nan_to_num(0.0) * 1000,
+        K,
+    )
     return torch.where((found > 0)[:, None, None], points, root_mm[:, None]), found
 
-def within(flat,     # (B,H*W) metres
-           width,    # W
-           K,        # (B,3,3) px
-           root_mm,  # (B,3)
-           radius):  # mm
+
+def within(
+    flat,  # (B,H*W) metres
+    width,  # W
+    K,  # (B,3,3) px
+    root_mm,  # (B,3)
+    radius,
+):  # mm
     "Which pixels' points lie near the root, (B,H*W) bool, without making the points"
-    inverse, root, z = torch.linalg.inv(K.double()).to(flat), root_mm[:, :, None, None]/1000, flat.unflatten(1, (-1, width))
-    columns, rows = (torch.arange(length, device=flat.device, dtype=flat.dtype) for length in (width, z.shape[1]))
-    ray = lambda axis: (inverse[:, axis, :1]*columns)[:, None] + (inverse[:, axis, 1:2]*rows + inverse[:, axis, 2:])[:, :, None]
-    square = (ray(0).mul_(z) - root[:, 0]).square_() + (ray(1).mul_(z) - root[:, 1]).square_() + (z - root[:, 2]).square_()
-    return square.flatten(1) < (radius/1000)**2
+    inverse, root, z = (
+        torch.linalg.inv(K.double()).to(flat),
+        root_mm[:, :, None, None] / 1000,
+        flat.unflatten(1, (-1, width)),
+    )
+    columns, rows = (
+        torch.arange(length, device=flat.device, dtype=flat.dtype) for length in (width, z.shape[1])
+    )
+
+    def ray(axis):
+        return (inverse[:, axis, :1] * columns)[:, None] + (
+            inverse[:, axis, 1:2] * rows + inverse[:, axis, 2:]
+        )[:, :, None]
+
+    square = (
+        (ray(0).mul_(z) - root[:, 0]).square_()
+        + (ray(1).mul_(z) - root[:, 1]).square_()
+        + (z - root[:, 2]).square_()
+    )
+    return square.flatten(1) < (radius / 1000) ** 2
 
 # %% ../../nbs/hand/02_camera.ipynb #a8f1e40d
-def cell_centres(size,            # cells of the map
-                 crop_size=None): # px of the crop; None: as many as cells
+def cell_centres(
+    size,  # cells of the map
+    crop_size=None,
+):  # px of the crop; None: as many as cells
     "Crop pixels (size,) at the centres of a map's cells"
-    return (np.arange(size) + .5)*(crop_size or size)/size - .5
+    return (np.arange(size) + 0.5) * (crop_size or size) / size - 0.5
 
-def heatmaps(uv,              # (...,21,2) px of the crop
-             size=256,        # cells of the square map
-             crop_size=None,  # px of the crop; None: as many as cells
-             sigma=None,      # px of the crop; None: 25/256 of it
-             visible=None):   # (...,21) bool
+
+def heatmaps(
+    uv,  # (...,21,2) px of the crop
+    size=256,  # cells of the square map
+    crop_size=None,  # px of the crop; None: as many as cells
+    sigma=None,  # px of the crop; None: 25/256 of it
+    visible=None,
+):  # (...,21) bool
     "Targets (...,21,size,size), exp(-d^2/sigma^2)"
     uv = as_array(uv)
     library, crop_size = library_of(uv), crop_size or size
-    sigma = sigma or 25*crop_size/256
+    sigma = sigma or 25 * crop_size / 256
     centres = as_like(cell_centres(size, crop_size), uv)
-    inside = ((uv >= -1) & (uv <= crop_size)).all(-1)  # half a pixel over the border still counts; NaN is outside
-    if visible is not None: inside = inside & (as_like(visible, uv) > 0)
+    inside = ((uv >= -1) & (uv <= crop_size)).all(
+        -1
+    )  # half a pixel over the border still counts; NaN is outside
+    if visible is not None:
+        inside = inside & (as_like(visible, uv) > 0)
     uv = library.where(inside[..., None], uv, as_like(0, uv))
-    along_u, along_v = (library.exp(-(centres - uv[..., axis, None])**2/sigma**2) for axis in (0, 1))
-    return along_v[..., :, None]*along_u[..., None, :]*inside[..., None, None]
+    along_u, along_v = (library.exp(-((centres - uv[..., axis, None]) ** 2) / sigma**2) for axis in (0, 1))
+    return along_v[..., :, None] * along_u[..., None, :] * inside[..., None, None]
 
 # %% ../../nbs/hand/02_camera.ipynb #0e9973ab
-def heatmap_argmax(maps,            # (...,21,size,size)
-                   crop_size=None): # px of the crop; None: as many as cells
+def heatmap_argmax(
+    maps,  # (...,21,size,size)
+    crop_size=None,
+):  # px of the crop; None: as many as cells
     "Crop pixels (...,21,2) at the centre of each map's largest cell"
     size, library = maps.shape[-1], library_of(maps)
     best = maps.reshape(*maps.shape[:-2], -1).argmax(-1)
     cells = library.stack([best % size, best // size], -1)
-    return (cells + .5)*((crop_size or size)/size) - .5
+    return (cells + 0.5) * ((crop_size or size) / size) - 0.5

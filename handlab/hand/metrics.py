@@ -16,203 +16,342 @@ import torch
 from ..core import HandlabError, numpy_generator
 
 # %% ../../nbs/hand/03_metrics.ipynb #1e690eb9
-PROTOCOLS = ('zb', 'mmpose', 'pooled')
+PROTOCOLS = ("zb", "mmpose", "pooled")
+
 
 def _check_protocol(where, protocol):
-    if protocol not in PROTOCOLS: raise HandlabError(where, f'unknown protocol {protocol!r}', f'use one of {", ".join(PROTOCOLS)}')
+    if protocol not in PROTOCOLS:
+        raise HandlabError(where, f"unknown protocol {protocol!r}", f"use one of {', '.join(PROTOCOLS)}")
 
 # %% ../../nbs/hand/03_metrics.ipynb #9acf5fd8
 def _numbers(values):
-    return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
+    return (
+        values.detach().cpu().double().numpy()
+        if isinstance(values, torch.Tensor)
+        else np.asarray(values, float)
+    )
 
-def joint_errors(pred,          # (N,21,D) mm or px
-                 true,          # (N,21,D), NaN where not annotated
-                 visible=None): # (N,21) bool; None: all that are annotated
+
+def joint_errors(
+    pred,  # (N,21,D) mm or px
+    true,  # (N,21,D), NaN where not annotated
+    visible=None,
+):  # (N,21) bool; None: all that are annotated
     "Distances (N,21) in the unit of the input, NaN where a joint does not count"
     pred, true = _numbers(pred), _numbers(true)
     if true.ndim != 3 or pred.shape != true.shape:
-        raise HandlabError('joint_errors', f'predictions {pred.shape} and truth {true.shape} do not match', 'pass two arrays of one shape (N,21,D)')
+        raise HandlabError(
+            "joint_errors",
+            f"predictions {pred.shape} and truth {true.shape} do not match",
+            "pass two arrays of one shape (N,21,D)",
+        )
     counted = np.isfinite(true).all(-1)
     if visible is not None:
         visible = _numbers(visible) > 0
-        if visible.shape != counted.shape: raise HandlabError('joint_errors', f'visible has shape {visible.shape}', f'pass {counted.shape}, one flag a joint')
+        if visible.shape != counted.shape:
+            raise HandlabError(
+                "joint_errors",
+                f"visible has shape {visible.shape}",
+                f"pass {counted.shape}, one flag a joint",
+            )
         counted &= visible
-    if not counted.any(): raise HandlabError('joint_errors', 'no joint is visible and annotated', 'check the labels and the flags')
+    if not counted.any():
+        raise HandlabError(
+            "joint_errors", "no joint is visible and annotated", "check the labels and the flags"
+        )
     broken = counted & ~np.isfinite(pred).all(-1)
     if broken.any():
-        raise HandlabError('joint_errors', f'{broken.sum()} predicted joints are not finite, first in sample {np.flatnonzero(broken.any(1))[0]}', 'look for a diverged training')
-    return np.where(counted, np.sqrt(((pred - true)**2).sum(-1)), np.nan)
+        raise HandlabError(
+            "joint_errors",
+            f"{broken.sum()} predicted joints are not finite, first in sample {np.flatnonzero(broken.any(1))[0]}",
+            "look for a diverged training",
+        )
+    return np.where(counted, np.sqrt(((pred - true) ** 2).sum(-1)), np.nan)
 
 # %% ../../nbs/hand/03_metrics.ipynb #e7325f87
 class EPE(NamedTuple):
     "Mean and median end-point error"
+
     mean: float
     median: float
+
 
 def _per_joint(errors):  # (N,J) -> the errors of each joint that counts at least once
     columns = [column[~np.isnan(column)] for column in errors.T]
     return [column for column in columns if len(column)]
 
-def epe(pred,                     # (N,21,D) mm or px
-        true,                     # (N,21,D), NaN where not annotated
-        visible=None,             # (N,21) bool; None: all that are annotated
-        protocol='pooled')->EPE:  # 'zb', 'mmpose' or 'pooled'
+
+def epe(
+    pred,  # (N,21,D) mm or px
+    true,  # (N,21,D), NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+    protocol="pooled",
+) -> EPE:  # 'zb', 'mmpose' or 'pooled'
     "Mean and median end-point error in the unit of the input"
-    _check_protocol('epe', protocol)
+    _check_protocol("epe", protocol)
     errors = joint_errors(pred, true, visible)
-    groups = _per_joint(errors) if protocol == 'zb' else [errors[~np.isnan(errors)]]
-    return EPE(float(np.mean([group.mean() for group in groups])), float(np.mean([np.median(group) for group in groups])))
+    groups = _per_joint(errors) if protocol == "zb" else [errors[~np.isnan(errors)]]
+    return EPE(
+        float(np.mean([group.mean() for group in groups])),
+        float(np.mean([np.median(group) for group in groups])),
+    )
 
 # %% ../../nbs/hand/03_metrics.ipynb #61eb3193
-def thresholds_3d(): # (20,) mm
+def thresholds_3d():  # (20,) mm
     "0 to 50 mm"
     return np.linspace(0, 50, 20)
 
-def thresholds_20_50(): # (12,) mm
+
+def thresholds_20_50():  # (12,) mm
     "The published curves' 20 to 50 mm: in fact 21.05 to 50"
     return thresholds_3d()[8:]
 
-def thresholds_2d(): # (20,) px
+
+def thresholds_2d():  # (20,) px
     "0 to 30 px of the original image"
     return np.linspace(0, 30, 20)
 
-def thresholds_mmpose(): # (20,) px
+
+def thresholds_mmpose():  # (20,) px
     "0 to 28.5 px, the 20 left ends of mmpose's sum up to 30 px"
-    return np.arange(20)*1.5
+    return np.arange(20) * 1.5
 
 # %% ../../nbs/hand/03_metrics.ipynb #ebda76bf
-def pck(pred,               # (N,21,D) mm or px
-        true,               # (N,21,D), NaN where not annotated
-        thresholds,         # (T,) in the unit of the input
-        visible=None,       # (N,21) bool; None: all that are annotated
-        protocol='pooled',  # 'zb', 'mmpose' or 'pooled'
-        normaliser=None):   # (N,) the box's longer edge; None: errors as they are
+def pck(
+    pred,  # (N,21,D) mm or px
+    true,  # (N,21,D), NaN where not annotated
+    thresholds,  # (T,) in the unit of the input
+    visible=None,  # (N,21) bool; None: all that are annotated
+    protocol="pooled",  # 'zb', 'mmpose' or 'pooled'
+    normaliser=None,
+):  # (N,) the box's longer edge; None: errors as they are
     "Share (T,) of correct joints, 0 to 1, at every threshold"
-    _check_protocol('pck', protocol)
+    _check_protocol("pck", protocol)
     errors = joint_errors(pred, true, visible)
-    if normaliser is not None: errors = errors/_numbers(normaliser)[:, None]
-    groups = [errors[~np.isnan(errors)]] if protocol == 'pooled' else _per_joint(errors)
-    side = 'left' if protocol == 'mmpose' else 'right'  # strict <, or <=
-    return np.mean([np.searchsorted(np.sort(group), _numbers(thresholds), side)/len(group) for group in groups], 0)
+    if normaliser is not None:
+        errors = errors / _numbers(normaliser)[:, None]
+    groups = [errors[~np.isnan(errors)]] if protocol == "pooled" else _per_joint(errors)
+    side = "left" if protocol == "mmpose" else "right"  # strict <, or <=
+    return np.mean(
+        [np.searchsorted(np.sort(group), _numbers(thresholds), side) / len(group) for group in groups], 0
+    )
 
 # %% ../../nbs/hand/03_metrics.ipynb #56456486
-def auc(thresholds,          # (T,) in mm or px
-        curve,               # (T,) shares, 0 to 1
-        protocol='pooled'):  # 'mmpose' sums left rectangles, the others trapezoids
+def auc(
+    thresholds,  # (T,) in mm or px
+    curve,  # (T,) shares, 0 to 1
+    protocol="pooled",
+):  # 'mmpose' sums left rectangles, the others trapezoids
     "Area under a PCK curve over its range, 0 to 1"
-    _check_protocol('auc', protocol)
+    _check_protocol("auc", protocol)
     thresholds, curve = _numbers(thresholds), _numbers(curve)
-    if thresholds.ndim != 1 or thresholds.shape != curve.shape: raise HandlabError('auc', f'thresholds {thresholds.shape} and curve {curve.shape} do not match', 'pass two arrays (T,)')
+    if thresholds.ndim != 1 or thresholds.shape != curve.shape:
+        raise HandlabError(
+            "auc",
+            f"thresholds {thresholds.shape} and curve {curve.shape} do not match",
+            "pass two arrays (T,)",
+        )
     steps = np.diff(thresholds)
-    if len(steps) == 0 or (steps <= 0).any(): raise HandlabError('auc', 'thresholds do not grow', 'pass at least two, in ascending order')
-    if protocol == 'mmpose':
-        if not np.allclose(steps, steps[0]): raise HandlabError('auc', "mmpose's sum needs equal steps", 'use thresholds_mmpose()')
+    if len(steps) == 0 or (steps <= 0).any():
+        raise HandlabError("auc", "thresholds do not grow", "pass at least two, in ascending order")
+    if protocol == "mmpose":
+        if not np.allclose(steps, steps[0]):
+            raise HandlabError("auc", "mmpose's sum needs equal steps", "use thresholds_mmpose()")
         return float(curve.mean())
-    return float((steps*(curve[1:] + curve[:-1])/2).sum()/(thresholds[-1] - thresholds[0]))
+    return float((steps * (curve[1:] + curve[:-1]) / 2).sum() / (thresholds[-1] - thresholds[0]))
 
 # %% ../../nbs/hand/03_metrics.ipynb #d36284de
-def scores_3d(pred,                # (N,21,3) mm
-              true,                # (N,21,3) mm, NaN where not annotated
-              visible=None,        # (N,21) bool; None: all that are annotated
-              protocol='pooled'):  # 'zb', 'mmpose' or 'pooled'
+def scores_3d(
+    pred,  # (N,21,3) mm
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+    protocol="pooled",
+):  # 'zb', 'mmpose' or 'pooled'
     "Mean and median EPE in mm, AUC from 0 to 50 and from 20 to 50 mm"
     curve, error = pck(pred, true, thresholds_3d(), visible, protocol), epe(pred, true, visible, protocol)
-    return dict(epe_mean=error.mean, epe_median=error.median, auc_0_50=auc(thresholds_3d(), curve, protocol),
-                auc_20_50=auc(thresholds_20_50(), curve[8:], protocol))
+    return dict(
+        epe_mean=error.mean,
+        epe_median=error.median,
+        auc_0_50=auc(thresholds_3d(), curve, protocol),
+        auc_20_50=auc(thresholds_20_50(), curve[8:], protocol),
+    )
 
-def scores_2d(pred,                # (N,21,2) px of the original image
-              true,                # (N,21,2) px, NaN where not annotated
-              visible=None,        # (N,21) bool; None: all that are annotated
-              protocol='pooled'):  # 'zb', 'mmpose' or 'pooled'
+
+def scores_2d(
+    pred,  # (N,21,2) px of the original image
+    true,  # (N,21,2) px, NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+    protocol="pooled",
+):  # 'zb', 'mmpose' or 'pooled'
     "Mean and median EPE in px, AUC from 0 to 30 px"
-    thresholds, error = thresholds_mmpose() if protocol == 'mmpose' else thresholds_2d(), epe(pred, true, visible, protocol)
-    return dict(epe_mean=error.mean, epe_median=error.median, auc_0_30=auc(thresholds, pck(pred, true, thresholds, visible, protocol), protocol))
+    thresholds, error = (
+        thresholds_mmpose() if protocol == "mmpose" else thresholds_2d(),
+        epe(pred, true, visible, protocol),
+    )
+    return dict(
+        epe_mean=error.mean,
+        epe_median=error.median,
+        auc_0_30=auc(thresholds, pck(pred, true, thresholds, visible, protocol), protocol),
+    )
 
 # %% ../../nbs/hand/03_metrics.ipynb #a691447a
-def measures_2d(pred,            # (N,21,2) px of the original image
-                true,            # (N,21,2) px, NaN where not annotated
-                visible=None):   # (N,21) bool; None: all that are annotated
+def measures_2d(
+    pred,  # (N,21,2) px of the original image
+    true,  # (N,21,2) px, NaN where not annotated
+    visible=None,
+):  # (N,21) bool; None: all that are annotated
     "Mean and median EPE in px, AUC from 0 to 30 px and PCK curve at `thresholds_2d()`, under every protocol"
     scores = {protocol: scores_2d(pred, true, visible, protocol) for protocol in PROTOCOLS}
-    return {protocol: dict(epe_mean=row['epe_mean'], epe_median=row['epe_median'], auc=row['auc_0_30'], pck=pck(pred, true, thresholds_2d(), visible, protocol)) for protocol, row in scores.items()}
+    return {
+        protocol: dict(
+            epe_mean=row["epe_mean"],
+            epe_median=row["epe_median"],
+            auc=row["auc_0_30"],
+            pck=pck(pred, true, thresholds_2d(), visible, protocol),
+        )
+        for protocol, row in scores.items()
+    }
 
 # %% ../../nbs/hand/03_metrics.ipynb #3dfd9dd9
-ALIGNMENTS = ('absolute', 'root', 'root_scale', 'root_set_scale')
+ALIGNMENTS = ("absolute", "root", "root_scale", "root_set_scale")
+
 
 def _centred(pred, true, visible):
     "Prediction and truth (N,21,3) about the mean of the joints that count, with zeros where none counts; the truth's means (N,1,3); counts (N,)"
     counted = ~np.isnan(joint_errors(pred, true, visible))
-    share = counted[..., None]/np.maximum(counted.sum(1), 1)[:, None, None]
+    share = counted[..., None] / np.maximum(counted.sum(1), 1)[:, None, None]
     pred, true = _numbers(pred), np.where(counted[..., None], _numbers(true), 0)
-    middle, target = (np.where(counted[..., None], pred, 0)*share).sum(1, keepdims=True), (true*share).sum(1, keepdims=True)
+    middle, target = (
+        (np.where(counted[..., None], pred, 0) * share).sum(1, keepdims=True),
+        (true * share).sum(1, keepdims=True),
+    )
     return pred - middle, np.where(counted[..., None], true - target, 0), target, counted
 
-def align_root(pred,           # (N,21,3) mm
-               true,           # (N,21,3) mm, NaN where not annotated
-               visible=None):  # (N,21) bool; None: all that are annotated
+
+def align_root(
+    pred,  # (N,21,3) mm
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,
+):  # (N,21) bool; None: all that are annotated
     "Predictions (N,21,3) moved by the best translation of each frame"
     centred, _, target, _ = _centred(pred, true, visible)
     return centred + target
 
-def align_root_scale(pred,           # (N,21,3) in any unit
-                     true,           # (N,21,3) mm, NaN where not annotated
-                     visible=None,   # (N,21) bool; None: all that are annotated
-                     groups=None):   # (N,) names: one scale for all frames of a name; None: a scale for each frame
+
+def align_root_scale(
+    pred,  # (N,21,3) in any unit
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+    groups=None,
+):  # (N,) names: one scale for all frames of a name; None: a scale for each frame
     "Predictions (N,21,3) mm moved and scaled to fit best"
     centred, wanted, target, counted = _centred(pred, true, visible)
     known = np.where(counted[..., None], centred, 0)
-    numbers = np.arange(len(known)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
-    if len(numbers) != len(known): raise HandlabError('align_root_scale', f'{len(numbers)} groups for {len(known)} frames', 'pass one name a frame')
-    above, below = np.bincount(numbers, (known*wanted).sum((1, 2))), np.bincount(numbers, (known**2).sum((1, 2)))
+    numbers = (
+        np.arange(len(known))
+        if groups is None
+        else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    )
+    if len(numbers) != len(known):
+        raise HandlabError(
+            "align_root_scale", f"{len(numbers)} groups for {len(known)} frames", "pass one name a frame"
+        )
+    above, below = (
+        np.bincount(numbers, (known * wanted).sum((1, 2))),
+        np.bincount(numbers, (known**2).sum((1, 2))),
+    )
     scale = np.divide(above, below, out=np.ones_like(above), where=below > 0).clip(0)
-    return centred*scale[numbers][:, None, None] + target
+    return centred * scale[numbers][:, None, None] + target
 
 # %% ../../nbs/hand/03_metrics.ipynb #e80fcb1b
-def thresholds_100(): # (100,) mm
+def thresholds_100():  # (100,) mm
     "0 to 100 mm, as in the published curves of Dexter+Object"
     return np.linspace(0, 100, 100)
 
-def align(pred,                  # (N,21,3)
-          true,                  # (N,21,3) mm, NaN where not annotated
-          visible=None,          # (N,21) bool; None: all that are annotated
-          alignment='absolute',  # one of ALIGNMENTS
-          groups=None):          # (N,) names, for 'root_set_scale'; None: the whole set
-    "Predictions (N,21,3) as a named protocol allows"
-    if alignment not in ALIGNMENTS: raise HandlabError('align', f'unknown alignment {alignment!r}', f'use one of {", ".join(ALIGNMENTS)}')
-    if alignment == 'absolute': return _numbers(pred)
-    if alignment == 'root': return align_root(pred, true, visible)
-    return align_root_scale(pred, true, visible, None if alignment == 'root_scale' else np.zeros(len(true), int) if groups is None else groups)
 
-def scores_tips(pred,                  # (N,21,3) mm; any unit for the alignments with a scale
-                true,                  # (N,21,3) mm, NaN where not annotated
-                visible=None,          # (N,21) bool; None: all that are annotated
-                alignment='absolute',  # one of ALIGNMENTS
-                groups=None,           # (N,) names, for 'root_set_scale'; None: the whole set
-                protocol='pooled'):    # 'zb', 'mmpose' or 'pooled'
+def align(
+    pred,  # (N,21,3)
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+    alignment="absolute",  # one of ALIGNMENTS
+    groups=None,
+):  # (N,) names, for 'root_set_scale'; None: the whole set
+    "Predictions (N,21,3) as a named protocol allows"
+    if alignment not in ALIGNMENTS:
+        raise HandlabError("align", f"unknown alignment {alignment!r}", f"use one of {', '.join(ALIGNMENTS)}")
+    if alignment == "absolute":
+        return _numbers(pred)
+    if alignment == "root":
+        return align_root(pred, true, visible)
+    return align_root_scale(
+        pred,
+        true,
+        visible,
+        None if alignment == "root_scale" else np.zeros(len(true), int) if groups is None else groups,
+    )
+
+
+def scores_tips(
+    pred,  # (N,21,3) mm; any unit for the alignments with a scale
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+    alignment="absolute",  # one of ALIGNMENTS
+    groups=None,  # (N,) names, for 'root_set_scale'; None: the whole set
+    protocol="pooled",
+):  # 'zb', 'mmpose' or 'pooled'
     "Mean and median EPE in mm, AUC from 0 to 50 and from 0 to 100 mm, and how many tips were counted"
     counted = ~np.isnan(joint_errors(pred, true, visible))
-    if alignment != 'absolute': counted &= (counted.sum(1) > 1)[:, None]
+    if alignment != "absolute":
+        counted &= (counted.sum(1) > 1)[:, None]
     pred = align(pred, true, counted, alignment, groups)
-    area = lambda marks: auc(marks, pck(pred, true, marks, counted, protocol), protocol)
+
+    def area(marks):
+        return auc(marks, pck(pred, true, marks, counted, protocol), protocol)
+
     error = epe(pred, true, counted, protocol)
-    return dict(alignment=alignment, epe_mean=error.mean, epe_median=error.median, auc_0_50=area(thresholds_3d()), auc_0_100=area(thresholds_100()), tips=int(counted.sum()))
+    return dict(
+        alignment=alignment,
+        epe_mean=error.mean,
+        epe_median=error.median,
+        auc_0_50=area(thresholds_3d()),
+        auc_0_100=area(thresholds_100()),
+        tips=int(counted.sum()),
+    )
 
 # %% ../../nbs/hand/03_metrics.ipynb #b63d4635
 class Difference(NamedTuple):
     "The mean difference of two methods and its interval."
+
     mean: float
     low: float
     high: float
 
-def paired_difference(first,             # (seeds,N) error of each frame
-                      second,            # (seeds,N) on the same frames; seed k of both belong together
-                      level=.95,         # share of the draws within the interval
-                      draws=2000,
-                      seed=0)->Difference: # mean of first - second, in the errors' unit
+
+def paired_difference(
+    first,  # (seeds,N) error of each frame
+    second,  # (seeds,N) on the same frames; seed k of both belong together
+    level=0.95,  # share of the draws within the interval
+    draws=2000,
+    seed=0,
+) -> Difference:  # mean of first - second, in the errors' unit
     "Paired bootstrap over seeds and frames"
-    difference, generator = np.atleast_2d(_numbers(first) - _numbers(second)), numpy_generator(seed, 'bootstrap')
-    if difference.ndim != 2: raise HandlabError('paired_difference', f'errors of shape {difference.shape} are not (seeds, frames)', 'give the mean error of each frame')
+    difference, generator = (
+        np.atleast_2d(_numbers(first) - _numbers(second)),
+        numpy_generator(seed, "bootstrap"),
+    )
+    if difference.ndim != 2:
+        raise HandlabError(
+            "paired_difference",
+            f"errors of shape {difference.shape} are not (seeds, frames)",
+            "give the mean error of each frame",
+        )
     seeds, frames = difference.shape
-    weights = generator.multinomial(frames, np.full(frames, 1/frames), draws)/frames               # how often each frame is drawn
-    drawn = (weights @ difference.T)[np.arange(draws)[:, None], generator.integers(0, seeds, (draws, seeds))].mean(1)
-    return Difference(float(difference.mean()), *map(float, np.quantile(drawn, [(1 - level)/2, (1 + level)/2])))
+    weights = (
+        generator.multinomial(frames, np.full(frames, 1 / frames), draws) / frames
+    )  # how often each frame is drawn
+    drawn = (weights @ difference.T)[
+        np.arange(draws)[:, None], generator.integers(0, seeds, (draws, seeds))
+    ].mean(1)
+    return Difference(
+        float(difference.mean()), *map(float, np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
+    )

@@ -16,195 +16,293 @@ import torch
 from ..core import HandlabError
 
 # %% ../../nbs/hand/01_skeleton.ipynb #26eea1c5
-FINGERS = ('thumb', 'index', 'middle', 'ring', 'little')
-JOINTS = ('wrist',) + tuple(f'{finger}_{part}' for finger in FINGERS
-                            for part in (('cmc', 'mcp', 'ip', 'tip') if finger == 'thumb' else ('mcp', 'pip', 'dip', 'tip')))
+FINGERS = ("thumb", "index", "middle", "ring", "little")
+JOINTS = ("wrist",) + tuple(
+    f"{finger}_{part}"
+    for finger in FINGERS
+    for part in (("cmc", "mcp", "ip", "tip") if finger == "thumb" else ("mcp", "pip", "dip", "tip"))
+)
 WRIST = 0
 ROOT = 9  # middle MCP
 TIPS = (4, 8, 12, 16, 20)
-PARENTS = tuple(-1 if joint == WRIST else WRIST if joint % 4 == 1 else joint - 1 for joint in range(21))  # the wrist has none: -1
-BONES = np.array([(parent, joint) for joint, parent in enumerate(PARENTS) if parent >= 0])                # (20,2) parent, child
+PARENTS = tuple(
+    -1 if joint == WRIST else WRIST if joint % 4 == 1 else joint - 1 for joint in range(21)
+)  # the wrist has none: -1
+BONES = np.array(
+    [(parent, joint) for joint, parent in enumerate(PARENTS) if parent >= 0]
+)  # (20,2) parent, child
 
 # %% ../../nbs/hand/01_skeleton.ipynb #d51baf5d
 def library_of(values):  # an array, a tensor or a sequence
     "The module that computes with these values: `torch` for a tensor, else `numpy`"
     return torch if isinstance(values, torch.Tensor) else np
 
+
 def as_array(values):  # an array, a tensor or a sequence of numbers
     "The values as a floating point array; tensors and floating arrays stay what they are"
-    if isinstance(values, torch.Tensor): return values if values.is_floating_point() else values.float()
+    if isinstance(values, torch.Tensor):
+        return values if values.is_floating_point() else values.float()
     values = np.asarray(values)
     return values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
 
-def as_like(values,      # an array, a tensor or a sequence of numbers
-            reference):  # a floating point array or tensor
+
+def as_like(
+    values,  # an array, a tensor or a sequence of numbers
+    reference,
+):  # a floating point array or tensor
     "The values in the kind, type and device of `reference`"
-    if isinstance(reference, torch.Tensor): return torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
-    if isinstance(values, torch.Tensor): values = values.detach().cpu().numpy()
+    if isinstance(reference, torch.Tensor):
+        return torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=reference.dtype)
 
 # %% ../../nbs/hand/01_skeleton.ipynb #1ff1ad1f
-def example_hand(distance=450.):  # mm from the camera
+def example_hand(distance=450.0):  # mm from the camera
     "A flat right hand (21,3) mm, fingers up, palm towards the camera, centred in the view"
-    base  = np.array([(22, 20), (25, 88), (4, 92), (-16, 86), (-34, 75)], float)   # mm from the wrist, x and up
-    angle = np.radians([38, 8, 1, -6, -14])                                       # lean of each finger from upright
+    base = np.array([(22, 20), (25, 88), (4, 92), (-16, 86), (-34, 75)], float)  # mm from the wrist, x and up
+    angle = np.radians([38, 8, 1, -6, -14])  # lean of each finger from upright
     bones = np.array([(42, 31, 27), (40, 24, 21), (44, 28, 22), (41, 26, 22), (32, 19, 19)], float)
-    reach = np.concatenate([np.zeros((5, 1)), bones.cumsum(1)], 1)                # (5,4) mm along the finger
-    flat  = base[:, None] + reach[..., None]*np.stack([np.sin(angle), np.cos(angle)], -1)[:, None]
-    flat  = np.concatenate([np.zeros((1, 2)), flat.reshape(20, 2)]) - (0, 85)     # (21,2), the knuckles near the axis
+    reach = np.concatenate([np.zeros((5, 1)), bones.cumsum(1)], 1)  # (5,4) mm along the finger
+    flat = base[:, None] + reach[..., None] * np.stack([np.sin(angle), np.cos(angle)], -1)[:, None]
+    flat = np.concatenate([np.zeros((1, 2)), flat.reshape(20, 2)]) - (
+        0,
+        85,
+    )  # (21,2), the knuckles near the axis
     return np.stack([flat[:, 0], -flat[:, 1], np.full(21, distance)], -1)
 
 # %% ../../nbs/hand/01_skeleton.ipynb #33e05da3
-RHD_TO_CANONICAL = np.array([0, 4,3,2,1, 8,7,6,5, 12,11,10,9, 16,15,14,13, 20,19,18,17])
+RHD_TO_CANONICAL = np.array([0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17])
 
-def from_rhd(values,  # (...,42,D) both hands as stored
-             side):   # 'left' or 'right'
+
+def from_rhd(
+    values,  # (...,42,D) both hands as stored
+    side,
+):  # 'left' or 'right'
     "One hand of RHD's two, (...,21,D) in canonical order"
-    if side not in ('left', 'right'): raise HandlabError('from_rhd', f'unknown side {side!r}', "use 'left' or 'right'")
-    if values.shape[-2] != 42: raise HandlabError('from_rhd', f'expected 42 joints, got shape {tuple(values.shape)}', 'pass both hands as RHD stores them')
-    return values[..., RHD_TO_CANONICAL + (0 if side == 'left' else 21), :]
+    if side not in ("left", "right"):
+        raise HandlabError("from_rhd", f"unknown side {side!r}", "use 'left' or 'right'")
+    if values.shape[-2] != 42:
+        raise HandlabError(
+            "from_rhd",
+            f"expected 42 joints, got shape {tuple(values.shape)}",
+            "pass both hands as RHD stores them",
+        )
+    return values[..., RHD_TO_CANONICAL + (0 if side == "left" else 21), :]
 
 # %% ../../nbs/hand/01_skeleton.ipynb #1b32e31b
-STB_TO_CANONICAL = np.array([0, 17,18,19,20, 13,14,15,16, 9,10,11,12, 5,6,7,8, 1,2,3,4])  # joint 0 is still the palm's centre
+STB_TO_CANONICAL = np.array(
+    [0, 17, 18, 19, 20, 13, 14, 15, 16, 9, 10, 11, 12, 5, 6, 7, 8, 1, 2, 3, 4]
+)  # joint 0 is still the palm's centre
+
 
 def stb_wrist(joints):  # (...,21,3) canonical order, the palm's centre at 0
     "The same hands with the wrist at joint 0"
     ring_mcp, palm = joints[..., 13:14, :], joints[..., :1, :]
-    wrist = ring_mcp + 2*(palm - ring_mcp)
+    wrist = ring_mcp + 2 * (palm - ring_mcp)
     return library_of(joints).concatenate([wrist, joints[..., 1:, :]], -2)
 
-def from_stb(joints,      # (...,21,3) as STB stores them, mm
-             wrist=True): # False leaves the palm's centre at joint 0
+
+def from_stb(
+    joints,  # (...,21,3) as STB stores them, mm
+    wrist=True,
+):  # False leaves the palm's centre at joint 0
     "STB's joints in canonical order"
     joints = joints[..., STB_TO_CANONICAL, :]
     return stb_wrist(joints) if wrist else joints
 
 # %% ../../nbs/hand/01_skeleton.ipynb #414262d3
-BIGHAND_TO_CANONICAL = np.array([0, 1,6,7,8, 2,9,10,11, 3,12,13,14, 4,15,16,17, 5,18,19,20])
+BIGHAND_TO_CANONICAL = np.array([0, 1, 6, 7, 8, 2, 9, 10, 11, 3, 12, 13, 14, 4, 15, 16, 17, 5, 18, 19, 20])
+
 
 def from_bighand(joints):  # (...,21,3) or (...,63) as BigHand stores them, mm
     "BigHand's joints in canonical order"
-    if joints.shape[-1] == 63: joints = joints.reshape(*joints.shape[:-1], 21, 3)
+    if joints.shape[-1] == 63:
+        joints = joints.reshape(*joints.shape[:-1], 21, 3)
     return joints[..., BIGHAND_TO_CANONICAL, :]
 
 # %% ../../nbs/hand/01_skeleton.ipynb #3207e0d7
 DEXTER_TIPS = (4, 8, 12, 16, 20)
-DEXTER_MISSING = 32001.
+DEXTER_MISSING = 32001.0
+
 
 def from_dexter(tips):  # (...,5,D) thumb to little
     "Finger tips as hands (...,21,D) in canonical order, NaN where nothing is annotated"
     tips = as_array(tips)
     library = library_of(tips)
-    if tips.shape[-1] == 3: tips = library.where(tips[..., 2:] == DEXTER_MISSING, as_like(np.nan, tips), tips)
-    hands = library.full_like(tips[..., :1, :], np.nan).repeat(*((21, -2) if library is np else (*[1]*(tips.ndim - 2), 21, 1)))
+    if tips.shape[-1] == 3:
+        tips = library.where(tips[..., 2:] == DEXTER_MISSING, as_like(np.nan, tips), tips)
+    hands = library.full_like(tips[..., :1, :], np.nan).repeat(
+        *((21, -2) if library is np else (*[1] * (tips.ndim - 2), 21, 1))
+    )
     hands[..., list(DEXTER_TIPS), :] = tips
     return hands
 
 # %% ../../nbs/hand/01_skeleton.ipynb #c8a0b5aa
 def mirror_joints(joints):  # (...,3) mm
     "The hand seen in a mirror: x becomes -x"
-    return joints*as_like([-1, 1, 1], joints)
+    return joints * as_like([-1, 1, 1], joints)
 
 # %% ../../nbs/hand/01_skeleton.ipynb #4578b6e5
-def handedness(joints): # (...,21,3) mm
+def handedness(joints):  # (...,21,3) mm
     "How far (...) mm the fingers curl as a right hand's would; negative for left hands"
     library = library_of(joints)
     wrist = joints[..., WRIST, :]
     axis = library.linalg.cross(joints[..., 5, :] - wrist, joints[..., 17, :] - wrist)
-    axis = axis/(axis**2).sum(-1)[..., None]**.5
+    axis = axis / (axis**2).sum(-1)[..., None] ** 0.5
     curl = joints[..., [8, 12, 16, 20], :] - joints[..., [6, 10, 14, 18], :]
-    return (curl*axis[..., None, :]).sum(-1).mean(-1)
+    return (curl * axis[..., None, :]).sum(-1).mean(-1)
 
 # %% ../../nbs/hand/01_skeleton.ipynb #9e0c3a0d
-def root_of(joints,              # (...,21,D)
-            root='middle_mcp'):  # 'middle_mcp', 'palm', 'wrist' or 'tips'
+def root_of(
+    joints,  # (...,21,D)
+    root="middle_mcp",
+):  # 'middle_mcp', 'palm', 'wrist' or 'tips'
     "The root point of each hand, (...,D)"
-    if root == 'middle_mcp': return joints[..., ROOT, :]
-    if root == 'palm': return (joints[..., WRIST, :] + joints[..., ROOT, :])/2
-    if root == 'wrist': return joints[..., WRIST, :]
-    if root == 'tips': return library_of(joints).nanmean(joints[..., list(DEXTER_TIPS), :], -2)
-    raise HandlabError('root_of', f'unknown root {root!r}', "use 'middle_mcp', 'palm', 'wrist' or 'tips'")
+    if root == "middle_mcp":
+        return joints[..., ROOT, :]
+    if root == "palm":
+        return (joints[..., WRIST, :] + joints[..., ROOT, :]) / 2
+    if root == "wrist":
+        return joints[..., WRIST, :]
+    if root == "tips":
+        return library_of(joints).nanmean(joints[..., list(DEXTER_TIPS), :], -2)
+    raise HandlabError("root_of", f"unknown root {root!r}", "use 'middle_mcp', 'palm', 'wrist' or 'tips'")
+
 
 def hand_scale(joints):  # (...,21,3) mm
     "Length of the middle finger's first bone, MCP to PIP, (...) mm"
-    return ((joints[..., ROOT, :] - joints[..., ROOT + 1, :])**2).sum(-1)**.5
+    return ((joints[..., ROOT, :] - joints[..., ROOT + 1, :]) ** 2).sum(-1) ** 0.5
 
 # %% ../../nbs/hand/01_skeleton.ipynb #ef029b3a
-STAND_IN_SCALE = 33.  # mm, where the bone is not annotated; the median of RHD's evaluation hands
+STAND_IN_SCALE = 33.0  # mm, where the bone is not annotated; the median of RHD's evaluation hands
 
-def normalise(joints,              # (...,21,3) mm
-              root='middle_mcp'):  # 'middle_mcp', 'palm', 'wrist' or 'tips'; with 'tips' a missing scale is replaced
+
+def normalise(
+    joints,  # (...,21,3) mm
+    root="middle_mcp",
+):  # 'middle_mcp', 'palm', 'wrist' or 'tips'; with 'tips' a missing scale is replaced
     "Root-relative pose of scale 1 (...,21,3), root (...,3) mm and scale (...) mm"
     root_mm, scale = root_of(joints, root), hand_scale(joints)
-    if root == 'tips': scale = library_of(joints).where(scale == scale, scale, as_like(STAND_IN_SCALE, scale))
-    return (joints - root_mm[..., None, :])/scale[..., None, None], root_mm, scale
+    if root == "tips":
+        scale = library_of(joints).where(scale == scale, scale, as_like(STAND_IN_SCALE, scale))
+    return (joints - root_mm[..., None, :]) / scale[..., None, None], root_mm, scale
 
-def denormalise(pose,     # (...,21,3) root-relative, scale 1
-                root_mm,  # (...,3) mm
-                scale):   # (...) mm
+
+def denormalise(
+    pose,  # (...,21,3) root-relative, scale 1
+    root_mm,  # (...,3) mm
+    scale,
+):  # (...) mm
     "Joints (...,21,3) in mm"
-    return pose*scale[..., None, None] + root_mm[..., None, :]
+    return pose * scale[..., None, None] + root_mm[..., None, :]
 
 # %% ../../nbs/hand/01_skeleton.ipynb #1f3b3437
-FINGER_COLOURS = ('#D55E00', '#E69F00', '#009E73', '#0072B2', '#CC79A7')  # thumb to little
+FINGER_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")  # thumb to little
+
 
 def bone_colours(colour=None):  # one colour for the whole hand; None: one a finger
     "A colour for each of the 20 bones"
-    return [colour]*20 if colour is not None else [FINGER_COLOURS[bone//4] for bone in range(20)]
+    return [colour] * 20 if colour is not None else [FINGER_COLOURS[bone // 4] for bone in range(20)]
+
 
 def _bone_style(bone, colour, width, dashed):
-    return dict(color=colour, lw=width, ls=(0, (1.2, 1)) if dashed else '-', solid_capstyle='round', dash_capstyle='butt', zorder=3 + bone/100)
+    return dict(
+        color=colour,
+        lw=width,
+        ls=(0, (1.2, 1)) if dashed else "-",
+        solid_capstyle="round",
+        dash_capstyle="butt",
+        zorder=3 + bone / 100,
+    )
 
 # %% ../../nbs/hand/01_skeleton.ipynb #bca94557
-def draw_hand_2d(ax,            # matplotlib axes
-                 uv,            # (21,2) px; NaN joints are left out
-                 visible=None,  # (21,) bool; bones to a hidden joint are dashed
-                 colour=None,   # one colour for the whole hand; None: one a finger
-                 width=2.,      # line width, points
-                 outline=True,  # white edge, so that the hand stands out from a photograph
-                 label=None):   # legend entry
+def draw_hand_2d(
+    ax,  # matplotlib axes
+    uv,  # (21,2) px; NaN joints are left out
+    visible=None,  # (21,) bool; bones to a hidden joint are dashed
+    colour=None,  # one colour for the whole hand; None: one a finger
+    width=2.0,  # line width, points
+    outline=True,  # white edge, so that the hand stands out from a photograph
+    label=None,
+):  # legend entry
     "A hand's bones and joints over an image"
     uv = np.asarray(uv, float)
     visible = np.ones(21, bool) if visible is None else np.asarray(visible, bool)
     colours = bone_colours(colour)
     for bone, (parent, child) in enumerate(BONES):
         ends, dashed = uv[[parent, child]].T, not visible[[parent, child]].all()
-        if outline: ax.plot(*ends, color='white', lw=width*1.9, alpha=.8, solid_capstyle='round', zorder=2.9)
+        if outline:
+            ax.plot(*ends, color="white", lw=width * 1.9, alpha=0.8, solid_capstyle="round", zorder=2.9)
         ax.plot(*ends, **_bone_style(bone, colours[bone], width, dashed), label=label if bone == 0 else None)
-    faces = [colour or '#333333'] + colours
-    ax.scatter(*uv.T, s=(2.2*width)**2, c=[face if seen else 'white' for face, seen in zip(faces, visible)],
-               edgecolors=['white' if seen and outline else face for face, seen in zip(faces, visible)], linewidths=.4*width, zorder=4)
+    faces = [colour or "#333333"] + colours
+    ax.scatter(
+        *uv.T,
+        s=(2.2 * width) ** 2,
+        c=[face if seen else "white" for face, seen in zip(faces, visible)],
+        edgecolors=["white" if seen and outline else face for face, seen in zip(faces, visible)],
+        linewidths=0.4 * width,
+        zorder=4,
+    )
     return ax
 
 # %% ../../nbs/hand/01_skeleton.ipynb #50253b7d
-def draw_hand_3d(ax,           # matplotlib 3d axes
-                 joints,       # (21,3) mm, camera frame
-                 colour=None,  # one colour for the whole hand; None: one a finger
-                 width=2.,     # line width, points
-                 label=None,   # legend entry
-                 alpha=1.):
+def draw_hand_3d(
+    ax,  # matplotlib 3d axes
+    joints,  # (21,3) mm, camera frame
+    colour=None,  # one colour for the whole hand; None: one a finger
+    width=2.0,  # line width, points
+    label=None,  # legend entry
+    alpha=1.0,
+):
     "A hand's bones and joints in space; the plot's upward axis is the camera's -y"
     x, y, z = np.asarray(joints, float).T
     colours = bone_colours(colour)
     for bone, (parent, child) in enumerate(BONES):
         ends = [parent, child]
-        ax.plot(x[ends], z[ends], -y[ends], color=colours[bone], lw=width, alpha=alpha, solid_capstyle='round', label=label if bone == 0 else None)
-    ax.scatter(x, z, -y, s=(1.9*width)**2, c=[colour or '#333333'] + colours, edgecolors='white', linewidths=.25*width, alpha=alpha, depthshade=False)
+        ax.plot(
+            x[ends],
+            z[ends],
+            -y[ends],
+            color=colours[bone],
+            lw=width,
+            alpha=alpha,
+            solid_capstyle="round",
+            label=label if bone == 0 else None,
+        )
+    ax.scatter(
+        x,
+        z,
+        -y,
+        s=(1.9 * width) ** 2,
+        c=[colour or "#333333"] + colours,
+        edgecolors="white",
+        linewidths=0.25 * width,
+        alpha=alpha,
+        depthshade=False,
+    )
     return ax
 
 # %% ../../nbs/hand/01_skeleton.ipynb #f805c5a8
-def frame_hands_3d(ax,             # matplotlib 3d axes
-                   joints,         # (...,21,3) mm: everything that is drawn in these axes
-                   view=(12, -70), # elevation and azimuth, degrees; azimuth -90 looks along the camera's axis
-                   ticks=False):   # show millimetres along the axes
+def frame_hands_3d(
+    ax,  # matplotlib 3d axes
+    joints,  # (...,21,3) mm: everything that is drawn in these axes
+    view=(12, -70),  # elevation and azimuth, degrees; azimuth -90 looks along the camera's axis
+    ticks=False,
+):  # show millimetres along the axes
     "Equal millimetres on all three axes, a calm background, and a view from slightly beside the camera"
     points = np.asarray(joints, float).reshape(-1, 3)
     low, high = np.nanmin(points, 0), np.nanmax(points, 0)
-    centre, half = (low + high)/2, max((high - low).max()/2, 1.)*1.05
-    for setter, middle in zip((ax.set_xlim, ax.set_ylim, ax.set_zlim), (centre[0], centre[2], -centre[1])): setter(middle - half, middle + half)
-    ax.set_box_aspect((1, 1, 1), zoom=1.15); ax.view_init(*view)
+    centre, half = (low + high) / 2, max((high - low).max() / 2, 1.0) * 1.05
+    for setter, middle in zip((ax.set_xlim, ax.set_ylim, ax.set_zlim), (centre[0], centre[2], -centre[1])):
+        setter(middle - half, middle + half)
+    ax.set_box_aspect((1, 1, 1), zoom=1.15)
+    ax.view_init(*view)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.set_pane_color((.97, .97, .97, 1.)); axis._axinfo['grid'].update(color='#dddddd', linewidth=.5)
-        if not ticks: axis.set_ticklabels([])
-    if ticks: ax.set(xlabel='x mm', ylabel='z mm', zlabel='-y mm')
+        axis.set_pane_color((0.97, 0.97, 0.97, 1.0))
+        axis._axinfo["grid"].update(color="#dddddd", linewidth=0.5)
+        if not ticks:
+            axis.set_ticklabels([])
+    if ticks:
+        ax.set(xlabel="x mm", ylabel="z mm", zlabel="-y mm")
     return ax

@@ -11,7 +11,6 @@ __all__ = ['STAGES', 'CHOICES', 'SECOND_ONLY', 'NOT_TRAINING', 'SCALES', 'Stage'
            'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core import HandlabError, check_settings, pick_device, project_path, provenance, read_json, write_json
+from handlab.core import (
+    HandlabError,
+    check_settings,
+    pick_device,
+    project_path,
+    provenance,
+    read_json,
+    write_json,
+)
 from ..data.batches import Augment, Batches
 from ..data.bighand import BigHand
 from ..data.prepare import CropSettings
@@ -30,22 +37,43 @@ from ..hand.skeleton import denormalise
 from .losses import REDUCTIONS, loss_c, loss_inter, loss_joint, loss_mask, term_sizes
 from .networks import BaseCNN
 from ..sim.bighand import SimBigHand
-from ..train.experiment import DATASETS, ExperimentData, evaluate_on, experiment_data, ordered_batches, prepared_reader, write_predictions
+from handlab.train.experiment import (
+    DATASETS,
+    ExperimentData,
+    evaluate_on,
+    experiment_data,
+    ordered_batches,
+    prepared_reader,
+    write_predictions,
+)
 from ..train.jobs import Job, run_jobs
-from ..train.loop import TrainSettings, fit, learning_rate, load_network, make_optimiser, read_losses, save_network, train_step, weights_fingerprint, write_losses
+from handlab.train.loop import (
+    TrainSettings,
+    fit,
+    learning_rate,
+    load_network,
+    make_optimiser,
+    read_losses,
+    save_network,
+    train_step,
+    weights_fingerprint,
+    write_losses,
+)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
 @dataclass(frozen=True)
 class Stage:
     "One of the trainings of the experiment."
-    label: str        # as in the paper, where it has one
-    modality: str     # the network's input: a Batch's 'image' or 'depth'
-    second: bool      # starts from the RGB Net
+
+    label: str  # as in the paper, where it has one
+    modality: str  # the network's input: a Batch's 'image' or 'depth'
+    second: bool  # starts from the RGB Net
     privileged: bool  # has Loss_Inter
-    colour: str       # in every figure; the first four as in the paper's Fig. 6
+    colour: str  # in every figure; the first four as in the paper's Fig. 6
 
     @property
-    def modalities(self) -> tuple: return ("image", "depth", "mask") if self.privileged else (self.modality,)  # what its batches hold
+    def modalities(self) -> tuple:
+        return ("image", "depth", "mask") if self.privileged else (self.modality,)  # what its batches hold
 
 
 STAGES = {
@@ -53,97 +81,201 @@ STAGES = {
     "rgb": Stage("RGB Net", "image", False, False, "#2760c2"),
     "rgb_pi": Stage("RGB PI Net", "image", True, True, "#d62a22"),
     "rgb_steps": Stage("RGB Net, same steps", "image", True, False, "#6fa8dc"),
-    "rgb_time": Stage("RGB Net, same time", "image", True, False, "#3fa66b")}
+    "rgb_time": Stage("RGB Net, same time", "image", True, False, "#3fa66b"),
+}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #d3448a1d
 @dataclass(frozen=True)
 class PiSettings:
     "All settings of the privileged-depth experiment (3D)."
-    dataset: str = "sim-rhd"          # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
-    data_root: str = ""               # folder of the real dataset; not used for a twin
-    depth_first: str = ""             # Depth Net is trained on this set before: 'sim-bighand', 'bighand' (section 3.2), or not at all
-    depth_first_root: str = ""        # folder of the real BigHand
-    depth_first_frames: int = 3000    # frames of its twin
-    data_seed: int = 0                # of the simulated frames
-    train_frames: int = 3040          # simulated frames to train on, 80 a person (a real dataset is used whole)
-    validation_frames: int = 400      # the last frames of the training split: other persons; every choice is made on them
-    test_frames: int = 600            # simulated frames of the evaluation split: for reporting only
-    crop: int = 64                    # side of the network's input in px (the paper: 256)
-    context: float = 1.25             # stored margin around the crop, for rotation and shift
-    width: float = 0.25               # multiplies the channel counts (1 = the paper's network)
-    fc_width: int = 256               # units of the first fully connected layer (not given in the paper)
-    batch_norm: bool = True           # not in the paper
-    negative_slope: float = 0.0       # of the ReLU; CPM has 0.01
-    dropout: float = 0.0              # before the last layer
-    crop_by: str = "zb"               # around the visible joints, 'zb', or 'mask', or 'tips' for a test on finger tips
-    steps_before: int = 1700          # Depth Net on `depth_first`
-    steps_first: int = 1700           # stage 1: Depth Net and RGB Net
-    steps_second: int = 940           # stage 2: RGB PI Net and the control of equal steps
-    batch_size: int = 32              # images a step, both stages
-    rate_first: float = 2e-3          # highest learning rate of stage 1
-    rate_second: float = 1e-3         # ... and of stage 2, the same for RGB PI Net and the controls
-    warm_up: int = 50                 # steps of rising learning rate, in both stages
-    schedule: str = "cosine"          # 'cosine', 'step' or 'constant'
-    weight_decay: float = 0.0         # of Adam
-    clip_gradient: float = 0.0        # largest gradient norm, 0 = none
-    lambda_c: float = 100.0           # Eq. 2's lambda, on Loss_C
-    inter_reduction: str = "sum"      # Loss_Inter over an image's units: 'sum', 'mean' or 'positions'
-    pose_reduction: str = "mean"      # Loss_C over the 63 coordinates: 'sum', 'mean' or 'positions' (= joints)
-    inter_weight: float = 1.0         # on Loss_Inter; 512 / units keeps the balance at another size
-    copy_head: bool = False           # variant: RGB PI Net starts with the Depth Net's fully connected layers (not in the paper)
-    mask_weight: float = 0.0          # on Eq. 3 in stage 2; 0 = without, as in the paper's 3D experiments
-    mask_share: float = 1.0           # share of the training images that carry Eq. 3 (the paper: 0.2 and 0.8)
-    mask_pooling: str = "area"        # how the mask reaches the feature map's size
-    rotation: float = 10.0            # augmentation: largest rotation in degrees
-    shift: float = 0.03               # ... shift as a fraction of the crop
-    scale_low: float = 0.95           # ... zoom
+
+    dataset: str = (
+        "sim-rhd"  # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
+    )
+    data_root: str = ""  # folder of the real dataset; not used for a twin
+    depth_first: str = (
+        ""  # Depth Net is trained on this set before: 'sim-bighand', 'bighand' (section 3.2), or not at all
+    )
+    depth_first_root: str = ""  # folder of the real BigHand
+    depth_first_frames: int = 3000  # frames of its twin
+    data_seed: int = 0  # of the simulated frames
+    train_frames: int = 3040  # simulated frames to train on, 80 a person (a real dataset is used whole)
+    validation_frames: int = (
+        400  # the last frames of the training split: other persons; every choice is made on them
+    )
+    test_frames: int = 600  # simulated frames of the evaluation split: for reporting only
+    crop: int = 64  # side of the network's input in px (the paper: 256)
+    context: float = 1.25  # stored margin around the crop, for rotation and shift
+    width: float = 0.25  # multiplies the channel counts (1 = the paper's network)
+    fc_width: int = 256  # units of the first fully connected layer (not given in the paper)
+    batch_norm: bool = True  # not in the paper
+    negative_slope: float = 0.0  # of the ReLU; CPM has 0.01
+    dropout: float = 0.0  # before the last layer
+    crop_by: str = "zb"  # around the visible joints, 'zb', or 'mask', or 'tips' for a test on finger tips
+    steps_before: int = 1700  # Depth Net on `depth_first`
+    steps_first: int = 1700  # stage 1: Depth Net and RGB Net
+    steps_second: int = 940  # stage 2: RGB PI Net and the control of equal steps
+    batch_size: int = 32  # images a step, both stages
+    rate_first: float = 2e-3  # highest learning rate of stage 1
+    rate_second: float = 1e-3  # ... and of stage 2, the same for RGB PI Net and the controls
+    warm_up: int = 50  # steps of rising learning rate, in both stages
+    schedule: str = "cosine"  # 'cosine', 'step' or 'constant'
+    weight_decay: float = 0.0  # of Adam
+    clip_gradient: float = 0.0  # largest gradient norm, 0 = none
+    lambda_c: float = 100.0  # Eq. 2's lambda, on Loss_C
+    inter_reduction: str = "sum"  # Loss_Inter over an image's units: 'sum', 'mean' or 'positions'
+    pose_reduction: str = "mean"  # Loss_C over the 63 coordinates: 'sum', 'mean' or 'positions' (= joints)
+    inter_weight: float = 1.0  # on Loss_Inter; 512 / units keeps the balance at another size
+    copy_head: bool = (
+        False  # variant: RGB PI Net starts with the Depth Net's fully connected layers (not in the paper)
+    )
+    mask_weight: float = 0.0  # on Eq. 3 in stage 2; 0 = without, as in the paper's 3D experiments
+    mask_share: float = 1.0  # share of the training images that carry Eq. 3 (the paper: 0.2 and 0.8)
+    mask_pooling: str = "area"  # how the mask reaches the feature map's size
+    rotation: float = 10.0  # augmentation: largest rotation in degrees
+    shift: float = 0.03  # ... shift as a fraction of the crop
+    scale_low: float = 0.95  # ... zoom
     scale_high: float = 1.05
-    hue: float = 0.03                 # ... colour
+    hue: float = 0.03  # ... colour
     brightness: float = 0.1
     contrast: float = 0.1
-    precision: str = "auto"           # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
-    channels_last: bool = True        # memory order of the convolutions
-    log_every: int = 20               # steps a row of the loss table
-    validate_every: int = 188         # steps between validations
-    checkpoint_every: int = 200       # steps between checkpoints
-    timing_steps: int = 24            # steps of each kind when the cost of a privileged step is measured
-    protocol: str = "pooled"          # of the metrics: 'zb', 'mmpose' or 'pooled'
-    own_processes: bool = True        # on a CPU trainings run side by side, a process and a thread each; else one after the other
-    seed: int = 0                     # of starting weights, batches and augmentation
-    STAGES: ClassVar[dict] = STAGES   # the trainings that these settings are for
+    precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
+    channels_last: bool = True  # memory order of the convolutions
+    log_every: int = 20  # steps a row of the loss table
+    validate_every: int = 188  # steps between validations
+    checkpoint_every: int = 200  # steps between checkpoints
+    timing_steps: int = 24  # steps of each kind when the cost of a privileged step is measured
+    protocol: str = "pooled"  # of the metrics: 'zb', 'mmpose' or 'pooled'
+    own_processes: bool = (
+        True  # on a CPU trainings run side by side, a process and a thread each; else one after the other
+    )
+    seed: int = 0  # of starting weights, batches and augmentation
+    STAGES: ClassVar[dict] = STAGES  # the trainings that these settings are for
     PROFILES: ClassVar[dict] = {
-        "smoke": dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=0.125, fc_width=32, steps_first=12, steps_second=8, batch_size=8, warm_up=2, depth_first_frames=200, steps_before=8,
-                      inter_weight=8.0, log_every=4, validate_every=4, checkpoint_every=4, timing_steps=3, own_processes=False),
+        "smoke": dict(
+            train_frames=80,
+            validation_frames=16,
+            test_frames=16,
+            crop=32,
+            width=0.125,
+            fc_width=32,
+            steps_first=12,
+            steps_second=8,
+            batch_size=8,
+            warm_up=2,
+            depth_first_frames=200,
+            steps_before=8,
+            inter_weight=8.0,
+            log_every=4,
+            validate_every=4,
+            checkpoint_every=4,
+            timing_steps=3,
+            own_processes=False,
+        ),
         "quick": dict(),
-        "full": dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1.0, fc_width=1024, depth_first_frames=200000, steps_before=100000, steps_first=20000, steps_second=10000, warm_up=500, rate_first=1e-3, rate_second=5e-4,
-                     inter_weight=1 / 64, log_every=100, validate_every=1000, checkpoint_every=1000, timing_steps=50)}
+        "full": dict(
+            train_frames=38720,
+            validation_frames=2538,
+            test_frames=2728,
+            crop=256,
+            width=1.0,
+            fc_width=1024,
+            depth_first_frames=200000,
+            steps_before=100000,
+            steps_first=20000,
+            steps_second=10000,
+            warm_up=500,
+            rate_first=1e-3,
+            rate_second=5e-4,
+            inter_weight=1 / 64,
+            log_every=100,
+            validate_every=1000,
+            checkpoint_every=1000,
+            timing_steps=50,
+        ),
+    }
 
 # %% ../../nbs/privileged/03_experiment.ipynb #8996b7fa
-CHOICES = {"dataset": DATASETS, "depth_first": ("", "sim-bighand", "bighand"), "crop_by": ("zb", "mask", "tips"), "inter_reduction": REDUCTIONS, "pose_reduction": REDUCTIONS, "mask_pooling": ("area", "max", "min"),
-           "protocol": ("zb", "mmpose", "pooled")}
+CHOICES = {
+    "dataset": DATASETS,
+    "depth_first": ("", "sim-bighand", "bighand"),
+    "crop_by": ("zb", "mask", "tips"),
+    "inter_reduction": REDUCTIONS,
+    "pose_reduction": REDUCTIONS,
+    "mask_pooling": ("area", "max", "min"),
+    "protocol": ("zb", "mmpose", "pooled"),
+}
 
 
 def check_pi(settings: PiSettings) -> PiSettings:
     "The settings with types and values checked."
-    settings = check_settings(settings, CHOICES, positive=("train_frames", "validation_frames", "test_frames", "steps_first", "steps_second", "batch_size", "timing_steps", "width"))
-    if settings.train_frames < settings.batch_size: raise HandlabError("PiSettings.batch_size", "there are fewer training frames than that", f"give at most {settings.train_frames}")
-    if settings.crop % 16: raise HandlabError("PiSettings.crop", f"{settings.crop} is not a multiple of 16", "choose 64, 128 or 256")
-    if not 0 <= settings.mask_share <= 1: raise HandlabError("PiSettings.mask_share", f"{settings.mask_share} is not a share", "give a value from 0 to 1")
+    settings = check_settings(
+        settings,
+        CHOICES,
+        positive=(
+            "train_frames",
+            "validation_frames",
+            "test_frames",
+            "steps_first",
+            "steps_second",
+            "batch_size",
+            "timing_steps",
+            "width",
+        ),
+    )
+    if settings.train_frames < settings.batch_size:
+        raise HandlabError(
+            "PiSettings.batch_size",
+            "there are fewer training frames than that",
+            f"give at most {settings.train_frames}",
+        )
+    if settings.crop % 16:
+        raise HandlabError(
+            "PiSettings.crop", f"{settings.crop} is not a multiple of 16", "choose 64, 128 or 256"
+        )
+    if not 0 <= settings.mask_share <= 1:
+        raise HandlabError(
+            "PiSettings.mask_share", f"{settings.mask_share} is not a share", "give a value from 0 to 1"
+        )
     return settings
 
 # %% ../../nbs/privileged/03_experiment.ipynb #60a64570
-def train_settings(settings: PiSettings, stage: str, steps: int = 0) -> TrainSettings:  # steps: 0 = as in the settings
+def train_settings(
+    settings: PiSettings, stage: str, steps: int = 0
+) -> TrainSettings:  # steps: 0 = as in the settings
     "The loop's settings of one stage."
     second = settings.STAGES[stage].second
-    shared = ("batch_size", "warm_up", "schedule", "weight_decay", "clip_gradient", "precision", "channels_last", "log_every", "validate_every", "checkpoint_every", "seed")
-    return TrainSettings(steps=steps or (settings.steps_second if second else settings.steps_first), learning_rate=settings.rate_second if second else settings.rate_first,
-                         **{name: getattr(settings, name) for name in shared})
+    shared = (
+        "batch_size",
+        "warm_up",
+        "schedule",
+        "weight_decay",
+        "clip_gradient",
+        "precision",
+        "channels_last",
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+        "seed",
+    )
+    return TrainSettings(
+        steps=steps or (settings.steps_second if second else settings.steps_first),
+        learning_rate=settings.rate_second if second else settings.rate_first,
+        **{name: getattr(settings, name) for name in shared},
+    )
 
 
 def augmentation(settings: PiSettings) -> Augment:
     "The augmentation of the training batches."
-    return Augment(rotation=settings.rotation, shift=settings.shift, scale_low=settings.scale_low, scale_high=settings.scale_high,
-                   hue=settings.hue, brightness=settings.brightness, contrast=settings.contrast)
+    return Augment(
+        rotation=settings.rotation,
+        shift=settings.shift,
+        scale_low=settings.scale_low,
+        scale_high=settings.scale_high,
+        hue=settings.hue,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+    )
 
 # %% ../../nbs/privileged/03_experiment.ipynb #ff31d316
 def crop_settings(settings: PiSettings) -> CropSettings:
@@ -156,29 +288,55 @@ def pi_data(settings: PiSettings, show_progress: bool = True) -> ExperimentData:
     return experiment_data(settings, crop_settings(settings), show_progress)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #b2dbb647
-def training_batches(settings: PiSettings, data: ExperimentData, stage: str, device) -> Callable:  # step -> Batch
+def training_batches(
+    settings: PiSettings, data: ExperimentData, stage: str, device
+) -> Callable:  # step -> Batch
     "The stage's batches as a pure function of the step."
     first = settings.steps_first if settings.STAGES[stage].second else 0
     device = pick_device(str(device))
-    batches = Batches(data.train, settings.batch_size, device=device, augment=augmentation(settings), seed=settings.seed, modalities=settings.STAGES[stage].modalities, prefetch=2 if device.type == "cuda" else 0)
+    batches = Batches(
+        data.train,
+        settings.batch_size,
+        device=device,
+        augment=augmentation(settings),
+        seed=settings.seed,
+        modalities=settings.STAGES[stage].modalities,
+        prefetch=2 if device.type == "cuda" else 0,
+    )
     return lambda step: batches.at(first + step)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #34031e2a
 def make_network(settings: PiSettings, stage: str) -> BaseCNN:
     "A stage's network with its starting weights of stage 1."
-    return BaseCNN(1 if STAGES[stage].modality == "depth" else 3, settings.crop, settings.width, settings.batch_norm, settings.fc_width, settings.negative_slope, settings.dropout, settings.seed)
+    return BaseCNN(
+        1 if STAGES[stage].modality == "depth" else 3,
+        settings.crop,
+        settings.width,
+        settings.batch_norm,
+        settings.fc_width,
+        settings.negative_slope,
+        settings.dropout,
+        settings.seed,
+    )
 
 
-def trained_network(settings: PiSettings, stage: str, folder, device="cpu", make: Callable = make_network) -> torch.nn.Module:  # make: (settings, stage) -> network
+def trained_network(
+    settings: PiSettings, stage: str, folder, device="cpu", make: Callable = make_network
+) -> torch.nn.Module:  # make: (settings, stage) -> network
     "A stage's trained network, frozen, in evaluation mode."
-    network = load_network(Path(folder) / stage / "model.safetensors", make(settings, stage)).to(device).eval()
-    if settings.channels_last: network = network.to(memory_format=torch.channels_last)
+    network = (
+        load_network(Path(folder) / stage / "model.safetensors", make(settings, stage)).to(device).eval()
+    )
+    if settings.channels_last:
+        network = network.to(memory_format=torch.channels_last)
     return network.requires_grad_(False)
 
 
 class PoseLoss:
     "Loss_C of stage 1."
-    def __init__(self, settings: PiSettings, modality: str): self.settings, self.modality = settings, modality
+
+    def __init__(self, settings: PiSettings, modality: str):
+        self.settings, self.modality = settings, modality
 
     def __call__(self, network, batch) -> dict:
         pose, _ = network(getattr(batch, self.modality))
@@ -188,23 +346,38 @@ class PoseLoss:
 # %% ../../nbs/privileged/03_experiment.ipynb #708b3221
 class PiLoss:
     "Eq. 2 of stage 2, with Eq. 3 where `mask_weight` asks for it; without a Depth Net it is the controls' loss."
+
     def __init__(self, settings: PiSettings, depth_net: BaseCNN = None):
-        self.settings, self.depth_net = settings, depth_net.eval().requires_grad_(False) if depth_net is not None else None
+        self.settings, self.depth_net = (
+            settings,
+            depth_net.eval().requires_grad_(False) if depth_net is not None else None,
+        )
 
     def terms(self, network, batch) -> dict:
         "The weighted terms of the sum."
         settings, (pose, features) = self.settings, network(batch.image)
         terms = {"pose": settings.lambda_c * loss_c(pose, batch.pose, settings.pose_reduction)}
-        if self.depth_net is None: return terms
-        with torch.no_grad(): _, target = self.depth_net(batch.depth)
+        if self.depth_net is None:
+            return terms
+        with torch.no_grad():
+            _, target = self.depth_net(batch.depth)
         terms["intermediate"] = settings.inter_weight * loss_inter(target, features, settings.inter_reduction)
         if settings.mask_weight:
-            terms["mask"] = settings.mask_weight * loss_mask(features, batch.mask, settings.inter_reduction, settings.mask_pooling, carries_mask(batch.index, settings))
+            terms["mask"] = settings.mask_weight * loss_mask(
+                features,
+                batch.mask,
+                settings.inter_reduction,
+                settings.mask_pooling,
+                carries_mask(batch.index, settings),
+            )
         return terms
 
     def __call__(self, network, batch) -> dict:
         terms = self.terms(network, batch)
-        logged = {**terms, "pose": terms["pose"] / self.settings.lambda_c}  # Loss_C itself, comparable with stage 1
+        logged = {
+            **terms,
+            "pose": terms["pose"] / self.settings.lambda_c,
+        }  # Loss_C itself, comparable with stage 1
         return {"loss": sum(terms.values()), **logged}
 
 
@@ -216,113 +389,234 @@ def carries_mask(index: torch.Tensor, settings: PiSettings) -> torch.Tensor:  # 
 # %% ../../nbs/privileged/03_experiment.ipynb #d104fa78
 class ValidationLosses:
     "Pose, intermediate and joint loss and EPE over the validation split."
+
     def __init__(self, settings: PiSettings, prepared, modality: str, depth_net=None, device="cpu"):
         self.settings, self.modality, self.depth_net = settings, modality, depth_net
-        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, ("image", "depth") if depth_net is not None else (modality,))
+        self.batches = ordered_batches(
+            prepared,
+            2 * settings.batch_size,
+            device,
+            ("image", "depth") if depth_net is not None else (modality,),
+        )
 
     def of_batch(self, network, batch) -> dict:
         "One batch's losses and the mean joint error in mm."
         pose, features = network(getattr(batch, self.modality))
-        values = {"pose": loss_c(pose, batch.pose, self.settings.pose_reduction), "epe": ((pose - batch.pose).norm(dim=-1) * batch.scale[:, None]).mean()}
-        if self.depth_net is None: return values
-        values["intermediate"] = self.settings.inter_weight * loss_inter(self.depth_net(batch.depth)[1], features, self.settings.inter_reduction)
+        values = {
+            "pose": loss_c(pose, batch.pose, self.settings.pose_reduction),
+            "epe": ((pose - batch.pose).norm(dim=-1) * batch.scale[:, None]).mean(),
+        }
+        if self.depth_net is None:
+            return values
+        values["intermediate"] = self.settings.inter_weight * loss_inter(
+            self.depth_net(batch.depth)[1], features, self.settings.inter_reduction
+        )
         return {**values, "joint": loss_joint(values["intermediate"], values["pose"], self.settings.lambda_c)}
 
     def __call__(self, network) -> dict:
         sums, count = {}, 0
         for batch in self.batches:
-            for name, value in self.of_batch(network, batch).items(): sums[name] = sums.get(name, 0) + value.double() * len(batch.pose)
+            for name, value in self.of_batch(network, batch).items():
+                sums[name] = sums.get(name, 0) + value.double() * len(batch.pose)
             count += len(batch.pose)
         return {name: float(value) / count for name, value in sums.items()}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #cc6a553c
-SECOND_ONLY = {"steps_second", "steps_before", "depth_first", "depth_first_root", "depth_first_frames", "rate_second", "lambda_c", "copy_head", "inter_reduction", "inter_weight", "mask_weight", "mask_share", "mask_pooling"}
-NOT_TRAINING = {"dataset", "data_root", "data_seed", "train_frames", "validation_frames", "test_frames", "timing_steps", "protocol", "own_processes"}  # the data's fingerprint stands for them
+SECOND_ONLY = {
+    "steps_second",
+    "steps_before",
+    "depth_first",
+    "depth_first_root",
+    "depth_first_frames",
+    "rate_second",
+    "lambda_c",
+    "copy_head",
+    "inter_reduction",
+    "inter_weight",
+    "mask_weight",
+    "mask_share",
+    "mask_pooling",
+}
+NOT_TRAINING = {
+    "dataset",
+    "data_root",
+    "data_seed",
+    "train_frames",
+    "validation_frames",
+    "test_frames",
+    "timing_steps",
+    "protocol",
+    "own_processes",
+}  # the data's fingerprint stands for them
 
 
 def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
     "What a stage's result depends on."
     left_out = NOT_TRAINING | (set() if settings.STAGES[stage].second else SECOND_ONLY)
-    return {"stage": stage, "data": data.training_fingerprint, **{name: value for name, value in asdict(settings).items() if name not in left_out}}
+    return {
+        "stage": stage,
+        "data": data.training_fingerprint,
+        **{name: value for name, value in asdict(settings).items() if name not in left_out},
+    }
 
 
 def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
     "The network a stage starts with: fresh, the Depth Net of `depth_first`, or the trained RGB Net."
     network = make_network(settings, stage)
-    if stage == "depth" and settings.depth_first: return load_network(Path(folder) / "before" / "model.safetensors", network)
-    if not STAGES[stage].second: return network
+    if stage == "depth" and settings.depth_first:
+        return load_network(Path(folder) / "before" / "model.safetensors", network)
+    if not STAGES[stage].second:
+        return network
     load_network(Path(folder) / "rgb" / "model.safetensors", network)
-    if settings.copy_head and STAGES[stage].privileged: network.head.load_state_dict(trained_network(settings, "depth", folder).head.state_dict())
+    if settings.copy_head and STAGES[stage].privileged:
+        network.head.load_state_dict(trained_network(settings, "depth", folder).head.state_dict())
     return network
 
 
-def train_stage(stage: str,            # a key of STAGES
-                settings: PiSettings,
-                data: ExperimentData,
-                folder,                # the run folder; the stage lives in a folder within
-                steps: int = 0,        # 0 = as in the settings
-                device="cpu",
-                into: str = "",       # the stage's folder, by default its name
-                report: Callable = None) -> dict:
+def train_stage(
+    stage: str,  # a key of STAGES
+    settings: PiSettings,
+    data: ExperimentData,
+    folder,  # the run folder; the stage lives in a folder within
+    steps: int = 0,  # 0 = as in the settings
+    device="cpu",
+    into: str = "",  # the stage's folder, by default its name
+    report: Callable = None,
+) -> dict:
     "Train one stage, or finish or load it; returns its `finished.json`."
     kind, here, device = STAGES[stage], Path(folder) / (into or stage), pick_device(str(device))
     depth_net = trained_network(settings, "depth", folder, device) if kind.second else None
-    loss = PiLoss(settings, depth_net if kind.privileged else None) if kind.second else PoseLoss(settings, kind.modality)
+    loss = (
+        PiLoss(settings, depth_net if kind.privileged else None)
+        if kind.second
+        else PoseLoss(settings, kind.modality)
+    )
     about = depends_on(settings, stage, data)
-    if kind.privileged: about["depth_net"] = weights_fingerprint(depth_net)
-    if stage == "depth" and settings.depth_first: about["before"] = train_before(settings, folder, device, report)["weights"]
-    fit(start_network(settings, stage, folder), loss, training_batches(settings, data, stage, device), train_settings(settings, stage, steps), here, device,
-        validate=ValidationLosses(settings, data.validation, kind.modality, depth_net, device), about=about, report=report, name=kind.label)
+    if kind.privileged:
+        about["depth_net"] = weights_fingerprint(depth_net)
+    if stage == "depth" and settings.depth_first:
+        about["before"] = train_before(settings, folder, device, report)["weights"]
+    fit(
+        start_network(settings, stage, folder),
+        loss,
+        training_batches(settings, data, stage, device),
+        train_settings(settings, stage, steps),
+        here,
+        device,
+        validate=ValidationLosses(settings, data.validation, kind.modality, depth_net, device),
+        about=about,
+        report=report,
+        name=kind.label,
+    )
     return read_json(here / "finished.json")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #a3a5c5aa
 def before_data(settings: PiSettings, show_progress: bool = True):
     "The prepared depth crops of `depth_first`, made or found."
     twin = settings.depth_first.startswith("sim-")
-    reader = SimBigHand("training", settings.depth_first_frames, seed=settings.data_seed) if twin else BigHand(project_path(settings.depth_first_root), partial=True)
+    reader = (
+        SimBigHand("training", settings.depth_first_frames, seed=settings.data_seed)
+        if twin
+        else BigHand(project_path(settings.depth_first_root), partial=True)
+    )
     return prepared_reader(reader, crop_settings(settings), show_progress)
 
 
 def train_before(settings: PiSettings, folder, device="cpu", report: Callable = None) -> dict:
     "Train Depth Net on `depth_first`, or finish or load it; returns its `finished.json`."
     here, prepared = Path(folder) / "before", before_data(settings, show_progress=False)
-    batches = Batches(prepared, settings.batch_size, device=device, augment=augmentation(settings), seed=settings.seed, modalities=("depth",))
-    fit(make_network(settings, "depth"), PoseLoss(settings, "depth"), batches.at, train_settings(settings, "depth", settings.steps_before), here, device,
-        about={"stage": "before", "data": prepared.fingerprint, "width": settings.width, "rate": settings.rate_first}, report=report, name="Depth Net, before")
+    batches = Batches(
+        prepared,
+        settings.batch_size,
+        device=device,
+        augment=augmentation(settings),
+        seed=settings.seed,
+        modalities=("depth",),
+    )
+    fit(
+        make_network(settings, "depth"),
+        PoseLoss(settings, "depth"),
+        batches.at,
+        train_settings(settings, "depth", settings.steps_before),
+        here,
+        device,
+        about={
+            "stage": "before",
+            "data": prepared.fingerprint,
+            "width": settings.width,
+            "rate": settings.rate_first,
+        },
+        report=report,
+        name="Depth Net, before",
+    )
     return read_json(here / "finished.json")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f89408f2
-def stage_jobs(stages: dict, settings: PiSettings, data: ExperimentData, folder, device, train: Callable = train_stage) -> list:  # stages: {stage: steps, 0 = as in the settings}
+def stage_jobs(
+    stages: dict, settings: PiSettings, data: ExperimentData, folder, device, train: Callable = train_stage
+) -> list:  # stages: {stage: steps, 0 = as in the settings}
     "A job for each stage."
-    return [Job(settings.STAGES[stage].label, train, dict(stage=stage, settings=settings, data=data, folder=str(folder), steps=steps, device=str(device))) for stage, steps in stages.items()]
+    return [
+        Job(
+            settings.STAGES[stage].label,
+            train,
+            dict(
+                stage=stage, settings=settings, data=data, folder=str(folder), steps=steps, device=str(device)
+            ),
+        )
+        for stage, steps in stages.items()
+    ]
 
 
 def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
     "Stage 1: Depth Net and RGB Net."
     settings = check_pi(settings)
-    if settings.depth_first: before_data(settings, show)  # here, because a job's process may start no others
-    return run_jobs(stage_jobs({"depth": 0, "rgb": 0}, settings, data, folder, device), device, show=show, own_processes=settings.own_processes)
+    if settings.depth_first:
+        before_data(settings, show)  # here, because a job's process may start no others
+    return run_jobs(
+        stage_jobs({"depth": 0, "rgb": 0}, settings, data, folder, device),
+        device,
+        show=show,
+        own_processes=settings.own_processes,
+    )
 
 # %% ../../nbs/privileged/03_experiment.ipynb #fe72f6f6
-def start_sizes(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {term: {'value', 'gradient'}}
+def start_sizes(
+    settings: PiSettings, data: ExperimentData, folder, device="cpu"
+) -> dict:  # {term: {'value', 'gradient'}}
     "The sizes of Eq. 2's terms where stage 2 starts."
     device = pick_device(str(device))
     network = start_network(settings, "rgb_pi", folder).to(device).train()
-    terms = PiLoss(settings, trained_network(settings, "depth", folder, device)).terms(network, training_batches(settings, data, "rgb_pi", device)(0))
+    terms = PiLoss(settings, trained_network(settings, "depth", folder, device)).terms(
+        network, training_batches(settings, data, "rgb_pi", device)(0)
+    )
     return term_sizes(terms, network.trunk.parameters())
 
 # %% ../../nbs/privileged/03_experiment.ipynb #6a6b160c
-def time_steps(stage: str, settings: PiSettings, data: ExperimentData, device="cpu", report: Callable = None) -> float:
+def time_steps(
+    stage: str, settings: PiSettings, data: ExperimentData, device="cpu", report: Callable = None
+) -> float:
     "The median seconds of a stage's training step, batch included."
     device, loop = pick_device(str(device)), train_settings(settings, stage)
-    network = make_network(settings, stage).to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format).train()
+    network = (
+        make_network(settings, stage)
+        .to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
+        .train()
+    )
     depth_net = make_network(settings, "depth").to(device) if STAGES[stage].privileged else None
-    if depth_net is not None and settings.channels_last: depth_net = depth_net.to(memory_format=torch.channels_last)
-    loss, batch_at, optimiser, seconds = PiLoss(settings, depth_net), training_batches(settings, data, stage, device), make_optimiser(network, loop, device), []
+    if depth_net is not None and settings.channels_last:
+        depth_net = depth_net.to(memory_format=torch.channels_last)
+    loss, batch_at, optimiser, seconds = (
+        PiLoss(settings, depth_net),
+        training_batches(settings, data, stage, device),
+        make_optimiser(network, loop, device),
+        [],
+    )
     for step in range(settings.timing_steps + 3):  # the first ones warm up
         begun = time.perf_counter()
         train_step(network, optimiser, loss, batch_at(step), learning_rate(0, loop), loop, device)
-        if device.type == "cuda": torch.cuda.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begun)
     return float(np.median(seconds[3:]))
 
@@ -331,7 +625,10 @@ def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="
     "Seconds of a privileged step over seconds of a control's, measured once a run folder."
     path = Path(folder) / "step_time.json"
     if not path.exists():
-        jobs = [Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device))) for stage in ("rgb_pi", "rgb_steps")]
+        jobs = [
+            Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device)))
+            for stage in ("rgb_pi", "rgb_steps")
+        ]
         seconds = run_jobs(jobs, device, show=False, own_processes=settings.own_processes)
         write_json(path, {"seconds": seconds, "ratio": max(1.0, seconds["rgb_pi"] / seconds["rgb_steps"])})
     return read_json(path)["ratio"]
@@ -341,14 +638,21 @@ def train_second(settings: PiSettings, data: ExperimentData, folder, device="cpu
     "Stage 2: RGB PI Net and the controls of equal time and of equal steps."
     settings = check_pi(settings)
     same_time = round(settings.steps_second * step_time_ratio(settings, data, folder, device))
-    return run_jobs(stage_jobs({"rgb_pi": 0, "rgb_time": same_time, "rgb_steps": 0}, settings, data, folder, device), device, show=show, own_processes=settings.own_processes)
+    return run_jobs(
+        stage_jobs({"rgb_pi": 0, "rgb_time": same_time, "rgb_steps": 0}, settings, data, folder, device),
+        device,
+        show=show,
+        own_processes=settings.own_processes,
+    )
 
 # %% ../../nbs/privileged/03_experiment.ipynb #09076336
-def predict(network,               # a trained BaseCNN
-            prepared,               # prepared crops
-            modality: str = "image",  # 'image' or 'depth'
-            device="cpu",
-            batch_size: int = 64) -> np.ndarray:  # (N, 21, 3) mm
+def predict(
+    network,  # a trained BaseCNN
+    prepared,  # prepared crops
+    modality: str = "image",  # 'image' or 'depth'
+    device="cpu",
+    batch_size: int = 64,
+) -> np.ndarray:  # (N, 21, 3) mm
     "Poses in mm at the true root and scale, in 32-bit precision."
     network, device, poses = network.to(device).eval(), pick_device(str(device)), []
     with torch.no_grad():
@@ -360,39 +664,94 @@ def predict(network,               # a trained BaseCNN
 
 def mean_pose(data: ExperimentData) -> np.ndarray:  # (21, 3) relative to the root, in hand scales
     "The mean pose of the training frames: what a network without eyes would say."
-    return np.mean(np.concatenate([batch.pose.numpy() for batch in ordered_batches(data.train, 256, "cpu", ())]), 0)
+    return np.mean(
+        np.concatenate([batch.pose.numpy() for batch in ordered_batches(data.train, 256, "cpu", ())]), 0
+    )
 
 
 def predict_mean(data: ExperimentData) -> np.ndarray:  # (N, 21, 3) mm
     "The mean training pose at each test frame's root and scale."
     pose = torch.from_numpy(mean_pose(data))
-    return np.concatenate([denormalise(pose.expand(len(batch.pose), 21, 3), batch.root, batch.scale).numpy() for batch in ordered_batches(data.test, 256, "cpu", ())])
+    return np.concatenate(
+        [
+            denormalise(pose.expand(len(batch.pose), 21, 3), batch.root, batch.scale).numpy()
+            for batch in ordered_batches(data.test, 256, "cpu", ())
+        ]
+    )
 
 # %% ../../nbs/privileged/03_experiment.ipynb #2c2c1243
-def predict_all(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {stage: (N, 21, 3) mm}
+def predict_all(
+    settings: PiSettings, data: ExperimentData, folder, device="cpu"
+) -> dict:  # {stage: (N, 21, 3) mm}
     "The test predictions of every network, and of the mean pose."
     networks = {stage: trained_network(settings, stage, folder, device) for stage in STAGES}
-    return {**{stage: predict(network, data.test, STAGES[stage].modality, device) for stage, network in networks.items()}, "mean_pose": predict_mean(data)}
+    return {
+        **{
+            stage: predict(network, data.test, STAGES[stage].modality, device)
+            for stage, network in networks.items()
+        },
+        "mean_pose": predict_mean(data),
+    }
 
 # %% ../../nbs/privileged/03_experiment.ipynb #e9095ea8
-SCALES = {"features sum, pose mean": ("sum", "mean"), "both sums": ("sum", "sum"), "both means": ("mean", "mean"), "features per position, pose mean": ("positions", "mean")}
+SCALES = {
+    "features sum, pose mean": ("sum", "mean"),
+    "both sums": ("sum", "sum"),
+    "both means": ("mean", "mean"),
+    "features per position, pose mean": ("positions", "mean"),
+}
 
 
 def scale_settings(settings: PiSettings, name: str) -> PiSettings:
     "The settings with a candidate's reductions; `inter_weight` applies to the sum alone."
     inter, pose = SCALES[name]
-    return replace(settings, inter_reduction=inter, inter_weight=settings.inter_weight if inter == "sum" else 1.0, pose_reduction=pose)
+    return replace(
+        settings,
+        inter_reduction=inter,
+        inter_weight=settings.inter_weight if inter == "sum" else 1.0,
+        pose_reduction=pose,
+    )
 
 
-def choose_scale(settings: PiSettings, data: ExperimentData, folder, names=tuple(SCALES), steps: int = 0, device="cpu", show: bool = True) -> dict:
+def choose_scale(
+    settings: PiSettings,
+    data: ExperimentData,
+    folder,
+    names=tuple(SCALES),
+    steps: int = 0,
+    device="cpu",
+    show: bool = True,
+) -> dict:
     "Stage 2 with each candidate scale; returns the validation EPE (mm) of each and the best."
     jobs = []
     for name in (*names, "control"):
         own = settings if name == "control" else scale_settings(settings, name)
-        stage, into = "rgb_steps" if name == "control" else "rgb_pi", f"scale/{name.replace(', ', '-').replace(' ', '_')}"
-        jobs.append(Job(name, train_stage, dict(stage=stage, settings=own, data=data, folder=str(folder), steps=steps, device=str(device), into=into)))
+        stage, into = (
+            "rgb_steps" if name == "control" else "rgb_pi",
+            f"scale/{name.replace(', ', '-').replace(' ', '_')}",
+        )
+        jobs.append(
+            Job(
+                name,
+                train_stage,
+                dict(
+                    stage=stage,
+                    settings=own,
+                    data=data,
+                    folder=str(folder),
+                    steps=steps,
+                    device=str(device),
+                    into=into,
+                ),
+            )
+        )
     run_jobs(jobs, device, show=show, own_processes=settings.own_processes)
-    errors = {job.name: float(read_losses(Path(folder) / job.arguments["into"] / "losses.csv", "validation")["epe"][-1]) for job in jobs}
+    errors = {
+        job.name: float(
+            read_losses(Path(folder) / job.arguments["into"] / "losses.csv", "validation")["epe"][-1]
+        )
+        for job in jobs
+    }
     table = {"split": "validation", "epe_mean": errors, "chosen": min(names, key=errors.get)}
     write_json(Path(folder) / "scale.json", table)
     return table
@@ -404,20 +763,55 @@ def gather_losses(folder, stages=STAGES):
     for stage in stages:
         for split in ("training", "validation"):
             table = read_losses(Path(folder) / stage / "losses.csv", split)
-            rows += [{"network": stage, "split": split, **{name: (int(column[i]) if name == "step" else float(column[i])) for name, column in table.items()}} for i in range(len(table["step"]))]
+            rows += [
+                {
+                    "network": stage,
+                    "split": split,
+                    **{
+                        name: (int(column[i]) if name == "step" else float(column[i]))
+                        for name, column in table.items()
+                    },
+                }
+                for i in range(len(table["step"]))
+            ]
     write_losses(Path(folder) / "losses.csv", rows)
 
 
-def write_run(folder, settings: PiSettings, data: ExperimentData, predictions: dict, values: dict, seconds: dict = None, **more) -> dict:
+def write_run(
+    folder,
+    settings: PiSettings,
+    data: ExperimentData,
+    predictions: dict,
+    values: dict,
+    seconds: dict = None,
+    **more,
+) -> dict:
     "Write the run folder's files, `metrics.json` last; returns its content."
     folder = Path(folder)
     write_predictions(folder / "predictions.npz", data.test, predictions)
     gather_losses(folder)
     save_network(folder / "model.safetensors", trained_network(settings, "rgb_pi", folder))
     stages = {stage: read_json(folder / stage / "finished.json") for stage in STAGES}
-    metrics = {"experiment": "train_pi", "source": data.test.source, "settings": asdict(settings), "seed": settings.seed, **provenance(),
-               "data": {"fingerprint": data.fingerprint, "train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
-               "labels": {stage: kind.label for stage, kind in STAGES.items()}, "stages": stages, "seconds": seconds or {}, "step_time": read_json(folder / "step_time.json"),
-               "protocol": settings.protocol, "thresholds": thresholds_3d(), "values": values, **more}
+    metrics = {
+        "experiment": "train_pi",
+        "source": data.test.source,
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        **provenance(),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+        "labels": {stage: kind.label for stage, kind in STAGES.items()},
+        "stages": stages,
+        "seconds": seconds or {},
+        "step_time": read_json(folder / "step_time.json"),
+        "protocol": settings.protocol,
+        "thresholds": thresholds_3d(),
+        "values": values,
+        **more,
+    }
     write_json(folder / "metrics.json", metrics)
     return read_json(folder / "metrics.json")

@@ -21,10 +21,40 @@ import torch
 from ..core import HandlabError, check_settings, pick_device, provenance, read_json, write_json
 from ..hand.camera import image_uv
 from ..hand.metrics import measures_2d, thresholds_2d
-from .experiment import CHOICES, PiLoss, Stage, ValidationLosses, carries_mask, crop_settings, depends_on, gather_losses, pi_data, stage_jobs, train_settings, trained_network, training_batches
+from handlab.privileged.experiment import (
+    CHOICES,
+    PiLoss,
+    Stage,
+    ValidationLosses,
+    carries_mask,
+    crop_settings,
+    depends_on,
+    gather_losses,
+    pi_data,
+    stage_jobs,
+    train_settings,
+    trained_network,
+    training_batches,
+)
 from .losses import loss_inter, loss_mask, term_sizes
-from .pose_machine import HIDDEN, MAP_REDUCTIONS, UPSAMPLINGS, PoseMachine, check_shape, loss_maps, maps_to_uv, target_maps
-from ..train.experiment import ExperimentData, evaluation_reader, has_root, ordered_batches, prepared_reader, write_predictions
+from handlab.privileged.pose_machine import (
+    HIDDEN,
+    MAP_REDUCTIONS,
+    UPSAMPLINGS,
+    PoseMachine,
+    check_shape,
+    loss_maps,
+    maps_to_uv,
+    target_maps,
+)
+from handlab.train.experiment import (
+    ExperimentData,
+    evaluation_reader,
+    has_root,
+    ordered_batches,
+    prepared_reader,
+    write_predictions,
+)
 from ..train.jobs import run_jobs
 from ..train.loop import fit, load_network, save_network, weights_fingerprint
 
@@ -32,96 +62,179 @@ from ..train.loop import fit, load_network, save_network, weights_fingerprint
 @dataclass(frozen=True)
 class Stage2d(Stage):
     "One of the trainings in 2D."
-    mask_share: float = 0.0   # share of the training images that carry Eq. 3
+
+    mask_share: float = 0.0  # share of the training images that carry Eq. 3
 
     @property
     def modalities(self) -> tuple:  # what its batches hold
-        return (self.modality, *(["depth"] if self.privileged else []), *(["mask"] if self.mask_share else []))
+        return (
+            self.modality,
+            *(["depth"] if self.privileged else []),
+            *(["mask"] if self.mask_share else []),
+        )
 
 
 SHARES = (0.2, 0.8, 1.0)  # of Eq. 3; 0 is the control
-MASKS = {f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, colour, share) for share, colour in zip(SHARES, ("#f2a35e", "#e0701f", "#9c4a0a"))}
+MASKS = {
+    f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, colour, share)
+    for share, colour in zip(SHARES, ("#f2a35e", "#e0701f", "#9c4a0a"))
+}
 STAGES_2D = {
     "depth": Stage2d("Baseline Depth", "depth", False, False, "#c2279b"),
     "rgb": Stage2d("Baseline RGB", "image", False, False, "#2760c2"),
     "rgb_pi": Stage2d("RGB + PI training", "image", True, True, "#d62a22"),
     **MASKS,
-    "rgb_steps": Stage2d("Baseline RGB, same steps", "image", True, False, "#6fa8dc")}
-MEAN_POSITION = "mean training position"   # what a network without eyes would say
+    "rgb_steps": Stage2d("Baseline RGB, same steps", "image", True, False, "#6fa8dc"),
+}
+MEAN_POSITION = "mean training position"  # what a network without eyes would say
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #030697dd
 @dataclass(frozen=True)
 class Pi2dSettings:
     "All settings of the privileged-depth experiment in 2D."
-    dataset: str = "sim-rhd"          # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
-    data_root: str = ""               # folder of the real dataset; not used for a twin
-    data_seed: int = 0                # of the simulated frames
-    train_frames: int = 3040          # simulated frames to train on, 80 a person (a real dataset is used whole)
-    validation_frames: int = 400      # the last frames of the training split: other persons; every choice is made on them
-    test_frames: int = 600            # simulated frames of the evaluation split: for reporting only
-    crop: int = 64                    # side of the network's input in px (the paper: 256)
-    context: float = 1.25             # stored margin around the crop, for rotation and shift
-    crop_by: str = "zb"               # around the visible joints, 'zb', or 'mask', or 'tips' for a test on finger tips
-    width: float = 0.25               # multiplies the channel counts (1 = the paper's network)
-    poolings: int = 2                 # of the trunk: 3 in the paper, whose maps have an eighth of the crop's side
-    stages: int = 2                   # of the pose machine: 3 in hand3d
-    batch_norm: bool = True           # not in the paper
-    negative_slope: float = 0.01      # of the leaky ReLU
-    steps_first: int = 1000           # stage 1: Baseline Depth and Baseline RGB
-    steps_second: int = 300           # stage 2: each of the other networks
-    batch_size: int = 16              # images a step, both stages
-    rate_first: float = 2e-3          # highest learning rate of stage 1
-    rate_second: float = 1e-3         # ... and of stage 2, the same for all
-    warm_up: int = 50                 # steps of rising learning rate, in both stages
-    schedule: str = "cosine"          # 'cosine', 'step' or 'constant'
-    weight_decay: float = 0.0         # of Adam
-    clip_gradient: float = 0.0        # largest gradient norm, 0 = none
-    hidden: str = "left out"          # maps of hidden joints: not learnt, or 'empty'
-    map_reduction: str = "sum"        # Loss_C over an image's maps: 'sum', 'mean', 'positions', or hand3d's 'root'
-    lambda_c: float = 100.0           # on Loss_C in stage 2
-    inter_reduction: str = "sum"      # Loss_Inter and Loss_Mask over an image's units: 'sum', 'mean' or 'positions'
-    inter_weight: float = 1.0         # on Loss_Inter
-    mask_weight: float = 1.0          # on Loss_Mask
-    mask_pooling: str = "area"        # how the mask reaches the feature map's size
-    upsampled: int = 128              # cells of the map whose maximum is taken; 0 = one a pixel of the crop
-    upsampling: str = "bicubic"       # how it is enlarged: or 'bilinear', as in hand3d
-    rotation: float = 10.0            # augmentation: largest rotation in degrees
-    shift: float = 0.03               # ... shift as a fraction of the crop
-    scale_low: float = 0.95           # ... zoom
+
+    dataset: str = (
+        "sim-rhd"  # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
+    )
+    data_root: str = ""  # folder of the real dataset; not used for a twin
+    data_seed: int = 0  # of the simulated frames
+    train_frames: int = 3040  # simulated frames to train on, 80 a person (a real dataset is used whole)
+    validation_frames: int = (
+        400  # the last frames of the training split: other persons; every choice is made on them
+    )
+    test_frames: int = 600  # simulated frames of the evaluation split: for reporting only
+    crop: int = 64  # side of the network's input in px (the paper: 256)
+    context: float = 1.25  # stored margin around the crop, for rotation and shift
+    crop_by: str = "zb"  # around the visible joints, 'zb', or 'mask', or 'tips' for a test on finger tips
+    width: float = 0.25  # multiplies the channel counts (1 = the paper's network)
+    poolings: int = 2  # of the trunk: 3 in the paper, whose maps have an eighth of the crop's side
+    stages: int = 2  # of the pose machine: 3 in hand3d
+    batch_norm: bool = True  # not in the paper
+    negative_slope: float = 0.01  # of the leaky ReLU
+    steps_first: int = 1000  # stage 1: Baseline Depth and Baseline RGB
+    steps_second: int = 300  # stage 2: each of the other networks
+    batch_size: int = 16  # images a step, both stages
+    rate_first: float = 2e-3  # highest learning rate of stage 1
+    rate_second: float = 1e-3  # ... and of stage 2, the same for all
+    warm_up: int = 50  # steps of rising learning rate, in both stages
+    schedule: str = "cosine"  # 'cosine', 'step' or 'constant'
+    weight_decay: float = 0.0  # of Adam
+    clip_gradient: float = 0.0  # largest gradient norm, 0 = none
+    hidden: str = "left out"  # maps of hidden joints: not learnt, or 'empty'
+    map_reduction: str = "sum"  # Loss_C over an image's maps: 'sum', 'mean', 'positions', or hand3d's 'root'
+    lambda_c: float = 100.0  # on Loss_C in stage 2
+    inter_reduction: str = (
+        "sum"  # Loss_Inter and Loss_Mask over an image's units: 'sum', 'mean' or 'positions'
+    )
+    inter_weight: float = 1.0  # on Loss_Inter
+    mask_weight: float = 1.0  # on Loss_Mask
+    mask_pooling: str = "area"  # how the mask reaches the feature map's size
+    upsampled: int = 128  # cells of the map whose maximum is taken; 0 = one a pixel of the crop
+    upsampling: str = "bicubic"  # how it is enlarged: or 'bilinear', as in hand3d
+    rotation: float = 10.0  # augmentation: largest rotation in degrees
+    shift: float = 0.03  # ... shift as a fraction of the crop
+    scale_low: float = 0.95  # ... zoom
     scale_high: float = 1.05
-    hue: float = 0.03                 # ... colour
+    hue: float = 0.03  # ... colour
     brightness: float = 0.1
     contrast: float = 0.1
-    precision: str = "auto"           # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
-    channels_last: bool = True        # memory order of the convolutions
-    log_every: int = 20               # steps a row of the loss table
-    validate_every: int = 200         # steps between validations
-    checkpoint_every: int = 200       # steps between checkpoints
-    own_processes: bool = True        # on a CPU trainings run side by side, a process and a thread each; else one after the other
-    seed: int = 0                     # of starting weights, batches and augmentation
-    STAGES: ClassVar[dict] = STAGES_2D   # the trainings that these settings are for
+    precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
+    channels_last: bool = True  # memory order of the convolutions
+    log_every: int = 20  # steps a row of the loss table
+    validate_every: int = 200  # steps between validations
+    checkpoint_every: int = 200  # steps between checkpoints
+    own_processes: bool = (
+        True  # on a CPU trainings run side by side, a process and a thread each; else one after the other
+    )
+    seed: int = 0  # of starting weights, batches and augmentation
+    STAGES: ClassVar[dict] = STAGES_2D  # the trainings that these settings are for
     PROFILES: ClassVar[dict] = {
-        "smoke": dict(train_frames=80, validation_frames=16, test_frames=16, crop=32, width=0.0625, poolings=2, stages=2, steps_first=12, steps_second=8, batch_size=8, warm_up=2,
-                      upsampled=0, log_every=4, validate_every=4, checkpoint_every=4, own_processes=False),
+        "smoke": dict(
+            train_frames=80,
+            validation_frames=16,
+            test_frames=16,
+            crop=32,
+            width=0.0625,
+            poolings=2,
+            stages=2,
+            steps_first=12,
+            steps_second=8,
+            batch_size=8,
+            warm_up=2,
+            upsampled=0,
+            log_every=4,
+            validate_every=4,
+            checkpoint_every=4,
+            own_processes=False,
+        ),
         "quick": dict(),
-        "full": dict(train_frames=38720, validation_frames=2538, test_frames=2728, crop=256, width=1.0, poolings=3, stages=3, steps_first=20000, steps_second=10000, batch_size=32, warm_up=500, rate_first=1e-3, rate_second=5e-4,
-                     upsampled=0, log_every=100, validate_every=1000, checkpoint_every=1000)}
+        "full": dict(
+            train_frames=38720,
+            validation_frames=2538,
+            test_frames=2728,
+            crop=256,
+            width=1.0,
+            poolings=3,
+            stages=3,
+            steps_first=20000,
+            steps_second=10000,
+            batch_size=32,
+            warm_up=500,
+            rate_first=1e-3,
+            rate_second=5e-4,
+            upsampled=0,
+            log_every=100,
+            validate_every=1000,
+            checkpoint_every=1000,
+        ),
+    }
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #8343627e
-CHOICES_2D = {name: CHOICES[name] for name in ("dataset", "crop_by", "inter_reduction", "mask_pooling")} | {"hidden": HIDDEN, "map_reduction": MAP_REDUCTIONS, "upsampling": UPSAMPLINGS}
+CHOICES_2D = {name: CHOICES[name] for name in ("dataset", "crop_by", "inter_reduction", "mask_pooling")} | {
+    "hidden": HIDDEN,
+    "map_reduction": MAP_REDUCTIONS,
+    "upsampling": UPSAMPLINGS,
+}
 
 
 def check_pi_2d(settings: Pi2dSettings) -> Pi2dSettings:
     "The settings with types and values checked."
-    settings = check_settings(settings, CHOICES_2D, positive=("train_frames", "validation_frames", "test_frames", "steps_first", "steps_second", "batch_size", "width"), not_negative=("upsampled", "inter_weight", "mask_weight"))
-    if settings.train_frames < settings.batch_size: raise HandlabError("Pi2dSettings.batch_size", "there are fewer training frames than that", f"give at most {settings.train_frames}")
+    settings = check_settings(
+        settings,
+        CHOICES_2D,
+        positive=(
+            "train_frames",
+            "validation_frames",
+            "test_frames",
+            "steps_first",
+            "steps_second",
+            "batch_size",
+            "width",
+        ),
+        not_negative=("upsampled", "inter_weight", "mask_weight"),
+    )
+    if settings.train_frames < settings.batch_size:
+        raise HandlabError(
+            "Pi2dSettings.batch_size",
+            "there are fewer training frames than that",
+            f"give at most {settings.train_frames}",
+        )
     check_shape(settings.crop, settings.poolings, settings.stages)
     return settings
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #60544892
 def make_machine(settings: Pi2dSettings, stage: str) -> PoseMachine:
     "A stage's network with its starting weights of stage 1."
-    return PoseMachine(1 if settings.STAGES[stage].modality == "depth" else 3, settings.crop, settings.width, settings.poolings, settings.stages, settings.batch_norm, settings.negative_slope, settings.seed)
+    return PoseMachine(
+        1 if settings.STAGES[stage].modality == "depth" else 3,
+        settings.crop,
+        settings.width,
+        settings.poolings,
+        settings.stages,
+        settings.batch_norm,
+        settings.negative_slope,
+        settings.seed,
+    )
 
 
 def trained_machine(settings: Pi2dSettings, stage: str, folder, device="cpu") -> PoseMachine:
@@ -131,6 +244,7 @@ def trained_machine(settings: Pi2dSettings, stage: str, folder, device="cpu") ->
 
 class MapLoss(PiLoss):
     "The loss of each stage: the maps, and in stage 2 Eq. 1 or Eq. 3 where the stage has it."
+
     def __init__(self, settings: Pi2dSettings, stage: str, depth_net: PoseMachine = None):
         super().__init__(settings, depth_net)
         self.kind = settings.STAGES[stage]
@@ -141,86 +255,157 @@ class MapLoss(PiLoss):
         settings, (maps, features) = self.settings, network(getattr(batch, self.kind.modality))
         terms = {"pose": (settings.lambda_c if self.kind.second else 1.0) * maps_error(maps, batch, settings)}
         if self.kind.privileged:
-            with torch.no_grad(): _, target = self.depth_net(batch.depth)
-            terms["intermediate"] = settings.inter_weight * loss_inter(target, features, settings.inter_reduction)
+            with torch.no_grad():
+                _, target = self.depth_net(batch.depth)
+            terms["intermediate"] = settings.inter_weight * loss_inter(
+                target, features, settings.inter_reduction
+            )
         if self.kind.mask_share:
-            terms["mask"] = settings.mask_weight * loss_mask(features, batch.mask, settings.inter_reduction, settings.mask_pooling, carries_mask(batch.index, self.carrying))
+            terms["mask"] = settings.mask_weight * loss_mask(
+                features,
+                batch.mask,
+                settings.inter_reduction,
+                settings.mask_pooling,
+                carries_mask(batch.index, self.carrying),
+            )
         return terms
 
     def __call__(self, network, batch) -> dict:
         terms = self.terms(network, batch)
-        return {"loss": sum(terms.values()), **terms, "pose": terms["pose"] / (self.settings.lambda_c if self.kind.second else 1.0)}  # Loss_C itself, comparable with stage 1
+        return {
+            "loss": sum(terms.values()),
+            **terms,
+            "pose": terms["pose"] / (self.settings.lambda_c if self.kind.second else 1.0),
+        }  # Loss_C itself, comparable with stage 1
 
 
 def maps_error(maps: torch.Tensor, batch, settings: Pi2dSettings) -> torch.Tensor:  # maps (T, B, 21, s, s)
     "Loss_C of a batch."
-    return loss_maps(maps, *target_maps(batch.uv, batch.visible, maps.shape[-1], settings.crop, settings.hidden), settings.map_reduction)
+    return loss_maps(
+        maps,
+        *target_maps(batch.uv, batch.visible, maps.shape[-1], settings.crop, settings.hidden),
+        settings.map_reduction,
+    )
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #84e8a162
 class ValidationMaps(ValidationLosses):
     "Losses and EPE (px of the original image) over the validation split."
+
     def __init__(self, settings: Pi2dSettings, prepared, stage: str, depth_net=None, device="cpu"):
         self.settings, self.modality, self.depth_net = settings, settings.STAGES[stage].modality, depth_net
-        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, ("image", "depth", "mask") if depth_net is not None else (self.modality,))
-        self.zoom = torch.from_numpy(np.asarray(prepared.box)[:, 2] / settings.crop).float().to(device)  # px of the original image a px of the crop
+        self.batches = ordered_batches(
+            prepared,
+            2 * settings.batch_size,
+            device,
+            ("image", "depth", "mask") if depth_net is not None else (self.modality,),
+        )
+        self.zoom = (
+            torch.from_numpy(np.asarray(prepared.box)[:, 2] / settings.crop).float().to(device)
+        )  # px of the original image a px of the crop
 
     def of_batch(self, network, batch) -> dict:
         "One batch's losses and the mean error of its visible joints."
         settings, (maps, features) = self.settings, network(getattr(batch, self.modality))
-        errors = (maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling) - batch.uv).norm(dim=-1) * self.zoom[batch.index, None]
+        errors = (
+            maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling) - batch.uv
+        ).norm(dim=-1) * self.zoom[batch.index, None]
         values = {"pose": maps_error(maps, batch, settings), "epe": errors[batch.visible].mean()}
-        if self.depth_net is None: return values
-        return {**values, "intermediate": settings.inter_weight * loss_inter(self.depth_net(batch.depth)[1], features, settings.inter_reduction),
-                "mask": settings.mask_weight * loss_mask(features, batch.mask, settings.inter_reduction, settings.mask_pooling)}
+        if self.depth_net is None:
+            return values
+        return {
+            **values,
+            "intermediate": settings.inter_weight
+            * loss_inter(self.depth_net(batch.depth)[1], features, settings.inter_reduction),
+            "mask": settings.mask_weight
+            * loss_mask(features, batch.mask, settings.inter_reduction, settings.mask_pooling),
+        }
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #5e7b43c4
 def start_machine(settings: Pi2dSettings, stage: str, folder) -> PoseMachine:
     "The network a stage starts with: fresh, or the trained Baseline RGB."
     network = make_machine(settings, stage)
-    return load_network(Path(folder) / "rgb" / "model.safetensors", network) if settings.STAGES[stage].second else network
+    return (
+        load_network(Path(folder) / "rgb" / "model.safetensors", network)
+        if settings.STAGES[stage].second
+        else network
+    )
 
 
-def train_stage_2d(stage: str,            # a key of STAGES_2D
-                   settings: Pi2dSettings,
-                   data: ExperimentData,
-                   folder,                # the run folder; the stage lives in a folder within
-                   steps: int = 0,        # 0 = as in the settings
-                   device="cpu",
-                   report: Callable = None) -> dict:
+def train_stage_2d(
+    stage: str,  # a key of STAGES_2D
+    settings: Pi2dSettings,
+    data: ExperimentData,
+    folder,  # the run folder; the stage lives in a folder within
+    steps: int = 0,  # 0 = as in the settings
+    device="cpu",
+    report: Callable = None,
+) -> dict:
     "Train one stage, or finish or load it; returns its `finished.json`."
     kind, here, device = settings.STAGES[stage], Path(folder) / stage, pick_device(str(device))
     depth_net = trained_machine(settings, "depth", folder, device) if kind.second else None
     about = {**depends_on(settings, stage, data), "mask_share": kind.mask_share}
-    if kind.privileged: about["depth_net"] = weights_fingerprint(depth_net)
-    fit(start_machine(settings, stage, folder), MapLoss(settings, stage, depth_net if kind.privileged else None), training_batches(settings, data, stage, device), train_settings(settings, stage, steps), here, device,
-        validate=ValidationMaps(settings, data.validation, stage, depth_net, device), about=about, report=report, name=kind.label)
+    if kind.privileged:
+        about["depth_net"] = weights_fingerprint(depth_net)
+    fit(
+        start_machine(settings, stage, folder),
+        MapLoss(settings, stage, depth_net if kind.privileged else None),
+        training_batches(settings, data, stage, device),
+        train_settings(settings, stage, steps),
+        here,
+        device,
+        validate=ValidationMaps(settings, data.validation, stage, depth_net, device),
+        about=about,
+        report=report,
+        name=kind.label,
+    )
     return read_json(here / "finished.json")
 
 
-def train_stages_2d(second: bool, settings: Pi2dSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
+def train_stages_2d(
+    second: bool, settings: Pi2dSettings, data: ExperimentData, folder, device="cpu", show: bool = True
+) -> dict:
     "All trainings of stage 1, or of stage 2, side by side."
     settings = check_pi_2d(settings)
     stages = {stage: 0 for stage, kind in settings.STAGES.items() if kind.second == second}
-    return run_jobs(stage_jobs(stages, settings, data, folder, device, train_stage_2d), device, show=show, own_processes=settings.own_processes)
+    return run_jobs(
+        stage_jobs(stages, settings, data, folder, device, train_stage_2d),
+        device,
+        show=show,
+        own_processes=settings.own_processes,
+    )
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #cce3d1d4
-def start_sizes_2d(settings: Pi2dSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {term: {'value', 'gradient'}}
+def start_sizes_2d(
+    settings: Pi2dSettings, data: ExperimentData, folder, device="cpu"
+) -> dict:  # {term: {'value', 'gradient'}}
     "The sizes of the terms where stage 2 starts, with the mask loss on all images."
     device, sizes = pick_device(str(device)), {}
     for stage in ("rgb_pi", "mask_1"):
-        network, depth_net = start_machine(settings, stage, folder).to(device).train(), trained_machine(settings, "depth", folder, device)
-        terms = MapLoss(settings, stage, depth_net).terms(network, training_batches(settings, data, stage, device)(0))
+        network, depth_net = (
+            start_machine(settings, stage, folder).to(device).train(),
+            trained_machine(settings, "depth", folder, device),
+        )
+        terms = MapLoss(settings, stage, depth_net).terms(
+            network, training_batches(settings, data, stage, device)(0)
+        )
         sizes |= term_sizes(terms, network.trunk.parameters())
     return sizes
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #ca5d356a
-def predict_2d(network, prepared, settings: Pi2dSettings, modality: str = "image", device="cpu", batch_size: int = 32) -> np.ndarray:  # (N, 21, 2) px
+def predict_2d(
+    network, prepared, settings: Pi2dSettings, modality: str = "image", device="cpu", batch_size: int = 32
+) -> np.ndarray:  # (N, 21, 2) px
     "Joints in px of the original image, in 32-bit precision."
     network, device, found = network.to(device).eval(), pick_device(str(device)), []
     with torch.no_grad():
         for batch in ordered_batches(prepared, batch_size, device, (modality,)):
             maps, _ = network(getattr(batch, modality))
-            found.append(maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling).cpu().double().numpy())
+            found.append(
+                maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling)
+                .cpu()
+                .double()
+                .numpy()
+            )
     return image_uv(np.concatenate(found), np.asarray(prepared.box, float), settings.crop).astype(np.float32)
 
 
@@ -232,37 +417,91 @@ def mean_position(data: ExperimentData) -> np.ndarray:  # (21, 2) px of the crop
 
 def position_everywhere(position: np.ndarray, prepared) -> np.ndarray:  # (N, 21, 2) px of the original image
     "One set of crop positions in each frame's crop."
-    return image_uv(np.broadcast_to(position, (len(prepared), 21, 2)), np.asarray(prepared.box, float), prepared.settings.size).astype(np.float32)
+    return image_uv(
+        np.broadcast_to(position, (len(prepared), 21, 2)),
+        np.asarray(prepared.box, float),
+        prepared.settings.size,
+    ).astype(np.float32)
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #6d5c2f28
-def predict_all_2d(settings: Pi2dSettings, data: ExperimentData, folder, prepared=None, device="cpu") -> dict:  # {stage: (N, 21, 2) px of the original image}
+def predict_all_2d(
+    settings: Pi2dSettings, data: ExperimentData, folder, prepared=None, device="cpu"
+) -> dict:  # {stage: (N, 21, 2) px of the original image}
     "Every network's predictions, on the test split or other crops, and the mean training position; depth only where there is some, and a root to tell it from."
     prepared = data.test if prepared is None else prepared
-    seeing = [stage for stage, kind in settings.STAGES.items() if kind.modality == "image" or ("depth" in prepared.arrays and has_root(prepared))]
-    predictions = {stage: predict_2d(trained_machine(settings, stage, folder, device), prepared, settings, settings.STAGES[stage].modality, device) for stage in seeing}
+    seeing = [
+        stage
+        for stage, kind in settings.STAGES.items()
+        if kind.modality == "image" or ("depth" in prepared.arrays and has_root(prepared))
+    ]
+    predictions = {
+        stage: predict_2d(
+            trained_machine(settings, stage, folder, device),
+            prepared,
+            settings,
+            settings.STAGES[stage].modality,
+            device,
+        )
+        for stage in seeing
+    }
     return {**predictions, "mean_pose": position_everywhere(mean_position(data), prepared)}
 
 
-def evaluate_2d(prepared, predictions: dict) -> dict:  # {stage: {protocol: {'epe_mean', 'epe_median', 'auc', 'pck'}}}
+def evaluate_2d(
+    prepared, predictions: dict
+) -> dict:  # {stage: {protocol: {'epe_mean', 'epe_median', 'auc', 'pck'}}}
     "The scores of several sets of predictions on visible joints, under each protocol."
-    return {name: measures_2d(predicted, np.asarray(prepared.uv), np.asarray(prepared.visible)) for name, predicted in predictions.items()}
+    return {
+        name: measures_2d(predicted, np.asarray(prepared.uv), np.asarray(prepared.visible))
+        for name, predicted in predictions.items()
+    }
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #d140ac0c
 def other_frames(dataset: str, root: str, settings: Pi2dSettings):
     "The prepared evaluation crops of another dataset, cropped by its finger tips."
-    return prepared_reader(evaluation_reader(dataset, root, settings.test_frames, settings.data_seed), replace(crop_settings(settings), crop="tips"))
+    return prepared_reader(
+        evaluation_reader(dataset, root, settings.test_frames, settings.data_seed),
+        replace(crop_settings(settings), crop="tips"),
+    )
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #c5a426c7
-def write_run_2d(folder, settings: Pi2dSettings, data: ExperimentData, predictions: dict, values: dict, seconds: dict = None, others: dict = {}, **more) -> dict:  # others: {set: (prepared, predictions)}
+def write_run_2d(
+    folder,
+    settings: Pi2dSettings,
+    data: ExperimentData,
+    predictions: dict,
+    values: dict,
+    seconds: dict = None,
+    others: dict = {},
+    **more,
+) -> dict:  # others: {set: (prepared, predictions)}
     "Write the run folder's files, `metrics.json` last; returns its content."
     folder, stages = Path(folder), settings.STAGES
     write_predictions(folder / "predictions.npz", data.test, predictions, data.test.uv)
-    for name, (prepared, predicted) in others.items(): write_predictions(folder / f"predictions-{name}.npz", prepared, predicted, prepared.uv)
+    for name, (prepared, predicted) in others.items():
+        write_predictions(folder / f"predictions-{name}.npz", prepared, predicted, prepared.uv)
     gather_losses(folder, stages)
     save_network(folder / "model.safetensors", trained_machine(settings, "rgb_pi", folder))
-    metrics = {"experiment": "train_pi_2d", "source": data.test.source, "settings": asdict(settings), "seed": settings.seed, **provenance(),
-               "data": {"fingerprint": data.fingerprint, "train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
-               "labels": {**{stage: kind.label for stage, kind in stages.items()}, "mean_pose": MEAN_POSITION}, "stages": {stage: read_json(folder / stage / "finished.json") for stage in stages}, "seconds": seconds or {},
-               "unit": "px of the original image", "thresholds": thresholds_2d(), "values": values, "other": {name: evaluate_2d(*each) for name, each in others.items()}, **more}
+    metrics = {
+        "experiment": "train_pi_2d",
+        "source": data.test.source,
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        **provenance(),
+        "data": {
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+        "labels": {**{stage: kind.label for stage, kind in stages.items()}, "mean_pose": MEAN_POSITION},
+        "stages": {stage: read_json(folder / stage / "finished.json") for stage in stages},
+        "seconds": seconds or {},
+        "unit": "px of the original image",
+        "thresholds": thresholds_2d(),
+        "values": values,
+        "other": {name: evaluate_2d(*each) for name, each in others.items()},
+        **more,
+    }
     write_json(folder / "metrics.json", metrics)
     return read_json(folder / "metrics.json")

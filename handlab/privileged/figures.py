@@ -17,8 +17,8 @@ from ..hand.camera import project
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import draw_hand_2d, draw_hand_3d, frame_hands_3d
 from .experiment import STAGES
-from ..train.experiment import ordered_batches
 from .networks import activation_map, energy_on_hand
+from ..train.experiment import ordered_batches
 from ..train.loop import read_losses
 
 # %% ../../nbs/privileged/04_figures.ipynb #bfb97acf
@@ -26,15 +26,27 @@ TRUTH_COLOUR = "#2e9e3f"
 LINE_STYLES = {"depth": "-.", "rgb": ":", "rgb_pi": "-", "rgb_steps": "--", "rgb_time": (0, (6, 2, 1, 2))}
 
 # %% ../../nbs/privileged/04_figures.ipynb #fb1e3d46
-def fig_pck(values: dict,             # {stage: scores with 'pck', 'auc_0_50', 'auc_20_50'}, as in metrics.json
-            title: str = "",          # the data's name belongs here
-            axis=None):
+def fig_pck(
+    values: dict,  # {stage: scores with 'pck', 'auc_0_50', 'auc_20_50'}, as in metrics.json
+    title: str = "",  # the data's name belongs here
+    axis=None,
+):
     "3D PCK of the networks, with AUC 0-50 and 20-50 mm."
-    if axis is None: _, axis = plt.subplots(figsize=(5.2, 4), dpi=85)
-    for stage in sorted((stage for stage in values if stage in STAGES), key=lambda stage: -values[stage]["auc_0_50"]):
+    if axis is None:
+        _, axis = plt.subplots(figsize=(5.2, 4), dpi=85)
+    for stage in sorted(
+        (stage for stage in values if stage in STAGES), key=lambda stage: -values[stage]["auc_0_50"]
+    ):
         scores = values[stage]
         label = f"{STAGES[stage].label} ({scores['auc_0_50']:.3f}, {scores['auc_20_50']:.3f})"
-        axis.plot(thresholds_3d(), scores["pck"], color=STAGES[stage].colour, linestyle=LINE_STYLES[stage], linewidth=1.8, label=label)
+        axis.plot(
+            thresholds_3d(),
+            scores["pck"],
+            color=STAGES[stage].colour,
+            linestyle=LINE_STYLES[stage],
+            linewidth=1.8,
+            label=label,
+        )
     axis.set(xlabel="error threshold (mm)", ylabel="3D PCK", xlim=(0, 50), ylim=(0, 1), title=title)
     axis.grid(alpha=0.3)
     axis.legend(title="AUC 0-50, 20-50 mm", fontsize=8, title_fontsize=8, loc="lower right")
@@ -51,20 +63,36 @@ def draw_curve(axis, folder, stage: str, offset: int, name: str):
     "One network's curve of one loss, where it has it."
     validation, training = stage_curves(folder, stage, offset)
     kind = STAGES[stage]
-    if name in validation: axis.plot(validation["step"], validation[name], color=kind.colour, linestyle=LINE_STYLES[stage], linewidth=1.8, label=kind.label)
-    if name == "pose": axis.plot(training["step"], training[name], color=kind.colour, linewidth=0.6, alpha=0.35)
+    if name in validation:
+        axis.plot(
+            validation["step"],
+            validation[name],
+            color=kind.colour,
+            linestyle=LINE_STYLES[stage],
+            linewidth=1.8,
+            label=kind.label,
+        )
+    if name == "pose":
+        axis.plot(training["step"], training[name], color=kind.colour, linewidth=0.6, alpha=0.35)
 
 
 def fig_losses(folder, steps_first: int):  # steps_first: where stage 2 begins
     "Pose, intermediate and joint loss of the networks over the training."
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.1), dpi=85)
-    for axis, name, title in zip(axes, ("pose", "intermediate", "joint"), ("pose loss (Loss_C)", "intermediate loss (Eq. 1)", "joint loss (Eq. 2)")):
+    for axis, name, title in zip(
+        axes,
+        ("pose", "intermediate", "joint"),
+        ("pose loss (Loss_C)", "intermediate loss (Eq. 1)", "joint loss (Eq. 2)"),
+    ):
         for stage, kind in STAGES.items():
-            if (Path(folder) / stage / "losses.csv").exists(): draw_curve(axis, folder, stage, steps_first if kind.second else 0, name)
+            if (Path(folder) / stage / "losses.csv").exists():
+                draw_curve(axis, folder, stage, steps_first if kind.second else 0, name)
         axis.axvline(steps_first, color="0.6", linewidth=0.8)
         axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(STAGES), fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(STAGES), fontsize=8, frameon=False
+    )
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     return figure
 
@@ -73,7 +101,14 @@ def draw_map(axis, background, values, text: str):
     "An activation map, enlarged over the grey image."
     axis.imshow(background, cmap="gray", vmin=0, vmax=1)
     size = background.shape[0]
-    axis.imshow(values, cmap="inferno", alpha=0.75, extent=(-0.5, size - 0.5, size - 0.5, -0.5), interpolation="bilinear", vmin=0)
+    axis.imshow(
+        values,
+        cmap="inferno",
+        alpha=0.75,
+        extent=(-0.5, size - 0.5, size - 0.5, -0.5),
+        interpolation="bilinear",
+        vmin=0,
+    )
     axis.set_xlabel(text, fontsize=7)
 
 
@@ -81,16 +116,27 @@ def plain_axes(axes):
     "No ticks, no frame."
     for axis in np.ravel(axes):
         axis.set(xticks=[], yticks=[])
-        for spine in axis.spines.values(): spine.set_visible(False)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
 
 
-def fig_activations(networks: dict,   # {stage: trained network}
-                    prepared,         # prepared crops
-                    count: int = 5,   # how many of them
-                    stages: dict = STAGES):
+def fig_activations(
+    networks: dict,  # {stage: trained network}
+    prepared,  # prepared crops
+    count: int = 5,  # how many of them
+    stages: dict = STAGES,
+):
     "Input, the networks' activation maps with their energy on the hand, depth."
-    batch = next(iter(ordered_batches(prepared.subset(np.linspace(0, len(prepared) - 1, count).astype(int)), count, "cpu")))
-    figure, axes = plt.subplots(len(networks) + 2, count, figsize=(1.5 * count, 1.6 * (len(networks) + 2)), dpi=85, squeeze=False)
+    batch = next(
+        iter(
+            ordered_batches(
+                prepared.subset(np.linspace(0, len(prepared) - 1, count).astype(int)), count, "cpu"
+            )
+        )
+    )
+    figure, axes = plt.subplots(
+        len(networks) + 2, count, figsize=(1.5 * count, 1.6 * (len(networks) + 2)), dpi=85, squeeze=False
+    )
     images = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
     covered = batch.mask.mean((1, 2, 3))
     for column in range(count):
@@ -98,30 +144,38 @@ def fig_activations(networks: dict,   # {stage: trained network}
         axes[0, column].set_xlabel(f"hand {covered[column]:.0%} of the crop", fontsize=7)
         axes[-1, column].imshow(batch.depth[column, 0], cmap="gray_r", vmin=-1, vmax=1)
     for row, (stage, network) in zip(axes[1:-1], networks.items()):
-        with torch.no_grad(): _, features = network.cpu().eval()(getattr(batch, stages[stage].modality))
+        with torch.no_grad():
+            _, features = network.cpu().eval()(getattr(batch, stages[stage].modality))
         shares, maps = energy_on_hand(features, batch.mask), activation_map(features).float().numpy()
-        for column, axis in enumerate(row): draw_map(axis, images[column].mean(-1), maps[column], f"{shares[column]:.0%} on the hand")
+        for column, axis in enumerate(row):
+            draw_map(axis, images[column].mean(-1), maps[column], f"{shares[column]:.0%} on the hand")
         row[0].set_ylabel(stages[stage].label, fontsize=8)
-    axes[0, 0].set_ylabel("image", fontsize=8); axes[-1, 0].set_ylabel("depth", fontsize=8)
+    axes[0, 0].set_ylabel("image", fontsize=8)
+    axes[-1, 0].set_ylabel("depth", fontsize=8)
     plain_axes(axes)
     figure.tight_layout(pad=0.3)
     return figure
 
 # %% ../../nbs/privileged/04_figures.ipynb #c64647de
-def activation_energy(networks: dict, prepared, device="cpu", stages: dict = STAGES) -> dict:  # {stage: share, 'hand': the crop's share that the hand covers}
+def activation_energy(
+    networks: dict, prepared, device="cpu", stages: dict = STAGES
+) -> dict:  # {stage: share, 'hand': the crop's share that the hand covers}
     "The mean share of activation energy on the hand over all samples."
     shares = {stage: [] for stage in (*networks, "hand")}
     for batch in ordered_batches(prepared, 64, device):
         shares["hand"].append(batch.mask.mean((1, 2, 3)).cpu())
         for stage, network in networks.items():
-            with torch.no_grad(): _, features = network.to(device).eval()(getattr(batch, stages[stage].modality))
+            with torch.no_grad():
+                _, features = network.to(device).eval()(getattr(batch, stages[stage].modality))
             shares[stage].append(energy_on_hand(features, batch.mask).cpu())
     return {stage: float(torch.cat(parts).mean()) for stage, parts in shares.items()}
 
 # %% ../../nbs/privileged/04_figures.ipynb #acbdf5e8
-def fig_predictions(prepared,            # prepared crops
-                    predictions: dict,   # {stage: (N, 21, 3) mm}
-                    indices):            # which samples
+def fig_predictions(
+    prepared,  # prepared crops
+    predictions: dict,  # {stage: (N, 21, 3) mm}
+    indices,
+):  # which samples
     "Images, and each network's 3D pose over the truth."
     stages = [stage for stage in STAGES if stage in predictions]
     figure = plt.figure(figsize=(1.7 * len(indices), 1.8 * (len(stages) + 1)), dpi=85)
@@ -137,7 +191,11 @@ def fig_predictions(prepared,            # prepared crops
             draw_hand_3d(axis, predictions[stage][index], STAGES[stage].colour, width=1.2)
             frame_hands_3d(axis, np.stack([true[index], predictions[stage][index]]))
             error = np.linalg.norm(predictions[stage][index] - true[index], axis=-1).mean()
-            axis.set_title(f"{STAGES[stage].label}\n{error:.0f} mm" if column == 0 else f"{error:.0f} mm", fontsize=7, pad=0)
+            axis.set_title(
+                f"{STAGES[stage].label}\n{error:.0f} mm" if column == 0 else f"{error:.0f} mm",
+                fontsize=7,
+                pad=0,
+            )
     figure.tight_layout(pad=0.3)
     return figure
 
@@ -145,12 +203,21 @@ def fig_predictions(prepared,            # prepared crops
 def fig_overlays(prepared, predictions: dict, indices):
     "Truth and predictions projected into the crops, one row a network."
     stages = [stage for stage in STAGES if stage in predictions]
-    figure, axes = plt.subplots(len(stages) + 1, len(indices), figsize=(1.6 * len(indices), 1.7 * (len(stages) + 1)), dpi=85, squeeze=False)
+    figure, axes = plt.subplots(
+        len(stages) + 1,
+        len(indices),
+        figsize=(1.6 * len(indices), 1.7 * (len(stages) + 1)),
+        dpi=85,
+        squeeze=False,
+    )
     batch = next(iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), "cpu", ("image",))))
     images, K = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy(), batch.K.numpy()
-    for row, (name, joints) in zip(axes, [("truth", np.asarray(prepared.joints)), *((stage, predictions[stage]) for stage in stages)]):
+    for row, (name, joints) in zip(
+        axes, [("truth", np.asarray(prepared.joints)), *((stage, predictions[stage]) for stage in stages)]
+    ):
         colour = TRUTH_COLOUR if name == "truth" else STAGES[name].colour
-        for column, index in enumerate(indices): draw_over(row[column], images[column], project(joints[index], K[column]), colour)
+        for column, index in enumerate(indices):
+            draw_over(row[column], images[column], project(joints[index], K[column]), colour)
         row[0].set_ylabel(name if name == "truth" else STAGES[name].label, fontsize=8)
     plain_axes(axes)
     figure.tight_layout(pad=0.3)

@@ -22,67 +22,117 @@ from .pose_machine import target_maps
 from ..train.experiment import ordered_batches
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #d3f276f7
-STYLES_2D = {"depth": "-.", "rgb": ":", "rgb_pi": "-", "mask_0.2": (0, (1, 1)), "mask_0.8": (0, (4, 1)), "mask_1": (0, (6, 2, 1, 2)), "rgb_steps": "--"}
+STYLES_2D = {
+    "depth": "-.",
+    "rgb": ":",
+    "rgb_pi": "-",
+    "mask_0.2": (0, (1, 1)),
+    "mask_0.8": (0, (4, 1)),
+    "mask_1": (0, (6, 2, 1, 2)),
+    "rgb_steps": "--",
+}
 PROTOCOL_NAMES = {"zb": "hand3d's EvalUtil", "mmpose": "mmpose", "pooled": "pooled"}
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #bfdc1ff3
 def draw_maps(axis, image: np.ndarray, maps: torch.Tensor):  # image (S, S, 3), maps (21, s, s)
     "The largest of the 21 maps over the grey image."
     size = image.shape[0]
-    large = functional.interpolate(maps[None].float(), size=(size, size), mode="bicubic", align_corners=False)[0].amax(0)
+    large = functional.interpolate(
+        maps[None].float(), size=(size, size), mode="bicubic", align_corners=False
+    )[0].amax(0)
     axis.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=1)
     axis.imshow(large, cmap="magma", alpha=0.7, vmin=0, vmax=1)
 
 
-def fig_maps(network,              # a pose machine
-             prepared,             # prepared crops
-             indices,              # which of them
-             modality: str = "image"):
+def fig_maps(
+    network,  # a pose machine
+    prepared,  # prepared crops
+    indices,  # which of them
+    modality: str = "image",
+):
     "Images with their true joints, the true maps, and the maps of each stage."
-    batch = next(iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), "cpu", ("image", modality))))
-    with torch.no_grad(): maps, _ = network.cpu().eval()(getattr(batch, modality))
+    batch = next(
+        iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), "cpu", ("image", modality)))
+    )
+    with torch.no_grad():
+        maps, _ = network.cpu().eval()(getattr(batch, modality))
     true, _ = target_maps(batch.uv, batch.visible, maps.shape[-1], batch.image.shape[-1])
     rows = {"truth": true, **{f"stage {number + 1}": stage for number, stage in enumerate(maps)}}
-    figure, axes = plt.subplots(len(rows) + 1, len(indices), figsize=(1.5 * len(indices), 1.55 * (len(rows) + 1)), dpi=85, squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows) + 1,
+        len(indices),
+        figsize=(1.5 * len(indices), 1.55 * (len(rows) + 1)),
+        dpi=85,
+        squeeze=False,
+    )
     images = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
     for column, image in enumerate(images):
         draw_over(axes[0, column], image, batch.uv[column].numpy(), TRUTH_COLOUR)
-        for axis, drawn in zip(axes[1:, column], rows.values()): draw_maps(axis, image, drawn[column])
-    for axis, name in zip(axes[:, 0], ("image, all joints", *rows)): axis.set_ylabel(name, fontsize=8)
+        for axis, drawn in zip(axes[1:, column], rows.values()):
+            draw_maps(axis, image, drawn[column])
+    for axis, name in zip(axes[:, 0], ("image, all joints", *rows)):
+        axis.set_ylabel(name, fontsize=8)
     plain_axes(axes)
     figure.tight_layout(pad=0.3)
     return figure
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #bacfb511
-def fig_pck_2d(values: dict,              # {stage: {protocol: scores}}
-               protocol: str = "zb",      # hand3d's, which the paper follows
-               title: str = "",           # the data's name belongs here
-               axis=None):
+def fig_pck_2d(
+    values: dict,  # {stage: {protocol: scores}}
+    protocol: str = "zb",  # hand3d's, which the paper follows
+    title: str = "",  # the data's name belongs here
+    axis=None,
+):
     "2D PCK of the networks, the best first."
-    if axis is None: _, axis = plt.subplots(figsize=(5.2, 4), dpi=85)
+    if axis is None:
+        _, axis = plt.subplots(figsize=(5.2, 4), dpi=85)
     rows = {stage: values[stage][protocol] for stage in STAGES_2D if stage in values}
     for stage, scores in sorted(rows.items(), key=lambda row: -row[1]["auc"]):
-        axis.plot(thresholds_2d(), scores["pck"], color=STAGES_2D[stage].colour, linestyle=STYLES_2D[stage], linewidth=1.6, label=f"{STAGES_2D[stage].label} ({scores['auc']:.3f})")
+        axis.plot(
+            thresholds_2d(),
+            scores["pck"],
+            color=STAGES_2D[stage].colour,
+            linestyle=STYLES_2D[stage],
+            linewidth=1.6,
+            label=f"{STAGES_2D[stage].label} ({scores['auc']:.3f})",
+        )
     axis.set(xlabel="error threshold (px of the original image)", ylabel="2D PCK", xlim=(0, 30), ylim=(0, 1))
     axis.set_title(title, fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend(title=f"AUC 0-30 px, {PROTOCOL_NAMES[protocol]}", fontsize=7, title_fontsize=7, loc="lower right")
+    axis.legend(
+        title=f"AUC 0-30 px, {PROTOCOL_NAMES[protocol]}", fontsize=7, title_fontsize=7, loc="lower right"
+    )
     return axis.figure
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #0027313c
-def table_scores_2d(values: dict,          # {stage: {protocol: scores}}
-                    source: str) -> str:   # the data, profile and seed
+def table_scores_2d(
+    values: dict,  # {stage: {protocol: scores}}
+    source: str,
+) -> str:  # the data, profile and seed
     "EPE median and mean and AUC of each network under each protocol, as Markdown."
     label = {**{stage: kind.label for stage, kind in STAGES_2D.items()}, "mean_pose": MEAN_POSITION}
     columns = [f"{name}: median (px) | mean (px) | AUC 0-30 px" for name in PROTOCOL_NAMES.values()]
-    lines = [f"*{source}; visible joints, px of the original image*", "", f"| network | {' | '.join(columns)} |", "|---|" + "---|" * 9]
+    lines = [
+        f"*{source}; visible joints, px of the original image*",
+        "",
+        f"| network | {' | '.join(columns)} |",
+        "|---|" + "---|" * 9,
+    ]
     for stage, scores in values.items():
-        cells = [f"{scores[name]['epe_median']:.2f} | {scores[name]['epe_mean']:.2f} | {scores[name]['auc']:.3f}" for name in PROTOCOL_NAMES]
+        cells = [
+            f"{scores[name]['epe_median']:.2f} | {scores[name]['epe_mean']:.2f} | {scores[name]['auc']:.3f}"
+            for name in PROTOCOL_NAMES
+        ]
         lines.append(f"| {label.get(stage, stage)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #090aa619
-PANELS_2D = {"pose": "maps (Loss_C)", "intermediate": "intermediate (Eq. 1)", "mask": "mask (Eq. 3), all images", "epe": "EPE, visible joints (px)"}
+PANELS_2D = {
+    "pose": "maps (Loss_C)",
+    "intermediate": "intermediate (Eq. 1)",
+    "mask": "mask (Eq. 3), all images",
+    "epe": "EPE, visible joints (px)",
+}
 
 
 def fig_losses_2d(folder, steps_first: int):  # steps_first: where stage 2 begins
@@ -90,13 +140,31 @@ def fig_losses_2d(folder, steps_first: int):  # steps_first: where stage 2 begin
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), dpi=85)
     for axis, (name, title) in zip(axes, PANELS_2D.items()):
         for stage, kind in STAGES_2D.items():
-            curve = stage_curves(folder, stage, steps_first if kind.second else 0)[0] if (Path(folder) / stage / "losses.csv").exists() else {}
-            if name in curve: axis.plot(curve["step"], curve[name], color=kind.colour, linestyle=STYLES_2D[stage], linewidth=1.6, label=kind.label)
+            curve = (
+                stage_curves(folder, stage, steps_first if kind.second else 0)[0]
+                if (Path(folder) / stage / "losses.csv").exists()
+                else {}
+            )
+            if name in curve:
+                axis.plot(
+                    curve["step"],
+                    curve[name],
+                    color=kind.colour,
+                    linestyle=STYLES_2D[stage],
+                    linewidth=1.6,
+                    label=kind.label,
+                )
         axis.axvline(steps_first, color="0.6", linewidth=0.8)
         axis.set(xlabel="step", yscale="log")
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which="both")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(STAGES_2D), fontsize=7, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="lower center",
+        ncols=len(STAGES_2D),
+        fontsize=7,
+        frameon=False,
+    )
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     return figure
 
@@ -106,37 +174,82 @@ def share_of(stage: str) -> float:
     return STAGES_2D[stage].mask_share
 
 
-def fig_shares(values: dict,         # {stage: {protocol: scores}}
-               energy: dict,         # {stage: share on the hand, 'hand': ...}, of `activation_energy`
-               protocol: str = "zb"):
+def fig_shares(
+    values: dict,  # {stage: {protocol: scores}}
+    energy: dict,  # {stage: share on the hand, 'hand': ...}, of `activation_energy`
+    protocol: str = "zb",
+):
     "Energy on the hand and EPE over the share of masks."
     stages = sorted(("rgb_steps", *MASKS), key=share_of)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=85)
-    axes[0].plot([share_of(stage) for stage in stages], [energy[stage] for stage in stages], "o-", color="#9c4a0a", label="mask on a share of the images")
+    axes[0].plot(
+        [share_of(stage) for stage in stages],
+        [energy[stage] for stage in stages],
+        "o-",
+        color="#9c4a0a",
+        label="mask on a share of the images",
+    )
     axes[0].axhline(energy["hand"], color="0.4", linestyle=":", label="hand's share of the crop")
-    for stage in ("rgb_pi", "depth"): axes[0].axhline(energy[stage], color=STAGES_2D[stage].colour, linestyle=STYLES_2D[stage], linewidth=1, label=STAGES_2D[stage].label)
+    for stage in ("rgb_pi", "depth"):
+        axes[0].axhline(
+            energy[stage],
+            color=STAGES_2D[stage].colour,
+            linestyle=STYLES_2D[stage],
+            linewidth=1,
+            label=STAGES_2D[stage].label,
+        )
     for key, marker in (("epe_mean", "o-"), ("epe_median", "s--")):
-        axes[1].plot([share_of(stage) for stage in stages], [values[stage][protocol][key] for stage in stages], marker, color="#9c4a0a", label=key.replace("epe_", "EPE "))
-    axes[0].set_ylabel("energy on the hand"); axes[1].set_ylabel(f"EPE (px), {PROTOCOL_NAMES[protocol]}")
-    for axis in axes: axis.set_xlabel("share of training images with a mask"); axis.grid(alpha=0.3); axis.legend(fontsize=7)
+        axes[1].plot(
+            [share_of(stage) for stage in stages],
+            [values[stage][protocol][key] for stage in stages],
+            marker,
+            color="#9c4a0a",
+            label=key.replace("epe_", "EPE "),
+        )
+    axes[0].set_ylabel("energy on the hand")
+    axes[1].set_ylabel(f"EPE (px), {PROTOCOL_NAMES[protocol]}")
+    for axis in axes:
+        axis.set_xlabel("share of training images with a mask")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
     figure.tight_layout()
     return figure
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #1ef85b96
-def fig_predictions_2d(prepared,            # prepared crops
-                       predictions: dict,   # {stage: (N, 21, 2) px of the original image}
-                       indices):            # which samples
+def fig_predictions_2d(
+    prepared,  # prepared crops
+    predictions: dict,  # {stage: (N, 21, 2) px of the original image}
+    indices,
+):  # which samples
     "Truth and predictions over the crops, one row a network."
     stages, indices = [stage for stage in STAGES_2D if stage in predictions], np.asarray(indices)
-    figure, axes = plt.subplots(len(stages) + 1, len(indices), figsize=(1.6 * len(indices), 1.75 * (len(stages) + 1)), dpi=85, squeeze=False)
+    figure, axes = plt.subplots(
+        len(stages) + 1,
+        len(indices),
+        figsize=(1.6 * len(indices), 1.75 * (len(stages) + 1)),
+        dpi=85,
+        squeeze=False,
+    )
     batch = next(iter(ordered_batches(prepared.subset(indices), len(indices), "cpu", ("image",))))
-    images, true, seen = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy(), np.asarray(prepared.uv)[indices], np.asarray(prepared.visible)[indices]
+    images, true, seen = (
+        (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy(),
+        np.asarray(prepared.uv)[indices],
+        np.asarray(prepared.visible)[indices],
+    )
     to_crop = crop_matrix(np.asarray(prepared.box, float)[indices], images.shape[1])
     for row, name in zip(axes, ("truth", *stages)):
         uv = true if name == "truth" else predictions[name][indices]
         for column, axis in enumerate(row):
-            draw_over(axis, images[column], transform_uv(to_crop, uv.astype(float))[column], TRUTH_COLOUR if name == "truth" else STAGES_2D[name].colour)
-            if name != "truth": axis.set_xlabel(f"{np.linalg.norm(uv - true, axis=-1)[column][seen[column]].mean():.1f} px", fontsize=7)
+            draw_over(
+                axis,
+                images[column],
+                transform_uv(to_crop, uv.astype(float))[column],
+                TRUTH_COLOUR if name == "truth" else STAGES_2D[name].colour,
+            )
+            if name != "truth":
+                axis.set_xlabel(
+                    f"{np.linalg.norm(uv - true, axis=-1)[column][seen[column]].mean():.1f} px", fontsize=7
+                )
         row[0].set_ylabel(name if name == "truth" else STAGES_2D[name].label, fontsize=7)
     plain_axes(axes)
     figure.tight_layout(pad=0.3)

@@ -17,26 +17,38 @@ from ..core import HandlabError
 REDUCTIONS = ("sum", "mean", "positions")
 
 
-def squared_norm(difference: torch.Tensor,          # (B, ...): features (B, C, h, w) or poses (B, 21, 3)
-                 reduction: str = "sum") -> torch.Tensor:  # (B,)
+def squared_norm(
+    difference: torch.Tensor,  # (B, ...): features (B, C, h, w) or poses (B, 21, 3)
+    reduction: str = "sum",
+) -> torch.Tensor:  # (B,)
     "The squared norm of each image's entries, reduced as named."
-    if reduction not in REDUCTIONS: raise HandlabError("reduction", f"{reduction!r} is not known", f"choose one of {', '.join(REDUCTIONS)}")
+    if reduction not in REDUCTIONS:
+        raise HandlabError(
+            "reduction", f"{reduction!r} is not known", f"choose one of {', '.join(REDUCTIONS)}"
+        )
     total = difference.float().square().flatten(1).sum(1)
-    if reduction == "mean": return total / difference[0].numel()
+    if reduction == "mean":
+        return total / difference[0].numel()
     summed_axis = 1 if difference.ndim == 4 else -1  # channels of a feature map, coordinates of a joint
-    return total / (difference[0].numel() / difference.shape[summed_axis]) if reduction == "positions" else total
+    return (
+        total / (difference[0].numel() / difference.shape[summed_axis]) if reduction == "positions" else total
+    )
 
 # %% ../../nbs/privileged/02_losses.ipynb #637c8b4d
-def loss_inter(features_depth: torch.Tensor,   # (B, C, h, w) A_k of the frozen Depth Net
-               features_rgb: torch.Tensor,     # (B, C, h, w) A_k of the RGB net
-               reduction: str = "sum") -> torch.Tensor:
+def loss_inter(
+    features_depth: torch.Tensor,  # (B, C, h, w) A_k of the frozen Depth Net
+    features_rgb: torch.Tensor,  # (B, C, h, w) A_k of the RGB net
+    reduction: str = "sum",
+) -> torch.Tensor:
     "Eq. 1, the mean over the batch."
     return squared_norm(features_depth.detach().float() - features_rgb.float(), reduction).mean()
 
 # %% ../../nbs/privileged/02_losses.ipynb #894572a1
-def loss_c(pose: torch.Tensor,      # (B, 21, 3) estimated
-           true: torch.Tensor,      # (B, 21, 3)
-           reduction: str = "mean") -> torch.Tensor:
+def loss_c(
+    pose: torch.Tensor,  # (B, 21, 3) estimated
+    true: torch.Tensor,  # (B, 21, 3)
+    reduction: str = "mean",
+) -> torch.Tensor:
     "The squared error of the pose, the mean over the batch."
     return squared_norm(pose.float() - true.float(), reduction).mean()
 
@@ -46,22 +58,29 @@ def loss_joint(inter: torch.Tensor, pose: torch.Tensor, lambda_c: float = 100.0)
     return inter + lambda_c * pose
 
 # %% ../../nbs/privileged/02_losses.ipynb #3dd4733b
-def off_hand(mask: torch.Tensor,     # (B, 1, S, S), 1 on the hand, as in a Batch
-             size: tuple,            # (h, w) of the feature map
-             pooling: str = "area") -> torch.Tensor:  # (B, 1, h, w)
+def off_hand(
+    mask: torch.Tensor,  # (B, 1, S, S), 1 on the hand, as in a Batch
+    size: tuple,  # (h, w) of the feature map
+    pooling: str = "area",
+) -> torch.Tensor:  # (B, 1, h, w)
     "The paper's M_h at the size of the feature map."
     off = 1 - mask.float()
-    if pooling == "area": return functional.adaptive_avg_pool2d(off, size)
-    if pooling == "max": return functional.adaptive_max_pool2d(off, size)
-    if pooling == "min": return 1 - functional.adaptive_max_pool2d(1 - off, size)
+    if pooling == "area":
+        return functional.adaptive_avg_pool2d(off, size)
+    if pooling == "max":
+        return functional.adaptive_max_pool2d(off, size)
+    if pooling == "min":
+        return 1 - functional.adaptive_max_pool2d(1 - off, size)
     raise HandlabError("mask_pooling", f"{pooling!r} is not known", "choose one of area, max, min")
 
 
-def loss_mask(features: torch.Tensor,        # (B, C, h, w) A_k of the RGB net
-              mask: torch.Tensor,            # (B, 1, S, S), 1 on the hand
-              reduction: str = "sum",
-              pooling: str = "area",
-              carries: torch.Tensor = None) -> torch.Tensor:  # carries (B,) bool: the images that have the loss, None = all
+def loss_mask(
+    features: torch.Tensor,  # (B, C, h, w) A_k of the RGB net
+    mask: torch.Tensor,  # (B, 1, S, S), 1 on the hand
+    reduction: str = "sum",
+    pooling: str = "area",
+    carries: torch.Tensor = None,
+) -> torch.Tensor:  # carries (B,) bool: the images that have the loss, None = all
     "Eq. 3, the mean over the batch."
     norms = squared_norm(features.float() * off_hand(mask, features.shape[-2:], pooling), reduction)
     return (norms if carries is None else norms * carries).mean()
@@ -75,12 +94,18 @@ def inter_weight_for(units: int) -> float:
     return REFERENCE_UNITS / units
 
 # %% ../../nbs/privileged/02_losses.ipynb #4ff08095
-def term_sizes(terms: dict,                 # {name: scalar tensor with its graph}
-               parameters) -> dict:          # {name: {'value', 'gradient'}}
+def term_sizes(
+    terms: dict,  # {name: scalar tensor with its graph}
+    parameters,
+) -> dict:  # {name: {'value', 'gradient'}}
     "Value and gradient norm of each term with respect to the parameters."
     parameters, sizes = list(parameters), {}
     for name, term in terms.items():
         gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        norm = torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None]).sum().sqrt()
+        norm = (
+            torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None])
+            .sum()
+            .sqrt()
+        )
         sizes[name] = {"value": float(term.detach()), "gradient": float(norm)}
     return sizes

@@ -14,14 +14,20 @@ from ..core import HandlabError, torch_generator
 
 # %% ../../nbs/privileged/01_networks.ipynb #c3fdf342
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512))  # a pooling after each
-TAIL = (512, 128)                                                           # the last one gives A_k
+TAIL = (512, 128)  # the last one gives A_k
 
 # %% ../../nbs/privileged/01_networks.ipynb #0a8890eb
-def convolution(channels_in: int, channels_out: int, batch_norm: bool, negative_slope: float, kernel: int = 3) -> nn.Sequential:
+def convolution(
+    channels_in: int, channels_out: int, batch_norm: bool, negative_slope: float, kernel: int = 3
+) -> nn.Sequential:
     "A convolution with its normalisation and nonlinearity; it keeps the map's size."
     normalise = [nn.BatchNorm2d(channels_out)] if batch_norm else []
     activate = nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True)
-    return nn.Sequential(nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=not batch_norm), *normalise, activate)
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=not batch_norm),
+        *normalise,
+        activate,
+    )
 
 # %% ../../nbs/privileged/01_networks.ipynb #404aff34
 def make_trunk(in_channels: int, width: float, batch_norm: bool, negative_slope: float) -> nn.Sequential:
@@ -45,23 +51,39 @@ def scaled(count: int, width: float) -> int:
 # %% ../../nbs/privileged/01_networks.ipynb #f572cfe4
 class BaseCNN(nn.Module):
     "Depth Net (1 input channel) or RGB Net (3): image -> pose and mid-level features."
-    def __init__(self,
-                 in_channels: int = 3,          # 3 for RGB, 1 for depth
-                 crop: int = 256,               # side of the input image, a multiple of 16
-                 width: float = 1.0,            # multiplies all channel counts of the trunk
-                 batch_norm: bool = True,       # not in the paper; without it little is learnt from few images
-                 fc_width: int = 512,           # units of the first fully connected layer (not given in the paper)
-                 negative_slope: float = 0.0,   # 0 = ReLU, 0.01 = CPM's leaky ReLU
-                 dropout: float = 0.0,          # before the last layer
-                 seed: int = 0):                # of the starting weights
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # 3 for RGB, 1 for depth
+        crop: int = 256,  # side of the input image, a multiple of 16
+        width: float = 1.0,  # multiplies all channel counts of the trunk
+        batch_norm: bool = True,  # not in the paper; without it little is learnt from few images
+        fc_width: int = 512,  # units of the first fully connected layer (not given in the paper)
+        negative_slope: float = 0.0,  # 0 = ReLU, 0.01 = CPM's leaky ReLU
+        dropout: float = 0.0,  # before the last layer
+        seed: int = 0,
+    ):  # of the starting weights
         super().__init__()
-        if crop % 16: raise HandlabError("crop", f"{crop} is not a multiple of 16", "four poolings halve it four times: choose 64, 128 or 256")
+        if crop % 16:
+            raise HandlabError(
+                "crop",
+                f"{crop} is not a multiple of 16",
+                "four poolings halve it four times: choose 64, 128 or 256",
+            )
         self.trunk = make_trunk(in_channels, width, batch_norm, negative_slope)
         units = scaled(TAIL[-1], width) * (crop // 16) ** 2
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(units, fc_width), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(fc_width, 63))
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(units, fc_width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(fc_width, 63),
+        )
         start_weights(self, torch_generator(seed, "base cnn", in_channels))
 
-    def forward(self, image: torch.Tensor) -> tuple:  # image (B, C, S, S) -> pose (B, 21, 3), A_k (B, 128 width, S/16, S/16)
+    def forward(
+        self, image: torch.Tensor
+    ) -> tuple:  # image (B, C, S, S) -> pose (B, 21, 3), A_k (B, 128 width, S/16, S/16)
         features = self.trunk(image)
         return self.head(features).unflatten(1, (21, 3)).float(), features
 
@@ -71,27 +93,44 @@ def start_weights(network: nn.Module, generator: torch.Generator):
     layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        if layer.bias is not None: nn.init.zeros_(layer.bias)
-    with torch.no_grad(): layers[-1].weight.mul_(0.1)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layers[-1].weight.mul_(0.1)
 
 # %% ../../nbs/privileged/01_networks.ipynb #76a71eeb
 def multiplications(layer: nn.Module, output: torch.Tensor) -> int:
     "Multiply-accumulates of one convolution or linear layer for one image."
-    if isinstance(layer, nn.Conv2d): return layer.weight[0].numel() * output[0].numel()
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight[0].numel() * output[0].numel()
     return layer.weight.numel() if isinstance(layer, nn.Linear) else 0
 
 
-def layer_table(network: BaseCNN, in_channels: int, crop: int) -> list:  # dicts: layer, output, parameters, gmac
+def layer_table(
+    network: BaseCNN, in_channels: int, crop: int
+) -> list:  # dicts: layer, output, parameters, gmac
     "One row per convolution, pooling and fully connected layer."
     rows, handles = [], []
+
     def note(layer, _, output):
         counted = [parameter.numel() for parameter in layer.parameters()]
-        rows.append({"layer": type(layer).__name__, "output": "x".join(map(str, output.shape[1:])), "parameters": sum(counted), "gmac": multiplications(layer, output) / 1e9})
+        rows.append(
+            {
+                "layer": type(layer).__name__,
+                "output": "x".join(map(str, output.shape[1:])),
+                "parameters": sum(counted),
+                "gmac": multiplications(layer, output) / 1e9,
+            }
+        )
+
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.MaxPool2d)): handles.append(module.register_forward_hook(note))
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.MaxPool2d)):
+            handles.append(module.register_forward_hook(note))
     training = network.training
-    with torch.no_grad(): network.eval()(torch.zeros(1, in_channels, crop, crop))
-    for handle in handles: handle.remove()
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, in_channels, crop, crop))
+    for handle in handles:
+        handle.remove()
     network.train(training)
     return rows
 
@@ -101,8 +140,10 @@ def activation_map(features: torch.Tensor) -> torch.Tensor:  # (B, C, h, w) -> (
     return features.amax(1)
 
 
-def energy_on_hand(features: torch.Tensor,           # (B, C, h, w)
-                   mask: torch.Tensor) -> torch.Tensor:  # (B, 1, S, S), 1 on the hand -> (B,)
+def energy_on_hand(
+    features: torch.Tensor,  # (B, C, h, w)
+    mask: torch.Tensor,
+) -> torch.Tensor:  # (B, 1, S, S), 1 on the hand -> (B,)
     "The share of the activations' energy (sum of squares) that lies on the hand."
     energy = features.float().square().sum(1)
     hand = nn.functional.adaptive_avg_pool2d(mask.float(), energy.shape[-2:])[:, 0]

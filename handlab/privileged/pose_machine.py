@@ -17,74 +17,105 @@ from .losses import squared_norm
 from .networks import convolution, scaled, start_weights
 
 # %% ../../nbs/privileged/06_pose_machine.ipynb #720ab92c
-BLOCKS = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 256, 256, 256, 256, 128))  # a pooling after each of the first `poolings`
-FIRST, LATER = 512, 128   # channels within stage 1 and within the later ones
+BLOCKS = (
+    (64, 64),
+    (128, 128),
+    (256, 256, 256, 256),
+    (512, 512, 256, 256, 256, 256, 128),
+)  # a pooling after each of the first `poolings`
+FIRST, LATER = 512, 128  # channels within stage 1 and within the later ones
 JOINTS = 21
 
 
-def make_trunk(in_channels: int, width: float, poolings: int, batch_norm: bool, negative_slope: float) -> nn.Sequential:
+def make_trunk(
+    in_channels: int, width: float, poolings: int, batch_norm: bool, negative_slope: float
+) -> nn.Sequential:
     "The 15 convolutions with their poolings: image -> A_k."
     layers, channels = [], in_channels
     for number, block in enumerate(BLOCKS):
         for count in block:
             layers.append(convolution(channels, scaled(count, width), batch_norm, negative_slope))
             channels = scaled(count, width)
-        if number < poolings: layers.append(nn.MaxPool2d(2))
+        if number < poolings:
+            layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
 
-def make_stage(in_channels: int, widths: tuple, kernels: tuple, batch_norm: bool, negative_slope: float) -> nn.Sequential:
+def make_stage(
+    in_channels: int, widths: tuple, kernels: tuple, batch_norm: bool, negative_slope: float
+) -> nn.Sequential:
     "Convolutions of the given widths and kernels, then a plain 1x1 convolution to 21 maps."
     channels = (in_channels, *widths)
-    layers = [convolution(before, after, batch_norm, negative_slope, kernel) for before, after, kernel in zip(channels, widths, kernels)]
+    layers = [
+        convolution(before, after, batch_norm, negative_slope, kernel)
+        for before, after, kernel in zip(channels, widths, kernels)
+    ]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], JOINTS, 1))
 
 # %% ../../nbs/privileged/06_pose_machine.ipynb #a49ce0d3
 class PoseMachine(nn.Module):
     "CPM for 21 joints: image -> heat maps of every stage, and mid-level features."
-    def __init__(self,
-                 in_channels: int = 3,            # 3 for RGB, 1 for depth
-                 crop: int = 256,                 # side of the input image
-                 width: float = 1.0,              # multiplies all channel counts but the 21
-                 poolings: int = 3,               # in the trunk: the maps' side is crop / 2**poolings
-                 stages: int = 3,                 # how many times maps are drawn
-                 batch_norm: bool = True,         # not in hand3d, which starts from trained weights
-                 negative_slope: float = 0.01,    # of the leaky ReLU
-                 seed: int = 0):                  # of the starting weights
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # 3 for RGB, 1 for depth
+        crop: int = 256,  # side of the input image
+        width: float = 1.0,  # multiplies all channel counts but the 21
+        poolings: int = 3,  # in the trunk: the maps' side is crop / 2**poolings
+        stages: int = 3,  # how many times maps are drawn
+        batch_norm: bool = True,  # not in hand3d, which starts from trained weights
+        negative_slope: float = 0.01,  # of the leaky ReLU
+        seed: int = 0,
+    ):  # of the starting weights
         super().__init__()
         check_shape(crop, poolings, stages)
         self.crop = crop
         self.trunk = make_trunk(in_channels, width, poolings, batch_norm, negative_slope)
         features, later = scaled(BLOCKS[-1][-1], width), scaled(LATER, width)
-        self.stages = nn.ModuleList([make_stage(features, (scaled(FIRST, width),), (1,), batch_norm, negative_slope)])
-        self.stages.extend(make_stage(features + JOINTS, (later,) * 6, (7,) * 5 + (1,), batch_norm, negative_slope) for _ in range(stages - 1))
+        self.stages = nn.ModuleList(
+            [make_stage(features, (scaled(FIRST, width),), (1,), batch_norm, negative_slope)]
+        )
+        self.stages.extend(
+            make_stage(features + JOINTS, (later,) * 6, (7,) * 5 + (1,), batch_norm, negative_slope)
+            for _ in range(stages - 1)
+        )
         start_weights(self, torch_generator(seed, "pose machine", in_channels))
         with torch.no_grad():
-            for stage in self.stages[:-1]: stage[-1].weight.mul_(0.1)   # the last one's are small already
+            for stage in self.stages[:-1]:
+                stage[-1].weight.mul_(0.1)  # the last one's are small already
 
-    def forward(self, image: torch.Tensor) -> tuple:  # image (B, C, S, S) -> maps (T, B, 21, s, s), A_k (B, 128 width, s, s)
+    def forward(
+        self, image: torch.Tensor
+    ) -> tuple:  # image (B, C, S, S) -> maps (T, B, 21, s, s), A_k (B, 128 width, s, s)
         features, maps = self.trunk(image), []
-        for stage in self.stages: maps.append(stage(torch.cat([maps[-1], features], 1) if maps else features))
+        for stage in self.stages:
+            maps.append(stage(torch.cat([maps[-1], features], 1) if maps else features))
         return torch.stack(maps).float(), features
 
 
 def check_shape(crop: int, poolings: int, stages: int):
     "Complain where no such network can be."
-    if poolings not in (1, 2, 3): raise HandlabError("poolings", f"{poolings} cannot be", "give 1, 2, or the paper's 3")
-    if crop % 2**poolings: raise HandlabError("crop", f"{crop} cannot be halved {poolings} times", "choose 64, 128 or 256")
-    if stages < 1: raise HandlabError("stages", f"{stages} cannot be", "give 1 or more; hand3d has 3")
+    if poolings not in (1, 2, 3):
+        raise HandlabError("poolings", f"{poolings} cannot be", "give 1, 2, or the paper's 3")
+    if crop % 2**poolings:
+        raise HandlabError("crop", f"{crop} cannot be halved {poolings} times", "choose 64, 128 or 256")
+    if stages < 1:
+        raise HandlabError("stages", f"{stages} cannot be", "give 1 or more; hand3d has 3")
 
 # %% ../../nbs/privileged/06_pose_machine.ipynb #92b451be
 HIDDEN = ("left out", "empty")
 
 
-def target_maps(uv: torch.Tensor,        # (B, 21, 2) px of the crop
-                visible: torch.Tensor,   # (B, 21) bool
-                size: int,               # cells of a map
-                crop: int,               # px
-                hidden: str = "left out") -> tuple:  # maps (B, 21, size, size); (B, 21) which of them count
+def target_maps(
+    uv: torch.Tensor,  # (B, 21, 2) px of the crop
+    visible: torch.Tensor,  # (B, 21) bool
+    size: int,  # cells of a map
+    crop: int,  # px
+    hidden: str = "left out",
+) -> tuple:  # maps (B, 21, size, size); (B, 21) which of them count
     "The true heat maps, and which of them are learnt."
-    if hidden not in HIDDEN: raise HandlabError("hidden", f"{hidden!r} is not known", f"choose one of {', '.join(HIDDEN)}")
+    if hidden not in HIDDEN:
+        raise HandlabError("hidden", f"{hidden!r} is not known", f"choose one of {', '.join(HIDDEN)}")
     maps = heatmaps(uv, size, crop, visible=visible)
     there = maps.flatten(2).amax(-1) > 0
     return maps, there if hidden == "left out" else torch.ones_like(there)
@@ -93,25 +124,38 @@ def target_maps(uv: torch.Tensor,        # (B, 21, 2) px of the crop
 MAP_REDUCTIONS = ("sum", "mean", "positions", "root")
 
 
-def loss_maps(maps: torch.Tensor,        # (T, B, 21, s, s) of all stages
-              true: torch.Tensor,        # (B, 21, s, s)
-              counted: torch.Tensor,     # (B, 21) bool: the maps that are learnt
-              reduction: str = "sum") -> torch.Tensor:
+def loss_maps(
+    maps: torch.Tensor,  # (T, B, 21, s, s) of all stages
+    true: torch.Tensor,  # (B, 21, s, s)
+    counted: torch.Tensor,  # (B, 21) bool: the maps that are learnt
+    reduction: str = "sum",
+) -> torch.Tensor:
     "The squared error of the maps, summed over the stages, the mean over the batch."
-    if reduction not in MAP_REDUCTIONS: raise HandlabError("map_reduction", f"{reduction!r} is not known", f"choose one of {', '.join(MAP_REDUCTIONS)}")
+    if reduction not in MAP_REDUCTIONS:
+        raise HandlabError(
+            "map_reduction", f"{reduction!r} is not known", f"choose one of {', '.join(MAP_REDUCTIONS)}"
+        )
     difference = (maps.float() - true) * counted[..., None, None]
-    if reduction != "root": return sum(squared_norm(stage, reduction).mean() for stage in difference)
+    if reduction != "root":
+        return sum(squared_norm(stage, reduction).mean() for stage in difference)
     return (difference.square().mean((-2, -1)) + 1e-12).sqrt()[:, counted].sum() / counted.sum().clamp_min(1)
 
 # %% ../../nbs/privileged/06_pose_machine.ipynb #a7c649bf
 UPSAMPLINGS = ("bicubic", "bilinear")
 
 
-def maps_to_uv(maps: torch.Tensor,             # (B, 21, s, s) of one stage
-               crop: int,                      # px
-               upsampled: int = 0,             # cells of the enlarged map; 0 = one a pixel of the crop
-               upsampling: str = "bicubic") -> torch.Tensor:  # (B, 21, 2) px of the crop
+def maps_to_uv(
+    maps: torch.Tensor,  # (B, 21, s, s) of one stage
+    crop: int,  # px
+    upsampled: int = 0,  # cells of the enlarged map; 0 = one a pixel of the crop
+    upsampling: str = "bicubic",
+) -> torch.Tensor:  # (B, 21, 2) px of the crop
     "The place of each enlarged map's maximum."
-    if upsampling not in UPSAMPLINGS: raise HandlabError("upsampling", f"{upsampling!r} is not known", f"choose one of {', '.join(UPSAMPLINGS)}")
-    large = functional.interpolate(maps.float(), size=(upsampled or crop,) * 2, mode=upsampling, align_corners=False)
+    if upsampling not in UPSAMPLINGS:
+        raise HandlabError(
+            "upsampling", f"{upsampling!r} is not known", f"choose one of {', '.join(UPSAMPLINGS)}"
+        )
+    large = functional.interpolate(
+        maps.float(), size=(upsampled or crop,) * 2, mode=upsampling, align_corners=False
+    )
     return heatmap_argmax(large, crop)

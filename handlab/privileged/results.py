@@ -24,10 +24,13 @@ def fig_samples(prepared, count: int = 8):
     for column in range(count):
         axes[0, column].imshow((batch.image[column].permute(1, 2, 0) + 0.5).clamp(0, 1))
         draw_hand_2d(axes[0, column], batch.uv[column].numpy(), batch.visible[column].numpy(), width=1.0)
-        axes[0, column].set(xlim=(-0.5, batch.image.shape[-1] - 0.5), ylim=(batch.image.shape[-1] - 0.5, -0.5))
+        axes[0, column].set(
+            xlim=(-0.5, batch.image.shape[-1] - 0.5), ylim=(batch.image.shape[-1] - 0.5, -0.5)
+        )
         axes[1, column].imshow(batch.depth[column, 0], cmap="gray", vmin=-1, vmax=1)
         axes[2, column].imshow(batch.mask[column, 0], cmap="gray", vmin=0, vmax=1)
-    for row, label in zip(axes, ("RGB and joints", "depth", "mask")): row[0].set_ylabel(label, fontsize=8)
+    for row, label in zip(axes, ("RGB and joints", "depth", "mask")):
+        row[0].set_ylabel(label, fontsize=8)
     plain_axes(axes)
     figure.tight_layout(pad=0.3)
     return figure
@@ -36,28 +39,56 @@ def fig_samples(prepared, count: int = 8):
 MEAN_POSE = "mean training pose"  # what a network without eyes would say
 
 
-def table_scores(values: dict,          # {stage: scores}, as of `evaluate`
-                 source: str) -> str:    # the data, profile and seed
+def table_scores(
+    values: dict,  # {stage: scores}, as of `evaluate`
+    source: str,
+) -> str:  # the data, profile and seed
     "Mean and median EPE and both AUCs of each network, as Markdown."
     label = {**{stage: kind.label for stage, kind in STAGES.items()}, "mean_pose": MEAN_POSE}
-    lines = [f"*{source}*", "", "| network | EPE mean (mm) | EPE median (mm) | AUC 0-50 mm | AUC 20-50 mm |", "|---|---|---|---|---|"]
-    lines += [f"| {label.get(stage, stage)} | {scores['epe_mean']:.2f} | {scores['epe_median']:.2f} | {scores['auc_0_50']:.3f} | {scores['auc_20_50']:.3f} |" for stage, scores in values.items()]
+    lines = [
+        f"*{source}*",
+        "",
+        "| network | EPE mean (mm) | EPE median (mm) | AUC 0-50 mm | AUC 20-50 mm |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {label.get(stage, stage)} | {scores['epe_mean']:.2f} | {scores['epe_median']:.2f} | {scores['auc_0_50']:.3f} | {scores['auc_20_50']:.3f} |"
+        for stage, scores in values.items()
+    ]
     return "\n".join(lines)
 
 # %% ../../nbs/privileged/05_results.ipynb #23a0ddfb
-def predict_on(prepared: Prepared,
-               settings: PiSettings,
-               data: ExperimentData,                # gives the mean pose of the training frames
-               folder,                      # the run folder
-               device="cpu") -> dict:       # {stage: (N, 21, 3) mm}
+def predict_on(
+    prepared: Prepared,
+    settings: PiSettings,
+    data: ExperimentData,  # gives the mean pose of the training frames
+    folder,  # the run folder
+    device="cpu",
+) -> dict:  # {stage: (N, 21, 3) mm}
     "What each network says of other frames than the run's own, and the mean training pose; Depth Net only where there is depth."
-    stages = [stage for stage, kind in STAGES.items() if kind.modality == "image" or ("depth" in prepared.arrays and has_root(prepared))]
-    predictions = {stage: predict(trained_network(settings, stage, folder, device), prepared, STAGES[stage].modality, device) for stage in stages}
+    stages = [
+        stage
+        for stage, kind in STAGES.items()
+        if kind.modality == "image" or ("depth" in prepared.arrays and has_root(prepared))
+    ]
+    predictions = {
+        stage: predict(
+            trained_network(settings, stage, folder, device), prepared, STAGES[stage].modality, device
+        )
+        for stage in stages
+    }
     return {**predictions, "mean_pose": pose_everywhere(mean_pose(data), prepared)}
 
 
-def pose_everywhere(pose: np.ndarray,        # (21, 3) relative to the root, in hand scales
-                    prepared: Prepared) -> np.ndarray:  # (N, 21, 3) mm
+def pose_everywhere(
+    pose: np.ndarray,  # (21, 3) relative to the root, in hand scales
+    prepared: Prepared,
+) -> np.ndarray:  # (N, 21, 3) mm
     "One pose at each frame's true root and scale."
     pose = np.asarray(pose, np.float32)
-    return np.concatenate([denormalise(np.broadcast_to(pose, (len(batch), 21, 3)), batch.root.numpy(), batch.scale.numpy()) for batch in ordered_batches(prepared, 256, "cpu", ())])
+    return np.concatenate(
+        [
+            denormalise(np.broadcast_to(pose, (len(batch), 21, 3)), batch.root.numpy(), batch.scale.numpy())
+            for batch in ordered_batches(prepared, 256, "cpu", ())
+        ]
+    )

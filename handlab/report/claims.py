@@ -25,7 +25,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -36,37 +36,51 @@ from safetensors import safe_open
 
 from ..aligned import experiment as aligned_experiment
 from ..core import HandlabError, make_settings, numpy_generator, pick_device, project_path
-from ..hand.metrics import joint_errors, thresholds_20_50, thresholds_2d, thresholds_3d
+from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
 from ..privileged import experiment as pi_experiment
 from ..privileged.networks import energy_on_hand
 from .output import save_figure, save_table
 from .paper_pi import device_name, forward_times, paper_networks
 from .published import facts, published_curves, published_numbers
-from .runs import LABELLED_SHARES, Run, about_item, data_sources, graph_runs, open_runs, page_folder, reference_name, require, run_command
+from handlab.report.runs import (
+    LABELLED_SHARES,
+    Run,
+    about_item,
+    data_sources,
+    graph_runs,
+    open_runs,
+    page_folder,
+    reference_name,
+    require,
+    run_command,
+)
 from ..train.experiment import ordered_batches
 
 # %% ../../nbs/report/08_claims.ipynb #f7ff6212
-LEVEL = 0.95           # of every interval
+LEVEL = 0.95  # of every interval
 DRAWS = 4000
-BLOCKS = 40            # stretches of a video
+BLOCKS = 40  # stretches of a video
 VIDEOS = ("stb", "dexter-object")
 BOOTSTRAP_SEED = 0
 
 
 @lru_cache(maxsize=8)
-def frame_weights(frames: int, block: int = 1, draws: int = DRAWS) -> np.ndarray:  # (draws, frames) float32, each row sums to 1
+def frame_weights(
+    frames: int, block: int = 1, draws: int = DRAWS
+) -> np.ndarray:  # (draws, frames) float32, each row sums to 1
     "How much each frame counts in each draw; blocks of consecutive frames go round the end of the set."
     starts = -(-frames // block)
     counts = numpy_generator(BOOTSTRAP_SEED, "frames").multinomial(starts, np.full(frames, 1 / frames), draws)
-    ahead = np.concatenate([counts[:, frames - block + 1:], counts], 1).cumsum(1, dtype=np.float64)
-    covered = ahead[:, block - 1:] - np.concatenate([np.zeros((draws, 1)), ahead[:, :frames - 1]], 1)
+    ahead = np.concatenate([counts[:, frames - block + 1 :], counts], 1).cumsum(1, dtype=np.float64)
+    covered = ahead[:, block - 1 :] - np.concatenate([np.zeros((draws, 1)), ahead[:, : frames - 1]], 1)
     return (covered / covered.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../../nbs/report/08_claims.ipynb #f8a8fa5b
 @lru_cache(maxsize=8)
 def seed_weights(seeds: int, draws: int = DRAWS) -> np.ndarray:  # (draws, seeds), each row sums to 1
     "How much each seed counts in each draw."
-    if seeds == 1: return np.ones((draws, 1))
+    if seeds == 1:
+        return np.ones((draws, 1))
     generator = numpy_generator(BOOTSTRAP_SEED, "seeds")
     apart = generator.standard_normal((draws, seeds))
     stretch = np.sqrt((seeds - 1) / generator.chisquare(seeds - 1, (draws, 1)))
@@ -76,29 +90,44 @@ def seed_weights(seeds: int, draws: int = DRAWS) -> np.ndarray:  # (draws, seeds
 @dataclass(frozen=True, eq=False)
 class Estimate:
     "A number and what it would have been in each draw; NaN draws: nothing is known of its spread."
+
     value: float
     draws: np.ndarray  # (DRAWS,)
 
     def _with(self, other, operation):
         value, draws = (other.value, other.draws) if isinstance(other, Estimate) else (other, other)
-        with np.errstate(divide="ignore", invalid="ignore"): return Estimate(float(operation(self.value, value)), operation(self.draws, draws))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Estimate(float(operation(self.value, value)), operation(self.draws, draws))
 
-    def __add__(self, other): return self._with(other, operator.add)
-    def __sub__(self, other): return self._with(other, operator.sub)
-    def __mul__(self, other): return self._with(other, operator.mul)
-    def __truediv__(self, other): return self._with(other, np.divide)
-    def __abs__(self): return Estimate(abs(self.value), np.abs(self.draws))
+    def __add__(self, other):
+        return self._with(other, operator.add)
+
+    def __sub__(self, other):
+        return self._with(other, operator.sub)
+
+    def __mul__(self, other):
+        return self._with(other, operator.mul)
+
+    def __truediv__(self, other):
+        return self._with(other, np.divide)
+
+    def __abs__(self):
+        return Estimate(abs(self.value), np.abs(self.draws))
 
     def interval(self, level: float = LEVEL) -> tuple:  # low, high
         "The middle part of the draws."
-        if not np.isfinite(self.draws).all(): return np.nan, np.nan
+        if not np.isfinite(self.draws).all():
+            return np.nan, np.nan
         return tuple(np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
     @property
     def chance(self) -> float:
         "How often an effect as far from zero on this side would be drawn if there were none: two-sided, at least 1/2000."
-        if not np.isfinite(self.draws).all(): return np.nan
-        return float(min(1, 2 * (1 + min((self.draws <= 0).sum(), (self.draws >= 0).sum())) / (1 + len(self.draws))))
+        if not np.isfinite(self.draws).all():
+            return np.nan
+        return float(
+            min(1, 2 * (1 + min((self.draws <= 0).sum(), (self.draws >= 0).sum())) / (1 + len(self.draws)))
+        )
 
 
 def known(value: float) -> Estimate:  # such as a count of weights
@@ -106,8 +135,10 @@ def known(value: float) -> Estimate:  # such as a count of weights
     return Estimate(float(value), np.full(DRAWS, float(value)))
 
 # %% ../../nbs/report/08_claims.ipynb #3f36f2d7
-def mean_estimate(values,              # (seeds, frames): what is averaged, NaN where a frame does not count
-                  block: int = 1) -> Estimate:
+def mean_estimate(
+    values,  # (seeds, frames): what is averaged, NaN where a frame does not count
+    block: int = 1,
+) -> Estimate:
     "The mean over frames, then over seeds."
     values = np.atleast_2d(np.asarray(values, float))
     values = values[:, ~np.isnan(values).any(0)]
@@ -118,11 +149,16 @@ def mean_estimate(values,              # (seeds, frames): what is averaged, NaN 
 def seeds_estimate(values) -> Estimate:  # (seeds,)
     "The mean over seeds of what is known of each run as a whole; one seed says nothing of the spread."
     values = np.asarray(values, float)
-    return Estimate(float(values.mean()), seed_weights(len(values)) @ values if len(values) > 1 else np.full(DRAWS, np.nan))
+    return Estimate(
+        float(values.mean()),
+        seed_weights(len(values)) @ values if len(values) > 1 else np.full(DRAWS, np.nan),
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #2fcb87ac
-def weighted_medians(errors,              # (frames, joints), NaN where a joint does not count
-                     weights) -> np.ndarray:  # (draws, frames) -> (draws,)
+def weighted_medians(
+    errors,  # (frames, joints), NaN where a joint does not count
+    weights,
+) -> np.ndarray:  # (draws, frames) -> (draws,)
     "The median of all joints' errors under each draw's weights."
     frame, joint = np.nonzero(~np.isnan(errors))
     values = errors[frame, joint]
@@ -135,11 +171,15 @@ def weighted_medians(errors,              # (frames, joints), NaN where a joint 
     return np.concatenate(medians)
 
 
-def median_estimate(errors,            # (seeds, frames, joints)
-                    block: int = 1) -> Estimate:
+def median_estimate(
+    errors,  # (seeds, frames, joints)
+    block: int = 1,
+) -> Estimate:
     "The median over all frames' joints, then the mean over seeds."
     by_seed = np.stack([weighted_medians(each, frame_weights(len(each), block)) for each in errors], 1)
-    return Estimate(float(np.mean([np.nanmedian(each) for each in errors])), (by_seed * seed_weights(len(errors))).sum(1))
+    return Estimate(
+        float(np.mean([np.nanmedian(each) for each in errors])), (by_seed * seed_weights(len(errors))).sum(1)
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #f1784baa
 HOLDS, FAILS, CANNOT_TELL, NOT_RUN = VERDICTS = ("holds", "does not hold", "cannot tell", "not run")
@@ -148,17 +188,21 @@ HOLDS, FAILS, CANNOT_TELL, NOT_RUN = VERDICTS = ("holds", "does not hold", "cann
 @dataclass(frozen=True)
 class Rule:
     "In which range an effect, or several of them, must lie."
+
     lower: float = -np.inf
     upper: float = np.inf
     several: str = "one"  # 'one'; 'all' must lie there; or the 'best'
 
     def one(self, low: float, high: float) -> str:
         "The verdict on one interval."
-        if np.isnan(low) or np.isnan(high): return CANNOT_TELL
-        if high <= self.lower or low >= self.upper: return FAILS
+        if np.isnan(low) or np.isnan(high):
+            return CANNOT_TELL
+        if high <= self.lower or low >= self.upper:
+            return FAILS
         return HOLDS if self.lower < low and high < self.upper else CANNOT_TELL
 
-    def level(self, count: int) -> float: return 1 - (1 - LEVEL) / count
+    def level(self, count: int) -> float:
+        return 1 - (1 - LEVEL) / count
 
     def weigh(self, estimates) -> tuple:  # (verdict, the estimate that stands for all, low, high)
         "The verdict on some estimates, and the one that is shown: the smallest of all, or the best."
@@ -170,60 +214,96 @@ class Rule:
         return verdict, estimates[shown], *intervals[shown]
 
     def __str__(self):
-        if self.lower == -np.inf: text = f"below {self.upper:g}"
-        else: text = f"above {self.lower:g}" if self.upper == np.inf else f"from {self.lower:g} to {self.upper:g}"
+        if self.lower == -np.inf:
+            text = f"below {self.upper:g}"
+        else:
+            text = (
+                f"above {self.lower:g}" if self.upper == np.inf else f"from {self.lower:g} to {self.upper:g}"
+            )
         return {"one": "", "all": "every step ", "best": "the largest "}[self.several] + text
 
 # %% ../../nbs/report/08_claims.ipynb #46d58854
 MORE, ORDER = Rule(0), Rule(0, several="all")
-def up_to(amount, margin): return Rule(amount - margin, several="best")
-def about(amount, margin): return Rule(amount - margin, amount + margin)
-def same(margin): return about(0, margin)
-def at_most(amount): return Rule(upper=amount)
+
+
+def up_to(amount, margin):
+    return Rule(amount - margin, several="best")
+
+
+def about(amount, margin):
+    return Rule(amount - margin, amount + margin)
+
+
+def same(margin):
+    return about(0, margin)
+
+
+def at_most(amount):
+    return Rule(upper=amount)
 
 # %% ../../nbs/report/08_claims.ipynb #da47940b
-class Missing(Exception): "A run, or a part of it, is not there."
-class Unfit(Exception): "What is there cannot be set against each other."
+class Missing(Exception):
+    "A run, or a part of it, is not there."
+
+
+class Unfit(Exception):
+    "What is there cannot be set against each other."
 
 # %% ../../nbs/report/08_claims.ipynb #afb8dfe7
 @dataclass(frozen=True)
 class World:
     "Where the runs lie that weigh the claims."
+
     folder: str = "runs/quick"
     seeds: int = 1
-    real: bool = False          # the real sets instead of the twins
+    real: bool = False  # the real sets instead of the twins
     kept: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def profile(self) -> str: return Path(self.folder).name
+    def profile(self) -> str:
+        return Path(self.folder).name
 
-    def set_name(self, name: str) -> str: return ("" if self.real else "sim-") + name  # 'rhd' -> 'sim-rhd'
+    def set_name(self, name: str) -> str:
+        return ("" if self.real else "sim-") + name  # 'rhd' -> 'sim-rhd'
 
     def run_name(self, pattern: str) -> str:  # such as 'train_pi-{rhd}', or 'reference S1'
         "A run's name, without the seed."
-        if not pattern.startswith("reference"): return pattern.format(**{name: self.set_name(name) for name in ("rhd", "stb")})
-        name = reference_name(pattern.split()[1], self.profile if self.profile in LABELLED_SHARES else "quick")
+        if not pattern.startswith("reference"):
+            return pattern.format(**{name: self.set_name(name) for name in ("rhd", "stb")})
+        name = reference_name(
+            pattern.split()[1], self.profile if self.profile in LABELLED_SHARES else "quick"
+        )
         return name.replace("sim-", "") if self.real else name
 
     def keep(self, key, make: Callable):
         "What was once computed."
-        if key not in self.kept: self.kept[key] = make()
+        if key not in self.kept:
+            self.kept[key] = make()
         return self.kept[key]
 
     def runs(self, name: str) -> dict:  # {seed: RunFolder}
-        return self.keep(("runs", name), lambda: {int(run.name.rsplit("seed", 1)[1]): run for run in open_runs(name, self.folder, self.seeds)})
+        return self.keep(
+            ("runs", name),
+            lambda: {
+                int(run.name.rsplit("seed", 1)[1]): run for run in open_runs(name, self.folder, self.seeds)
+            },
+        )
 
 # %% ../../nbs/report/08_claims.ipynb #a9ef607b
-def frame_scores(arrays: dict,           # of predictions.npz
-                 key: str,               # whose prediction
-                 of: str) -> np.ndarray: # 'error', 'area', 'area_20_50' (N,), or 'joints' (N, 21)
+def frame_scores(
+    arrays: dict,  # of predictions.npz
+    key: str,  # whose prediction
+    of: str,
+) -> np.ndarray:  # 'error', 'area', 'area_20_50' (N,), or 'joints' (N, 21)
     "The mean joint error of each frame, its area under the PCK curve, or each joint's error; in 2D of the visible joints alone."
     flat = arrays["true"].shape[-1] == 2
     errors = joint_errors(arrays[key], arrays["true"], arrays["visible"] if flat else None)
-    if of == "joints": return errors
+    if of == "joints":
+        return errors
     counted = np.maximum((~np.isnan(errors)).sum(1), 1)
-    there = np.where(np.isnan(errors).all(1), np.nan, 1.)
-    if of == "error": return there * np.nansum(errors, 1) / counted
+    there = np.where(np.isnan(errors).all(1), np.nan, 1.0)
+    if of == "error":
+        return there * np.nansum(errors, 1) / counted
     marks = thresholds_2d() if flat else thresholds_20_50() if of == "area_20_50" else thresholds_3d()
     curves = (errors[..., None] <= marks).sum(1) / counted[:, None]
     return there * np.trapezoid(curves, marks, axis=1) / (marks[-1] - marks[0])
@@ -231,19 +311,24 @@ def frame_scores(arrays: dict,           # of predictions.npz
 # %% ../../nbs/report/08_claims.ipynb #d4c074c1
 class Evidence:
     "The runs of a claim, by the patterns of their names."
+
     def __init__(self, world: World, patterns):
         self.world, self.patterns = world, tuple(dict.fromkeys(patterns))
         found = {pattern: world.runs(world.run_name(pattern)) for pattern in self.patterns}
-        if lacking := [world.run_name(pattern) for pattern, runs in found.items() if not runs]: raise Missing(*lacking)
+        if lacking := [world.run_name(pattern) for pattern, runs in found.items() if not runs]:
+            raise Missing(*lacking)
         self.seeds = sorted(set.intersection(*(set(runs) for runs in found.values()))) if found else []
-        if found and not self.seeds: raise Unfit("its runs have no seed in common")
+        if found and not self.seeds:
+            raise Unfit("its runs have no seed in common")
         self.by_pattern = {pattern: [runs[seed] for seed in self.seeds] for pattern, runs in found.items()}
         for run in self.runs:  # a twin written to disk is read like the real set
-            if world.real and run.metrics["source"].startswith("sim-"): raise Unfit(f"{run.name} is of {run.metrics['source']}, a twin in the real set's layout")
+            if world.real and run.metrics["source"].startswith("sim-"):
+                raise Unfit(f"{run.name} is of {run.metrics['source']}, a twin in the real set's layout")
         self.frames = None
 
     @property
-    def runs(self) -> list: return [run for runs in self.by_pattern.values() for run in runs]
+    def runs(self) -> list:
+        return [run for runs in self.by_pattern.values() for run in runs]
 
     def block(self, test: str) -> int:  # the test set's published name
         return max(1, self.frames // BLOCKS) if test in VIDEOS else 1
@@ -252,20 +337,32 @@ class Evidence:
         "What each frame scored, and how many of them are drawn together."
         rows = []
         for run in self.by_pattern[pattern]:
-            arrays = self.world.keep((run.name, other), lambda: predictions_on(run, self.world.set_name(other) if other else ""))
-            if key not in arrays: raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: predictions of {key}")
+            arrays = self.world.keep(
+                (run.name, other), lambda: predictions_on(run, self.world.set_name(other) if other else "")
+            )
+            if key not in arrays:
+                raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: predictions of {key}")
             names = self.world.keep((run.name, other, "names"), lambda: tuple(arrays["name"].tolist()))
-            if getattr(self, "names", names) != names: raise Unfit(f"{run.name} was tested on other frames")
+            if getattr(self, "names", names) != names:
+                raise Unfit(f"{run.name} was tested on other frames")
             self.names, self.frames = names, len(names)
             rows.append(self.world.keep((run.name, key, of, other), lambda: frame_scores(arrays, key, of)))
         return np.stack(rows), self.block(other or self.test_of(pattern))
 
-    def test_of(self, pattern: str) -> str: return self.by_pattern[pattern][0].metrics["source"].removeprefix("sim-")
+    def test_of(self, pattern: str) -> str:
+        return self.by_pattern[pattern][0].metrics["source"].removeprefix("sim-")
 
-    def error(self, pattern, key, other=""): return mean_estimate(*self.scores(pattern, key, "error", other))
-    def area(self, pattern, key, other=""): return mean_estimate(*self.scores(pattern, key, "area", other))
-    def area_20_50(self, pattern, key, other=""): return mean_estimate(*self.scores(pattern, key, "area_20_50", other))
-    def median(self, pattern, key, other=""): return median_estimate(*self.scores(pattern, key, "joints", other))
+    def error(self, pattern, key, other=""):
+        return mean_estimate(*self.scores(pattern, key, "error", other))
+
+    def area(self, pattern, key, other=""):
+        return mean_estimate(*self.scores(pattern, key, "area", other))
+
+    def area_20_50(self, pattern, key, other=""):
+        return mean_estimate(*self.scores(pattern, key, "area_20_50", other))
+
+    def median(self, pattern, key, other=""):
+        return median_estimate(*self.scores(pattern, key, "joints", other))
 
     def over_seeds(self, pattern: str, of: Callable) -> Estimate:  # RunFolder -> number
         "The mean over seeds of a number of each run."
@@ -274,55 +371,83 @@ class Evidence:
 # %% ../../nbs/report/08_claims.ipynb #59dc3985
 def predictions_on(run, other: str = "") -> dict:
     "A run's predictions, or those on another test set, if they are there."
-    try: return run.predictions_on(other) if other else run.predictions
-    except FileNotFoundError: raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: predictions on {other or 'its test set'}") from None
+    try:
+        return run.predictions_on(other) if other else run.predictions
+    except FileNotFoundError:
+        raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: predictions on {other or 'its test set'}") from None
 
 # %% ../../nbs/report/08_claims.ipynb #c9364d7e
 @dataclass(frozen=True)
 class Measured:
     "The estimates of one claim."
-    estimates: list        # positive where the claim is true
-    base: float = 1.0      # one hundred per cent
+
+    estimates: list  # positive where the claim is true
+    base: float = 1.0  # one hundred per cent
 
 
 @dataclass(frozen=True)
 class Measure:
     "The runs that a claim needs and what is made of them."
+
     patterns: tuple
-    of: Callable           # Evidence -> Measured
+    of: Callable  # Evidence -> Measured
 
 
-def pi(test, key): return f"train_pi-{{{test}}}", key              # 3D, paper 1
-def flat(test, key): return f"train_pi_2d-{{{test}}}", key         # 2D, paper 1
-def aligned(strategy, test="rhd", key="RGB"): return f"train_aligned-{strategy}-{{{test}}}", key
-def reference(strategy, key="RGB"): return f"reference {strategy}", key  # for the ablations
+def pi(test, key):
+    return f"train_pi-{{{test}}}", key  # 3D, paper 1
+
+
+def flat(test, key):
+    return f"train_pi_2d-{{{test}}}", key  # 2D, paper 1
+
+
+def aligned(strategy, test="rhd", key="RGB"):
+    return f"train_aligned-{strategy}-{{{test}}}", key
+
+
+def reference(strategy, key="RGB"):
+    return f"reference {strategy}", key  # for the ablations
 
 # %% ../../nbs/report/08_claims.ipynb #e0aed263
 def steps_down(*networks, of: str = "error", other: str = "") -> Measure:  # (run, network), the worst first
     "How much lower each network's error is than that of the one before it."
+
     def measured(evidence):
         each = [getattr(evidence, of)(*network, other) for network in networks]
         return Measured([worse - better for worse, better in zip(each, each[1:])], each[0].value)
+
     return Measure(tuple(run for run, _ in networks), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #0879310b
 def steps_up(*networks, **options) -> Measure:
     "The same of areas under the PCK curve, which grow."
     down = steps_down(*networks, of="area", **options)
-    return Measure(down.patterns, lambda evidence: Measured([each * -1. for each in down.of(evidence).estimates]))
+    return Measure(
+        down.patterns, lambda evidence: Measured([each * -1.0 for each in down.of(evidence).estimates])
+    )
 
 
 def gap_closed(first, second, best, of: str = "error") -> Measure:
     "Which share of the way from the first network's error to the best one's the second has gone; negative if it is worse than the first, wherever the best one is."
+
     def measured(evidence):
         first_, second_, best_ = (getattr(evidence, of)(*network) for network in (first, second, best))
         return Measured([(first_ - second_) / abs(first_ - best_)])
+
     return Measure((first[0], second[0], best[0]), measured)
 
 
-def relative_steps(*pairs, sign: float = 1.) -> Measure:  # of networks: worse, better
+def relative_steps(*pairs, sign: float = 1.0) -> Measure:  # of networks: worse, better
     "How much lower each second error is, as a share of the first."
-    def measured(evidence): return Measured([(evidence.error(*worse) - evidence.error(*better)) / evidence.error(*worse) * sign for worse, better in pairs])
+
+    def measured(evidence):
+        return Measured(
+            [
+                (evidence.error(*worse) - evidence.error(*better)) / evidence.error(*worse) * sign
+                for worse, better in pairs
+            ]
+        )
+
     return Measure(tuple(run for pair in pairs for run, _ in pair), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #ff4a7e17
@@ -335,18 +460,25 @@ def on_its_set(world: World, networks) -> Estimate:  # one network, or a worse a
 
 def across_sets(first, second) -> Measure:  # networks of one set, networks of another
     "How much larger an error, or a gain, is on the first set than on the second."
+
     def measured(evidence):
         here, there = (on_its_set(evidence.world, networks) for networks in (first, second))
         apart = numpy_generator(BOOTSTRAP_SEED, "sets").permutation(there.draws)
-        return Measured([here - Estimate(there.value, apart)], abs(here.value) or 1.)
+        return Measured([here - Estimate(there.value, apart)], abs(here.value) or 1.0)
+
     return Measure(tuple(run for networks in (first, second) for run, _ in networks), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #272d814a
 def curve_of(run, stage: str, column: str) -> tuple:  # (steps, values)
     "A validation curve of a run."
-    try: table = run.losses(stage, "validation")
-    except FileNotFoundError: raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: losses of {stage or 'the training'}") from None
-    if column not in table: raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {column} in the losses of {stage or 'the training'}")
+    try:
+        table = run.losses(stage, "validation")
+    except FileNotFoundError:
+        raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: losses of {stage or 'the training'}") from None
+    if column not in table:
+        raise Missing(
+            f"{run.name.rsplit('-seed', 1)[0]}: {column} in the losses of {stage or 'the training'}"
+        )
     return table["step"], table[column]
 
 
@@ -356,51 +488,89 @@ def loss_at(run, stage: str, column: str, share: float) -> float:
     return float(np.interp(share * steps[-1], steps, values))
 
 
-def loss_falls(pattern: str, stage: str, column: str, start: float = 0., end: float = 1., to: str = "") -> Measure:
+def loss_falls(
+    pattern: str, stage: str, column: str, start: float = 0.0, end: float = 1.0, to: str = ""
+) -> Measure:
     "How much of the loss has gone from one share of a stage to another, or to the end of another stage."
-    def fall(run): first = loss_at(run, stage, column, start); return 1 - loss_at(run, to or stage, column, end) / first
+
+    def fall(run):
+        first = loss_at(run, stage, column, start)
+        return 1 - loss_at(run, to or stage, column, end) / first
+
     return Measure((pattern,), lambda evidence: Measured([evidence.over_seeds(pattern, fall)]))
 
 
 def steps_to(steps, errors, goal: float) -> float:  # inf where it is never reached
     "The step at which a curve first comes down to a goal, linear between its points."
     steps, errors = np.asarray(steps, float), np.minimum.accumulate(np.asarray(errors, float))
-    if errors[-1] > goal: return np.inf
+    if errors[-1] > goal:
+        return np.inf
     after = int(np.argmax(errors <= goal))
-    if after == 0: return float(steps[0])
+    if after == 0:
+        return float(steps[0])
     share = (errors[after - 1] - goal) / (errors[after - 1] - errors[after])
     return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
 
 
 def steps_saved(slow, fast) -> Measure:  # patterns of two trainings of equal steps
     "Which share of the slow training's steps the fast one saves on the way to its final error; negative if it is the other that saves them."
+
     def saved(slow_run, fast_run):
         slow_curve, fast_curve = (curve_of(run, "", "epe") for run in (slow_run, fast_run))
         share = steps_to(*fast_curve, slow_curve[1][-1]) / slow_curve[0][-1]
-        return 1 - share if np.isfinite(share) else steps_to(*slow_curve, fast_curve[1][-1]) / fast_curve[0][-1] - 1
-    return Measure((slow, fast), lambda evidence: Measured([seeds_estimate([saved(*pair) for pair in zip(*(evidence.by_pattern[name] for name in (slow, fast)))])]))
+        return (
+            1 - share
+            if np.isfinite(share)
+            else steps_to(*slow_curve, fast_curve[1][-1]) / fast_curve[0][-1] - 1
+        )
+
+    return Measure(
+        (slow, fast),
+        lambda evidence: Measured(
+            [
+                seeds_estimate(
+                    [saved(*pair) for pair in zip(*(evidence.by_pattern[name] for name in (slow, fast)))]
+                )
+            ]
+        ),
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #44d3dc23
 def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {stage: (N,)}
     "The share of activation energy on the hand, of each test frame of a run of `train_pi`."
     settings = pi_experiment.check_pi(make_settings(pi_experiment.PiSettings, **run.metrics["settings"]))
     data, device = pi_experiment.pi_data(settings, show_progress=False), pick_device()
-    if data.fingerprint != run.metrics["data"]["fingerprint"]: raise Unfit(f"the data of {run.name} have changed since it was trained")
+    if data.fingerprint != run.metrics["data"]["fingerprint"]:
+        raise Unfit(f"the data of {run.name} have changed since it was trained")
     shares = {}
     for stage in stages:
         network = pi_experiment.trained_network(settings, stage, run.path, device).eval()
-        with torch.no_grad(): parts = [energy_on_hand(network(batch.image)[1], batch.mask).cpu() for batch in ordered_batches(data.test, 64, device)]
+        with torch.no_grad():
+            parts = [
+                energy_on_hand(network(batch.image)[1], batch.mask).cpu()
+                for batch in ordered_batches(data.test, 64, device)
+            ]
         shares[stage] = torch.cat(parts).double().numpy()
     return shares
 
 
 def on_hand(pattern: str, before: str, after: str) -> Measure:  # two stages
     "How much more of the activation energy lies on the hand."
+
     def measured(evidence):
-        shares = [evidence.world.keep((run.name, "activations"), lambda: activation_shares(run)) for run in evidence.by_pattern[pattern]]
+        shares = [
+            evidence.world.keep((run.name, "activations"), lambda: activation_shares(run))
+            for run in evidence.by_pattern[pattern]
+        ]
         evidence.frames = len(shares[0][before])
         block = evidence.block(evidence.test_of(pattern))
-        return Measured([mean_estimate([each[after] for each in shares], block) - mean_estimate([each[before] for each in shares], block)])
+        return Measured(
+            [
+                mean_estimate([each[after] for each in shares], block)
+                - mean_estimate([each[before] for each in shares], block)
+            ]
+        )
+
     return Measure((pattern,), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #7d56435f
@@ -410,54 +580,82 @@ TIMINGS = 40
 
 def there(run, name: str) -> Path:
     "A file of a run, which must be there."
-    if not (run.path / name).exists(): raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {name}")
+    if not (run.path / name).exists():
+        raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {name}")
     return run.path / name
 
 
 def weights_at_test(run) -> int:
     "How many weights a test from RGB uses."
     with safe_open(there(run, "model.safetensors"), "np") as file:
-        return int(sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys() if name.startswith(AT_TEST)))
+        return int(
+            sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys() if name.startswith(AT_TEST))
+        )
 
 
 def size_apart(first: str, second: str) -> Measure:  # patterns
     "By which share of the first's weights the second has more at test time."
-    def more(evidence): sizes = [weights_at_test(evidence.by_pattern[pattern][0]) for pattern in (first, second)]; return Measured([known(sizes[1] / sizes[0] - 1)])
+
+    def more(evidence):
+        sizes = [weights_at_test(evidence.by_pattern[pattern][0]) for pattern in (first, second)]
+        return Measured([known(sizes[1] / sizes[0] - 1)])
+
     return Measure((first, second), more)
 
 # %% ../../nbs/report/08_claims.ipynb #4275624a
 def milliseconds_at_test(runs, count: int = TIMINGS) -> np.ndarray:  # (len(runs), count)
     "How long each run's network takes for one RGB crop, again and again in turn."
-    for run in runs: there(run, "model.safetensors")
+    for run in runs:
+        there(run, "model.safetensors")
     device = pick_device()
     settings = [make_settings(aligned_experiment.AlignedSettings, **run.metrics["settings"]) for run in runs]
-    networks = [aligned_experiment.trained_network(each, run.path, device).eval() for each, run in zip(settings, runs)]
-    crop, times = torch.zeros(1, 3, settings[0].crop, settings[0].crop, device=device), np.zeros((len(runs), count + 3))
+    networks = [
+        aligned_experiment.trained_network(each, run.path, device).eval() for each, run in zip(settings, runs)
+    ]
+    crop, times = (
+        torch.zeros(1, 3, settings[0].crop, settings[0].crop, device=device),
+        np.zeros((len(runs), count + 3)),
+    )
     for turn in range(count + 3):
         for place, network in enumerate(networks):
             started = time.perf_counter()
-            with torch.no_grad(): network.decoders["P"](network.encode(crop, "R"))
-            if device.type == "cuda": torch.cuda.synchronize()
+            with torch.no_grad():
+                network.decoders["P"](network.encode(crop, "R"))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             times[place, turn] = 1000 * (time.perf_counter() - started)
     return times[:, 3:]  # the first ones warm up
 
 
 def time_apart(first: str, second: str) -> Measure:  # patterns
     "By which share of the first's time the second takes longer at test time."
+
     def more(evidence):
-        times = evidence.world.keep(("times", first, second), lambda: milliseconds_at_test([evidence.by_pattern[pattern][0] for pattern in (first, second)]))
-        medians = [Estimate(float(np.median(each)), weighted_medians(each[:, None], frame_weights(times.shape[1]))) for each in times]
-        return Measured([medians[1] / medians[0] - 1.])
+        times = evidence.world.keep(
+            ("times", first, second),
+            lambda: milliseconds_at_test([evidence.by_pattern[pattern][0] for pattern in (first, second)]),
+        )
+        medians = [
+            Estimate(float(np.median(each)), weighted_medians(each[:, None], frame_weights(times.shape[1])))
+            for each in times
+        ]
+        return Measured([medians[1] / medians[0] - 1.0])
+
     return Measure((first, second), more)
 
 # %% ../../nbs/report/08_claims.ipynb #dbf38565
 def not_measured(reason: str) -> Measure:
     "A claim that no run of this project can weigh."
-    def measured(evidence): raise Unfit(reason)
+
+    def measured(evidence):
+        raise Unfit(reason)
+
     return Measure((), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #e51d6d81
-def printed(paper: str, table: str, test: str, metric: str, *methods) -> tuple:  # (effect, base); the worst method first
+def printed(
+    paper: str, table: str, test: str, metric: str, *methods
+) -> tuple:  # (effect, base); the worst method first
     "The smallest step between the methods in a published table."
     rows = published_numbers(paper, table, test)
     values = rows[rows.metric == metric].set_index("method").value
@@ -473,15 +671,16 @@ def noted_facts() -> pd.DataFrame:
 @dataclass(frozen=True)
 class Claim:
     "What a paper says, how it is measured and what would make it true."
+
     id: str
-    section: str              # and figure or table
-    text: str                 # in our words
-    measured: str             # what the effect is
+    section: str  # and figure or table
+    text: str  # in our words
+    measured: str  # what the effect is
     unit: str
     measure: Measure
     rule: Rule = MORE
-    published: Callable = None   # -> (effect, base); None: of `claims.csv`, if it is there
-    real_only: str = ""       # the real set it can be weighed on alone
+    published: Callable = None  # -> (effect, base); None: of `claims.csv`, if it is there
+    real_only: str = ""  # the real set it can be weighed on alone
     paper: str = ""
 
 
@@ -492,10 +691,21 @@ def claims_of(paper: str, *claims) -> list:
 # %% ../../nbs/report/08_claims.ipynb #c12719de
 PI_PAPER, ALIGNED_PAPER = "privileged_depth", "aligned_latent_spaces"
 SETS = {"rhd": "RHD", "stb": "Stereo"}
-PI_ROW = {"rhd": "RGB + PI training", "stb": "RGB + PI training (0.8)", "dexter_object": "RGB + PI training"}  # of Table 2
+PI_ROW = {
+    "rhd": "RGB + PI training",
+    "stb": "RGB + PI training (0.8)",
+    "dexter_object": "RGB + PI training",
+}  # of Table 2
 pi_table = partial(printed, PI_PAPER, "Table 2")
 strategies = partial(printed, ALIGNED_PAPER, "Table 1", "rhd", "3D EPE mean")
-S1, R2HP, R2CP, R2CHP, S3, S4 = "S1 R2P", "S2 R2HP", "S2 R2CP", "S2 R2CHP", "S3 RC2CHP (KL)", "S4 RC2CHP (PoE)"  # as the table calls them
+S1, R2HP, R2CP, R2CHP, S3, S4 = (
+    "S1 R2P",
+    "S2 R2HP",
+    "S2 R2CP",
+    "S2 R2CHP",
+    "S3 RC2CHP (KL)",
+    "S4 RC2CHP (PoE)",
+)  # as the table calls them
 
 # %% ../../nbs/report/08_claims.ipynb #f5472009
 def claims_3d(test: str) -> list:  # 'rhd' or 'stb'
@@ -503,85 +713,348 @@ def claims_3d(test: str) -> list:  # 'rhd' or 'stb'
     net, at = partial(pi, test), f"4.1, Fig. 3 top {dict(rhd='left', stb='middle')[test]}"
     name, against = SETS[test], "mean EPE of {} minus that of RGB PI Net".format
     return [
-        Claim(f"pi-3d-{test}", at, f"Depth during training lowers the 3D error from RGB on {name}", against("RGB Net"), "mm", steps_down(net("rgb"), net("rgb_pi"))),
-        Claim(f"pi-3d-{test}-same-steps", at, f"... also against as many more steps without depth ({name}; control not in the paper)", against("RGB Net, same steps"), "mm", steps_down(net("rgb_steps"), net("rgb_pi"))),
-        Claim(f"pi-3d-{test}-same-time", at, f"... also against as much more time without depth ({name}; control not in the paper)", against("RGB Net, same time"), "mm", steps_down(net("rgb_time"), net("rgb_pi"))),
-        Claim(f"pi-3d-{test}-pck", at, f"The PCK curve of RGB PI Net lies above RGB Net's on {name}", "area under the PCK curve, 0 to 50 mm, gained by RGB PI Net", "AUC", steps_up(net("rgb"), net("rgb_pi"))),
-        Claim(f"depth-3d-{test}", f"1; {at}", f"A network that sees depth is more accurate than one that sees RGB ({name})", "mean EPE of RGB Net minus that of Depth Net", "mm", steps_down(net("rgb"), net("depth"))),
-        Claim(f"order-3d-{test}", at, f"Depth Net is better than RGB PI Net, which is better than RGB Net ({name})", "mean EPE, smallest step", "mm", steps_down(net("rgb"), net("rgb_pi"), net("depth")), ORDER),
-        Claim(f"gap-3d-{test}", f"4.1, Effect of PI-Learning; {at}", f"PI training narrows the gap to the depth network ({name})", "share of the gap in mean EPE that is closed", "share", gap_closed(net("rgb"), net("rgb_pi"), net("depth"))),
-        Claim(f"gap-3d-{test}-same-steps", f"4.1, Effect of PI-Learning; {at}", f"... also of the gap that as many more steps without depth leave ({name}; control not in the paper)", "share of the gap in mean EPE that is closed",
-              "share", gap_closed(net("rgb_steps"), net("rgb_pi"), net("depth"))),
-        Claim(f"activations-{test}", "4.1, Fig. 4", f"PI training moves the activations to the hand ({name})", "share of the activations' energy on the hand, RGB PI Net minus RGB Net", "share", on_hand(net("")[0], "rgb", "rgb_pi")),
-        Claim(f"activations-{test}-same-steps", "4.1, Fig. 4", f"... also against as many more steps without depth ({name}; control not in the paper)", "share of the activations' energy on the hand, RGB PI Net minus RGB Net, same steps", "share",
-              on_hand(net("")[0], "rgb_steps", "rgb_pi"))]
+        Claim(
+            f"pi-3d-{test}",
+            at,
+            f"Depth during training lowers the 3D error from RGB on {name}",
+            against("RGB Net"),
+            "mm",
+            steps_down(net("rgb"), net("rgb_pi")),
+        ),
+        Claim(
+            f"pi-3d-{test}-same-steps",
+            at,
+            f"... also against as many more steps without depth ({name}; control not in the paper)",
+            against("RGB Net, same steps"),
+            "mm",
+            steps_down(net("rgb_steps"), net("rgb_pi")),
+        ),
+        Claim(
+            f"pi-3d-{test}-same-time",
+            at,
+            f"... also against as much more time without depth ({name}; control not in the paper)",
+            against("RGB Net, same time"),
+            "mm",
+            steps_down(net("rgb_time"), net("rgb_pi")),
+        ),
+        Claim(
+            f"pi-3d-{test}-pck",
+            at,
+            f"The PCK curve of RGB PI Net lies above RGB Net's on {name}",
+            "area under the PCK curve, 0 to 50 mm, gained by RGB PI Net",
+            "AUC",
+            steps_up(net("rgb"), net("rgb_pi")),
+        ),
+        Claim(
+            f"depth-3d-{test}",
+            f"1; {at}",
+            f"A network that sees depth is more accurate than one that sees RGB ({name})",
+            "mean EPE of RGB Net minus that of Depth Net",
+            "mm",
+            steps_down(net("rgb"), net("depth")),
+        ),
+        Claim(
+            f"order-3d-{test}",
+            at,
+            f"Depth Net is better than RGB PI Net, which is better than RGB Net ({name})",
+            "mean EPE, smallest step",
+            "mm",
+            steps_down(net("rgb"), net("rgb_pi"), net("depth")),
+            ORDER,
+        ),
+        Claim(
+            f"gap-3d-{test}",
+            f"4.1, Effect of PI-Learning; {at}",
+            f"PI training narrows the gap to the depth network ({name})",
+            "share of the gap in mean EPE that is closed",
+            "share",
+            gap_closed(net("rgb"), net("rgb_pi"), net("depth")),
+        ),
+        Claim(
+            f"gap-3d-{test}-same-steps",
+            f"4.1, Effect of PI-Learning; {at}",
+            f"... also of the gap that as many more steps without depth leave ({name}; control not in the paper)",
+            "share of the gap in mean EPE that is closed",
+            "share",
+            gap_closed(net("rgb_steps"), net("rgb_pi"), net("depth")),
+        ),
+        Claim(
+            f"activations-{test}",
+            "4.1, Fig. 4",
+            f"PI training moves the activations to the hand ({name})",
+            "share of the activations' energy on the hand, RGB PI Net minus RGB Net",
+            "share",
+            on_hand(net("")[0], "rgb", "rgb_pi"),
+        ),
+        Claim(
+            f"activations-{test}-same-steps",
+            "4.1, Fig. 4",
+            f"... also against as many more steps without depth ({name}; control not in the paper)",
+            "share of the activations' energy on the hand, RGB PI Net minus RGB Net, same steps",
+            "share",
+            on_hand(net("")[0], "rgb_steps", "rgb_pi"),
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #fa542d17
 def claims_losses() -> list:
     "Paper 1's Fig. 5."
-    run, at, held_out = pi("stb", "")[0], "4.1, Loss function evolution; Fig. 5", "validation loss, fallen by this share: "
+    run, at, held_out = (
+        pi("stb", "")[0],
+        "4.1, Loss function evolution; Fig. 5",
+        "validation loss, fallen by this share: ",
+    )
     return [
-        Claim("losses-first-settled", at, "RGB Net's pose loss has settled after three quarters of its training", held_out + "pose loss from 3/4 of stage 1 to its end", "share", loss_falls(run, "rgb", "pose", .75), same(.05)),
-        Claim("losses-pose-lower", at, "With privileged training the pose loss falls below where RGB alone had settled", held_out + "pose loss from the end of stage 1 to the end of stage 2", "share", loss_falls(run, "rgb", "pose", 1., to="rgb_pi")),
-        Claim("losses-pose-lower-same-steps", at, "... also below where as many more steps without depth lead (control not in the paper)", held_out + "pose loss of RGB PI Net against RGB Net, same steps", "share",
-              loss_falls(run, "rgb_steps", "pose", 1., to="rgb_pi")),
-        Claim("losses-intermediate", at, "Privileged training brings the mid-level features of both networks together", held_out + "intermediate loss over stage 2", "share", loss_falls(run, "rgb_pi", "intermediate")),
-        Claim("losses-joint", at, "The joint loss falls during privileged training", held_out + "joint loss over stage 2", "share", loss_falls(run, "rgb_pi", "joint")),
-        Claim("losses-pose-settled", at, "The pose loss falls no further at the end of privileged training", held_out + "pose loss over the last tenth of stage 2", "share", loss_falls(run, "rgb_pi", "pose", .9), same(.05)),
-        Claim("losses-joint-settled", at, "The joint loss falls no further at the end of privileged training", held_out + "joint loss over the last tenth of stage 2", "share", loss_falls(run, "rgb_pi", "joint", .9), same(.05))]
+        Claim(
+            "losses-first-settled",
+            at,
+            "RGB Net's pose loss has settled after three quarters of its training",
+            held_out + "pose loss from 3/4 of stage 1 to its end",
+            "share",
+            loss_falls(run, "rgb", "pose", 0.75),
+            same(0.05),
+        ),
+        Claim(
+            "losses-pose-lower",
+            at,
+            "With privileged training the pose loss falls below where RGB alone had settled",
+            held_out + "pose loss from the end of stage 1 to the end of stage 2",
+            "share",
+            loss_falls(run, "rgb", "pose", 1.0, to="rgb_pi"),
+        ),
+        Claim(
+            "losses-pose-lower-same-steps",
+            at,
+            "... also below where as many more steps without depth lead (control not in the paper)",
+            held_out + "pose loss of RGB PI Net against RGB Net, same steps",
+            "share",
+            loss_falls(run, "rgb_steps", "pose", 1.0, to="rgb_pi"),
+        ),
+        Claim(
+            "losses-intermediate",
+            at,
+            "Privileged training brings the mid-level features of both networks together",
+            held_out + "intermediate loss over stage 2",
+            "share",
+            loss_falls(run, "rgb_pi", "intermediate"),
+        ),
+        Claim(
+            "losses-joint",
+            at,
+            "The joint loss falls during privileged training",
+            held_out + "joint loss over stage 2",
+            "share",
+            loss_falls(run, "rgb_pi", "joint"),
+        ),
+        Claim(
+            "losses-pose-settled",
+            at,
+            "The pose loss falls no further at the end of privileged training",
+            held_out + "pose loss over the last tenth of stage 2",
+            "share",
+            loss_falls(run, "rgb_pi", "pose", 0.9),
+            same(0.05),
+        ),
+        Claim(
+            "losses-joint-settled",
+            at,
+            "The joint loss falls no further at the end of privileged training",
+            held_out + "joint loss over the last tenth of stage 2",
+            "share",
+            loss_falls(run, "rgb_pi", "joint", 0.9),
+            same(0.05),
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #bb0e5e01
-def table_2(test: str, *methods, metric="mean"): return partial(pi_table, test, f"2D EPE {metric}", *methods)
+def table_2(test: str, *methods, metric="mean"):
+    return partial(pi_table, test, f"2D EPE {metric}", *methods)
 
 
-def claims_2d(claim_id: str, place: str, text: str, worse, better, control, row: tuple, other: str = "") -> list:  # row: (set, worse, better) of Table 2
+def claims_2d(
+    claim_id: str, place: str, text: str, worse, better, control, row: tuple, other: str = ""
+) -> list:  # row: (set, worse, better) of Table 2
     "One comparison of Table 2 by mean and median, and by mean against a network trained as long without privileged data."
     what = "{} 2D EPE, first minus second".format
     rest = dict(unit="px", measure=steps_down(worse, better, other=other))
     return [
         Claim(claim_id, place, text, what("mean"), published=table_2(*row), **rest),
-        Claim(f"{claim_id}-median", place, f"... by the median error", what("median"), "px", steps_down(worse, better, of="median", other=other), published=table_2(*row, metric="median")),
-        *([Claim(f"{claim_id}-same-steps", place, "... also against as many more steps without privileged data (control not in the paper)", what("mean"), "px", steps_down(control, better, other=other))] if control else [])]
+        Claim(
+            f"{claim_id}-median",
+            place,
+            "... by the median error",
+            what("median"),
+            "px",
+            steps_down(worse, better, of="median", other=other),
+            published=table_2(*row, metric="median"),
+        ),
+        *(
+            [
+                Claim(
+                    f"{claim_id}-same-steps",
+                    place,
+                    "... also against as many more steps without privileged data (control not in the paper)",
+                    what("mean"),
+                    "px",
+                    steps_down(control, better, other=other),
+                )
+            ]
+            if control
+            else []
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #7cc6f009
 def claims_2d_rhd() -> list:
     "Table 2's rows on RHD and on Dexter+Object."
     net, rgb, rgb_pi, depth = partial(flat, "rhd"), "Baseline RGB", PI_ROW["rhd"], "Baseline Depth"
     return [
-        *claims_2d("pi-2d-rhd", "4.2, Table 2; Fig. 3 bottom left", "PI training lowers the 2D error on RHD", net("rgb"), net("rgb_pi"), net("rgb_steps"), ("rhd", rgb, rgb_pi)),
-        *claims_2d("depth-2d-rhd", "4.2, Table 2; Fig. 3 bottom left", "Depth gives a lower 2D error than RGB on RHD", net("rgb"), net("depth"), None, ("rhd", rgb, depth)),
-        Claim("order-2d-rhd", "4.2, Table 2", "In 2D too depth is best, then RGB with PI training, then RGB alone (RHD)", "mean 2D EPE, smallest step", "px", steps_down(net("rgb"), net("rgb_pi"), net("depth")), ORDER,
-              table_2("rhd", rgb, rgb_pi, depth)),
-        Claim("gap-2d-rhd", "4.2, Table 2", "PI training narrows the gap to depth in 2D (RHD)", "share of the gap in mean 2D EPE that is closed", "share", gap_closed(net("rgb"), net("rgb_pi"), net("depth")), published=published_gap),
-        *claims_2d("pi-2d-dexter", "4.2, Table 2; Fig. 3 bottom right", "PI training on RHD lowers the 2D error on Dexter+Object, which was not trained on", net("rgb"), net("rgb_pi"), net("rgb_steps"),
-                   ("dexter_object", rgb, PI_ROW["dexter_object"]), "dexter-object")]
+        *claims_2d(
+            "pi-2d-rhd",
+            "4.2, Table 2; Fig. 3 bottom left",
+            "PI training lowers the 2D error on RHD",
+            net("rgb"),
+            net("rgb_pi"),
+            net("rgb_steps"),
+            ("rhd", rgb, rgb_pi),
+        ),
+        *claims_2d(
+            "depth-2d-rhd",
+            "4.2, Table 2; Fig. 3 bottom left",
+            "Depth gives a lower 2D error than RGB on RHD",
+            net("rgb"),
+            net("depth"),
+            None,
+            ("rhd", rgb, depth),
+        ),
+        Claim(
+            "order-2d-rhd",
+            "4.2, Table 2",
+            "In 2D too depth is best, then RGB with PI training, then RGB alone (RHD)",
+            "mean 2D EPE, smallest step",
+            "px",
+            steps_down(net("rgb"), net("rgb_pi"), net("depth")),
+            ORDER,
+            table_2("rhd", rgb, rgb_pi, depth),
+        ),
+        Claim(
+            "gap-2d-rhd",
+            "4.2, Table 2",
+            "PI training narrows the gap to depth in 2D (RHD)",
+            "share of the gap in mean 2D EPE that is closed",
+            "share",
+            gap_closed(net("rgb"), net("rgb_pi"), net("depth")),
+            published=published_gap,
+        ),
+        *claims_2d(
+            "pi-2d-dexter",
+            "4.2, Table 2; Fig. 3 bottom right",
+            "PI training on RHD lowers the 2D error on Dexter+Object, which was not trained on",
+            net("rgb"),
+            net("rgb_pi"),
+            net("rgb_steps"),
+            ("dexter_object", rgb, PI_ROW["dexter_object"]),
+            "dexter-object",
+        ),
+    ]
 
 
 def published_gap() -> tuple:
     "The share of the gap that Table 2 shows closed on RHD."
-    gain, gap = (pi_table("rhd", "2D EPE mean", "Baseline RGB", method)[0] for method in (PI_ROW["rhd"], "Baseline Depth"))
-    return gain / gap, 1.
+    gain, gap = (
+        pi_table("rhd", "2D EPE mean", "Baseline RGB", method)[0]
+        for method in (PI_ROW["rhd"], "Baseline Depth")
+    )
+    return gain / gap, 1.0
 
 
 def claims_2d_stereo() -> list:
     "Table 2's rows on Stereo: the share of the images that carries the mask loss."
-    net, at, rgb, part, most = partial(flat, "stb"), "4.2, Table 2; Fig. 3 bottom middle", "Baseline RGB", "RGB + PI training (0.2)", "RGB + PI training (0.8)"
+    net, at, rgb, part, most = (
+        partial(flat, "stb"),
+        "4.2, Table 2; Fig. 3 bottom middle",
+        "Baseline RGB",
+        "RGB + PI training (0.2)",
+        "RGB + PI training (0.8)",
+    )
     return [
-        *claims_2d("mask0.2-2d-stb", at, "The mask loss on 0.2 of the images lowers the 2D error on Stereo", net("rgb"), net("mask_0.2"), net("rgb_steps"), ("stb", rgb, part)),
-        *claims_2d("mask0.8-2d-stb", at, "The mask loss on 0.8 of the images lowers the 2D error on Stereo", net("rgb"), net("mask_0.8"), net("rgb_steps"), ("stb", rgb, most)),
-        *claims_2d("mask-share-2d-stb", at, "The mask loss on more images helps more: 0.8 against 0.2", net("mask_0.2"), net("mask_0.8"), None, ("stb", part, most)),
-        Claim("mask-order-2d-stb", at, "The larger the share with the mask loss the lower the error: none, 0.2, 0.8", "mean 2D EPE, smallest step", "px", steps_down(net("rgb"), net("mask_0.2"), net("mask_0.8")), ORDER, table_2("stb", rgb, part, most)),
-        Claim("mask-order-2d-stb-same-steps", at, "... also with none trained on for as many steps (control not in the paper)", "mean 2D EPE, smallest step", "px", steps_down(net("rgb_steps"), net("mask_0.2"), net("mask_0.8")), ORDER),
-        *claims_2d("depth-2d-stb", at, "Depth gives a lower 2D error than RGB on Stereo", net("rgb"), net("depth"), None, ("stb", rgb, "Baseline Depth")),
-        *claims_2d("mask0.8-depth-2d-stb", at, "With the mask loss on 0.8 of the images RGB is even better than depth on Stereo", net("depth"), net("mask_0.8"), None, ("stb", "Baseline Depth", most))]
+        *claims_2d(
+            "mask0.2-2d-stb",
+            at,
+            "The mask loss on 0.2 of the images lowers the 2D error on Stereo",
+            net("rgb"),
+            net("mask_0.2"),
+            net("rgb_steps"),
+            ("stb", rgb, part),
+        ),
+        *claims_2d(
+            "mask0.8-2d-stb",
+            at,
+            "The mask loss on 0.8 of the images lowers the 2D error on Stereo",
+            net("rgb"),
+            net("mask_0.8"),
+            net("rgb_steps"),
+            ("stb", rgb, most),
+        ),
+        *claims_2d(
+            "mask-share-2d-stb",
+            at,
+            "The mask loss on more images helps more: 0.8 against 0.2",
+            net("mask_0.2"),
+            net("mask_0.8"),
+            None,
+            ("stb", part, most),
+        ),
+        Claim(
+            "mask-order-2d-stb",
+            at,
+            "The larger the share with the mask loss the lower the error: none, 0.2, 0.8",
+            "mean 2D EPE, smallest step",
+            "px",
+            steps_down(net("rgb"), net("mask_0.2"), net("mask_0.8")),
+            ORDER,
+            table_2("stb", rgb, part, most),
+        ),
+        Claim(
+            "mask-order-2d-stb-same-steps",
+            at,
+            "... also with none trained on for as many steps (control not in the paper)",
+            "mean 2D EPE, smallest step",
+            "px",
+            steps_down(net("rgb_steps"), net("mask_0.2"), net("mask_0.8")),
+            ORDER,
+        ),
+        *claims_2d(
+            "depth-2d-stb",
+            at,
+            "Depth gives a lower 2D error than RGB on Stereo",
+            net("rgb"),
+            net("depth"),
+            None,
+            ("stb", rgb, "Baseline Depth"),
+        ),
+        *claims_2d(
+            "mask0.8-depth-2d-stb",
+            at,
+            "With the mask loss on 0.8 of the images RGB is even better than depth on Stereo",
+            net("depth"),
+            net("mask_0.8"),
+            None,
+            ("stb", "Baseline Depth", most),
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #f6729443
 PAPER_DEVICE = "GTX 1080 Ti"
 
 
-def margin_to(others: Callable, network, of: str = "error", sign: float = 1.) -> Measure:  # others(): the best published number
+def margin_to(
+    others: Callable, network, of: str = "error", sign: float = 1.0
+) -> Measure:  # others(): the best published number
     "How much lower our error is than a published one (or how much larger the area, with sign -1)."
-    return Measure((network[0],), lambda evidence: Measured([(known(others()) - getattr(evidence, of)(*network)) * sign]))
+    return Measure(
+        (network[0],), lambda evidence: Measured([(known(others()) - getattr(evidence, of)(*network)) * sign])
+    )
 
 
 def best_area(benchmark: str, *methods) -> float:
@@ -592,97 +1065,356 @@ def best_area(benchmark: str, *methods) -> float:
 # %% ../../nbs/report/08_claims.ipynb #bf5b3ec8
 def claims_others_pi() -> list:
     "Paper 1 against others, and its times."
-    z_and_b = lambda test: lambda: float(published_numbers(PI_PAPER, "Table 2", test).set_index(["method", "metric"]).value["Z&B", "2D EPE mean"])
-    others = ("PSO", "ICPPSO", "CHPR", "Z&B", "GANerated", "Cai et al.", "Spurr et al.", "Iqbal et al.", "Panteleris et al.")
-    against = lambda claim_id, place, text, test, network: Claim(claim_id, place, text, "mean 2D EPE of Z&B, as published, minus ours", "px", margin_to(z_and_b(test), network), published=table_2(test, "Z&B", PI_ROW[test]), real_only=test)
-    speed = lambda claim_id, limit, what: Claim(claim_id, "4", f"A forward pass takes {limit} ms in {what} on a GTX 1080 Ti", "time of a forward pass at 256 px", "ms", forward_time(what), at_most(limit * 1.1))
+
+    def z_and_b(test):
+        return lambda: float(
+            published_numbers(PI_PAPER, "Table 2", test)
+            .set_index(["method", "metric"])
+            .value["Z&B", "2D EPE mean"]
+        )
+
+    others = (
+        "PSO",
+        "ICPPSO",
+        "CHPR",
+        "Z&B",
+        "GANerated",
+        "Cai et al.",
+        "Spurr et al.",
+        "Iqbal et al.",
+        "Panteleris et al.",
+    )
+
+    def against(claim_id, place, text, test, network):
+        return Claim(
+            claim_id,
+            place,
+            text,
+            "mean 2D EPE of Z&B, as published, minus ours",
+            "px",
+            margin_to(z_and_b(test), network),
+            published=table_2(test, "Z&B", PI_ROW[test]),
+            real_only=test,
+        )
+
+    def speed(claim_id, limit, what):
+        return Claim(
+            claim_id,
+            "4",
+            f"A forward pass takes {limit} ms in {what} on a GTX 1080 Ti",
+            "time of a forward pass at 256 px",
+            "ms",
+            forward_time(what),
+            at_most(limit * 1.1),
+        )
+
     return [
-        Claim("best-3d-stb", "4.1, Fig. 3 top right", "On Stereo the method is better than nine others in 3D", "area under the PCK curve, 20 to 50 mm, above the best other's", "AUC",
-              margin_to(lambda: best_area("stb", *others), pi("stb", "rgb_pi"), "area_20_50", -1.), real_only="stb"),
-        against("best-2d-rhd", "1; 4.2, Table 2", "The method is better in 2D than Z&B on RHD", "rhd", flat("rhd", "rgb_pi")),
-        against("best-2d-stb", "1; 4.2, Table 2", "The method is better in 2D than Z&B on Stereo", "stb", flat("stb", "mask_0.8")),
-        Claim("best-2d-dexter", "4.2, Table 2; Fig. 3 bottom right", "The method is better in 2D than Z&B on Dexter+Object, with less RGB data to train on", "mean 2D EPE of Z&B, as published, minus ours", "px",
-              margin_to(z_and_b("dexter_object"), (*flat("rhd", "rgb_pi"), "dexter-object")), published=table_2("dexter_object", "Z&B", PI_ROW["dexter_object"]), real_only="dexter_object"),
-        Claim("others-joint", "4.2, Fig. 3 bottom right", "Z&B trained on RHD and Stereo together is better on Dexter+Object than trained on either", "2D PCK", "AUC", not_measured("it is about trainings of another method, which is not trained here")),
-        Claim("bighand-first", "3.2; 4.1", "Depth data of another, larger set (BigHand2.2M), learned first, serve the method", "mean EPE of Depth Net without them minus with them, on RHD", "mm", steps_down(pi("rhd", "depth"), ("train_pi-bighand-{rhd}", "depth"))),
-        Claim("bighand-first-rgb", "3.2; 4.1", "... and through Depth Net they serve the network that sees RGB", "mean EPE of RGB PI Net without them minus with them, on RHD", "mm", steps_down(pi("rhd", "rgb_pi"), ("train_pi-bighand-{rhd}", "rgb_pi"))),
-        speed("time-3d", 6, "3D"), speed("time-2d", 8, "2D")]
+        Claim(
+            "best-3d-stb",
+            "4.1, Fig. 3 top right",
+            "On Stereo the method is better than nine others in 3D",
+            "area under the PCK curve, 20 to 50 mm, above the best other's",
+            "AUC",
+            margin_to(lambda: best_area("stb", *others), pi("stb", "rgb_pi"), "area_20_50", -1.0),
+            real_only="stb",
+        ),
+        against(
+            "best-2d-rhd",
+            "1; 4.2, Table 2",
+            "The method is better in 2D than Z&B on RHD",
+            "rhd",
+            flat("rhd", "rgb_pi"),
+        ),
+        against(
+            "best-2d-stb",
+            "1; 4.2, Table 2",
+            "The method is better in 2D than Z&B on Stereo",
+            "stb",
+            flat("stb", "mask_0.8"),
+        ),
+        Claim(
+            "best-2d-dexter",
+            "4.2, Table 2; Fig. 3 bottom right",
+            "The method is better in 2D than Z&B on Dexter+Object, with less RGB data to train on",
+            "mean 2D EPE of Z&B, as published, minus ours",
+            "px",
+            margin_to(z_and_b("dexter_object"), (*flat("rhd", "rgb_pi"), "dexter-object")),
+            published=table_2("dexter_object", "Z&B", PI_ROW["dexter_object"]),
+            real_only="dexter_object",
+        ),
+        Claim(
+            "others-joint",
+            "4.2, Fig. 3 bottom right",
+            "Z&B trained on RHD and Stereo together is better on Dexter+Object than trained on either",
+            "2D PCK",
+            "AUC",
+            not_measured("it is about trainings of another method, which is not trained here"),
+        ),
+        Claim(
+            "bighand-first",
+            "3.2; 4.1",
+            "Depth data of another, larger set (BigHand2.2M), learned first, serve the method",
+            "mean EPE of Depth Net without them minus with them, on RHD",
+            "mm",
+            steps_down(pi("rhd", "depth"), ("train_pi-bighand-{rhd}", "depth")),
+        ),
+        Claim(
+            "bighand-first-rgb",
+            "3.2; 4.1",
+            "... and through Depth Net they serve the network that sees RGB",
+            "mean EPE of RGB PI Net without them minus with them, on RHD",
+            "mm",
+            steps_down(pi("rhd", "rgb_pi"), ("train_pi-bighand-{rhd}", "rgb_pi")),
+        ),
+        speed("time-3d", 6, "3D"),
+        speed("time-2d", 8, "2D"),
+    ]
 
 
 def forward_time(kind: str) -> Measure:  # '3D' or '2D'
     "The median time of a forward pass at the paper's size, on the paper's device alone."
+
     def measured(evidence):
-        if PAPER_DEVICE not in device_name("auto"): raise Unfit(f"this device ({device_name('auto')}) is not the paper's {PAPER_DEVICE}; paper_pi.ipynb has its times")
+        if PAPER_DEVICE not in device_name("auto"):
+            raise Unfit(
+                f"this device ({device_name('auto')}) is not the paper's {PAPER_DEVICE}; paper_pi.ipynb has its times"
+            )
         times = np.asarray(forward_times(*paper_networks()[kind], "auto", TIMINGS))[:, None]
-        return Measured([Estimate(float(np.median(times)), weighted_medians(times, frame_weights(len(times))))])
+        return Measured(
+            [Estimate(float(np.median(times)), weighted_medians(times, frame_weights(len(times))))]
+        )
+
     return Measure((), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #f6c84ef7
-def pair_of_strategies(claim_id: str, text: str, worse: str, better: str, *methods, place="5.3, Table 1") -> Claim:
+def pair_of_strategies(
+    claim_id: str, text: str, worse: str, better: str, *methods, place="5.3, Table 1"
+) -> Claim:
     "One strategy against another on RHD."
-    return Claim(claim_id, place, text, f"mean EPE of {worse} minus that of {better}", "mm", steps_down(aligned(worse), aligned(better)), published=partial(strategies, *methods))
+    return Claim(
+        claim_id,
+        place,
+        text,
+        f"mean EPE of {worse} minus that of {better}",
+        "mm",
+        steps_down(aligned(worse), aligned(better)),
+        published=partial(strategies, *methods),
+    )
 
 
 def claims_strategies() -> list:
     "Paper 2's Table 1 and Fig. 5."
     chain = ("S1", "R2CHP", "S3", "S4")
     return [
-        Claim("order-strategies", "5.3, Table 1", "From S1 over S2 (R2CHP) and S3 to S4 the error falls with every step", "mean EPE, smallest step", "mm", steps_down(*map(aligned, chain)), ORDER, partial(strategies, S1, R2CHP, S3, S4)),
-        Claim("order-strategies-pck", "5.3, Fig. 5", "... and the area under the PCK curve grows with every step", "area under the PCK curve, 0 to 50 mm, smallest step", "AUC", steps_up(*map(aligned, chain)), ORDER),
-        pair_of_strategies("s1-s2", "More decoders help: S2 with cloud and heat maps beats S1", "S1", "R2CHP", S1, R2CHP),
+        Claim(
+            "order-strategies",
+            "5.3, Table 1",
+            "From S1 over S2 (R2CHP) and S3 to S4 the error falls with every step",
+            "mean EPE, smallest step",
+            "mm",
+            steps_down(*map(aligned, chain)),
+            ORDER,
+            partial(strategies, S1, R2CHP, S3, S4),
+        ),
+        Claim(
+            "order-strategies-pck",
+            "5.3, Fig. 5",
+            "... and the area under the PCK curve grows with every step",
+            "area under the PCK curve, 0 to 50 mm, smallest step",
+            "AUC",
+            steps_up(*map(aligned, chain)),
+            ORDER,
+        ),
+        pair_of_strategies(
+            "s1-s2", "More decoders help: S2 with cloud and heat maps beats S1", "S1", "R2CHP", S1, R2CHP
+        ),
         pair_of_strategies("s2-s3", "One more encoder helps: S3 beats S2", "R2CHP", "S3", R2CHP, S3),
-        pair_of_strategies("poe-kl", "The product of experts aligns better than the KL divergence: S4 beats S3", "S3", "S4", S3, S4, place="5.3, Table 1 and Fig. 5"),
+        pair_of_strategies(
+            "poe-kl",
+            "The product of experts aligns better than the KL divergence: S4 beats S3",
+            "S3",
+            "S4",
+            S3,
+            S4,
+            place="5.3, Table 1 and Fig. 5",
+        ),
         pair_of_strategies("s2-s4", "S4 beats S2", "R2CHP", "S4", R2CHP, S4),
         pair_of_strategies("s1-s3", "S3 beats S1", "S1", "S3", S1, S3),
         pair_of_strategies("s1-s4", "All in all: S4 beats S1", "S1", "S4", S1, S4),
-        Claim("order-decoders", "5.3, Table 1", "Every further decoder helps, clouds more than heat maps: pose alone, with heat maps, with clouds, with both", "mean EPE, smallest step", "mm",
-              steps_down(*map(aligned, ("S1", "R2HP", "R2CP", "R2CHP"))), ORDER, partial(strategies, S1, R2HP, R2CP, R2CHP)),
+        Claim(
+            "order-decoders",
+            "5.3, Table 1",
+            "Every further decoder helps, clouds more than heat maps: pose alone, with heat maps, with clouds, with both",
+            "mean EPE, smallest step",
+            "mm",
+            steps_down(*map(aligned, ("S1", "R2HP", "R2CP", "R2CHP"))),
+            ORDER,
+            partial(strategies, S1, R2HP, R2CP, R2CHP),
+        ),
         pair_of_strategies("s1-r2hp", "Decoding heat maps as well helps", "S1", "R2HP", S1, R2HP),
         pair_of_strategies("s1-r2cp", "Decoding the cloud as well helps", "S1", "R2CP", S1, R2CP),
         pair_of_strategies("r2hp-r2cp", "The cloud helps more than heat maps", "R2HP", "R2CP", R2HP, R2CP),
-        pair_of_strategies("r2hp-r2chp", "The cloud helps also where heat maps are decoded", "R2HP", "R2CHP", R2HP, R2CHP),
-        pair_of_strategies("r2cp-r2chp", "Heat maps help also where the cloud is decoded", "R2CP", "R2CHP", R2CP, R2CHP)]
+        pair_of_strategies(
+            "r2hp-r2chp", "The cloud helps also where heat maps are decoded", "R2HP", "R2CHP", R2HP, R2CHP
+        ),
+        pair_of_strategies(
+            "r2cp-r2chp", "Heat maps help also where the cloud is decoded", "R2CP", "R2CHP", R2CP, R2CHP
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #53d5be40
 def claims_ablations() -> list:
     "Paper 2's viewpoint correction, and its supplement's sections C to E."
     apart = (reference("S4"), aligned("S4-apart"))
     return [
-        Claim("viewpoint", "5.3, Training Strategy", "Viewpoint correction is necessary: S1 is better with it", "mean EPE of S1 without it minus with it", "mm", steps_down(aligned("S1-own_view"), aligned("S1"))),
-        Claim("viewpoint-pck", "5.3, Fig. 5", "... by the area under the PCK curve", "area under the PCK curve, 0 to 50 mm, gained by it", "AUC", steps_up(aligned("S1-own_view"), aligned("S1"))),
-        Claim("cloud-depth", "4.2; supplement D, Fig. 3", "Point clouds serve better than depth maps: RC2CHP beats RD2DHP", "mean EPE of RD2DHP minus that of S4", "mm", steps_down(aligned("RD2DHP"), reference("S4"))),
-        Claim("cloud-depth-pck", "supplement D, Fig. 3", "... by the area under the PCK curve", "area under the PCK curve, 0 to 50 mm, gained by clouds", "AUC", steps_up(aligned("RD2DHP"), reference("S4"))),
-        Claim("joint-alternating", "supplement D, Fig. 3", "The joint objective beats alternating training of the same networks (here at equal steps; the paper gave alternating twelve times as many epochs)", "mean EPE of alternating minus that of S4", "mm",
-              steps_down(aligned("alternating"), reference("S4"))),
-        Claim("joint-faster", "1; supplement D and E", "... and converges faster", "share of alternating training's steps that S4 saves to its final validation error", "share", steps_saved(aligned("alternating")[0], reference("S4")[0])),
-        Claim("corresponding", "supplement E", "Corresponding data align better than data of which each frame is seen by one sensor", "mean EPE of S4 without correspondence minus with it", "mm", steps_down(*apart[::-1])),
-        Claim("corresponding-amount", "supplement E", "... by about 2 mm (1 to 3 mm)", "mean EPE of S4 without correspondence minus with it", "mm", steps_down(*apart[::-1]), about(2, 1)),
-        Claim("cloud-input", "1; 2", "Input in 3D is more accurate than RGB: S4 tested on clouds against S4 tested on RGB", "mean EPE from RGB minus that from clouds", "mm", steps_down(aligned("S4"), aligned("S4", key="cloud")))]
+        Claim(
+            "viewpoint",
+            "5.3, Training Strategy",
+            "Viewpoint correction is necessary: S1 is better with it",
+            "mean EPE of S1 without it minus with it",
+            "mm",
+            steps_down(aligned("S1-own_view"), aligned("S1")),
+        ),
+        Claim(
+            "viewpoint-pck",
+            "5.3, Fig. 5",
+            "... by the area under the PCK curve",
+            "area under the PCK curve, 0 to 50 mm, gained by it",
+            "AUC",
+            steps_up(aligned("S1-own_view"), aligned("S1")),
+        ),
+        Claim(
+            "cloud-depth",
+            "4.2; supplement D, Fig. 3",
+            "Point clouds serve better than depth maps: RC2CHP beats RD2DHP",
+            "mean EPE of RD2DHP minus that of S4",
+            "mm",
+            steps_down(aligned("RD2DHP"), reference("S4")),
+        ),
+        Claim(
+            "cloud-depth-pck",
+            "supplement D, Fig. 3",
+            "... by the area under the PCK curve",
+            "area under the PCK curve, 0 to 50 mm, gained by clouds",
+            "AUC",
+            steps_up(aligned("RD2DHP"), reference("S4")),
+        ),
+        Claim(
+            "joint-alternating",
+            "supplement D, Fig. 3",
+            "The joint objective beats alternating training of the same networks (here at equal steps; the paper gave alternating twelve times as many epochs)",
+            "mean EPE of alternating minus that of S4",
+            "mm",
+            steps_down(aligned("alternating"), reference("S4")),
+        ),
+        Claim(
+            "joint-faster",
+            "1; supplement D and E",
+            "... and converges faster",
+            "share of alternating training's steps that S4 saves to its final validation error",
+            "share",
+            steps_saved(aligned("alternating")[0], reference("S4")[0]),
+        ),
+        Claim(
+            "corresponding",
+            "supplement E",
+            "Corresponding data align better than data of which each frame is seen by one sensor",
+            "mean EPE of S4 without correspondence minus with it",
+            "mm",
+            steps_down(*apart[::-1]),
+        ),
+        Claim(
+            "corresponding-amount",
+            "supplement E",
+            "... by about 2 mm (1 to 3 mm)",
+            "mean EPE of S4 without correspondence minus with it",
+            "mm",
+            steps_down(*apart[::-1]),
+            about(2, 1),
+        ),
+        Claim(
+            "cloud-input",
+            "1; 2",
+            "Input in 3D is more accurate than RGB: S4 tested on clouds against S4 tested on RGB",
+            "mean EPE from RGB minus that from clouds",
+            "mm",
+            steps_down(aligned("S4"), aligned("S4", key="cloud")),
+        ),
+    ]
 
 
 def claims_weak(shares) -> list:  # labelled shares, as the profile trains them
     "Paper 2's Fig. 8, and the end of its supplement's section E."
-    weak = lambda share: aligned(f"S4-labelled{share:g}")
-    alone = lambda share: aligned(f"S4-labelled{share:g}-alone")
+
+    def weak(share):
+        return aligned(f"S4-labelled{share:g}")
+
+    def alone(share):
+        return aligned(f"S4-labelled{share:g}-alone")
+
     pairs = [(alone(share), weak(share)) for share in shares]
     most = max(shares)
     return [
-        *(Claim(f"weak-{share:g}", "5.3, Fig. 8", f"Frames without pose labels help where {share:.0%} of the frames have them", "mean EPE of the labelled frames alone minus that with the others", "mm", steps_down(*pair)) for share, pair in zip(shares, pairs)),
-        Claim("weak-amount", "5.3, Fig. 8", "... by up to 6 % (more than 3 % at one share of labels)", f"error lowered by this share, the largest at {', '.join(f'{share:.0%}' for share in shares)} of labels", "share", relative_steps(*pairs), up_to(.06, .03)),
-        Claim("weak-full", "5.3, Fig. 8", f"With weak labels S4 is almost as good as with all labels (at most a tenth worse, at {most:.0%} of them)", f"error raised by this share from all labels to {most:.0%} and weak ones", "share",
-              relative_steps((reference("S4"), weak(most)), sign=-1.), at_most(.1)),
-        Claim("quarter-s1", "supplement E", "S4 with a quarter of the labels beats S1 with all of them", "mean EPE of S1 minus that of S4 with 25 % of the labels", "mm", steps_down(reference("S1"), weak(.25)))]
+        *(
+            Claim(
+                f"weak-{share:g}",
+                "5.3, Fig. 8",
+                f"Frames without pose labels help where {share:.0%} of the frames have them",
+                "mean EPE of the labelled frames alone minus that with the others",
+                "mm",
+                steps_down(*pair),
+            )
+            for share, pair in zip(shares, pairs)
+        ),
+        Claim(
+            "weak-amount",
+            "5.3, Fig. 8",
+            "... by up to 6 % (more than 3 % at one share of labels)",
+            f"error lowered by this share, the largest at {', '.join(f'{share:.0%}' for share in shares)} of labels",
+            "share",
+            relative_steps(*pairs),
+            up_to(0.06, 0.03),
+        ),
+        Claim(
+            "weak-full",
+            "5.3, Fig. 8",
+            f"With weak labels S4 is almost as good as with all labels (at most a tenth worse, at {most:.0%} of them)",
+            f"error raised by this share from all labels to {most:.0%} and weak ones",
+            "share",
+            relative_steps((reference("S4"), weak(most)), sign=-1.0),
+            at_most(0.1),
+        ),
+        Claim(
+            "quarter-s1",
+            "supplement E",
+            "S4 with a quarter of the labels beats S1 with all of them",
+            "mean EPE of S1 minus that of S4 with 25 % of the labels",
+            "mm",
+            steps_down(reference("S1"), weak(0.25)),
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #b0891ba3
-def walks(of: Callable, needs=("S4/path_ratio", "joints/bone_drift")) -> Measure:  # {measure of S4's walks, 'joints/...' of the straight ones: (seeds, pairs), of clouds: (seeds, frames)} -> Measured
+def walks(
+    of: Callable, needs=("S4/path_ratio", "joints/bone_drift")
+) -> Measure:  # {measure of S4's walks, 'joints/...' of the straight ones: (seeds, pairs), of clouds: (seeds, frames)} -> Measured
     "What the walks between random pairs of test images show, or their clouds."
+
     def measured(evidence):
-        path = project_path(evidence.world.folder) / page_folder("paper_aligned", evidence.world.real) / "smoothness.npz"
-        if not path.exists(): raise Missing("paper_aligned: smoothness.npz")
-        with np.load(path, allow_pickle=False) as arrays: found = dict(arrays)
-        if lacking := set(needs) - set(found): raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")
+        path = (
+            project_path(evidence.world.folder)
+            / page_folder("paper_aligned", evidence.world.real)
+            / "smoothness.npz"
+        )
+        if not path.exists():
+            raise Missing("paper_aligned: smoothness.npz")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        if lacking := set(needs) - set(found):
+            raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")
         evidence.seeds, evidence.frames = list(range(len(found[needs[0]]))), found[needs[0]].shape[1]
         return Measured([of({name: mean_estimate(values) for name, values in found.items()})])
+
     return Measure((aligned("S4")[0],), measured)
 
 # %% ../../nbs/report/08_claims.ipynb #16201237
@@ -690,44 +1422,228 @@ def claims_latent() -> list:
     "Paper 2's Fig. 1 and 4, and what it says of the model at test time."
     place, network = "1, Fig. 1; 5.2, Fig. 4", [aligned(strategy)[0] for strategy in ("S1", "S4")]
     return [
-        Claim("smooth-way", place, "Poses between two images change without detours", "way of the joints over the straight line, S4", "ratio", walks(lambda found: found["S4/path_ratio"]), at_most(1.5)),
-        Claim("smooth-steps", place, "... and without jumps", "largest step over the mean step, S4", "ratio", walks(lambda found: found["S4/largest_step"]), at_most(2)),
-        Claim("smooth-bones", place, "... and stay hands: bones keep their lengths", "bone lengths off (%), joints moved straight minus S4", "%", walks(lambda found: found["joints/bone_drift"] - found["S4/bone_drift"])),
-        Claim("smooth-real", place, "... like real ones", "distance to the nearest training pose, farther by this share than at the ends", "share", walks(lambda found: found["S4/from_real"] / found["S4/from_real_ends"] - 1.), at_most(.1)),
-        Claim("smooth-clouds", "5.2, Fig. 3", "Reconstructed clouds have smoother surfaces than the clouds put in", "surface variation lowered by this share, S4 from RGB", "share", walks(lambda found: (found["clouds/put_in"] - found["clouds/reconstructed"]) / found["clouds/put_in"], ("clouds/put_in", "clouds/reconstructed"))),
-        Claim("same-size", "6", "At test time the model is no larger than the method without other modalities: S4 as S1", "weights used at test time, more by this share in S4 than in S1", "share", size_apart(*network), same(.01)),
-        Claim("same-time", "6", "... and no slower", "time of a forward pass from RGB, longer by this share in S4 than in S1 (within a tenth)", "share", time_apart(*network), same(.1))]
+        Claim(
+            "smooth-way",
+            place,
+            "Poses between two images change without detours",
+            "way of the joints over the straight line, S4",
+            "ratio",
+            walks(lambda found: found["S4/path_ratio"]),
+            at_most(1.5),
+        ),
+        Claim(
+            "smooth-steps",
+            place,
+            "... and without jumps",
+            "largest step over the mean step, S4",
+            "ratio",
+            walks(lambda found: found["S4/largest_step"]),
+            at_most(2),
+        ),
+        Claim(
+            "smooth-bones",
+            place,
+            "... and stay hands: bones keep their lengths",
+            "bone lengths off (%), joints moved straight minus S4",
+            "%",
+            walks(lambda found: found["joints/bone_drift"] - found["S4/bone_drift"]),
+        ),
+        Claim(
+            "smooth-real",
+            place,
+            "... like real ones",
+            "distance to the nearest training pose, farther by this share than at the ends",
+            "share",
+            walks(lambda found: found["S4/from_real"] / found["S4/from_real_ends"] - 1.0),
+            at_most(0.1),
+        ),
+        Claim(
+            "smooth-clouds",
+            "5.2, Fig. 3",
+            "Reconstructed clouds have smoother surfaces than the clouds put in",
+            "surface variation lowered by this share, S4 from RGB",
+            "share",
+            walks(
+                lambda found: (
+                    (found["clouds/put_in"] - found["clouds/reconstructed"]) / found["clouds/put_in"]
+                ),
+                ("clouds/put_in", "clouds/reconstructed"),
+            ),
+        ),
+        Claim(
+            "same-size",
+            "6",
+            "At test time the model is no larger than the method without other modalities: S4 as S1",
+            "weights used at test time, more by this share in S4 than in S1",
+            "share",
+            size_apart(*network),
+            same(0.01),
+        ),
+        Claim(
+            "same-time",
+            "6",
+            "... and no slower",
+            "time of a forward pass from RGB, longer by this share in S4 than in S1 (within a tenth)",
+            "share",
+            time_apart(*network),
+            same(0.1),
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #14e609b6
 def claims_others_aligned() -> list:
     "Paper 2 against others, and one set against the other."
-    table_2 = lambda test, method: partial(printed, ALIGNED_PAPER, "Table 2", test, "3D EPE mean", method, "Aligned latent spaces S4")
-    value = lambda test, method: lambda: float(published_numbers(ALIGNED_PAPER, "Table 2", test).set_index("method").value[method])
-    against = lambda claim_id, place, text, test, method: Claim(claim_id, place, text, f"mean EPE of {method}, as published, minus ours", "mm", margin_to(value(test, method), aligned("S4", test)), published=table_2(test, method), real_only=test)
-    area = lambda claim_id, place, text, test, *methods: Claim(claim_id, place, text, "area under the PCK curve, 20 to 50 mm, above the best other's", "AUC", margin_to(lambda: best_area(test, *methods), aligned("S4", test), "area_20_50", -1.),
-                                                               published=lambda: (best_area(test, "Aligned latent spaces (RC2CHP)") - best_area(test, *methods), 1.), real_only=test)
+
+    def table_2(test, method):
+        return partial(
+            printed, ALIGNED_PAPER, "Table 2", test, "3D EPE mean", method, "Aligned latent spaces S4"
+        )
+
+    def value(test, method):
+        return lambda: float(
+            published_numbers(ALIGNED_PAPER, "Table 2", test).set_index("method").value[method]
+        )
+
+    def against(claim_id, place, text, test, method):
+        return Claim(
+            claim_id,
+            place,
+            text,
+            f"mean EPE of {method}, as published, minus ours",
+            "mm",
+            margin_to(value(test, method), aligned("S4", test)),
+            published=table_2(test, method),
+            real_only=test,
+        )
+
+    def area(claim_id, place, text, test, *methods):
+        return Claim(
+            claim_id,
+            place,
+            text,
+            "area under the PCK curve, 20 to 50 mm, above the best other's",
+            "AUC",
+            margin_to(lambda: best_area(test, *methods), aligned("S4", test), "area_20_50", -1.0),
+            published=lambda: (
+                best_area(test, "Aligned latent spaces (RC2CHP)") - best_area(test, *methods),
+                1.0,
+            ),
+            real_only=test,
+        )
+
     gain_rhd, gain_stb = ((aligned("S1", test), aligned("S4", test)) for test in ("rhd", "stb"))
     return [
-        against("best-3d-rhd-vae", "5.3, Table 2", "Best of the methods with a latent space on RHD", "rhd", "Spurr et al."),
+        against(
+            "best-3d-rhd-vae",
+            "5.3, Table 2",
+            "Best of the methods with a latent space on RHD",
+            "rhd",
+            "Spurr et al.",
+        ),
         against("best-3d-rhd-all", "5.3, Table 2", "Best of all on RHD", "rhd", "Iqbal et al."),
-        Claim("best-3d-rhd-amount", "1, last contribution", "Better by 19 % than all others on RHD (9.5 % or more)", "error lowered by this share of the best other's", "share",
-              Measure((aligned("S4")[0],), lambda evidence: Measured([known(1) - evidence.error(*aligned("S4")) / value("rhd", "Iqbal et al.")()])), Rule(.095), real_only="rhd"),
+        Claim(
+            "best-3d-rhd-amount",
+            "1, last contribution",
+            "Better by 19 % than all others on RHD (9.5 % or more)",
+            "error lowered by this share of the best other's",
+            "share",
+            Measure(
+                (aligned("S4")[0],),
+                lambda evidence: Measured(
+                    [known(1) - evidence.error(*aligned("S4")) / value("rhd", "Iqbal et al.")()]
+                ),
+            ),
+            Rule(0.095),
+            real_only="rhd",
+        ),
         against("best-3d-stb-all", "5.3, Table 2", "Best of all on STB", "stb", "Spurr et al."),
-        Claim("best-3d-stb-amount", "5.3, Table 2", "Better by 1.61 mm or 19 % on STB (9.5 % or more)", "error lowered by this share of the best other's", "share",
-              Measure((aligned("S4", "stb")[0],), lambda evidence: Measured([known(1) - evidence.error(*aligned("S4", "stb")) / value("stb", "Spurr et al.")()])), Rule(.095), real_only="stb"),
-        area("best-pck-rhd", "5.3, Fig. 6", "Largest area under the PCK curve on RHD, by a wide margin", "rhd", "Z&B", "Yang and Yao (disentangled)", "Cai et al.", "Spurr et al."),
-        area("best-pck-stb", "5.3, Fig. 7", "Largest area under the PCK curve on STB, by a narrow margin", "stb", "Iqbal et al.", "Cai et al.", "Spurr et al.", "GANerated", "Panteleris et al.", "Z&B"),
-        Claim("best-dexter", "supplement C, Fig. 2", "Better than two others on Dexter+Object, root and scale being the best possible (the paper calls it unfair itself)", "area under the PCK curve, 0 to 100 mm", "AUC",
-              not_measured("the others' alignment is not ours, as the paper says itself; the curves stand beside each other in paper_aligned.ipynb")),
-        Claim("stb-easier", "5.3, Table 2", "STB is easier than RHD: the same method has a lower error there", "mean EPE of S4 on RHD minus on STB", "mm", across_sets(gain_rhd[1:], gain_stb[1:]),
-              published=lambda: (value("rhd", "Aligned latent spaces S4")() - value("stb", "Aligned latent spaces S4")(), value("rhd", "Aligned latent spaces S4")())),
-        Claim("rhd-gains-more", "5.3, Comparison to state-of-the-art", "The method gains more on RHD than on STB", "mean EPE of S1 minus S4, on RHD minus on STB", "mm", across_sets(gain_rhd, gain_stb))]
+        Claim(
+            "best-3d-stb-amount",
+            "5.3, Table 2",
+            "Better by 1.61 mm or 19 % on STB (9.5 % or more)",
+            "error lowered by this share of the best other's",
+            "share",
+            Measure(
+                (aligned("S4", "stb")[0],),
+                lambda evidence: Measured(
+                    [known(1) - evidence.error(*aligned("S4", "stb")) / value("stb", "Spurr et al.")()]
+                ),
+            ),
+            Rule(0.095),
+            real_only="stb",
+        ),
+        area(
+            "best-pck-rhd",
+            "5.3, Fig. 6",
+            "Largest area under the PCK curve on RHD, by a wide margin",
+            "rhd",
+            "Z&B",
+            "Yang and Yao (disentangled)",
+            "Cai et al.",
+            "Spurr et al.",
+        ),
+        area(
+            "best-pck-stb",
+            "5.3, Fig. 7",
+            "Largest area under the PCK curve on STB, by a narrow margin",
+            "stb",
+            "Iqbal et al.",
+            "Cai et al.",
+            "Spurr et al.",
+            "GANerated",
+            "Panteleris et al.",
+            "Z&B",
+        ),
+        Claim(
+            "best-dexter",
+            "supplement C, Fig. 2",
+            "Better than two others on Dexter+Object, root and scale being the best possible (the paper calls it unfair itself)",
+            "area under the PCK curve, 0 to 100 mm",
+            "AUC",
+            not_measured(
+                "the others' alignment is not ours, as the paper says itself; the curves stand beside each other in paper_aligned.ipynb"
+            ),
+        ),
+        Claim(
+            "stb-easier",
+            "5.3, Table 2",
+            "STB is easier than RHD: the same method has a lower error there",
+            "mean EPE of S4 on RHD minus on STB",
+            "mm",
+            across_sets(gain_rhd[1:], gain_stb[1:]),
+            published=lambda: (
+                value("rhd", "Aligned latent spaces S4")() - value("stb", "Aligned latent spaces S4")(),
+                value("rhd", "Aligned latent spaces S4")(),
+            ),
+        ),
+        Claim(
+            "rhd-gains-more",
+            "5.3, Comparison to state-of-the-art",
+            "The method gains more on RHD than on STB",
+            "mean EPE of S1 minus S4, on RHD minus on STB",
+            "mm",
+            across_sets(gain_rhd, gain_stb),
+        ),
+    ]
 
 # %% ../../nbs/report/08_claims.ipynb #619fd94b
 def all_claims(profile: str = "quick") -> list:
     "Every claim of both papers."
-    of_pi = (*claims_3d("rhd"), *claims_3d("stb"), *claims_losses(), *claims_2d_rhd(), *claims_2d_stereo(), *claims_others_pi())
-    of_aligned = (*claims_strategies(), *claims_ablations(), *claims_weak(LABELLED_SHARES.get(profile, LABELLED_SHARES["quick"])), *claims_latent(), *claims_others_aligned())
+    of_pi = (
+        *claims_3d("rhd"),
+        *claims_3d("stb"),
+        *claims_losses(),
+        *claims_2d_rhd(),
+        *claims_2d_stereo(),
+        *claims_others_pi(),
+    )
+    of_aligned = (
+        *claims_strategies(),
+        *claims_ablations(),
+        *claims_weak(LABELLED_SHARES.get(profile, LABELLED_SHARES["quick"])),
+        *claims_latent(),
+        *claims_others_aligned(),
+    )
     return claims_of(PI_PAPER, *of_pi) + claims_of(ALIGNED_PAPER, *of_aligned)
 
 
@@ -735,44 +1651,127 @@ def published_effect(claim: Claim) -> tuple:  # (effect, base, where it is print
     "What the paper has, as far as it is a number."
     noted = noted_facts()
     known_here = noted.loc[claim.id].to_dict() if claim.id in noted.index else {}
-    effect, base = claim.published() if claim.published else (known_here.get("effect", np.nan), known_here.get("base", np.nan))
-    text = lambda key: known_here[key] if isinstance(known_here.get(key), str) else ""
-    return effect, base, text("printed") or (f"section {claim.section}" if claim.published else "as a curve, a picture or in words"), text("remark")
+    effect, base = (
+        claim.published()
+        if claim.published
+        else (known_here.get("effect", np.nan), known_here.get("base", np.nan))
+    )
+
+    def text(key):
+        return known_here[key] if isinstance(known_here.get(key), str) else ""
+
+    return (
+        effect,
+        base,
+        text("printed")
+        or (f"section {claim.section}" if claim.published else "as a curve, a picture or in words"),
+        text("remark"),
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #236bca96
-EXTRA_RUNS = {"train_pi-bighand-{rhd}": ("train_pi", {"dataset": "sim-rhd", "depth_first": "sim-bighand"})}  # not in the graph: Depth Net begins on BigHand
+EXTRA_RUNS = {
+    "train_pi-bighand-{rhd}": ("train_pi", {"dataset": "sim-rhd", "depth_first": "sim-bighand"})
+}  # not in the graph: Depth Net begins on BigHand
 
 
 def command_for(world: World, name: str) -> str:  # without the seed
     "What makes a run that is missing."
     name = name.split(":")[0]  # behind the colon: the part of the run that is missing
-    here = lambda value: value.replace("sim-", "") if world.real and isinstance(value, str) else value
-    extra = [Run(f"{pattern.format(rhd='sim-rhd')}-seed0", notebook, more, 0) for pattern, (notebook, more) in EXTRA_RUNS.items()]
+
+    def here(value):
+        return value.replace("sim-", "") if world.real and isinstance(value, str) else value
+
+    extra = [
+        Run(f"{pattern.format(rhd='sim-rhd')}-seed0", notebook, more, 0)
+        for pattern, (notebook, more) in EXTRA_RUNS.items()
+    ]
     for run in (*graph_runs(world.profile if world.profile in LABELLED_SHARES else "quick"), *extra):
-        if here(run.name) == f"{name}-seed0": return run_command(Run(here(run.name), run.notebook, {key: here(value) for key, value in run.parameters.items()}, 0), world.profile)
+        if here(run.name) == f"{name}-seed0":
+            return run_command(
+                Run(
+                    here(run.name),
+                    run.notebook,
+                    {key: here(value) for key, value in run.parameters.items()},
+                    0,
+                ),
+                world.profile,
+            )
     return f"papermill nbs/{name}.ipynb runs/{name}.ipynb -p profile {world.profile} -p seeds {world.seeds}"
 
 
 def weigh(claim: Claim, world: World) -> dict:
     "A claim's row."
     effect, base, where, remark = published_effect(claim)
-    row = {"paper": claim.paper, "id": claim.id, "section": claim.section, "claim": claim.text, "measure": claim.measured, "unit": claim.unit, "published": effect, "published base": base, "printed in": where, "remark": remark,
-           "ours": np.nan, "low": np.nan, "high": np.nan, "base": np.nan, "rule": str(claim.rule), "verdict": CANNOT_TELL, "reason": "", "p": np.nan, "about": "the real set" if world.real else "the twin", "source": "", "profile": world.profile, "seeds": 0, "frames": 0}
-    try: return {**row, **measured_row(claim, world)}
-    except Missing as missing: return {**row, "verdict": NOT_RUN, "reason": f"missing: {', '.join(missing.args)}; make with: {command_for(world, missing.args[0])}"}
-    except (Unfit, HandlabError) as why: return {**row, "reason": str(why)}
+    row = {
+        "paper": claim.paper,
+        "id": claim.id,
+        "section": claim.section,
+        "claim": claim.text,
+        "measure": claim.measured,
+        "unit": claim.unit,
+        "published": effect,
+        "published base": base,
+        "printed in": where,
+        "remark": remark,
+        "ours": np.nan,
+        "low": np.nan,
+        "high": np.nan,
+        "base": np.nan,
+        "rule": str(claim.rule),
+        "verdict": CANNOT_TELL,
+        "reason": "",
+        "p": np.nan,
+        "about": "the real set" if world.real else "the twin",
+        "source": "",
+        "profile": world.profile,
+        "seeds": 0,
+        "frames": 0,
+    }
+    try:
+        return {**row, **measured_row(claim, world)}
+    except Missing as missing:
+        return {
+            **row,
+            "verdict": NOT_RUN,
+            "reason": f"missing: {', '.join(missing.args)}; make with: {command_for(world, missing.args[0])}",
+        }
+    except (Unfit, HandlabError) as why:
+        return {**row, "reason": str(why)}
 
 
 def measured_row(claim: Claim, world: World) -> dict:
     "What our runs say of a claim."
-    if claim.real_only and not world.real: raise Unfit(f"the others were measured on the real {claim.real_only}, ours on its twin: not comparable")
+    if claim.real_only and not world.real:
+        raise Unfit(
+            f"the others were measured on the real {claim.real_only}, ours on its twin: not comparable"
+        )
     evidence = Evidence(world, claim.measure.patterns)
     measured = claim.measure.of(evidence)
     verdict, shown, low, high = claim.rule.weigh(measured.estimates)
-    about = {"source": ", ".join(data_sources(evidence.runs)), "seeds": len(evidence.seeds), "frames": evidence.frames or 0}
-    reason = "" if not np.isnan(low) else "one seed: nothing is known of the spread" if len(evidence.seeds) == 1 else "some draws are not finite"
-    if verdict == CANNOT_TELL and not reason: reason = f"the interval crosses the edge of the range ({claim.rule})"
-    return {"ours": shown.value, "low": low, "high": high, "base": abs(measured.base), "verdict": verdict, "reason": reason, "p": shown.chance if claim.rule == MORE else np.nan, **about}
+    about = {
+        "source": ", ".join(data_sources(evidence.runs)),
+        "seeds": len(evidence.seeds),
+        "frames": evidence.frames or 0,
+    }
+    reason = (
+        ""
+        if not np.isnan(low)
+        else "one seed: nothing is known of the spread"
+        if len(evidence.seeds) == 1
+        else "some draws are not finite"
+    )
+    if verdict == CANNOT_TELL and not reason:
+        reason = f"the interval crosses the edge of the range ({claim.rule})"
+    return {
+        "ours": shown.value,
+        "low": low,
+        "high": high,
+        "base": abs(measured.base),
+        "verdict": verdict,
+        "reason": reason,
+        "p": shown.chance if claim.rule == MORE else np.nan,
+        **about,
+    }
 
 # %% ../../nbs/report/08_claims.ipynb #300a7be7
 def holm(chances) -> np.ndarray:  # (n,) p values, NaN where there is none -> (n,) bool
@@ -782,22 +1781,28 @@ def holm(chances) -> np.ndarray:  # (n,) p values, NaN where there is none -> (n
     order = counted[chances[counted].argsort()]
     passed = chances[order] <= (1 - LEVEL) / np.arange(len(order), 0, -1)
     kept = np.zeros(len(chances), bool)
-    kept[order[:np.argmin(passed) if not passed.all() else len(order)]] = True
+    kept[order[: np.argmin(passed) if not passed.all() else len(order)]] = True
     return kept
 
 
 def claims_table(world: World, claims=None) -> pd.DataFrame:
     "One row a claim."
-    table = pd.DataFrame([weigh(claim, world) for claim in (all_claims(world.profile) if claims is None else claims)]).set_index("id")
-    return table.assign(**{"also together": np.where(table.p.isna(), "", np.where(holm(table.p), "yes", "no"))})
+    table = pd.DataFrame(
+        [weigh(claim, world) for claim in (all_claims(world.profile) if claims is None else claims)]
+    ).set_index("id")
+    return table.assign(
+        **{"also together": np.where(table.p.isna(), "", np.where(holm(table.p), "yes", "no"))}
+    )
 
 
 def by_chance(table: pd.DataFrame) -> str:
     "How many claims hold, and how many would by chance."
     weighed = table[table.p.notna()]
     counts = ", ".join(f"{(table.verdict == verdict).sum()} {verdict}" for verdict in VERDICTS)
-    return (f"{len(table)} claims: {counts}. {len(weighed)} of them are weighed by the sign of one effect; if none of these had any effect, up to {len(weighed) * (1 - LEVEL) / 2:.1f} would hold by chance and as many would not hold. "
-            f"{(weighed.verdict == HOLDS).sum()} hold, {((weighed.verdict == HOLDS) & (weighed['also together'] == 'yes')).sum()} also with Holm's correction for all of them together.")
+    return (
+        f"{len(table)} claims: {counts}. {len(weighed)} of them are weighed by the sign of one effect; if none of these had any effect, up to {len(weighed) * (1 - LEVEL) / 2:.1f} would hold by chance and as many would not hold. "
+        f"{(weighed.verdict == HOLDS).sum()} hold, {((weighed.verdict == HOLDS) & (weighed['also together'] == 'yes')).sum()} also with Holm's correction for all of them together."
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #fe65af2f
 PAPER_NAMES = {PI_PAPER: "privileged depth", ALIGNED_PAPER: "aligned latent spaces"}
@@ -806,21 +1811,57 @@ PAPER_NAMES = {PI_PAPER: "privileged depth", ALIGNED_PAPER: "aligned latent spac
 def caption(world: World, table: pd.DataFrame) -> str:
     "What the verdicts are about."
     counts = sorted(set(table.seeds) - {0})
-    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}" if counts else "no seeds"
-    sources = sorted({part.strip() for text in table.source for part in text.split(",") if "twin" in part} | {"real data" for text in table.source if "real" in text})
-    twin = "" if world.real else " A verdict here is about the simulated twin, not about the real set; published effects were measured on real data."
+    seeds = (
+        f"{counts[0]} to {counts[-1]} seeds"
+        if len(counts) > 1
+        else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+        if counts
+        else "no seeds"
+    )
+    sources = sorted(
+        {part.strip() for text in table.source for part in text.split(",") if "twin" in part}
+        | {"real data" for text in table.source if "real" in text}
+    )
+    twin = (
+        ""
+        if world.real
+        else " A verdict here is about the simulated twin, not about the real set; published effects were measured on real data."
+    )
     few = " Intervals are over test frames and seeds;" if counts[-1:] > [1] else ""
-    few += " where there is one seed, they are over test frames and speak of these trained networks alone." if 1 in counts else ""
-    return f"{' and '.join(sources) or 'no runs'}, profile {world.profile}, {seeds}.{twin}{few}".removesuffix(";")
+    few += (
+        " where there is one seed, they are over test frames and speak of these trained networks alone."
+        if 1 in counts
+        else ""
+    )
+    return f"{' and '.join(sources) or 'no runs'}, profile {world.profile}, {seeds}.{twin}{few}".removesuffix(
+        ";"
+    )
 
 
 def shown_table(table: pd.DataFrame, paper: str) -> pd.DataFrame:
     "A paper's rows, as a reader wants them."
-    text = lambda value: "" if pd.isna(value) else f"{value:.3g}"
+
+    def text(value):
+        return "" if pd.isna(value) else f"{value:.3g}"
+
     rows = table[table.paper == paper]
     interval = ["" if pd.isna(row.low) else f"{row.low:.3g} to {row.high:.3g}" for row in rows.itertuples()]
-    return pd.DataFrame({"section": rows.section, "claim": rows.claim, "effect": rows.measure + " (" + rows.unit + ")", "published, real data": rows.published.map(text), "ours": rows.ours.map(text), "95 % interval": interval,
-                         "true if": rows.rule, "verdict": rows.verdict, "also together": rows["also together"], "verdict is about": rows.about, "seeds": rows.seeds, "why": rows.reason.str.cat(rows.remark, sep=" ").str.strip()})
+    return pd.DataFrame(
+        {
+            "section": rows.section,
+            "claim": rows.claim,
+            "effect": rows.measure + " (" + rows.unit + ")",
+            "published, real data": rows.published.map(text),
+            "ours": rows.ours.map(text),
+            "95 % interval": interval,
+            "true if": rows.rule,
+            "verdict": rows.verdict,
+            "also together": rows["also together"],
+            "verdict is about": rows.about,
+            "seeds": rows.seeds,
+            "why": rows.reason.str.cat(rows.remark, sep=" ").str.strip(),
+        }
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #7946c62f
 def known_reasons() -> pd.DataFrame:
@@ -832,10 +1873,26 @@ def failures(table: pd.DataFrame, reasons: pd.DataFrame = None) -> pd.DataFrame:
     "The claims that do not hold, each with its reason if one is known."
     reasons = known_reasons() if reasons is None else reasons
     failed = table[table.verdict == FAILS]
+
     def why(row):
-        found = reasons[(reasons.id == row.Index) & (reasons.profile == row.profile) & (reasons.source == ("real" if "real" in row.about else "twin"))].reason
+        found = reasons[
+            (reasons.id == row.Index)
+            & (reasons.profile == row.profile)
+            & (reasons.source == ("real" if "real" in row.about else "twin"))
+        ].reason
         return " ".join(found) or "not looked into yet"
-    return pd.DataFrame({"claim": failed.claim, "ours": failed.ours, "low": failed.low, "high": failed.high, "unit": failed.unit, "why": [why(row) for row in failed.itertuples()]}, index=failed.index)
+
+    return pd.DataFrame(
+        {
+            "claim": failed.claim,
+            "ours": failed.ours,
+            "low": failed.low,
+            "high": failed.high,
+            "unit": failed.unit,
+            "why": [why(row) for row in failed.itertuples()],
+        },
+        index=failed.index,
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #62a657a2
 VERDICT_COLOURS = {HOLDS: "#1a7f37", FAILS: "#c62828", CANNOT_TELL: "#8a8a8a", NOT_RUN: "#c8c8c8"}
@@ -847,22 +1904,36 @@ def in_percent(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table.unit.isin(IN_PERCENT)]
     ours, theirs = 100 / rows.base, 100 / rows["published base"]
     points = rows.unit.isin(("share", "AUC"))
-    return rows.assign(**{name: rows[name] * ours.where(~points, 100) for name in ("ours", "low", "high")}, published=rows.published * theirs.where(~points, 100))
+    return rows.assign(
+        **{name: rows[name] * ours.where(~points, 100) for name in ("ours", "low", "high")},
+        published=rows.published * theirs.where(~points, 100),
+    )
 
 
 def fig_forest(table: pd.DataFrame, paper: str, source: str):
     "Every claim of a paper that has an effect, ours or the published one."
     rows = in_percent(table[table.paper == paper])
     rows = rows[rows.ours.notna() | rows.published.notna()].iloc[::-1]
-    figure, axis = plt.subplots(figsize=(8, 1.4 + .2 * len(rows)), dpi=90)
-    axis.axvline(0, color="black", linewidth=.8)
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.2 * len(rows)), dpi=90)
+    axis.axvline(0, color="black", linewidth=0.8)
     for place, row in enumerate(rows.itertuples()):
         colour = VERDICT_COLOURS[row.verdict]
         axis.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axis.plot(row.ours, place, "o", color=colour, markersize=4)
-        axis.plot(row.published, place, "D", markerfacecolor="none", markeredgecolor="black", markersize=5, markeredgewidth=.8)
-    axis.set_yticks(range(len(rows)), [f"{row.Index}: {row.verdict}" for row in rows.itertuples()], fontsize=6.5)
-    for label, verdict in zip(axis.get_yticklabels(), rows.verdict): label.set_color(VERDICT_COLOURS[verdict] if verdict != NOT_RUN else VERDICT_COLOURS[CANNOT_TELL])
+        axis.plot(
+            row.published,
+            place,
+            "D",
+            markerfacecolor="none",
+            markeredgecolor="black",
+            markersize=5,
+            markeredgewidth=0.8,
+        )
+    axis.set_yticks(
+        range(len(rows)), [f"{row.Index}: {row.verdict}" for row in rows.itertuples()], fontsize=6.5
+    )
+    for label, verdict in zip(axis.get_yticklabels(), rows.verdict):
+        label.set_color(VERDICT_COLOURS[verdict] if verdict != NOT_RUN else VERDICT_COLOURS[CANNOT_TELL])
     finish_forest(axis, paper, source)
     return figure
 
@@ -870,19 +1941,50 @@ def fig_forest(table: pd.DataFrame, paper: str, source: str):
 def finish_forest(axis, paper: str, source: str):
     "Scale, legend and source."
     ticks = (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100)
-    axis.set_xscale("symlog", linthresh=5, linscale=1); axis.set_xticks(ticks, ticks, fontsize=7); axis.minorticks_off()
+    axis.set_xscale("symlog", linthresh=5, linscale=1)
+    axis.set_xticks(ticks, ticks, fontsize=7)
+    axis.minorticks_off()
     axis.set(xlim=(-110, 130), ylim=(-1, None))
-    axis.set_xlabel("effect, per cent (right of 0 speaks for the claim, but where the claim is of sameness)", fontsize=8)
-    axis.grid(axis="x", alpha=.3)
-    marks = [plt.Line2D([], [], color=colour, marker="o", markersize=4, label=f"ours: {verdict}") for verdict, colour in VERDICT_COLOURS.items() if verdict != NOT_RUN]
-    hollow = plt.Line2D([], [], color="none", marker="D", markerfacecolor="none", markeredgecolor="black", markersize=5, label="published, real data")
-    axis.legend(handles=[*marks, hollow], fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.45 / axis.figure.get_size_inches()[1]), ncols=4, frameon=False)
-    axis.set_title("\n".join([f"The claims of {PAPER_NAMES[paper]}", *textwrap.wrap(source, 120)]), fontsize=8)
+    axis.set_xlabel(
+        "effect, per cent (right of 0 speaks for the claim, but where the claim is of sameness)", fontsize=8
+    )
+    axis.grid(axis="x", alpha=0.3)
+    marks = [
+        plt.Line2D([], [], color=colour, marker="o", markersize=4, label=f"ours: {verdict}")
+        for verdict, colour in VERDICT_COLOURS.items()
+        if verdict != NOT_RUN
+    ]
+    hollow = plt.Line2D(
+        [],
+        [],
+        color="none",
+        marker="D",
+        markerfacecolor="none",
+        markeredgecolor="black",
+        markersize=5,
+        label="published, real data",
+    )
+    axis.legend(
+        handles=[*marks, hollow],
+        fontsize=7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.45 / axis.figure.get_size_inches()[1]),
+        ncols=4,
+        frameon=False,
+    )
+    axis.set_title(
+        "\n".join([f"The claims of {PAPER_NAMES[paper]}", *textwrap.wrap(source, 120)]), fontsize=8
+    )
 
 # %% ../../nbs/report/08_claims.ipynb #d33e0dc2
 def count_table(table: pd.DataFrame) -> pd.DataFrame:
     "How many claims of each paper have which verdict."
-    counts = table.groupby("paper").verdict.value_counts().unstack(fill_value=0).reindex(columns=list(VERDICTS), fill_value=0)
+    counts = (
+        table.groupby("paper")
+        .verdict.value_counts()
+        .unstack(fill_value=0)
+        .reindex(columns=list(VERDICTS), fill_value=0)
+    )
     return counts.rename(index=PAPER_NAMES).rename_axis("paper").rename_axis(None, axis=1)
 
 
@@ -898,16 +2000,45 @@ def require_graph(world: World):
     require([name.replace("sim-", "") if world.real else name for name in names], world.folder, world.seeds)
 
 
-SAVED = ("paper", "section", "claim", "verdict", "ours", "low", "high", "unit", "published", "printed in", "measure", "rule", "p", "also together", "about", "source", "profile", "seeds", "frames", "reason", "remark")
+SAVED = (
+    "paper",
+    "section",
+    "claim",
+    "verdict",
+    "ours",
+    "low",
+    "high",
+    "unit",
+    "published",
+    "printed in",
+    "measure",
+    "rule",
+    "p",
+    "also together",
+    "about",
+    "source",
+    "profile",
+    "seeds",
+    "frames",
+    "reason",
+    "remark",
+)
 
 
-def save_claims(world: World, table: pd.DataFrame, forests: dict, folder="figures") -> list:  # forests {paper: figure}
+def save_claims(
+    world: World, table: pd.DataFrame, forests: dict, folder="figures"
+) -> list:  # forests {paper: figure}
     "Write all rows, each paper's table and plot; returns the files."
     runs = [run for (kind, *_), found in world.kept.items() if kind == "runs" for run in found.values()]
-    about = lambda paper: about_item("claims", PAPER_NAMES.get(paper, "both"), "claims", runs)
+
+    def about(paper):
+        return about_item("claims", PAPER_NAMES.get(paper, "both"), "claims", runs)
+
     name, text = f"claims-{world.profile}{'-real' * world.real}", caption(world, table)
     written = save_table(table[list(SAVED)], name, f"{text} {by_chance(table)}", 3, folder, about(""))
     for paper, figure in forests.items():
         short = f"{name}-{PAPER_NAMES[paper].replace(' ', '_')}"
-        written += save_table(shown_table(table, paper), f"{short}-table", text, folder=folder, about=about(paper)) + save_figure(figure, short, folder, about(paper))
+        written += save_table(
+            shown_table(table, paper), f"{short}-table", text, folder=folder, about=about(paper)
+        ) + save_figure(figure, short, folder, about(paper))
     return [path.name for path in written]

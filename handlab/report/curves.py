@@ -13,14 +13,23 @@ from ..hand.metrics import auc
 from .published import curve_auc
 
 # %% ../../nbs/report/05_curves.ipynb #863c366a
-def area_between(thresholds,            # (T,) mm or px, ascending
-                 curve,                 # (T,) shares, 0 to 1
-                 low: float = None,     # None: the first threshold
-                 high: float = None) -> float:  # None: the last
+def area_between(
+    thresholds,  # (T,) mm or px, ascending
+    curve,  # (T,) shares, 0 to 1
+    low: float = None,  # None: the first threshold
+    high: float = None,
+) -> float:  # None: the last
     "The area under a curve over the thresholds from `low` to `high`, 0 to 1."
     thresholds, curve = np.asarray(thresholds, float), np.asarray(curve, float)
-    inside = (thresholds >= (-np.inf if low is None else low)) & (thresholds <= (np.inf if high is None else high))
-    if inside.sum() < 2: raise HandlabError("area_between", f"fewer than two thresholds lie from {low} to {high}", f"the curve goes from {thresholds[0]:g} to {thresholds[-1]:g}")
+    inside = (thresholds >= (-np.inf if low is None else low)) & (
+        thresholds <= (np.inf if high is None else high)
+    )
+    if inside.sum() < 2:
+        raise HandlabError(
+            "area_between",
+            f"fewer than two thresholds lie from {low} to {high}",
+            f"the curve goes from {thresholds[0]:g} to {thresholds[-1]:g}",
+        )
     return auc(thresholds[inside], curve[inside])
 
 # %% ../../nbs/report/05_curves.ipynb #de8d5f81
@@ -30,56 +39,134 @@ def auc_text(areas) -> str:  # one a seed
     return f"{areas.mean():.3f}" + (f" ± {areas.std(ddof=1):.3f}" if len(areas) > 1 else "")
 
 
-def draw_ours(axis,
-              thresholds,            # (T,) mm or px
-              curves,                # (seeds, T) or (T,) shares, 0 to 1
-              label: str,
-              colour=None,
-              linestyle="-",         # never dashed: that is how published curves are drawn
-              auc_range=(None, None)):  # thresholds between which the area is taken; None: all
+def draw_ours(
+    axis,
+    thresholds,  # (T,) mm or px
+    curves,  # (seeds, T) or (T,) shares, 0 to 1
+    label: str,
+    colour=None,
+    linestyle="-",  # never dashed: that is how published curves are drawn
+    auc_range=(None, None),
+):  # thresholds between which the area is taken; None: all
     "The mean curve over the seeds and its band; the label ends with the area."
     curves, thresholds = np.atleast_2d(np.asarray(curves, float)), np.asarray(thresholds, float)
-    if curves.shape[1:] != thresholds.shape: raise HandlabError(f"curve of {label}", f"{curves.shape} and thresholds {thresholds.shape} do not match", "give (seeds, T) and (T,)")
-    if linestyle in ("--", "dashed"): raise HandlabError(f"curve of {label}", "dashed lines are for published curves", "choose '-', ':' or '-.'")
+    if curves.shape[1:] != thresholds.shape:
+        raise HandlabError(
+            f"curve of {label}",
+            f"{curves.shape} and thresholds {thresholds.shape} do not match",
+            "give (seeds, T) and (T,)",
+        )
+    if linestyle in ("--", "dashed"):
+        raise HandlabError(
+            f"curve of {label}", "dashed lines are for published curves", "choose '-', ':' or '-.'"
+        )
     areas = [area_between(thresholds, curve, *auc_range) for curve in curves]
-    line, = axis.plot(thresholds, curves.mean(0), color=colour, linestyle=linestyle, linewidth=2, zorder=3, label=f"{label} ({auc_text(areas)})")
+    (line,) = axis.plot(
+        thresholds,
+        curves.mean(0),
+        color=colour,
+        linestyle=linestyle,
+        linewidth=2,
+        zorder=3,
+        label=f"{label} ({auc_text(areas)})",
+    )
     line.area = float(np.mean(areas))
-    if len(curves) > 1: axis.fill_between(thresholds, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, linewidth=0, zorder=2)
+    if len(curves) > 1:
+        axis.fill_between(
+            thresholds, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, linewidth=0, zorder=2
+        )
     return line
 
 # %% ../../nbs/report/05_curves.ipynb #7d9f9af8
 PUBLISHED = "published, real data"  # what every published curve is called
-METHOD_COLOURS = {"PSO": "#8c6d31", "ICPPSO": "#b5a642", "CHPR": "#7f7f7f", "Z&B": "#1b9e77", "GANerated": "#7570b3", "Cai et al.": "#e7298a", "Spurr et al.": "#66a61e", "Iqbal et al.": "#d95f02",
-                  "Panteleris et al.": "#17a2b8", "Aligned latent spaces (RC2CHP)": "#222222", "Yang and Yao (disentangled)": "#a6761d", "Sridhar et al. (RGB-D)": "#999999"}
+METHOD_COLOURS = {
+    "PSO": "#8c6d31",
+    "ICPPSO": "#b5a642",
+    "CHPR": "#7f7f7f",
+    "Z&B": "#1b9e77",
+    "GANerated": "#7570b3",
+    "Cai et al.": "#e7298a",
+    "Spurr et al.": "#66a61e",
+    "Iqbal et al.": "#d95f02",
+    "Panteleris et al.": "#17a2b8",
+    "Aligned latent spaces (RC2CHP)": "#222222",
+    "Yang and Yao (disentangled)": "#a6761d",
+    "Sridhar et al. (RGB-D)": "#999999",
+}
 
 
-def draw_published(axis,
-                   rows,             # of `published_curves`, one method's
-                   label: str,       # the method
-                   colour=None):     # None: the method's own in all plots, where it has one
+def draw_published(
+    axis,
+    rows,  # of `published_curves`, one method's
+    label: str,  # the method
+    colour=None,
+):  # None: the method's own in all plots, where it has one
     "A published curve, thin and dashed; the label says so and ends with the published area."
     known = rows.published_auc.iloc[0]
     low, high = (float(edge) for edge in rows.auc_range.iloc[0].removesuffix(" mm").split("-"))
     text = f"{known:.3f}" if np.isfinite(known) else f"{curve_auc(rows, low, high):.3f} by its curve"
-    line, = axis.plot(rows.threshold_mm, rows.pck, color=colour or METHOD_COLOURS.get(label), linestyle="--", linewidth=1.1, zorder=2.5, label=f"{label}, {PUBLISHED} ({text})")
+    (line,) = axis.plot(
+        rows.threshold_mm,
+        rows.pck,
+        color=colour or METHOD_COLOURS.get(label),
+        linestyle="--",
+        linewidth=1.1,
+        zorder=2.5,
+        label=f"{label}, {PUBLISHED} ({text})",
+    )
     line.area = float(known) if np.isfinite(known) else curve_auc(rows, low, high)
     return line
 
 # %% ../../nbs/report/05_curves.ipynb #da62acb9
-def finish_pck(axis,
-               title: str,
-               source: str,                   # of our curves, in one line or more: 'sim-rhd twin, profile quick, 2 seeds'
-               unit: str = "mm",              # 'mm' (3D) or 'px' (2D)
-               limits=None,                   # of the thresholds; None: those of the curves
-               auc_range: str = "",           # heads the legend, such as '20-50 mm'
-               floor: float = 0.0):           # where the axis of the shares begins
+def finish_pck(
+    axis,
+    title: str,
+    source: str,  # of our curves, in one line or more: 'sim-rhd twin, profile quick, 2 seeds'
+    unit: str = "mm",  # 'mm' (3D) or 'px' (2D)
+    limits=None,  # of the thresholds; None: those of the curves
+    auc_range: str = "",  # heads the legend, such as '20-50 mm'
+    floor: float = 0.0,
+):  # where the axis of the shares begins
     "Title, source, axes, grid and legend of a PCK plot."
-    lines = sorted((line for line in axis.lines if not line.get_label().startswith("_")), key=lambda line: -getattr(line, "area", 0))
-    if limits is None: limits = (min(line.get_xdata().min() for line in lines), max(line.get_xdata().max() for line in lines)) if lines else (0, 50)
-    axis.set(xlabel=f"error threshold ({unit})", ylabel="2D PCK" if unit == "px" else "3D PCK", xlim=limits, ylim=(floor, 1.005))
+    lines = sorted(
+        (line for line in axis.lines if not line.get_label().startswith("_")),
+        key=lambda line: -getattr(line, "area", 0),
+    )
+    if limits is None:
+        limits = (
+            (min(line.get_xdata().min() for line in lines), max(line.get_xdata().max() for line in lines))
+            if lines
+            else (0, 50)
+        )
+    axis.set(
+        xlabel=f"error threshold ({unit})",
+        ylabel="2D PCK" if unit == "px" else "3D PCK",
+        xlim=limits,
+        ylim=(floor, 1.005),
+    )
     ours = "ours: " if any(line.get_linestyle() == "--" for line in lines) else ""
-    axis.set_title(title, fontsize=10, fontweight="bold", pad=18 + 10*source.count("\n"))
-    axis.text(0.5, 1.015, ours + source, transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5, color="0.25")
+    axis.set_title(title, fontsize=10, fontweight="bold", pad=18 + 10 * source.count("\n"))
+    axis.text(
+        0.5,
+        1.015,
+        ours + source,
+        transform=axis.transAxes,
+        ha="center",
+        va="bottom",
+        fontsize=7.5,
+        color="0.25",
+    )
     axis.grid(alpha=0.3)
-    if lines: axis.legend(handles=lines, fontsize=7.5, title=f"AUC {auc_range}".strip(), title_fontsize=7.5, handlelength=2.6, borderaxespad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+    if lines:
+        axis.legend(
+            handles=lines,
+            fontsize=7.5,
+            title=f"AUC {auc_range}".strip(),
+            title_fontsize=7.5,
+            handlelength=2.6,
+            borderaxespad=0.4,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            frameon=False,
+        )
     return axis

@@ -21,31 +21,66 @@ def published_datasets() -> pd.DataFrame:
     return facts("published_datasets.csv")
 
 # %% ../../nbs/report/03_datasets.ipynb #baa118ee
-READERS = {"rhd": (RHD, ("training", "evaluation"), real_rhd_root), "stb": (STB, ("training", "evaluation"), real_stb_root),
-           "dexter-object": (DexterObject, ("evaluation",), real_dexter_object_root), "bighand": (BigHand, ("training", "evaluation"), None)}
+READERS = {
+    "rhd": (RHD, ("training", "evaluation"), real_rhd_root),
+    "stb": (STB, ("training", "evaluation"), real_stb_root),
+    "dexter-object": (DexterObject, ("evaluation",), real_dexter_object_root),
+    "bighand": (BigHand, ("training", "evaluation"), None),
+}
 
 
-def count_frames(dataset: str,     # 'rhd', 'stb', 'dexter-object' or 'bighand'
-                 root) -> dict:    # {split: (usable, left out)}, and 'source'
+def count_frames(
+    dataset: str,  # 'rhd', 'stb', 'dexter-object' or 'bighand'
+    root,
+) -> dict:  # {split: (usable, left out)}, and 'source'
     "What a folder holds, as its reader counts; a split that is not there is None."
-    if dataset not in READERS: raise HandlabError(f"dataset {dataset!r}", "it is not known", f"choose one of {', '.join(READERS)}")
+    if dataset not in READERS:
+        raise HandlabError(f"dataset {dataset!r}", "it is not known", f"choose one of {', '.join(READERS)}")
     reader, splits, _ = READERS[dataset]
     counts = {"source": None}
     for split in splits:
-        try: opened = reader(root, partial=True) if dataset == "dexter-object" else reader(root, split, partial=True)
-        except HandlabError: counts[split] = None
-        else: counts[split], counts["source"] = (len(opened), len(opened.skipped)), opened.source
+        try:
+            opened = (
+                reader(root, partial=True)
+                if dataset == "dexter-object"
+                else reader(root, split, partial=True)
+            )
+        except HandlabError:
+            counts[split] = None
+        else:
+            counts[split], counts["source"] = (len(opened), len(opened.skipped)), opened.source
     return counts
 
 
-def table_datasets(roots: dict = {}) -> pd.DataFrame:  # {dataset: folder}; others are looked for where real data usually lie
+def table_datasets(
+    roots: dict = {},
+) -> pd.DataFrame:  # {dataset: folder}; others are looked for where real data usually lie
     "Paper 1's Table 1: published counts beside those of the folders that are here."
     found = {name: roots.get(name) or (look() if look else None) for name, (_, _, look) in READERS.items()}
     counted = {name: count_frames(name, project_path(root)) for name, root in found.items() if root}
-    show = lambda pair: "" if pair is None else f"{pair[0]:,}" + (f" and {pair[1]:,} left out" if pair[1] else "")
+
+    def show(pair):
+        return "" if pair is None else f"{pair[0]:,}" + (f" and {pair[1]:,} left out" if pair[1] else "")
+
     rows = []
     for row in published_datasets().itertuples(index=False):
         here = counted.get(row.dataset, {})
-        rows.append({"dataset": row.dataset, "joints": row.joints, "labels": row.labels, "kind": row.kind, "published training": row.training, "published test": row.test, "published in": row.source,
-                     "counted training": show(here.get("training")), "counted test": show(here.get("evaluation")), "counted in": here.get("source") or "no folder here"})
-    return pd.DataFrame(rows).astype({"published training": "Int64", "published test": "Int64"}).set_index("dataset")
+        rows.append(
+            {
+                "dataset": row.dataset,
+                "joints": row.joints,
+                "labels": row.labels,
+                "kind": row.kind,
+                "published training": row.training,
+                "published test": row.test,
+                "published in": row.source,
+                "counted training": show(here.get("training")),
+                "counted test": show(here.get("evaluation")),
+                "counted in": here.get("source") or "no folder here",
+            }
+        )
+    return (
+        pd.DataFrame(rows)
+        .astype({"published training": "Int64", "published test": "Int64"})
+        .set_index("dataset")
+    )

@@ -32,9 +32,29 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core import HandlabError, assigned_names, fingerprint, make_settings, one_line_errors, project_path, project_root, read_json, write_json
+from handlab.core import (
+    HandlabError,
+    assigned_names,
+    fingerprint,
+    make_settings,
+    one_line_errors,
+    project_path,
+    project_root,
+    read_json,
+    write_json,
+)
 from .manifest import missing_files
-from .runs import PROFILES, REAL_SETS, Run, graph_runs, make_command, page_folder, real_roots, run_command, run_folder, run_parameters
+from handlab.report.runs import (
+    PROFILES,
+    REAL_SETS,
+    Run,
+    graph_runs,
+    page_folder,
+    real_roots,
+    run_command,
+    run_folder,
+    run_parameters,
+)
 
 # %% ../../nbs/report/10_graph.ipynb #31960418
 PACKAGE = "handlab"
@@ -43,14 +63,25 @@ PACKAGE = "handlab"
 def notebook_cells(path) -> list[str]:
     "The code cells of a notebook, without the lines that are IPython's own."
     cells = [cell for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
-    return ["\n".join(line for line in "".join(cell["source"]).splitlines() if not line.lstrip().startswith(("%", "!"))) for cell in cells]
+    return [
+        "\n".join(
+            line for line in "".join(cell["source"]).splitlines() if not line.lstrip().startswith(("%", "!"))
+        )
+        for cell in cells
+    ]
 
 
 def meaning(tree) -> str:
     "A syntax tree without docstrings, as text."
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], "value", None), ast.Constant) and isinstance(body[0].value.value, str):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(getattr(body[0], "value", None), ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
             node.body = body[1:]
     return ast.dump(tree)
 
@@ -59,32 +90,44 @@ def module_file(name: str):  # such as 'handlab.hand.camera'
     "A module's file, from the project's root, or None where there is no such module."
     path = Path(*name.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if (project_root() / file).exists(): return file.as_posix()
+        if (project_root() / file).exists():
+            return file.as_posix()
 
 
 def imported_names(node, package: str) -> list[str]:  # package: what a relative import starts from
     "The modules that an import statement may mean."
-    if isinstance(node, ast.Import): return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom): return []
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
     parts = package.split(".")
-    base = ".".join([*parts[:len(parts) + 1 - node.level], *([node.module] if node.module else [])]) if node.level else node.module
+    base = (
+        ".".join([*parts[: len(parts) + 1 - node.level], *([node.module] if node.module else [])])
+        if node.level
+        else node.module
+    )
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
 
 def needed_files(tree, package: str = PACKAGE) -> set:
     "The package's files that a syntax tree imports or names."
     nodes = list(ast.walk(tree))
-    names = {name for node in nodes for name in imported_names(node, package) if name.split(".")[0] == PACKAGE}
+    names = {
+        name for node in nodes for name in imported_names(node, package) if name.split(".")[0] == PACKAGE
+    }
     parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return {file for file in map(module_file, parents) if file} | {file for word in words for file in data_files().get(word, ())}
+    return {file for file in map(module_file, parents) if file} | {
+        file for word in words for file in data_files().get(word, ())
+    }
 
 
 @lru_cache
 def data_files() -> dict:  # {name: [file]}
     "The data files within the package."
     found = {}
-    for path in sorted((project_root() / PACKAGE).rglob("*.csv")): found.setdefault(path.name, []).append(path.relative_to(project_root()).as_posix())
+    for path in sorted((project_root() / PACKAGE).rglob("*.csv")):
+        found.setdefault(path.name, []).append(path.relative_to(project_root()).as_posix())
     return found
 
 # %% ../../nbs/report/10_graph.ipynb #c33e30c6
@@ -92,10 +135,16 @@ def data_files() -> dict:  # {name: [file]}
 def parsed(file: str) -> tuple:  # (meaning, the package's files it needs)
     "What a file of the project means and needs."
     path = project_root() / file
-    if not file.endswith((".py", ".ipynb")): return fingerprint(path.read_bytes()), frozenset()
-    trees = [ast.parse(text) for text in (notebook_cells(path) if file.endswith(".ipynb") else [path.read_text(encoding="utf-8")])]
+    if not file.endswith((".py", ".ipynb")):
+        return fingerprint(path.read_bytes()), frozenset()
+    trees = [
+        ast.parse(text)
+        for text in (notebook_cells(path) if file.endswith(".ipynb") else [path.read_text(encoding="utf-8")])
+    ]
     package = ".".join(Path(file).parts[:-1])
-    needs = frozenset(name for tree in trees for name in needed_files(tree, package if file.endswith(".py") else PACKAGE))
+    needs = frozenset(
+        name for tree in trees for name in needed_files(tree, package if file.endswith(".py") else PACKAGE)
+    )
     return "\n".join(map(meaning, trees)), needs
 
 
@@ -104,7 +153,8 @@ def closure(*files: str) -> list[str]:  # from the project's root
     found, waiting = set(), list(files)
     while waiting:
         file = waiting.pop()
-        if file in found: continue
+        if file in found:
+            continue
         found.add(file)
         waiting.extend(parsed(file)[1])
     return sorted(found)
@@ -115,23 +165,46 @@ def code_fingerprint(*files: str) -> str:
     return fingerprint({file: parsed(file)[0] for file in closure(*files)})
 
 # %% ../../nbs/report/10_graph.ipynb #2bc41915
-ROOTS = {"data_root", "other_root", "rhd_root", "stereo_root", "dexter_root", "tips_root"}  # where the real sets lie
-NOT_TRAINING = {"profile", "seed", "out", "other_set", "real_root", "device", *ROOTS}  # profile and seed are in the folder's name
+ROOTS = {
+    "data_root",
+    "other_root",
+    "rhd_root",
+    "stereo_root",
+    "dexter_root",
+    "tips_root",
+}  # where the real sets lie
+NOT_TRAINING = {
+    "profile",
+    "seed",
+    "out",
+    "other_set",
+    "real_root",
+    "device",
+    *ROOTS,
+}  # profile and seed are in the folder's name
 
 
-def notebook_file(notebook: str) -> str: return f"nbs/{notebook}.ipynb"
+def notebook_file(notebook: str) -> str:
+    return f"nbs/{notebook}.ipynb"
 
 
 def training_code(notebook: str) -> list[str]:
     "The modules a notebook trains with: the experiments it imports, or all it imports where there is none."
     needs = parsed(notebook_file(notebook))[1]
-    own = [file for file in needs if Path(file).stem.startswith("experiment") and Path(file).parts[1] in ("privileged", "aligned")]
+    own = [
+        file
+        for file in needs
+        if Path(file).stem.startswith("experiment") and Path(file).parts[1] in ("privileged", "aligned")
+    ]
     return sorted(own) or sorted(needs)
 
 
 def training_fingerprint(notebook: str, parameters: dict) -> str:
     "A short name for what the trained weights depend on, beside the data."
-    return fingerprint(code_fingerprint(*training_code(notebook)), {name: value for name, value in parameters.items() if name not in NOT_TRAINING})
+    return fingerprint(
+        code_fingerprint(*training_code(notebook)),
+        {name: value for name, value in parameters.items() if name not in NOT_TRAINING},
+    )
 
 
 def claim(folder, made_with: str):
@@ -149,23 +222,40 @@ def claim(folder, made_with: str):
 def adopt(profile: str, seeds: int, real: str = "") -> list[str]:  # the names of the runs
     "Take finished runs that were made by hand for runs of the present code."
     made = [(run, project_path(run_folder(run, profile))) for run in whole_graph(profile, seeds, real)[0]]
-    made = [(run, folder) for run, folder in made if (folder / "metrics.json").exists() and not (folder / "code.json").exists()]
-    for run, folder in made: write_json(folder / "code.json", training_fingerprint(run.notebook, run.parameters))
+    made = [
+        (run, folder)
+        for run, folder in made
+        if (folder / "metrics.json").exists() and not (folder / "code.json").exists()
+    ]
+    for run, folder in made:
+        write_json(folder / "code.json", training_fingerprint(run.notebook, run.parameters))
     return [run.name for run, _ in made]
 
 # %% ../../nbs/report/10_graph.ipynb #756b9c09
-PAGES = {"paper_pi": ("train_pi", "train_pi_2d"), "paper_aligned": ("train_aligned",), "claims": ("train_pi", "train_pi_2d", "train_aligned")}  # the notebooks whose runs they show
+PAGES = {
+    "paper_pi": ("train_pi", "train_pi_2d"),
+    "paper_aligned": ("train_aligned",),
+    "claims": ("train_pi", "train_pi_2d", "train_aligned"),
+}  # the notebooks whose runs they show
 PAGES_BEFORE = {"claims": ("paper_aligned",)}  # the pages whose measurements they read
 PAGE_MINUTES = 1.0
 SMALLER = {"size": "smoke", "repeats": 1}  # where a page also times networks, in tests
 
 
-def there(notebook: str) -> bool: return (project_root() / notebook_file(notebook)).exists()
+def there(notebook: str) -> bool:
+    return (project_root() / notebook_file(notebook)).exists()
 
 
 def accepted(notebook: str) -> list[str]:
     "The names of a notebook's parameters."
-    return next((names for names in map(assigned_names, notebook_cells(project_root() / notebook_file(notebook))) if names), [])
+    return next(
+        (
+            names
+            for names in map(assigned_names, notebook_cells(project_root() / notebook_file(notebook)))
+            if names
+        ),
+        [],
+    )
 
 
 def what_matters(parameters: dict) -> dict:
@@ -178,14 +268,29 @@ def page_run(notebook: str, profile: str, seeds: int, real: str = "") -> Run:
     given = {"seeds": seeds, "strict": True}
     if real:
         roots = real_roots(real)
-        given |= {"real": True, "dataset": "rhd", "rhd": "rhd", "stereo": "stb", "dexter": "dexter-object", "tips": "dexter-object",
-                  "rhd_root": roots["rhd"], "stereo_root": roots["stb"], "dexter_root": roots["dexter-object"], "tips_root": roots["dexter-object"]}
+        given |= {
+            "real": True,
+            "dataset": "rhd",
+            "rhd": "rhd",
+            "stereo": "stb",
+            "dexter": "dexter-object",
+            "tips": "dexter-object",
+            "rhd_root": roots["rhd"],
+            "stereo_root": roots["stb"],
+            "dexter_root": roots["dexter-object"],
+            "tips_root": roots["dexter-object"],
+        }
     return Run(page_folder(notebook, bool(real)), notebook, given, 0, 1, PAGE_MINUTES)
 
 
 def page_parameters(run: Run, profile: str) -> dict:
     "What the notebook of a page is given."
-    usual = {"profile": profile, "figures": figures_folder(profile), **run.parameters, **(SMALLER if profile == "smoke" else {})}
+    usual = {
+        "profile": profile,
+        "figures": figures_folder(profile),
+        **run.parameters,
+        **(SMALLER if profile == "smoke" else {}),
+    }
     return {name: value for name, value in usual.items() if name in accepted(run.notebook)}
 
 
@@ -194,7 +299,9 @@ def figures_folder(profile: str) -> str:
     return "runs/smoke/figures" if profile == "smoke" else "figures"
 
 
-def whole_graph(profile: str, seeds: int, real: str = "") -> tuple:  # (trainings, pages), those whose notebooks are there
+def whole_graph(
+    profile: str, seeds: int, real: str = ""
+) -> tuple:  # (trainings, pages), those whose notebooks are there
     "Everything the graph makes with a notebook."
     trainings = [run for run in graph_runs(profile, seeds, real) if there(run.notebook)]
     return trainings, [page_run(notebook, profile, seeds, real) for notebook in PAGES if there(notebook)]
@@ -204,17 +311,26 @@ def find_run(name: str, profile: str, seeds: int, real: str = "") -> Run:
     "A run of the graph by its name."
     trainings, pages = whole_graph(profile, seeds, real)
     for run in (*trainings, *pages):
-        if run.name == name: return run
-    raise HandlabError(name, "the graph has no such run", f"choose among {', '.join(run.name for run in (*trainings, *pages))}")
+        if run.name == name:
+            return run
+    raise HandlabError(
+        name,
+        "the graph has no such run",
+        f"choose among {', '.join(run.name for run in (*trainings, *pages))}",
+    )
 
 
 def gpu_count() -> int:
     "The GPUs that this process may use, without loading torch."
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None: return len([word for word in chosen.split(",") if word.strip() not in ("", "-1")])
-    if not shutil.which("nvidia-smi"): return 0
+    if chosen is not None:
+        return len([word for word in chosen.split(",") if word.strip() not in ("", "-1")])
+    if not shutil.which("nvidia-smi"):
+        return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    return (
+        sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    )
 
 
 @contextlib.contextmanager
@@ -224,7 +340,10 @@ def one_gpu():
     if not gpu_count() or "SLURM_JOB_ID" in os.environ:
         yield
         return
-    locks = {name: FileLock(Path(tempfile.gettempdir()) / f"{PACKAGE}-{os.getuid()}-gpu-{name}.lock") for name in names}
+    locks = {
+        name: FileLock(Path(tempfile.gettempdir()) / f"{PACKAGE}-{os.getuid()}-gpu-{name}.lock")
+        for name in names
+    }
     while True:
         for name, lock in locks.items():
             with contextlib.suppress(Timeout):
@@ -235,18 +354,31 @@ def one_gpu():
         time.sleep(1)
 
 # %% ../../nbs/report/10_graph.ipynb #3bb0684a
-NOT_BEGUN = ("Kernel died before replying", "Kernel didn't respond")  # how Jupyter's client says that no cell was run
+NOT_BEGUN = (
+    "Kernel died before replying",
+    "Kernel didn't respond",
+)  # how Jupyter's client says that no cell was run
 TRIES = 3  # Jupyter looks for free ports and takes them a moment later: of two kernels begun at once one may find them taken
 
 
 def execute(notebook: str, output: Path, parameters: dict):
     "One papermill call; the executed notebook is there also after an error."
     import papermill  # half a second that the graph itself does not need
+
     output.parent.mkdir(parents=True, exist_ok=True)
     for left in reversed(range(TRIES)):
-        try: return papermill.execute_notebook(project_root() / notebook_file(notebook), output, parameters, kernel_name="python3", progress_bar=False, cwd=project_root())
+        try:
+            return papermill.execute_notebook(
+                project_root() / notebook_file(notebook),
+                output,
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=project_root(),
+            )
         except RuntimeError as error:
-            if not left or not str(error).startswith(NOT_BEGUN): raise
+            if not left or not str(error).startswith(NOT_BEGUN):
+                raise
 
 
 def run_one(name: str, profile: str, seeds: int, real: str = ""):
@@ -257,21 +389,36 @@ def run_one(name: str, profile: str, seeds: int, real: str = ""):
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock), one_gpu():
         parameters = page_parameters(run, profile) if is_page else run_parameters(run, profile)
-        if not is_page: claim(folder, training_fingerprint(run.notebook, parameters))
+        if not is_page:
+            claim(folder, training_fingerprint(run.notebook, parameters))
         begun = time.time()
         execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)
-        if is_page: write_json(folder / "finished.json", {"notebook": run.notebook, "parameters": parameters, "seconds": time.time() - begun})
+        if is_page:
+            write_json(
+                folder / "finished.json",
+                {"notebook": run.notebook, "parameters": parameters, "seconds": time.time() - begun},
+            )
 
 # %% ../../nbs/report/10_graph.ipynb #5dceb35e
 def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: [(notebook, dataset, other set)]}
     "The preparations that the graph's trainings need."
     runs = whole_graph(profile, seeds, real)[0]
-    others = {(run.notebook, run.dataset): run.parameters["other_set"] for run in runs if "other_set" in run.parameters}
-    wanted = sorted({(run.notebook, run.dataset, others.get((run.notebook, run.dataset), "")) for run in runs})
-    return {data_name(dataset): [each for each in wanted if each[1] == dataset] for dataset in sorted({dataset for _, dataset, _ in wanted})}
+    others = {
+        (run.notebook, run.dataset): run.parameters["other_set"]
+        for run in runs
+        if "other_set" in run.parameters
+    }
+    wanted = sorted(
+        {(run.notebook, run.dataset, others.get((run.notebook, run.dataset), "")) for run in runs}
+    )
+    return {
+        data_name(dataset): [each for each in wanted if each[1] == dataset]
+        for dataset in sorted({dataset for _, dataset, _ in wanted})
+    }
 
 
-def data_name(dataset: str) -> str: return f"data-{dataset}"
+def data_name(dataset: str) -> str:
+    return f"data-{dataset}"
 
 
 def experiment_of(notebook: str) -> tuple:  # (module, settings class)
@@ -284,39 +431,64 @@ def experiment_of(notebook: str) -> tuple:  # (module, settings class)
 def parsed_names(notebook: str) -> list[str]:
     "What a notebook imports by name."
     trees = [ast.parse(cell) for cell in notebook_cells(project_root() / notebook_file(notebook))]
-    return [alias.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    return [
+        alias.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
 
 
-def frames_wanted(wanted, profile: str, roots: dict) -> list:  # [(notebook, dataset, other set)] -> [(reader, {folder: CropSettings})]
+def frames_wanted(
+    wanted, profile: str, roots: dict
+) -> list:  # [(notebook, dataset, other set)] -> [(reader, {folder: CropSettings})]
     "Every reader once, with all crops of its frames that the experiments want."
     from handlab.data.prepare import reader_identity  # torch and all, which the graph itself does not need
     from handlab.train.experiment import evaluation_reader, prepared_folder, reader_of
+
     found = {}
     for notebook, dataset, other in wanted:
         module, settings_class = experiment_of(notebook)
         settings = make_settings(settings_class, profile, dataset=dataset, data_root=roots.get(dataset, ""))
         crops = module.crop_settings(settings)
         each = [(reader_of(settings, split), crops) for split in ("training", "evaluation")]
-        if other: each.append((evaluation_reader(other, roots.get(other, ""), settings.test_frames, settings.data_seed), replace(crops, crop="tips")))
-        for reader, kind in each: found.setdefault((reader.source, reader.split, reader_identity(reader)), (reader, {}))[1][prepared_folder(reader, kind)] = kind
+        if other:
+            each.append(
+                (
+                    evaluation_reader(other, roots.get(other, ""), settings.test_frames, settings.data_seed),
+                    replace(crops, crop="tips"),
+                )
+            )
+        for reader, kind in each:
+            found.setdefault((reader.source, reader.split, reader_identity(reader)), (reader, {}))[1][
+                prepared_folder(reader, kind)
+            ] = kind
     return list(found.values())
 
 
 def prepare_data(name: str, profile: str, seeds: int, output, real: str = ""):
     "Prepare all crops of a dataset, and those of the other set that its networks are tested on."
     from handlab.data.prepare import prepare_each
+
     wanted, roots = data_names(profile, seeds, real)[name], real_roots(real) if real else {}
-    made = {prepared.folder.name: prepared.fingerprint for reader, folders in frames_wanted(wanted, profile, roots) for prepared in prepare_each(reader, folders)}
+    made = {
+        prepared.folder.name: prepared.fingerprint
+        for reader, folders in frames_wanted(wanted, profile, roots)
+        for prepared in prepare_each(reader, folders)
+    }
     write_json(project_path(output), made)
 
 # %% ../../nbs/report/10_graph.ipynb #ad398f73
 def notebook_error(path) -> str:
     "The error that an executed notebook ended with, in a line; '' where there is none."
-    if not Path(path).exists(): return ""
+    if not Path(path).exists():
+        return ""
     with contextlib.suppress(ValueError, KeyError, HandlabError):
         outputs = [output for cell in read_json(path)["cells"] for output in cell.get("outputs", ())]
         for output in outputs:
-            if output["output_type"] == "error": return " ".join(f"{output['ename']}: {output['evalue']}".split())
+            if output["output_type"] == "error":
+                return " ".join(f"{output['ename']}: {output['evalue']}".split())
     return ""
 
 # %% ../../nbs/report/10_graph.ipynb #3d46da6c
@@ -327,53 +499,84 @@ def event_of(record) -> str:
 
 class Errors(logging.Handler):
     "Shows what Snakemake says of an error when it is told to be quiet; `Progress` tells of failed runs."
+
     def __init__(self, write=print):
         super().__init__(logging.ERROR)
         self.write = write
 
     def emit(self, record):
-        shown = (handler.filter(record) for handler in logging.getLogger(record.name).handlers if handler.name == "DefaultStreamHandler")
-        if event_of(record) in ("", "error") and not any(shown): self.write(record.getMessage().split("\n\n")[-1])  # behind a traceback, if there is one
+        shown = (
+            handler.filter(record)
+            for handler in logging.getLogger(record.name).handlers
+            if handler.name == "DefaultStreamHandler"
+        )
+        if event_of(record) in ("", "error") and not any(shown):
+            self.write(record.getMessage().split("\n\n")[-1])  # behind a traceback, if there is one
 
 # %% ../../nbs/report/10_graph.ipynb #c02e80dc
-PACE = {"smoke": .1, "quick": 1., "full": 60.}  # minutes that a core takes for what is said to cost a minute
+PACE = {
+    "smoke": 0.1,
+    "quick": 1.0,
+    "full": 60.0,
+}  # minutes that a core takes for what is said to cost a minute
 TRUST = 10.0  # core minutes after which the pace so far counts as much as the usual one
 
 
 class Progress(logging.Handler):
     "Says what the graph does, from Snakemake's log records."
-    def __init__(self, costs: dict, logs: dict, profile: str, cores: int = 2, write=print):  # {name: core minutes}, {name: files to look at}
+
+    def __init__(
+        self, costs: dict, logs: dict, profile: str, cores: int = 2, write=print
+    ):  # {name: core minutes}, {name: files to look at}
         super().__init__()
-        self.costs, self.logs, self.profile, self.usual, self.write = costs, logs, profile, PACE[profile] / cores, write
+        self.costs, self.logs, self.profile, self.usual, self.write = (
+            costs,
+            logs,
+            profile,
+            PACE[profile] / cores,
+            write,
+        )
         self.wanted, self.names, self.ended, self.failed, self.started = [], {}, [], [], {}
         self.begun = time.time()
 
     def emit(self, record):
-        if str(record.msg).startswith("Nothing to be done"): self.on_nothing()
-        if hasattr(self, f"on_{event_of(record)}"): getattr(self, f"on_{event_of(record)}")(record)
+        if str(record.msg).startswith("Nothing to be done"):
+            self.on_nothing()
+        if hasattr(self, f"on_{event_of(record)}"):
+            getattr(self, f"on_{event_of(record)}")(record)
 
     def on_run_info(self, record):
         self.wanted = [name for name in self.costs if name in record.stats] or self.wanted
         self.begun = time.time() if not self.ended else self.begun
 
-    def on_job_info(self, record): self.names[record.jobid], self.started[record.rule_name] = record.rule_name, time.time()
+    def on_job_info(self, record):
+        self.names[record.jobid], self.started[record.rule_name] = record.rule_name, time.time()
 
-    def on_job_finished(self, record): self.end(self.names.get(record.job_id, ""))
+    def on_job_finished(self, record):
+        self.end(self.names.get(record.job_id, ""))
 
     def on_job_error(self, record):
         name = record.rule_name
-        if name in self.failed or name not in self.costs: return
+        if name in self.failed or name not in self.costs:
+            return
         self.failed.append(name)
         self.end(name, f"FAILED: {self.reason(name)}")
 
     def reason(self, name: str) -> str:
         "Why a run failed, and where to look."
         files = [path for path in self.logs[name] if Path(project_path(path)).exists()]
-        errors = [error for error in map(notebook_error, map(project_path, (path for path in files if path.endswith(".ipynb")))) if error]
+        errors = [
+            error
+            for error in map(
+                notebook_error, map(project_path, (path for path in files if path.endswith(".ipynb")))
+            )
+            if error
+        ]
         return f"{errors[0][:200] if errors else 'no error in the notebook'}; see {' and '.join(files) or 'nothing was written'}"
 
     def end(self, name: str, how: str = ""):
-        if name not in self.costs or name in self.ended: return
+        if name not in self.costs or name in self.ended:
+            return
         self.ended.append(name)
         minutes = (time.time() - self.started.get(name, self.begun)) / 60
         count = f"{len(self.ended):{len(str(len(self.wanted)))}} of {len(self.wanted)}"
@@ -383,19 +586,28 @@ class Progress(logging.Handler):
         self.write(f"profile {self.profile}: {len(self.wanted)} to be made; {self.left()}")
 
     def on_success(self, folder: str):
-        self.write(f"All made in {(time.time() - self.begun) / 60:.1f} minutes: {folder}/README.md says what is where.")
+        self.write(
+            f"All made in {(time.time() - self.begun) / 60:.1f} minutes: {folder}/README.md says what is where."
+        )
 
-    def on_nothing(self): self.write(f"Nothing to be made: profile {self.profile} is up to date.")
+    def on_nothing(self):
+        self.write(f"Nothing to be made: profile {self.profile} is up to date.")
 
     def on_failure(self):
-        for name in self.failed: self.write(f"failed: {name}: {self.reason(name)}")
+        for name in self.failed:
+            self.write(f"failed: {name}: {self.reason(name)}")
         left = [name for name in self.wanted if name not in self.ended]
-        if left: self.write(f"not made, for they wait for others: {', '.join(left)}")
+        if left:
+            self.write(f"not made, for they wait for others: {', '.join(left)}")
 
     def left(self) -> str:
         "The time that is left, from the pace so far."
-        done, todo = (sum(self.costs[name] for name in names) for names in (self.ended, [name for name in self.wanted if name not in self.ended]))
-        if not todo: return "nothing left"
+        done, todo = (
+            sum(self.costs[name] for name in names)
+            for names in (self.ended, [name for name in self.wanted if name not in self.ended])
+        )
+        if not todo:
+            return "nothing left"
         pace = ((time.time() - self.begun) / 60 + TRUST * self.usual) / (done + TRUST)
         minutes = pace * todo
         return f"about {minutes:.0f} minutes left" if minutes >= 1.5 else "about a minute left"
@@ -405,39 +617,76 @@ def hold(path: Path):
     "A lock on a file that lasts as long as this process, also when it becomes another program."
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
-    try: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: raise HandlabError(path.parent, "another call of the graph is at work on this profile", "wait for its end, or stop it") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise HandlabError(
+            path.parent,
+            "another call of the graph is at work on this profile",
+            "wait for its end, or stop it",
+        ) from None
     os.set_inheritable(descriptor, True)
 
 
 def snakemake_words(profile: str, seeds: int, cores: int = 0, more=(), real: str = "") -> list[str]:
     "The command line of Snakemake."
     cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(project_root() / "Snakefile"), "--directory", str(project_root()), "--cores", str(cores),
-            "--resources", f"gpu={max(1, gpu_count())}", "--nolock", "--config", f"profile={profile}", f"seeds={seeds}", *([f"real={real}"] if real else []), *more]
+    return [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(project_root() / "Snakefile"),
+        "--directory",
+        str(project_root()),
+        "--cores",
+        str(cores),
+        "--resources",
+        f"gpu={max(1, gpu_count())}",
+        "--nolock",
+        "--config",
+        f"profile={profile}",
+        f"seeds={seeds}",
+        *([f"real={real}"] if real else []),
+        *more,
+    ]
 
 
 def forget_incomplete_pages(profile: str):
     "Have pages made again whose files are gone."
     for notebook in missing_files(figures_folder(profile)):
-        for real in (False, True): project_path(f"runs/{profile}/{page_folder(notebook, real)}/finished.json").unlink(missing_ok=True)
+        for real in (False, True):
+            project_path(f"runs/{profile}/{page_folder(notebook, real)}/finished.json").unlink(
+                missing_ok=True
+            )
 
 
 def targets(words, profile: str, seeds: int, real: str = "") -> list[str]:
     "The words for Snakemake: options, then what is named before them, as files; Snakemake's own error over an unknown name tells nothing."
     trainings, pages = whole_graph(profile, seeds, real)
-    files = {run.name: f"{run_folder(run, profile)}/metrics.json" for run in trainings} | {run.name: f"{run_folder(run, profile)}/finished.json" for run in pages}
-    files |= {name: f"runs/{profile}/data/{name}.json" for name in data_names(profile, seeds, real)} | {"manifest": f"runs/{profile}/{page_folder('manifest', bool(real))}.json"}
+    files = {run.name: f"{run_folder(run, profile)}/metrics.json" for run in trainings} | {
+        run.name: f"{run_folder(run, profile)}/finished.json" for run in pages
+    }
+    files |= {name: f"runs/{profile}/data/{name}.json" for name in data_names(profile, seeds, real)} | {
+        "manifest": f"runs/{profile}/{page_folder('manifest', bool(real))}.json"
+    }
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     known = [*files, *files.values()]
     for word in named:
-        if word in known: continue
-        near = difflib.get_close_matches(word, known, 1, .3)
-        raise HandlabError(word, f"nothing of that name is made at profile {profile} with {seeds} seed{'s' * (seeds > 1)}", f"did you mean {near[0]}? --dry-run names everything" if near else "--dry-run names everything")
-    return [*words[len(named):], *(["--"] if named else []), *(files.get(word, word) for word in named)]
+        if word in known:
+            continue
+        near = difflib.get_close_matches(word, known, 1, 0.3)
+        raise HandlabError(
+            word,
+            f"nothing of that name is made at profile {profile} with {seeds} seed{'s' * (seeds > 1)}",
+            f"did you mean {near[0]}? --dry-run names everything" if near else "--dry-run names everything",
+        )
+    return [*words[len(named) :], *(["--"] if named else []), *(files.get(word, word) for word in named)]
 
 
-def begin(profile: str, seeds: int, cores: int = 0, more=(), real: str = ""):  # more: further words for Snakemake
+def begin(
+    profile: str, seeds: int, cores: int = 0, more=(), real: str = ""
+):  # more: further words for Snakemake
     "Become Snakemake."
     more = targets(more, profile, seeds, real)  # says also where another value is wrong
     hold(project_path(f"runs/{profile}/.lock"))
@@ -452,11 +701,24 @@ def command_line() -> argparse.ArgumentParser:
     usual = argparse.ArgumentParser(add_help=False)
     usual.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (quick)")
     usual.add_argument("--seeds", type=int, default=1, help="how many (1)")
-    usual.add_argument("--real", default="", help=f"the folder that holds the real sets as {', '.join(REAL_SETS)}: everything is made on them instead of their twins")
-    parser = argparse.ArgumentParser(prog="python -m handlab.report.graph", description="The graph that makes every table and figure of both papers.")
+    usual.add_argument(
+        "--real",
+        default="",
+        help=f"the folder that holds the real sets as {', '.join(REAL_SETS)}: everything is made on them instead of their twins",
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m handlab.report.graph",
+        description="The graph that makes every table and figure of both papers.",
+    )
     parts = parser.add_subparsers(dest="what", required=True)
-    add = lambda what, text: parts.add_parser(what, help=text, description=text, parents=[usual], allow_abbrev=False)
-    add("figures", "the whole graph, or the runs that are named; all further words go to Snakemake, such as --dry-run").add_argument("--cores", type=int, default=0, help="how many to keep busy (all)")
+
+    def add(what, text):
+        return parts.add_parser(what, help=text, description=text, parents=[usual], allow_abbrev=False)
+
+    add(
+        "figures",
+        "the whole graph, or the runs that are named; all further words go to Snakemake, such as --dry-run",
+    ).add_argument("--cores", type=int, default=0, help="how many to keep busy (all)")
     add("run", "one run of it").add_argument("name", help="as `list` and `figures --dry-run` name it")
     data = add("data", "one preparation")
     data.add_argument("name", help="as `figures --dry-run` names it")
@@ -470,13 +732,25 @@ def main(arguments=None):
     "The command line."
     parser = command_line()
     given, more = parser.parse_known_args(arguments)
-    if given.what == "figures": begin(given.profile, given.seeds, given.cores, more, given.real)
-    elif more: parser.error(f"unknown: {' '.join(more)}")
-    elif given.what == "run": run_one(given.name, given.profile, given.seeds, given.real)
-    elif given.what == "data": prepare_data(given.name, given.profile, given.seeds, given.output, given.real)
-    elif given.what == "adopt": print("\n".join(adopt(given.profile, given.seeds, given.real)) or "nothing to adopt")
-    else: print("\n".join(run_command(run, given.profile) for run in whole_graph(given.profile, given.seeds, given.real)[0]))
+    if given.what == "figures":
+        begin(given.profile, given.seeds, given.cores, more, given.real)
+    elif more:
+        parser.error(f"unknown: {' '.join(more)}")
+    elif given.what == "run":
+        run_one(given.name, given.profile, given.seeds, given.real)
+    elif given.what == "data":
+        prepare_data(given.name, given.profile, given.seeds, given.output, given.real)
+    elif given.what == "adopt":
+        print("\n".join(adopt(given.profile, given.seeds, given.real)) or "nothing to adopt")
+    else:
+        print(
+            "\n".join(
+                run_command(run, given.profile)
+                for run in whole_graph(given.profile, given.seeds, given.real)[0]
+            )
+        )
 
 
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is '__main__' too, but has no file
-    with one_line_errors(): main()
+    with one_line_errors():
+        main()

@@ -12,42 +12,84 @@ import pandas as pd
 from ..core import HandlabError, atomic_file, project_path, write_json
 
 # %% ../../nbs/report/02_output.ipynb #cf2ad1a7
-ABOUT = {"item", "paper", "notebook", "source", "profile", "seeds", "date", "command"}  # the first three must be there
+ABOUT = {
+    "item",
+    "paper",
+    "notebook",
+    "source",
+    "profile",
+    "seeds",
+    "date",
+    "command",
+}  # the first three must be there
 
 
 def write_about(folder, name: str, about: dict, kinds=()):  # kinds: the endings of the files
     "Note what a table or figure is."
-    if unknown := set(about) - ABOUT: raise HandlabError(name, f"the manifest has no {', '.join(sorted(unknown))}", f"choose of {', '.join(sorted(ABOUT))}")
-    if missing := {"item", "paper", "notebook"} - set(about): raise HandlabError(name, f"the manifest needs its {', '.join(sorted(missing))}", "add it to about")
-    write_json(project_path(folder) / "about" / f"{name}.json", {**about, "files": [f"{name}.{kind}" for kind in kinds]})
+    if unknown := set(about) - ABOUT:
+        raise HandlabError(
+            name, f"the manifest has no {', '.join(sorted(unknown))}", f"choose of {', '.join(sorted(ABOUT))}"
+        )
+    if missing := {"item", "paper", "notebook"} - set(about):
+        raise HandlabError(name, f"the manifest needs its {', '.join(sorted(missing))}", "add it to about")
+    write_json(
+        project_path(folder) / "about" / f"{name}.json",
+        {**about, "files": [f"{name}.{kind}" for kind in kinds]},
+    )
 
 # %% ../../nbs/report/02_output.ipynb #1d3e3fed
-def save_figure(figure, name: str,
-                folder="figures",
-                about: dict = None) -> list:  # the files; about: for the manifest, see above
+def save_figure(
+    figure, name: str, folder="figures", about: dict = None
+) -> list:  # the files; about: for the manifest, see above
     "Write a figure to `figures/<name>.svg` and `.png`, atomically; return the paths."
     paths = [project_path(folder) / f"{name}.{kind}" for kind in ("svg", "png")]
     for path in paths:
         with atomic_file(path) as file, plt.rc_context({"svg.hashsalt": name}):
-            figure.savefig(file, format=path.suffix[1:], dpi=150, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
-    if about is not None: write_about(folder, name, about, ("svg", "png"))
+            figure.savefig(
+                file,
+                format=path.suffix[1:],
+                dpi=150,
+                bbox_inches="tight",
+                metadata={"Date": None} if path.suffix == ".svg" else {"Software": None},
+            )
+    if about is not None:
+        write_about(folder, name, about, ("svg", "png"))
     return paths
 
 # %% ../../nbs/report/02_output.ipynb #b8559489
-def markdown_table(table: pd.DataFrame,
-                   caption: str = "",      # data, profile, seeds
-                   digits: int = 2) -> str:
+def markdown_table(
+    table: pd.DataFrame,
+    caption: str = "",  # data, profile, seeds
+    digits: int = 2,
+) -> str:
     "A table as Markdown, its index as the first column; nothing stands for what is not there."
     shown = table.reset_index()
-    cell = lambda value: "" if isinstance(value, float) and pd.isna(value) else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-    lines = [f"| {' | '.join(map(str, shown.columns))} |", "|" + "---|"*shown.shape[1], *(f"| {' | '.join(map(cell, row))} |" for row in shown.itertuples(index=False))]
+
+    def cell(value):
+        return (
+            ""
+            if isinstance(value, float) and pd.isna(value)
+            else f"{value:.{digits}f}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    lines = [
+        f"| {' | '.join(map(str, shown.columns))} |",
+        "|" + "---|" * shown.shape[1],
+        *(f"| {' | '.join(map(cell, row))} |" for row in shown.itertuples(index=False)),
+    ]
     return "\n".join([*([f"*{caption}*", ""] if caption else []), *lines])
 
 
-def save_table(table: pd.DataFrame, name: str, caption: str = "", digits: int = 2, folder="figures", about: dict = None) -> list:  # the files
+def save_table(
+    table: pd.DataFrame, name: str, caption: str = "", digits: int = 2, folder="figures", about: dict = None
+) -> list:  # the files
     "Write a table to `figures/<name>.csv` and `.md`, atomically; return the paths."
     paths = [project_path(folder) / f"{name}.{kind}" for kind in ("csv", "md")]
     for path, text in zip(paths, (table.to_csv(), markdown_table(table, caption, digits) + "\n")):
-        with atomic_file(path, "w") as file: file.write(text)
-    if about is not None: write_about(folder, name, about, ("csv", "md"))
+        with atomic_file(path, "w") as file:
+            file.write(text)
+    if about is not None:
+        write_about(folder, name, about, ("csv", "md"))
     return paths

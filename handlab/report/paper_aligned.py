@@ -28,8 +28,24 @@ import torch
 from IPython.display import Markdown, display
 from scipy.spatial import cKDTree
 
-from ..aligned.comparison import TABLE_1, comparison_table, fig_validation, frame_errors, step_times, strategies_as_variants, train_variants, validation_curves
-from ..aligned.experiment import crop_settings, equal_time_steps, modality_tensors, needed_pixels, open_run, predict
+from handlab.aligned.comparison import (
+    TABLE_1,
+    comparison_table,
+    fig_validation,
+    frame_errors,
+    step_times,
+    strategies_as_variants,
+    train_variants,
+    validation_curves,
+)
+from handlab.aligned.experiment import (
+    crop_settings,
+    equal_time_steps,
+    modality_tensors,
+    needed_pixels,
+    open_run,
+    predict,
+)
 from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
 from ..aligned.strategies import MODALITIES, make_recipe, posterior_names
 from ..core import HandlabError, atomic_file, numpy_generator, provenance, write_json
@@ -42,9 +58,35 @@ from .runs import about_item, missing_line, open_runs, reference_name, require, 
 from ..train.experiment import evaluation_reader, ordered_batches, prepared_reader
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #5503f23c
-LABELS = {"S1": "S1: R2P", "R2HP": "S2: R2HP", "R2CP": "S2: R2CP", "R2CHP": "S2: R2CHP", "S3": "S3: RC2CHP, KL", "S4": "S4: RC2CHP, PoE", "RD2DHP": "RD2DHP, depth maps", "alternating": "RC2CHP, alternating",
-          "S1-own_view": "S1 without viewpoint correction", "S4-apart": "S4 without corresponding data"}
-COLOURS = dict(zip(LABELS, ("#7f7f7f", "#bcbd22", "#17becf", "#2ca02c", "#9467bd", "#d62728", "#ff7f0e", "#1f77b4", "#b0b0b0", "#8c564b")))
+LABELS = {
+    "S1": "S1: R2P",
+    "R2HP": "S2: R2HP",
+    "R2CP": "S2: R2CP",
+    "R2CHP": "S2: R2CHP",
+    "S3": "S3: RC2CHP, KL",
+    "S4": "S4: RC2CHP, PoE",
+    "RD2DHP": "RD2DHP, depth maps",
+    "alternating": "RC2CHP, alternating",
+    "S1-own_view": "S1 without viewpoint correction",
+    "S4-apart": "S4 without corresponding data",
+}
+COLOURS = dict(
+    zip(
+        LABELS,
+        (
+            "#7f7f7f",
+            "#bcbd22",
+            "#17becf",
+            "#2ca02c",
+            "#9467bd",
+            "#d62728",
+            "#ff7f0e",
+            "#1f77b4",
+            "#b0b0b0",
+            "#8c564b",
+        ),
+    )
+)
 
 
 def base(variant: str) -> str:
@@ -52,17 +94,29 @@ def base(variant: str) -> str:
     return re.sub(r"-steps\d+", "", variant)
 
 
-def reference_variant(strategy: str,  # 'S1' or 'S4'
-                      profile: str) -> str:
+def reference_variant(
+    strategy: str,  # 'S1' or 'S4'
+    profile: str,
+) -> str:
     "The variant that a profile's ablations are measured against; it has as many steps as they."
     return reference_name(strategy, profile).removeprefix("train_aligned-").removesuffix("-sim-rhd")
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #47d22421
-def weak_variants(folder,          # of the runs
-                  dataset: str,
-                  strategy: str = "S4") -> list:
+def weak_variants(
+    folder,  # of the runs
+    dataset: str,
+    strategy: str = "S4",
+) -> list:
     "The variants with a share of the labels that have a finished run, by share."
-    found = {match[1] for path in Path(folder).glob(f"train_aligned-{strategy}-labelled*-{dataset}-seed*/metrics.json") if (match := re.fullmatch(rf"train_aligned-({strategy}-labelled[\d.]+(?:-alone)?)-{dataset}-seed\d+", path.parent.name))}
+    found = {
+        match[1]
+        for path in Path(folder).glob(f"train_aligned-{strategy}-labelled*-{dataset}-seed*/metrics.json")
+        if (
+            match := re.fullmatch(
+                rf"train_aligned-({strategy}-labelled[\d.]+(?:-alone)?)-{dataset}-seed\d+", path.parent.name
+            )
+        )
+    }
     return sorted(found, key=lambda variant: (labelled_share(variant), variant))
 
 
@@ -72,57 +126,116 @@ def labelled_share(variant: str) -> float:
     return float(match[1]) if match else 1.0
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #4edea228
-ITEMS = {"fig1": "Fig. 1", "fig2": "Fig. 2", "fig3": "Fig. 3", "fig4": "Fig. 4", "table1": "Table 1", "fig5": "Fig. 5", "viewpoint": "section 5.3, viewpoint correction", "table2": "Table 2", "fig6": "Fig. 6", "fig7": "Fig. 7",
-         "fig8": "Fig. 8", "supplement-fig1": "supplement, Fig. 1", "supplement-fig2": "supplement, Fig. 2", "supplement-fig3": "supplement, Fig. 3", "section_e": "supplement, section E",
-         "smoothness": "smoothness of the latent space (Fig. 1 and 4)", "convergence": "convergence (supplement, section D)", "test_time": "model size and run time (section 6)"}
+ITEMS = {
+    "fig1": "Fig. 1",
+    "fig2": "Fig. 2",
+    "fig3": "Fig. 3",
+    "fig4": "Fig. 4",
+    "table1": "Table 1",
+    "fig5": "Fig. 5",
+    "viewpoint": "section 5.3, viewpoint correction",
+    "table2": "Table 2",
+    "fig6": "Fig. 6",
+    "fig7": "Fig. 7",
+    "fig8": "Fig. 8",
+    "supplement-fig1": "supplement, Fig. 1",
+    "supplement-fig2": "supplement, Fig. 2",
+    "supplement-fig3": "supplement, Fig. 3",
+    "section_e": "supplement, section E",
+    "smoothness": "smoothness of the latent space (Fig. 1 and 4)",
+    "convergence": "convergence (supplement, section D)",
+    "test_time": "model size and run time (section 6)",
+}
 
 
 def item_of(name: str) -> str:  # of a file
     "The item of the paper that a file belongs to."
     known = [short for short in ITEMS if name == short or name.startswith(f"{short}-")]
-    if not known: raise HandlabError(name, "it is no item of the paper", f"choose one of {', '.join(ITEMS)}, or add it to ITEMS")
+    if not known:
+        raise HandlabError(
+            name, "it is no item of the paper", f"choose one of {', '.join(ITEMS)}, or add it to ITEMS"
+        )
     return ITEMS[max(known, key=len)]
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #651d693f
 @dataclass
 class Page:
     "Where the runs lie, how many seeds are asked for, and where the items go."
-    folder: Path               # runs/<profile>
+
+    folder: Path  # runs/<profile>
     seeds: int = 1
-    strict: bool = False       # a missing run is an error
-    figures: str = "figures"   # empty: nothing is written
+    strict: bool = False  # a missing run is an error
+    figures: str = "figures"  # empty: nothing is written
 
     @property
-    def profile(self) -> str: return Path(self.folder).name
+    def profile(self) -> str:
+        return Path(self.folder).name
 
-    def open(self, variants, dataset, needs=()) -> dict:  # needs: variants without which there is no item; none named: any will do
+    def open(
+        self, variants, dataset, needs=()
+    ) -> dict:  # needs: variants without which there is no item; none named: any will do
         "The runs that are there, {variant: [RunFolder]}; nothing where a needed one is missing."
         names = {variant: f"train_aligned-{variant}-{dataset}" for variant in variants}
-        if self.strict: require(names.values(), self.folder, self.seeds)
-        if line := missing_line(names.values(), self.folder, self.seeds): print(line)
+        if self.strict:
+            require(names.values(), self.folder, self.seeds)
+        if line := missing_line(names.values(), self.folder, self.seeds):
+            print(line)
         found = {variant: open_runs(name, self.folder, self.seeds) for variant, name in names.items()}
         steps = {run.name: run.metrics["settings"]["steps"] for run in every_run(found)}
-        if len(set(steps.values())) > 1: raise HandlabError(", ".join(f"{name} ({count} steps)" for name, count in steps.items()), "runs of different lengths are not to be compared", "train them for the same number of steps")
-        return {variant: runs for variant, runs in found.items() if runs} if all(found[variant] for variant in needs) else {}
+        if len(set(steps.values())) > 1:
+            raise HandlabError(
+                ", ".join(f"{name} ({count} steps)" for name, count in steps.items()),
+                "runs of different lengths are not to be compared",
+                "train them for the same number of steps",
+            )
+        return (
+            {variant: runs for variant, runs in found.items() if runs}
+            if all(found[variant] for variant in needs)
+            else {}
+        )
 
-    def keep(self, item: str, thing, runs=(), tested: str = "", digits: int = 2):  # item: one of ITEMS; tested: the data, where not those of the runs
+    def keep(
+        self, item: str, thing, runs=(), tested: str = "", digits: int = 2
+    ):  # item: one of ITEMS; tested: the data, where not those of the runs
         "Show a figure or a table, and write it to figures/ as aligned-<item>-<source>-<profile>."
         runs, table = every_run(runs), isinstance(thing, pd.DataFrame)
-        name = "-".join(["aligned", item, *([tested or "_".join(dict.fromkeys(run.metrics["source"] for run in runs)), self.profile] if runs else [])])
-        caption, about = source_line(runs) if runs else "", about_item(item_of(item), "aligned latent spaces", "paper_aligned", runs)
-        if tested: about["source"] = f"{tested}; trained on {about['source']}"
-        if self.figures: save_table(thing, name, caption, digits, self.figures, about) if table else save_figure(thing, name, self.figures, about)
-        if table: display(Markdown(markdown_table(thing, caption, digits)))
-        else: plt.show()
+        name = "-".join(
+            [
+                "aligned",
+                item,
+                *(
+                    [tested or "_".join(dict.fromkeys(run.metrics["source"] for run in runs)), self.profile]
+                    if runs
+                    else []
+                ),
+            ]
+        )
+        caption, about = (
+            source_line(runs) if runs else "",
+            about_item(item_of(item), "aligned latent spaces", "paper_aligned", runs),
+        )
+        if tested:
+            about["source"] = f"{tested}; trained on {about['source']}"
+        if self.figures:
+            save_table(thing, name, caption, digits, self.figures, about) if table else save_figure(
+                thing, name, self.figures, about
+            )
+        if table:
+            display(Markdown(markdown_table(thing, caption, digits)))
+        else:
+            plt.show()
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #80ffb1ad
 def every_run(runs) -> list:  # {variant: [RunFolder]}, {dataset: {variant: [RunFolder]}} or [RunFolder]
     "All run folders of a nested dict, in order."
-    return [run for each in runs.values() for run in every_run(each)] if isinstance(runs, dict) else list(runs)
+    return (
+        [run for each in runs.values() for run in every_run(each)] if isinstance(runs, dict) else list(runs)
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(path, device, changed): return open_run(path, device)
+def _opened(path, device, changed):
+    return open_run(path, device)
 
 
 def opened(run, device="cpu") -> tuple:
@@ -133,70 +246,147 @@ def opened(run, device="cpu") -> tuple:
 def run_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {variant: (seeds, N) mm}
     "The mean joint error of each test frame, from RGB alone, of the seeds that all have."
     seeds = set.intersection(*({run.metrics["seed"] for run in each} for each in runs.values()))
-    if not seeds: raise HandlabError(", ".join(runs), "no seed is common to their runs", "train them with the same seeds")
+    if not seeds:
+        raise HandlabError(
+            ", ".join(runs), "no seed is common to their runs", "train them with the same seeds"
+        )
     names = None
     for run in every_run(runs):
         names = run.predictions["name"] if names is None else names
-        if not np.array_equal(names, run.predictions["name"]): raise HandlabError(run.path, "its test frames are not those of the other runs", "train it again on the same data")
-    error = lambda said: np.nanmean(joint_errors(said["RGB"], said["true"]), 1)
-    return {variant: np.stack([error(run.predictions) for run in each if run.metrics["seed"] in seeds]) for variant, each in runs.items()}
+        if not np.array_equal(names, run.predictions["name"]):
+            raise HandlabError(
+                run.path, "its test frames are not those of the other runs", "train it again on the same data"
+            )
+
+    def error(said):
+        return np.nanmean(joint_errors(said["RGB"], said["true"]), 1)
+
+    return {
+        variant: np.stack([error(run.predictions) for run in each if run.metrics["seed"] in seeds])
+        for variant, each in runs.items()
+    }
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #8f06f070
-def table_variants(runs: dict,              # {variant: [RunFolder]}
-                   reference: str = "S1",   # where it is not there: the first row
-                   published: dict = None): # {variant: mm} on the real set
+def table_variants(
+    runs: dict,  # {variant: [RunFolder]}
+    reference: str = "S1",  # where it is not there: the first row
+    published: dict = None,
+):  # {variant: mm} on the real set
     "One row a variant, compared with the reference row."
-    table = comparison_table(run_errors(runs), reference if reference in runs else next(iter(runs)), published)
-    real = {variant: np.mean([run.metrics["real"]["values"]["RGB"]["epe_mean"] for run in each]) for variant, each in runs.items() if all(run.metrics.get("real", {}).get("frames") for run in each)}
+    table = comparison_table(
+        run_errors(runs), reference if reference in runs else next(iter(runs)), published
+    )
+    real = {
+        variant: np.mean([run.metrics["real"]["values"]["RGB"]["epe_mean"] for run in each])
+        for variant, each in runs.items()
+        if all(run.metrics.get("real", {}).get("frames") for run in each)
+    }
     frames = {run.metrics["real"]["frames"] for variant in real for run in runs[variant]}
-    if len(frames) == 1: table[f"on {frames.pop()} real RHD frames (mm)"] = pd.Series(real)
+    if len(frames) == 1:
+        table[f"on {frames.pop()} real RHD frames (mm)"] = pd.Series(real)
     return table.rename(index=lambda variant: LABELS.get(base(variant), variant))
 
 
-def table_strategies(runs: dict): return table_variants(runs, "S1", published_strategies())
+def table_strategies(runs: dict):
+    return table_variants(runs, "S1", published_strategies())
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #5dd13300
-def train_for_equal_time(runs: list,    # [RunFolder] of S4
-                         folder, device="cpu", show: bool = True) -> tuple:  # ({variant: (seeds, N) mm}, the table)
+def train_for_equal_time(
+    runs: list,  # [RunFolder] of S4
+    folder,
+    device="cpu",
+    show: bool = True,
+) -> tuple:  # ({variant: (seeds, N) mm}, the table)
     "Train the other strategies for the time of S4."
     settings, data, _ = opened(runs[0], device)
     times = step_times(settings, data, folder, device=device)
     steps = equal_time_steps(settings, {name: part["step"] for name, part in times.items()})
     others = strategies_as_variants([name for name in TABLE_1 if name != "S4"])
-    errors = frame_errors(train_variants(settings, data, Path(folder) / "time", others, [run.metrics["seed"] for run in runs], device, steps=steps, show=show), data.test)
+    errors = frame_errors(
+        train_variants(
+            settings,
+            data,
+            Path(folder) / "time",
+            others,
+            [run.metrics["seed"] for run in runs],
+            device,
+            steps=steps,
+            show=show,
+        ),
+        data.test,
+    )
     errors = {name: (errors | run_errors({"S4": runs}))[name] for name in TABLE_1}
     return errors, comparison_table(errors, published=published_strategies(), steps=steps)
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #f95fd8a6
 def table_state_of_the_art(runs: dict):  # {dataset: {variant: [RunFolder]}}
     "Mean EPE in mm on RHD and STB, published and ours, each marked by its source."
-    published = published_numbers("aligned_latent_spaces", "Table 2").pivot(index="method", columns="test", values="value").astype(float)
+    published = (
+        published_numbers("aligned_latent_spaces", "Table 2")
+        .pivot(index="method", columns="test", values="value")
+        .astype(float)
+    )
     published = published.rename(columns=str.upper).assign(**{"measured on": "published, real RHD and STB"})
     ours = {}
     for dataset, variants in runs.items():
         for variant, each in variants.items():
             row = ours.setdefault(f"ours, {LABELS[base(variant)]}", {})
-            row[dataset.removeprefix("sim-").upper()] = np.mean([run.metrics["values"]["RGB"]["epe_mean"] for run in each])
-            row["measured on"] = "; ".join(dict.fromkeys([*row.get("measured on", "").split("; "), source_line(each)])).lstrip("; ")
-    return pd.concat([published, pd.DataFrame(ours).T.infer_objects()]).rename_axis("method").rename_axis(None, axis=1)
+            row[dataset.removeprefix("sim-").upper()] = np.mean(
+                [run.metrics["values"]["RGB"]["epe_mean"] for run in each]
+            )
+            row["measured on"] = "; ".join(
+                dict.fromkeys([*row.get("measured on", "").split("; "), source_line(each)])
+            ).lstrip("; ")
+    return (
+        pd.concat([published, pd.DataFrame(ours).T.infer_objects()])
+        .rename_axis("method")
+        .rename_axis(None, axis=1)
+    )
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #fe172448
-COMPARED = {"rhd": ("Aligned latent spaces (RC2CHP)", "Cai et al.", "Spurr et al.", "Yang and Yao (disentangled)", "Z&B"),
-            "stb": ("Aligned latent spaces (RC2CHP)", "Cai et al.", "Iqbal et al.", "Spurr et al.", "GANerated", "Panteleris et al.", "Z&B"),
-            "dexter_object": ("Aligned latent spaces (RC2CHP)", "Iqbal et al.", "GANerated")}  # the methods that the paper's figures compare
+COMPARED = {
+    "rhd": (
+        "Aligned latent spaces (RC2CHP)",
+        "Cai et al.",
+        "Spurr et al.",
+        "Yang and Yao (disentangled)",
+        "Z&B",
+    ),
+    "stb": (
+        "Aligned latent spaces (RC2CHP)",
+        "Cai et al.",
+        "Iqbal et al.",
+        "Spurr et al.",
+        "GANerated",
+        "Panteleris et al.",
+        "Z&B",
+    ),
+    "dexter_object": ("Aligned latent spaces (RC2CHP)", "Iqbal et al.", "GANerated"),
+}  # the methods that the paper's figures compare
 
 
-def fig_pck_of(runs: dict,         # {variant: [RunFolder]}
-               title: str,
-               benchmark: str = "rhd",   # 'rhd' or 'stb'
-               methods=None):      # published curves to draw; None: all that the paper's figure has
+def fig_pck_of(
+    runs: dict,  # {variant: [RunFolder]}
+    title: str,
+    benchmark: str = "rhd",  # 'rhd' or 'stb'
+    methods=None,
+):  # published curves to draw; None: all that the paper's figure has
     "3D PCK of the runs and published curves of the real benchmark."
     figure, axis = plt.subplots(figsize=(5.6, 4.6))
     known = published_curves(benchmark)
-    for method in COMPARED[benchmark] if methods is None else methods: draw_published(axis, known[method], method)
+    for method in COMPARED[benchmark] if methods is None else methods:
+        draw_published(axis, known[method], method)
     for variant, each in runs.items():
         curves = [run.metrics["values"]["RGB"]["pck"] for run in each]
-        draw_ours(axis, each[0].metrics["thresholds"], curves, LABELS[base(variant)], COLOURS[base(variant)], ":" if variant == "S1-own_view" else "-", auc_range=(20, 50))
+        draw_ours(
+            axis,
+            each[0].metrics["thresholds"],
+            curves,
+            LABELS[base(variant)],
+            COLOURS[base(variant)],
+            ":" if variant == "S1-own_view" else "-",
+            auc_range=(20, 50),
+        )
     finish_pck(axis, title, source_line(every_run(runs)), limits=(0, 50), auc_range="20-50 mm")
     return figure
 
@@ -204,10 +394,20 @@ def fig_pck_of(runs: dict,         # {variant: [RunFolder]}
 def model_edges(recipe) -> dict:
     "The edges of a recipe's graphical model: encoders (input, posterior), decoders (posterior, output), alignments (posterior, posterior)."
     latents, first = posterior_names(recipe), recipe.encoders[0]
-    encoders = {"none": [(first, first)], "kl": [(first, first), *((letter, "joint") for letter in recipe.encoders)], "product": [(letter, letter) for letter in recipe.encoders],
-                "alternating": [(letter, "one") for letter in recipe.encoders]}[recipe.alignment]
-    aligned = {"kl": [("joint", first)], "product": [(letter, "joint") for letter in recipe.encoders]}.get(recipe.alignment, [])
-    return {"encoders": encoders, "decoders": [(latent, letter) for latent in latents for letter in recipe.decoders], "alignments": aligned}
+    encoders = {
+        "none": [(first, first)],
+        "kl": [(first, first), *((letter, "joint") for letter in recipe.encoders)],
+        "product": [(letter, letter) for letter in recipe.encoders],
+        "alternating": [(letter, "one") for letter in recipe.encoders],
+    }[recipe.alignment]
+    aligned = {"kl": [("joint", first)], "product": [(letter, "joint") for letter in recipe.encoders]}.get(
+        recipe.alignment, []
+    )
+    return {
+        "encoders": encoders,
+        "decoders": [(latent, letter) for latent in latents for letter in recipe.decoders],
+        "alignments": aligned,
+    }
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #c298defe
 SYMBOLS = {"R": "$x$", "C": "$w_1$", "H": "$w_2$", "P": "$y$", "D": "$w_1$"}
@@ -215,19 +415,48 @@ SYMBOLS = {"R": "$x$", "C": "$w_1$", "H": "$w_2$", "P": "$y$", "D": "$w_1$"}
 
 def model_places(recipe) -> dict:
     "Where the nodes stand: {('in' | 'z' | 'out', name): (x, y)}."
-    heights = lambda names: dict(zip(names, np.linspace(1.1, -1.1, len(names)) if len(names) > 1 else [0.]))
+
+    def heights(names):
+        return dict(zip(names, np.linspace(1.1, -1.1, len(names)) if len(names) > 1 else [0.0]))
+
     latents = posterior_names(recipe)
-    latents = (latents[0], "joint", *latents[1:-1]) if recipe.alignment == "product" else latents  # the product between its experts
-    columns = {"in": (recipe.encoders, 0.), "z": (latents, 1.3), "out": (sorted(recipe.decoders, key="PHCD".index), 2.6)}
-    return {(column, name): (x, y) for column, (names, x) in columns.items() for name, y in heights(names).items()}
+    latents = (
+        (latents[0], "joint", *latents[1:-1]) if recipe.alignment == "product" else latents
+    )  # the product between its experts
+    columns = {
+        "in": (recipe.encoders, 0.0),
+        "z": (latents, 1.3),
+        "out": (sorted(recipe.decoders, key="PHCD".index), 2.6),
+    }
+    return {
+        (column, name): (x, y) for column, (names, x) in columns.items() for name, y in heights(names).items()
+    }
 
 
 def draw_node(axis, place, column: str, name: str):
     "A node: shaded where it is observed, with the modality's name beside it."
-    axis.add_patch(plt.Circle(place, .24, facecolor="white" if column == "z" else "#cccccc", edgecolor="black", zorder=3))
-    text = "$z$" if name == "one" else f"$z_{{{'joint' if name == 'joint' else SYMBOLS[name].strip('$')}}}$" if column == "z" else SYMBOLS[name]
+    axis.add_patch(
+        plt.Circle(
+            place, 0.24, facecolor="white" if column == "z" else "#cccccc", edgecolor="black", zorder=3
+        )
+    )
+    text = (
+        "$z$"
+        if name == "one"
+        else f"$z_{{{'joint' if name == 'joint' else SYMBOLS[name].strip('$')}}}$"
+        if column == "z"
+        else SYMBOLS[name]
+    )
     axis.text(*place, text, ha="center", va="center", fontsize=7.5 if name == "joint" else 9, zorder=4)
-    if column != "z": axis.text(place[0] + (-.34 if column == "in" else .34), place[1], MODALITIES[name].name, ha="right" if column == "in" else "left", va="center", fontsize=7)
+    if column != "z":
+        axis.text(
+            place[0] + (-0.34 if column == "in" else 0.34),
+            place[1],
+            MODALITIES[name].name,
+            ha="right" if column == "in" else "left",
+            va="center",
+            fontsize=7,
+        )
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #19f761f5
 def draw_model(axis, strategy: str, title: str):
@@ -235,47 +464,89 @@ def draw_model(axis, strategy: str, title: str):
     recipe = make_recipe(strategy)
     places, edges = model_places(recipe), model_edges(recipe)
     arrow = dict(arrowstyle="-|>", shrinkA=12, shrinkB=12, lw=1)
-    for given, latent in edges["encoders"]: axis.annotate("", places["z", latent], places["in", given], arrowprops=dict(arrow, color="#cc2222"))
-    for latent, letter in edges["decoders"]: axis.annotate("", places["out", letter], places["z", latent], arrowprops=dict(arrow, color="black", alpha=.75))
-    for first, second in edges["alignments"]: axis.annotate("", places["z", second], places["z", first], arrowprops=dict(arrow, color="#2255cc", linestyle="--"))
-    for (column, name), place in places.items(): draw_node(axis, place, column, name)
+    for given, latent in edges["encoders"]:
+        axis.annotate("", places["z", latent], places["in", given], arrowprops=dict(arrow, color="#cc2222"))
+    for latent, letter in edges["decoders"]:
+        axis.annotate(
+            "", places["out", letter], places["z", latent], arrowprops=dict(arrow, color="black", alpha=0.75)
+        )
+    for first, second in edges["alignments"]:
+        axis.annotate(
+            "",
+            places["z", second],
+            places["z", first],
+            arrowprops=dict(arrow, color="#2255cc", linestyle="--"),
+        )
+    for (column, name), place in places.items():
+        draw_node(axis, place, column, name)
     axis.set_title(title, fontsize=8.5)
-    axis.set(xlim=(-1.45, 4.05), ylim=(-1.45, 1.45), aspect="equal"); axis.axis("off")
+    axis.set(xlim=(-1.45, 4.05), ylim=(-1.45, 1.45), aspect="equal")
+    axis.axis("off")
 
 
-def fig_models(strategies={"S1": "(a) S1, cross modal", "R2CHP": "(b) S2, extended cross modal", "S3": "(c) S3, KL divergence", "S4": "(d) S4, product of Gaussian experts"}):
+def fig_models(
+    strategies={
+        "S1": "(a) S1, cross modal",
+        "R2CHP": "(b) S2, extended cross modal",
+        "S3": "(c) S3, KL divergence",
+        "S4": "(d) S4, product of Gaussian experts",
+    },
+):
     "The graphical models of the strategies, as the code has them."
-    rows = -(-len(strategies)//2)
-    figure, axes = plt.subplots(rows, 2, figsize=(7.2, 2.35*rows), squeeze=False)
-    for axis in axes.flat: axis.axis("off")
-    for axis, (strategy, title) in zip(axes.flat, strategies.items()): draw_model(axis, strategy, title)
-    figure.text(.5, .01, "shaded: observed; red: encoders; black: decoders; dashed blue: what brings the posteriors together", ha="center", fontsize=7.5)
-    figure.tight_layout(pad=.4, rect=(0, .04, 1, 1))
+    rows = -(-len(strategies) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(7.2, 2.35 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (strategy, title) in zip(axes.flat, strategies.items()):
+        draw_model(axis, strategy, title)
+    figure.text(
+        0.5,
+        0.01,
+        "shaded: observed; red: encoders; black: decoders; dashed blue: what brings the posteriors together",
+        ha="center",
+        fontsize=7.5,
+    )
+    figure.tight_layout(pad=0.4, rect=(0, 0.04, 1, 1))
     return figure
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #c821cf1b
-def spread(count: int,            # frames there are
-           wanted: int,
-           offset: float = 0.) -> np.ndarray:  # in steps, to get other frames
+def spread(
+    count: int,  # frames there are
+    wanted: int,
+    offset: float = 0.0,
+) -> np.ndarray:  # in steps, to get other frames
     "Frame numbers, spread evenly."
-    return ((np.arange(wanted) + .5 + offset)*count/wanted).astype(int) % count
+    return ((np.arange(wanted) + 0.5 + offset) * count / wanted).astype(int) % count
 
 
 def sign(figure, run, text: str = ""):
     "A line under a picture: what it was drawn from."
-    figure.text(.5, -.01, f"{LABELS.get(run.metrics['strategy'], run.metrics['strategy'])}; {source_line([run]).removesuffix('1 seed')}seed {run.metrics['seed']}{'; ' if text else ''}{text}", ha="center", va="top", fontsize=7)
+    figure.text(
+        0.5,
+        -0.01,
+        f"{LABELS.get(run.metrics['strategy'], run.metrics['strategy'])}; {source_line([run]).removesuffix('1 seed')}seed {run.metrics['seed']}{'; ' if text else ''}{text}",
+        ha="center",
+        va="top",
+        fontsize=7,
+    )
     return figure
 
 
-def fig_walks_of(run, pairs: int = 2, split: str = "test", count: int = 7, device="cpu"):  # split: 'test' or 'train'
+def fig_walks_of(
+    run, pairs: int = 2, split: str = "test", count: int = 7, device="cpu"
+):  # split: 'test' or 'train'
     "Walks between evenly spread frames of a split (Fig. 1: training, Fig. 4: test)."
     settings, data, network = opened(run, device)
-    frames = spread(len(getattr(data, split)), 2*pairs)
-    figure = fig_walks(network, getattr(data, split), settings, list(zip(frames[:pairs], frames[pairs:])), count, device)
-    return sign(figure, run, f"frames of the {'evaluation' if split == 'test' else 'training'} split, from RGB alone")
+    frames = spread(len(getattr(data, split)), 2 * pairs)
+    figure = fig_walks(
+        network, getattr(data, split), settings, list(zip(frames[:pairs], frames[pairs:])), count, device
+    )
+    return sign(
+        figure, run, f"frames of the {'evaluation' if split == 'test' else 'training'} split, from RGB alone"
+    )
 
 
-def fig_reconstructions_of(run, count: int = 8, offset: float = 0., device="cpu"):
+def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu"):
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)
     figure = fig_reconstructions(network, data.test, settings, spread(len(data.test), count, offset), device)
@@ -288,19 +559,28 @@ def weak_errors(runs: dict) -> dict:  # {variant: [RunFolder]} with 'S4' and its
     for variant, each in runs.items():
         whole = labelled_share(variant) == 1
         for regime in found:
-            if whole or variant.endswith("-alone") == (regime == "labelled frames alone"): found[regime][labelled_share(variant)] = [run.metrics["values"]["RGB"]["epe_mean"] for run in each]
+            if whole or variant.endswith("-alone") == (regime == "labelled frames alone"):
+                found[regime][labelled_share(variant)] = [
+                    run.metrics["values"]["RGB"]["epe_mean"] for run in each
+                ]
     return {regime: by_share for regime, by_share in found.items() if by_share}
 
 
 def split_reference(runs: dict) -> tuple:  # {variant: [RunFolder]}
     "S4 and its labelled shares, and S1's runs."
-    return {variant: each for variant, each in runs.items() if base(variant) != "S1"}, [run for variant, each in runs.items() if base(variant) == "S1" for run in each]
+    return {variant: each for variant, each in runs.items() if base(variant) != "S1"}, [
+        run for variant, each in runs.items() if base(variant) == "S1" for run in each
+    ]
 
 
 def fig_weak_of(runs: dict):  # {variant: [RunFolder]} with S4, its labelled shares and S1
     "Mean EPE over the labelled share; S1 with all labels as a line."
     shares, baseline = split_reference(runs)
-    reference = {"S1, all labels": np.mean([run.metrics["values"]["RGB"]["epe_mean"] for run in baseline])} if baseline else None
+    reference = (
+        {"S1, all labels": np.mean([run.metrics["values"]["RGB"]["epe_mean"] for run in baseline])}
+        if baseline
+        else None
+    )
     return fig_weak(weak_errors(shares), source_line(every_run(runs)), reference)
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #3be0cd13
@@ -308,88 +588,178 @@ def table_weak(runs: dict):  # as of `fig_weak_of`
     "One row a share: both regimes, the gain in per cent, and both differences with their intervals."
     shares, baseline = split_reference(runs)
     rows = []
-    for share in sorted({labelled_share(variant) for variant in shares} - {1.}):
-        pair = {regime: f"S4-labelled{share:g}{ending}" for regime, ending in (("alone", "-alone"), ("with", ""))}
-        if not all(variant in shares for variant in pair.values()): continue
-        errors = run_errors({variant: shares[variant] for variant in pair.values()} | ({"S1": baseline} if baseline else {}))
+    for share in sorted({labelled_share(variant) for variant in shares} - {1.0}):
+        pair = {
+            regime: f"S4-labelled{share:g}{ending}" for regime, ending in (("alone", "-alone"), ("with", ""))
+        }
+        if not all(variant in shares for variant in pair.values()):
+            continue
+        errors = run_errors(
+            {variant: shares[variant] for variant in pair.values()} | ({"S1": baseline} if baseline else {})
+        )
         alone, both = errors[pair["alone"]], errors[pair["with"]]
         gain = paired_difference(both, alone)
-        row = {"labelled (%)": 100*share, "labelled frames alone (mm)": alone.mean(), "with the unlabelled (mm)": both.mean(), "gain (%)": 100*(1 - both.mean()/alone.mean()), "difference (mm)": gain.mean, "95 % from": gain.low, "to": gain.high}
-        rows.append(row | (dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), paired_difference(both, errors["S1"]))) if baseline else {}))
+        row = {
+            "labelled (%)": 100 * share,
+            "labelled frames alone (mm)": alone.mean(),
+            "with the unlabelled (mm)": both.mean(),
+            "gain (%)": 100 * (1 - both.mean() / alone.mean()),
+            "difference (mm)": gain.mean,
+            "95 % from": gain.low,
+            "to": gain.high,
+        }
+        rows.append(
+            row
+            | (
+                dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), paired_difference(both, errors["S1"])))
+                if baseline
+                else {}
+            )
+        )
     return pd.DataFrame(rows).set_index("labelled (%)") if rows else pd.DataFrame()
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #a122ff80
 TIP_ALIGNMENTS = {"root_scale": "scale per frame", "root_set_scale": "scale per sequence"}
 
 
-def tip_curves(predicted,       # (N,21,3) mm
-               prepared) -> dict:  # {alignment: (100,)}
+def tip_curves(
+    predicted,  # (N,21,3) mm
+    prepared,
+) -> dict:  # {alignment: (100,)}
     "PCK of finger tips from 0 to 100 mm under both alignments."
     counted = ~np.isnan(joint_errors(predicted, prepared.joints, prepared.visible))
     counted &= (counted.sum(1) > 1)[:, None]  # a single tip fits any translation
     sequences = [name.split("/")[0] for name in np.asarray(prepared.name, str)]
-    return {alignment: pck(align(predicted, prepared.joints, counted, alignment, sequences), prepared.joints, thresholds_100(), counted) for alignment in TIP_ALIGNMENTS}
+    return {
+        alignment: pck(
+            align(predicted, prepared.joints, counted, alignment, sequences),
+            prepared.joints,
+            thresholds_100(),
+            counted,
+        )
+        for alignment in TIP_ALIGNMENTS
+    }
 
 
-def measure_tips(runs: dict,           # {variant: [RunFolder]}
-                 dataset: str,         # 'sim-dexter-object' or 'dexter-object'
-                 root: str = "", device="cpu") -> tuple:  # {variant: {alignment: (seeds, 100)}}, and the frames' source
+def measure_tips(
+    runs: dict,  # {variant: [RunFolder]}
+    dataset: str,  # 'sim-dexter-object' or 'dexter-object'
+    root: str = "",
+    device="cpu",
+) -> tuple:  # {variant: {alignment: (seeds, 100)}}, and the frames' source
     "What trained networks say of Dexter+Object, which none was trained on."
     found = {}
     for variant, each in runs.items():
         for run in each:
             settings, _, network = opened(run, device)
-            prepared = prepared_reader(evaluation_reader(dataset, root, settings.test_frames, settings.data_seed), replace(crop_settings(settings), crop="tips"), show_progress=False)
+            prepared = prepared_reader(
+                evaluation_reader(dataset, root, settings.test_frames, settings.data_seed),
+                replace(crop_settings(settings), crop="tips"),
+                show_progress=False,
+            )
             curves = tip_curves(predict(network, prepared, settings, device), prepared)
-            for alignment, curve in curves.items(): found.setdefault(variant, {}).setdefault(alignment, []).append(curve)
+            for alignment, curve in curves.items():
+                found.setdefault(variant, {}).setdefault(alignment, []).append(curve)
     return found, f"{len(prepared)} frames of {prepared.source}"
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #c063cbd8
-def fig_tips(curves: dict, frames: str, source: str):  # curves and frames of `measure_tips`, source of the networks
+def fig_tips(
+    curves: dict, frames: str, source: str
+):  # curves and frames of `measure_tips`, source of the networks
     "3D PCK of finger tips under both alignments, and published curves."
     figure, axis = plt.subplots(figsize=(5.6, 4.6))
     known = published_curves("dexter_object", "0-100 mm")
-    for method in COMPARED["dexter_object"]: draw_published(axis, known[method], method)
+    for method in COMPARED["dexter_object"]:
+        draw_published(axis, known[method], method)
     for variant, by_alignment in curves.items():
-        for alignment, each in by_alignment.items(): draw_ours(axis, thresholds_100(), each, f"{LABELS[base(variant)]}, {TIP_ALIGNMENTS[alignment]}", COLOURS[base(variant)], "-" if alignment == "root_scale" else ":")
-    finish_pck(axis, "Dexter+Object, finger tips", f"tested on {frames};\ntrained on {source}", limits=(0, 100), auc_range="0-100 mm")
+        for alignment, each in by_alignment.items():
+            draw_ours(
+                axis,
+                thresholds_100(),
+                each,
+                f"{LABELS[base(variant)]}, {TIP_ALIGNMENTS[alignment]}",
+                COLOURS[base(variant)],
+                "-" if alignment == "root_scale" else ":",
+            )
+    finish_pck(
+        axis,
+        "Dexter+Object, finger tips",
+        f"tested on {frames};\ntrained on {source}",
+        limits=(0, 100),
+        auc_range="0-100 mm",
+    )
     return figure
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #69030131
 def fig_convergence(runs: dict):  # {variant: [RunFolder]}
     "The validation error over steps, and over time where every run has timed its steps."
-    label = lambda variant: LABELS.get(base(variant), variant)
+
+    def label(variant):
+        return LABELS.get(base(variant), variant)
+
     curves = validation_curves({label(variant): [run.path for run in each] for variant, each in runs.items()})
-    times = {label(variant): np.mean([run.metrics["times"]["step"] for run in each]) for variant, each in runs.items() if all("times" in run.metrics for run in each)}
-    figure = fig_validation(curves, times if len(times) == len(curves) else None, {label(variant): COLOURS.get(base(variant)) for variant in runs})
-    figure.text(.5, 1., source_line(every_run(runs)) + "; validation persons", ha="center", va="bottom", fontsize=8)
+    times = {
+        label(variant): np.mean([run.metrics["times"]["step"] for run in each])
+        for variant, each in runs.items()
+        if all("times" in run.metrics for run in each)
+    }
+    figure = fig_validation(
+        curves,
+        times if len(times) == len(curves) else None,
+        {label(variant): COLOURS.get(base(variant)) for variant in runs},
+    )
+    figure.text(
+        0.5, 1.0, source_line(every_run(runs)) + "; validation persons", ha="center", va="bottom", fontsize=8
+    )
     return figure
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #88e412e6
 @torch.no_grad()
-def forward_time(network, side: int,    # px of the crop
-                 batch: int = 1, device="cpu", repeats: int = 30) -> float:  # milliseconds a batch
+def forward_time(
+    network,
+    side: int,  # px of the crop
+    batch: int = 1,
+    device="cpu",
+    repeats: int = 30,
+) -> float:  # milliseconds a batch
     "The shortest time from image to pose: what a busy machine adds is not the network's."
     image, times = torch.zeros(batch, 3, side, side, device=device), []
     for _ in range(repeats + 3):
         begun = perf_counter()
         network.decoders["P"](network.encode(image, "R")).sum().item()  # .item() waits for the device
-        times.append(1000*(perf_counter() - begun))
+        times.append(1000 * (perf_counter() - begun))
     return min(times[3:])
 
 
-def table_test_time(runs: dict, side: int = 0, device="cpu", repeats: int = 30):  # {variant: [RunFolder]}; side 0: the runs' own
+def table_test_time(
+    runs: dict, side: int = 0, device="cpu", repeats: int = 30
+):  # {variant: [RunFolder]}; side 0: the runs' own
     "Weights when tested and while training, and milliseconds from image to pose."
     rows, size = {}, lambda *parts: sum(weights.numel() for part in parts for weights in part.parameters())
     for variant, each in runs.items():
         settings, _, network = opened(each[0], device)
         pixels = side or settings.crop
-        rows[LABELS[base(variant)]] = {"weights when tested": size(network.encoders["R"], network.decoders["P"]), "weights in training": size(network), "crop (px)": pixels,
-                                 "one image (ms)": forward_time(network, pixels, 1, device, repeats), "an image of 32 (ms)": forward_time(network, pixels, 32, device, repeats)/32}
-    return pd.DataFrame(rows).T.astype({"weights when tested": int, "weights in training": int, "crop (px)": int}).rename_axis("strategy")
+        rows[LABELS[base(variant)]] = {
+            "weights when tested": size(network.encoders["R"], network.decoders["P"]),
+            "weights in training": size(network),
+            "crop (px)": pixels,
+            "one image (ms)": forward_time(network, pixels, 1, device, repeats),
+            "an image of 32 (ms)": forward_time(network, pixels, 32, device, repeats) / 32,
+        }
+    return (
+        pd.DataFrame(rows)
+        .T.astype({"weights when tested": int, "weights in training": int, "crop (px)": int})
+        .rename_axis("strategy")
+    )
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #1c3578b7
-MEASURES = {"path_ratio": "way / straight line", "largest_step": "largest / mean step", "bone_drift": "bone lengths off (%)", "from_real": "to the nearest training pose (mm)", "from_real_ends": "the same at the ends (mm)"}
+MEASURES = {
+    "path_ratio": "way / straight line",
+    "largest_step": "largest / mean step",
+    "bone_drift": "bone lengths off (%)",
+    "from_real": "to the nearest training pose (mm)",
+    "from_real_ends": "the same at the ends (mm)",
+}
 
 
 def step_lengths(walks):  # (...,T,J,3)
@@ -401,8 +771,8 @@ def bone_drift(walks):  # (...,T,21,3)
     "How far bone lengths are from even change between the two ends, (...,T) per cent of the hand's bones."
     lengths = np.linalg.norm(walks[..., BONES[:, 1], :] - walks[..., BONES[:, 0], :], axis=-1)
     share = np.linspace(0, 1, lengths.shape[-2])[:, None]
-    between = (1 - share)*lengths[..., :1, :] + share*lengths[..., -1:, :]
-    return 100*np.abs(lengths - between).sum(-1)/between.sum(-1).clip(1e-9)
+    between = (1 - share) * lengths[..., :1, :] + share * lengths[..., -1:, :]
+    return 100 * np.abs(lengths - between).sum(-1) / between.sum(-1).clip(1e-9)
 
 
 def nearest_distance(poses, real):  # (...,21,3), (N,21,3)
@@ -410,50 +780,63 @@ def nearest_distance(poses, real):  # (...,21,3), (N,21,3)
     flat = torch.as_tensor(np.asarray(poses, np.float32)).reshape(-1, 63)
     others = torch.as_tensor(np.asarray(real, np.float32)).reshape(-1, 63)
     nearest = torch.cat([torch.cdist(part, others).amin(1) for part in flat.split(512)])
-    return (nearest/21**.5).numpy().reshape(np.shape(poses)[:-2])
+    return (nearest / 21**0.5).numpy().reshape(np.shape(poses)[:-2])
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #8bfea600
-def walk_measures(walks,           # (K,T,21,3) in hand scales
-                  real=None,       # (N,21,3) training poses in hand scales
-                  scale: float = 1.) -> dict:  # mm of a hand scale -> {measure: (K,)}
+def walk_measures(
+    walks,  # (K,T,21,3) in hand scales
+    real=None,  # (N,21,3) training poses in hand scales
+    scale: float = 1.0,
+) -> dict:  # mm of a hand scale -> {measure: (K,)}
     "The measures of each walk."
     steps = step_lengths(walks)
     straight = np.linalg.norm(walks[:, -1] - walks[:, 0], axis=-1).mean(-1)
-    found = {"path_ratio": steps.sum(-1)/straight, "largest_step": steps.max(-1)/steps.mean(-1), "bone_drift": bone_drift(walks)[:, 1:-1].mean(-1)}
-    if real is None: return found
-    away = scale*nearest_distance(walks, real)
+    found = {
+        "path_ratio": steps.sum(-1) / straight,
+        "largest_step": steps.max(-1) / steps.mean(-1),
+        "bone_drift": bone_drift(walks)[:, 1:-1].mean(-1),
+    }
+    if real is None:
+        return found
+    away = scale * nearest_distance(walks, real)
     return {**found, "from_real": away[:, 1:-1].mean(-1), "from_real_ends": away[:, [0, -1]].mean(-1)}
 
 
 def walk_profiles(walks) -> dict:  # (K,T,21,3)
     "The mean over the walks of each step's length, relative to a walk's mean step (T-1,), and of the bones' drift (T,)."
     steps = step_lengths(walks)
-    return {"step": (steps/steps.mean(-1, keepdims=True)).mean(0), "bone_drift": bone_drift(walks).mean(0)}
+    return {"step": (steps / steps.mean(-1, keepdims=True)).mean(0), "bone_drift": bone_drift(walks).mean(0)}
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #f2423544
 @torch.no_grad()
 def codes_of(network, prepared, settings, device="cpu", letter="R"):
     "The code of every frame (N,latent), from one encoder alone."
-    batches = ordered_batches(prepared, 64, device, needed_pixels(letter), settings.points if letter == "C" else 0)
-    return torch.cat([network.encode(modality_tensors(batch, letter, settings)[letter], letter) for batch in batches])
+    batches = ordered_batches(
+        prepared, 64, device, needed_pixels(letter), settings.points if letter == "C" else 0
+    )
+    return torch.cat(
+        [network.encode(modality_tensors(batch, letter, settings)[letter], letter) for batch in batches]
+    )
 
 
 @torch.no_grad()
-def pose_walks(decoder,        # codes (N,latent) -> poses (N,21,3)
-               codes,          # (N,latent)
-               pairs,          # (K,2) frame numbers
-               steps: int = 32) -> np.ndarray:  # (K,steps+1,21,3)
+def pose_walks(
+    decoder,  # codes (N,latent) -> poses (N,21,3)
+    codes,  # (N,latent)
+    pairs,  # (K,2) frame numbers
+    steps: int = 32,
+) -> np.ndarray:  # (K,steps+1,21,3)
     "The decoded poses on the straight lines between pairs of codes."
     share = torch.linspace(0, 1, steps + 1, device=codes.device)[:, None]
     first, second = (codes[torch.as_tensor(pairs[:, side])][:, None] for side in (0, 1))
-    walks = decoder(((1 - share)*first + share*second).flatten(0, 1))
+    walks = decoder(((1 - share) * first + share * second).flatten(0, 1))
     return walks.float().cpu().numpy().reshape(len(pairs), steps + 1, 21, 3).astype(np.float64)
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #7ccb110b
 def straight_walks(walks):  # (K,T,21,3)
     "Walks with the same ends, on which every joint goes straight."
     share = np.linspace(0, 1, walks.shape[1])[:, None, None]
-    return (1 - share)*walks[:, :1] + share*walks[:, -1:]
+    return (1 - share) * walks[:, :1] + share * walks[:, -1:]
 
 
 def random_pairs(count: int, pairs: int, seed: int = 0) -> np.ndarray:  # (pairs,2)
@@ -463,47 +846,84 @@ def random_pairs(count: int, pairs: int, seed: int = 0) -> np.ndarray:  # (pairs
     return np.stack([first, (first + generator.integers(1, count, pairs)) % count], 1)
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #2c11acfe
-def latent_smoothness(network, prepared, settings,
-                      train=None,             # training frames, for the distance to real poses; None: not measured
-                      pairs: int = 200, steps: int = 32, seed: int = 0, device="cpu", letter: str = "R") -> dict:
+def latent_smoothness(
+    network,
+    prepared,
+    settings,
+    train=None,  # training frames, for the distance to real poses; None: not measured
+    pairs: int = 200,
+    steps: int = 32,
+    seed: int = 0,
+    device="cpu",
+    letter: str = "R",
+) -> dict:
     "Walks between random pairs of frames, {'latent' | 'joints': {'measures': {measure: (pairs,)}, 'profiles': {...}}}; 'joints' moves the joints of the same ends straight."
     codes = codes_of(network, prepared, settings, device, letter)
     walks = pose_walks(network.decoders["P"], codes, random_pairs(len(codes), pairs, seed), steps)
-    real = None if train is None else torch.cat([modality_tensors(batch, "P", settings)["P"] for batch in ordered_batches(train, 256, "cpu", ())]).numpy()
+    real = (
+        None
+        if train is None
+        else torch.cat(
+            [modality_tensors(batch, "P", settings)["P"] for batch in ordered_batches(train, 256, "cpu", ())]
+        ).numpy()
+    )
     scale = float(np.nanmean(hand_scale(np.asarray(prepared.joints))))
-    return {name: {"measures": walk_measures(ways, real, scale), "profiles": walk_profiles(ways)} for name, ways in (("latent", walks), ("joints", straight_walks(walks)))}
+    return {
+        name: {"measures": walk_measures(ways, real, scale), "profiles": walk_profiles(ways)}
+        for name, ways in (("latent", walks), ("joints", straight_walks(walks)))
+    }
 
 
-def smoothness_of(runs: dict,           # {variant: [RunFolder]}
-                  joints_of: str = "S4", # whose ends the straight way of the joints connects
-                  device="cpu", **more) -> dict:  # {row: {'measures': {measure: (seeds, pairs)}, 'profiles': {...: (seeds, T)}}}
+def smoothness_of(
+    runs: dict,  # {variant: [RunFolder]}
+    joints_of: str = "S4",  # whose ends the straight way of the joints connects
+    device="cpu",
+    **more,
+) -> dict:  # {row: {'measures': {measure: (seeds, pairs)}, 'profiles': {...: (seeds, T)}}}
     "The smoothness of every run's latent space, and of the joints' straight way."
     found = {}
     for variant, each in runs.items():
         for run in each:
             settings, data, network = opened(run, device)
             measured = latent_smoothness(network, data.test, settings, data.train, device=device, **more)
-            rows = {variant: measured["latent"]} | ({"joints": measured["joints"]} if variant == joints_of else {})
+            rows = {variant: measured["latent"]} | (
+                {"joints": measured["joints"]} if variant == joints_of else {}
+            )
             for row, parts in rows.items():
                 for part, values in parts.items():
-                    for name, value in values.items(): found.setdefault(row, {}).setdefault(part, {}).setdefault(name, []).append(value)
-    return {row: {part: {name: np.stack(value) for name, value in values.items()} for part, values in parts.items()} for row, parts in found.items()}
+                    for name, value in values.items():
+                        found.setdefault(row, {}).setdefault(part, {}).setdefault(name, []).append(value)
+    return {
+        row: {
+            part: {name: np.stack(value) for name, value in values.items()} for part, values in parts.items()
+        }
+        for row, parts in found.items()
+    }
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #6466acd8
 WALK_LABELS = {**LABELS, "joints": "joints moved straight"}
 
 
-def table_smoothness(measured: dict,          # of `smoothness_of`
-                     first: str = "S4"):
+def table_smoothness(
+    measured: dict,  # of `smoothness_of`
+    first: str = "S4",
+):
     "One row a measure: each kind of walk, and the first one's differences from the others with 95 % intervals over seeds and pairs."
     rows = {}
     for measure, label in MEASURES.items():
-        each = {row: parts["measures"][measure] for row, parts in measured.items() if measure in parts["measures"]}
+        each = {
+            row: parts["measures"][measure] for row, parts in measured.items() if measure in parts["measures"]
+        }
         rows[label] = {WALK_LABELS.get(row, row): values.mean() for row, values in each.items()}
         for row, values in each.items():
-            if first not in each or row == first or len(values) != len(each[first]): continue
+            if first not in each or row == first or len(values) != len(each[first]):
+                continue
             apart = paired_difference(each[first], values)
-            rows[label] |= {f"{first} minus {row}": apart.mean, f"{row}: 95 % from": apart.low, f"{row}: to": apart.high}
+            rows[label] |= {
+                f"{first} minus {row}": apart.mean,
+                f"{row}: 95 % from": apart.low,
+                f"{row}: to": apart.high,
+            }
     return pd.DataFrame(rows).T.rename_axis("mean over the walks")
 
 
@@ -513,9 +933,20 @@ def fig_smoothness(measured: dict, source: str):
     for row, parts in measured.items():
         for axis, name in zip(axes, ("step", "bone_drift")):
             values, grid = parts["profiles"][name], np.linspace(0, 100, parts["profiles"][name].shape[1])
-            axis.plot(grid, values.mean(0), color=COLOURS.get(row, "black"), linestyle="-" if row in COLOURS else ":", label=WALK_LABELS.get(row, row))
-            if len(values) > 1: axis.fill_between(grid, values.min(0), values.max(0), color=COLOURS.get(row, "black"), alpha=.2, lw=0)
-    for axis, label in zip(axes, ("step / mean step of the walk", "bone lengths off (%)")): axis.set(xlabel="share of the way (%)", ylabel=label, xlim=(0, 100), ylim=(0, None)); axis.grid(alpha=.3)
+            axis.plot(
+                grid,
+                values.mean(0),
+                color=COLOURS.get(row, "black"),
+                linestyle="-" if row in COLOURS else ":",
+                label=WALK_LABELS.get(row, row),
+            )
+            if len(values) > 1:
+                axis.fill_between(
+                    grid, values.min(0), values.max(0), color=COLOURS.get(row, "black"), alpha=0.2, lw=0
+                )
+    for axis, label in zip(axes, ("step / mean step of the walk", "bone lengths off (%)")):
+        axis.set(xlabel="share of the way (%)", ylabel=label, xlim=(0, 100), ylim=(0, None))
+        axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7.5)
     figure.suptitle(f"Walks between random test images; {source}", fontsize=8)
     figure.tight_layout()
@@ -525,14 +956,16 @@ def fig_smoothness(measured: dict, source: str):
 NEIGHBOURS = 8  # of a point, itself among them: few, for 256 points on a hand lie 5 mm apart and a finger is 15 mm thick
 
 
-def surface_variation(cloud,  # (N,3)
-                      neighbours: int = NEIGHBOURS) -> np.ndarray:  # (N,)
+def surface_variation(
+    cloud,  # (N,3)
+    neighbours: int = NEIGHBOURS,
+) -> np.ndarray:  # (N,)
     "How far from flat the surface is about each point, 0 to 1/3."
     cloud = np.asarray(cloud, float)
     near = cloud[cKDTree(cloud).query(cloud, neighbours)[1]]
     away = near - near.mean(1, keepdims=True)
     spread = np.linalg.eigvalsh(away.swapaxes(1, 2) @ away).clip(0)
-    return spread[:, 0]/spread.sum(1).clip(1e-12)
+    return spread[:, 0] / spread.sum(1).clip(1e-12)
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #b6aa9a7f
 CLOUD_LABELS = {"put_in": "clouds put in", "reconstructed": "reconstructed from RGB"}
@@ -544,15 +977,25 @@ def cloud_variation(network, prepared, settings, device="cpu") -> dict:  # {'put
     found = {name: [] for name in CLOUD_LABELS}
     for batch in ordered_batches(prepared, 64, device, needed_pixels("R"), settings.points):
         views = modality_tensors(batch, "RC", settings)
-        for name, clouds in (("put_in", views["C"]), ("reconstructed", network.decoders["C"](network.encode(views["R"], "R")))):
+        for name, clouds in (
+            ("put_in", views["C"]),
+            ("reconstructed", network.decoders["C"](network.encode(views["R"], "R"))),
+        ):
             found[name] += [surface_variation(cloud).mean() for cloud in clouds.float().cpu().numpy()]
     return {name: np.array(values) for name, values in found.items()}
 
 
-def cloud_smoothness_of(runs: list, device="cpu") -> dict:  # [RunFolder] -> {'clouds': {'measures': {'put_in' | 'reconstructed': (seeds, N)}}}
+def cloud_smoothness_of(
+    runs: list, device="cpu"
+) -> dict:  # [RunFolder] -> {'clouds': {'measures': {'put_in' | 'reconstructed': (seeds, N)}}}
     "The surface variation of both kinds of clouds, of every run."
-    each = [cloud_variation(network, data.test, settings, device) for settings, data, network in (opened(run, device) for run in runs)]
-    return {"clouds": {"measures": {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}}}
+    each = [
+        cloud_variation(network, data.test, settings, device)
+        for settings, data, network in (opened(run, device) for run in runs)
+    ]
+    return {
+        "clouds": {"measures": {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}}
+    }
 
 
 def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothness_of`}
@@ -561,20 +1004,50 @@ def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothn
     for dataset, found in measured.items():
         put_in, reconstructed = (found["clouds"]["measures"][name] for name in CLOUD_LABELS)
         apart = paired_difference(put_in, reconstructed)
-        rows[dataset] = {CLOUD_LABELS["put_in"]: put_in.mean(), CLOUD_LABELS["reconstructed"]: reconstructed.mean(), "smoother by": apart.mean, "95 % from": apart.low, "to": apart.high}
+        rows[dataset] = {
+            CLOUD_LABELS["put_in"]: put_in.mean(),
+            CLOUD_LABELS["reconstructed"]: reconstructed.mean(),
+            "smoother by": apart.mean,
+            "95 % from": apart.low,
+            "to": apart.high,
+        }
     return pd.DataFrame(rows).T.rename_axis("surface variation")
 
 # %% ../../nbs/report/07_paper_aligned.ipynb #3cf144a1
-def write_paper(folder,
-                runs: dict,              # whatever was read
-                tables: dict,            # {item: DataFrame}
-                smoothness: dict = None, # of `smoothness_of` and `cloud_smoothness_of`
-                **more) -> dict:
+def write_paper(
+    folder,
+    runs: dict,  # whatever was read
+    tables: dict,  # {item: DataFrame}
+    smoothness: dict = None,  # of `smoothness_of` and `cloud_smoothness_of`
+    **more,
+) -> dict:
     "Write every walk's measures and, last of all, `metrics.json` with the tables and the means."
     folder, smoothness = Path(folder), smoothness or {}
     with atomic_file(folder / "smoothness.npz") as file:
-        np.savez_compressed(file, **{f"{row}/{name}": values for row, parts in smoothness.items() for name, values in parts["measures"].items()})
-    means = {row: {name: {"mean": values.mean(), "seeds": values.mean(1)} for name, values in parts["measures"].items()} for row, parts in smoothness.items()}
-    content = {"experiment": "paper_aligned", "runs": sorted({Path(run.path).name for run in every_run(runs)}), **provenance(), "values": {"smoothness": means, **{item: table.reset_index().to_dict("records") for item, table in tables.items()}}, **more}
+        np.savez_compressed(
+            file,
+            **{
+                f"{row}/{name}": values
+                for row, parts in smoothness.items()
+                for name, values in parts["measures"].items()
+            },
+        )
+    means = {
+        row: {
+            name: {"mean": values.mean(), "seeds": values.mean(1)}
+            for name, values in parts["measures"].items()
+        }
+        for row, parts in smoothness.items()
+    }
+    content = {
+        "experiment": "paper_aligned",
+        "runs": sorted({Path(run.path).name for run in every_run(runs)}),
+        **provenance(),
+        "values": {
+            "smoothness": means,
+            **{item: table.reset_index().to_dict("records") for item, table in tables.items()},
+        },
+        **more,
+    }
     write_json(folder / "metrics.json", content)
     return content

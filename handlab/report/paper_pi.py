@@ -30,7 +30,14 @@ from ..data.prepare import CropSettings
 from ..hand.camera import crop_matrix, transform_uv
 from ..hand.metrics import epe, pck, thresholds_2d, thresholds_3d
 from ..privileged.experiment import STAGES, PiSettings, make_network, trained_network
-from ..privileged.figures import TRUTH_COLOUR, draw_over, fig_activations, fig_losses, fig_predictions, plain_axes
+from handlab.privileged.figures import (
+    TRUTH_COLOUR,
+    draw_over,
+    fig_activations,
+    fig_losses,
+    fig_predictions,
+    plain_axes,
+)
 from ..privileged.losses import off_hand
 from ..privileged.networks import layer_table
 from ..privileged.pose_machine import PoseMachine
@@ -46,7 +53,12 @@ def published_statements(item: str) -> pd.DataFrame:  # 'Fig. 1', 'Fig. 2', 'Fig
     "What paper 1's text and captions say of an item in numbers."
     rows = facts("published_figures.csv")
     rows = rows[(rows.paper == "privileged_depth") & (rows["item"] == item)]
-    if rows.empty: raise HandlabError(f"item {item!r}", "paper 1's text has no number for it", "see published_figures.csv for what there is")
+    if rows.empty:
+        raise HandlabError(
+            f"item {item!r}",
+            "paper 1's text has no number for it",
+            "see published_figures.csv for what there is",
+        )
     table = rows.set_index("statement")[["value", "unit", "place"]].rename(columns={"value": "published"})
     return table.assign(published=[f"{value:g}" for value in table.published], unit=table.unit.fillna(""))
 
@@ -57,7 +69,12 @@ def table_1(roots: dict = {}) -> pd.DataFrame:  # {dataset: folder}
 
 # %% ../../nbs/report/06_paper_pi.ipynb #698faf99
 CONTROLS = ("rgb_steps", "rgb_time")
-COLOURS = {**{name: stage.colour for name, stage in STAGES.items()}, "mask_0.2": "#f2a65a", "mask_0.8": "#e0631b", "mask_1": "#8c2d04"}
+COLOURS = {
+    **{name: stage.colour for name, stage in STAGES.items()},
+    "mask_0.2": "#f2a65a",
+    "mask_0.8": "#e0631b",
+    "mask_1": "#8c2d04",
+}
 
 
 def look(network: str) -> dict:  # colour and linestyle
@@ -70,16 +87,27 @@ def label_of(runs, network: str) -> str:
     return {"mean_pose": "mean training pose", **runs[0].metrics.get("labels", {})}.get(network, network)
 
 # %% ../../nbs/report/06_paper_pi.ipynb #351d1e95
-def predictions_of(run, test_set: str = "") -> dict:  # arrays by name; test_set: another set than the run's own
+def predictions_of(
+    run, test_set: str = ""
+) -> dict:  # arrays by name; test_set: another set than the run's own
     "A run's truth and predictions on its own test set or another."
-    if not test_set: return run.predictions
-    if not (run.path / f"predictions-{test_set}.npz").exists(): raise HandlabError(run.name, f"it was not tested on {test_set}", f"run its notebook again with -p other_set {test_set}")
+    if not test_set:
+        return run.predictions
+    if not (run.path / f"predictions-{test_set}.npz").exists():
+        raise HandlabError(
+            run.name,
+            f"it was not tested on {test_set}",
+            f"run its notebook again with -p other_set {test_set}",
+        )
     return run.predictions_on(test_set)
 
 
 def networks_of(runs, test_set: str = "") -> list:  # names of networks
     "The networks that all the runs have predictions of."
-    found = [[name for name in predictions_of(run, test_set) if name not in ("true", "visible", "name")] for run in runs]
+    found = [
+        [name for name in predictions_of(run, test_set) if name not in ("true", "visible", "name")]
+        for run in runs
+    ]
     return [name for name in found[0] if all(name in each for each in found)]
 
 
@@ -88,16 +116,32 @@ def on_test_set(runs, network: str, measure, test_set: str = "") -> np.ndarray: 
     rows = []
     for run in runs:
         arrays = predictions_of(run, test_set)
-        if network not in arrays: raise HandlabError(run.name, f"it has no predictions of {network}", f"it has {', '.join(networks_of([run], test_set))}")
-        rows.append(measure(arrays[network], arrays["true"], arrays["visible"] if arrays["true"].shape[-1] == 2 else None))
+        if network not in arrays:
+            raise HandlabError(
+                run.name,
+                f"it has no predictions of {network}",
+                f"it has {', '.join(networks_of([run], test_set))}",
+            )
+        rows.append(
+            measure(
+                arrays[network], arrays["true"], arrays["visible"] if arrays["true"].shape[-1] == 2 else None
+            )
+        )
     return np.array(rows)
 
 # %% ../../nbs/report/06_paper_pi.ipynb #b40bfc2d
-def draw_networks(axis, runs, networks, unit: str, test_set: str = "", auc_range=(None, None), protocol: str = "pooled"):
+def draw_networks(
+    axis, runs, networks, unit: str, test_set: str = "", auc_range=(None, None), protocol: str = "pooled"
+):
     "A curve for each network: 'mm' over 0 to 50 mm, 'px' over 0 to 30 px."
     thresholds = thresholds_3d() if unit == "mm" else thresholds_2d()
     for network in networks:
-        curves = on_test_set(runs, network, lambda *arrays: pck(arrays[0], arrays[1], thresholds, arrays[2], protocol), test_set)
+        curves = on_test_set(
+            runs,
+            network,
+            lambda *arrays: pck(arrays[0], arrays[1], thresholds, arrays[2], protocol),
+            test_set,
+        )
         draw_ours(axis, thresholds, curves, label_of(runs, network), **look(network), auc_range=auc_range)
 
 
@@ -107,27 +151,62 @@ def panel_3d(axis, runs, title: str):
     return finish_pck(axis, title, source_line(runs), auc_range="0-50 mm")
 
 # %% ../../nbs/report/06_paper_pi.ipynb #ceab793f
-STATE_OF_THE_ART = ("PSO", "ICPPSO", "CHPR", "Z&B", "GANerated", "Cai et al.", "Spurr et al.", "Iqbal et al.", "Panteleris et al.")
+STATE_OF_THE_ART = (
+    "PSO",
+    "ICPPSO",
+    "CHPR",
+    "Z&B",
+    "GANerated",
+    "Cai et al.",
+    "Spurr et al.",
+    "Iqbal et al.",
+    "Panteleris et al.",
+)
 
 
 def panel_published(axis, runs, title: str):
     "RGB PI Net's 3D PCK from 20 to 50 mm and the published ones."
     published = published_curves("stb")
-    for method in STATE_OF_THE_ART: draw_published(axis, published[method], method)
+    for method in STATE_OF_THE_ART:
+        draw_published(axis, published[method], method)
     draw_networks(axis, runs, ["rgb_pi"], "mm", auc_range=(20, 50))
     return finish_pck(axis, title, source_line(runs), limits=(20, 50), auc_range="20-50 mm")
 
 
-def table_state_of_the_art(runs) -> pd.DataFrame:  # ours has no number in the published column, nor a published one in ours
+def table_state_of_the_art(
+    runs,
+) -> pd.DataFrame:  # ours has no number in the published column, nor a published one in ours
     "Area under the 3D PCK on Stereo from 20 to 50 mm: published, and ours."
     published = published_curves("stb")
-    rows = [{"method": method, "reference": published[method].reference[0], "published AUC, real": published[method].published_auc[0]} for method in STATE_OF_THE_ART]
-    curves = on_test_set(runs, "rgb_pi", lambda *arrays: pck(arrays[0], arrays[1], thresholds_3d(), arrays[2]))
+    rows = [
+        {
+            "method": method,
+            "reference": published[method].reference[0],
+            "published AUC, real": published[method].published_auc[0],
+        }
+        for method in STATE_OF_THE_ART
+    ]
+    curves = on_test_set(
+        runs, "rgb_pi", lambda *arrays: pck(arrays[0], arrays[1], thresholds_3d(), arrays[2])
+    )
     areas = [area_between(thresholds_3d(), curve, 20, 50) for curve in curves]
-    return pd.DataFrame([*rows, {"method": label_of(runs, "rgb_pi"), "reference": source_line(runs), "our AUC": float(np.mean(areas))}]).set_index("method")
+    return pd.DataFrame(
+        [
+            *rows,
+            {
+                "method": label_of(runs, "rgb_pi"),
+                "reference": source_line(runs),
+                "our AUC": float(np.mean(areas)),
+            },
+        ]
+    ).set_index("method")
 
 # %% ../../nbs/report/06_paper_pi.ipynb #61d7858c
-NETWORKS_2D = {"rhd": ("depth", "rgb", "rgb_pi", "rgb_steps"), "stereo": ("depth", "rgb", "mask_0.2", "mask_0.8", "rgb_steps"), "dexter": ("rgb", "rgb_pi", "mask_0.8", "rgb_steps")}
+NETWORKS_2D = {
+    "rhd": ("depth", "rgb", "rgb_pi", "rgb_steps"),
+    "stereo": ("depth", "rgb", "mask_0.2", "mask_0.8", "rgb_steps"),
+    "dexter": ("rgb", "rgb_pi", "mask_0.8", "rgb_steps"),
+}
 
 
 def panel_2d(axis, runs, title: str, which: str, test_set: str = ""):  # which: a key of NETWORKS_2D
@@ -144,7 +223,8 @@ PANELS = {  # place in Fig. 3: (runs, how it is drawn, title, ...)
     "top right": ("stereo", panel_published, "3D PCK on Stereo, state of the art"),
     "bottom left": ("rhd_2d", panel_2d, "2D PCK on RHD", "rhd"),
     "bottom middle": ("stereo_2d", panel_2d, "2D PCK on Stereo", "stereo"),
-    "bottom right": ("rhd_2d", panel_2d, "2D PCK on Dexter+Object", "dexter")}
+    "bottom right": ("rhd_2d", panel_2d, "2D PCK on Dexter+Object", "dexter"),
+}
 
 
 def fig_panel(runs, place: str, *more):  # more: the other test set, for the bottom right
@@ -161,10 +241,21 @@ def fig_3(rhd, stereo, rhd_2d, stereo_2d, test_set: str):  # runs of each kind, 
     figure, axes = plt.subplots(2, 3, figsize=(11.5, 10), dpi=110, layout="constrained")
     for axis, (place, (key, draw, *arguments)) in zip(axes.flat, PANELS.items()):
         more = [test_set] if place == "bottom right" else []
-        tested = bool(runs[key]) and all((run.path / f"predictions-{test_set}.npz").exists() for run in runs[key] if more)
-        if tested: draw(axis, runs[key], *arguments, *more)
+        tested = bool(runs[key]) and all(
+            (run.path / f"predictions-{test_set}.npz").exists() for run in runs[key] if more
+        )
+        if tested:
+            draw(axis, runs[key], *arguments, *more)
         else:
-            axis.text(0.5, 0.5, f"{arguments[0]}: no run yet", ha="center", va="center", fontsize=9, transform=axis.transAxes)
+            axis.text(
+                0.5,
+                0.5,
+                f"{arguments[0]}: no run yet",
+                ha="center",
+                va="center",
+                fontsize=9,
+                transform=axis.transAxes,
+            )
             plain_axes([axis])
     return figure
 
@@ -175,19 +266,48 @@ def table_3d(sets: dict) -> pd.DataFrame:  # {name: runs}
     for name, runs in sets.items():
         for network in networks_of(runs):
             errors = on_test_set(runs, network, lambda *arrays: epe(*arrays))
-            curves = on_test_set(runs, network, lambda *arrays: pck(arrays[0], arrays[1], thresholds_3d(), arrays[2]))
-            areas = np.array([[area_between(thresholds_3d(), curve), area_between(thresholds_3d(), curve, 20, 50)] for curve in curves])
+            curves = on_test_set(
+                runs, network, lambda *arrays: pck(arrays[0], arrays[1], thresholds_3d(), arrays[2])
+            )
+            areas = np.array(
+                [
+                    [area_between(thresholds_3d(), curve), area_between(thresholds_3d(), curve, 20, 50)]
+                    for curve in curves
+                ]
+            )
             row = {"set": name, "source": source_line(runs), "network": label_of(runs, network)}
-            columns = {"EPE mean (mm)": errors[:, 0], "EPE median (mm)": errors[:, 1], "AUC 0-50 mm": areas[:, 0], "AUC 20-50 mm": areas[:, 1]}
-            rows.append({**row, **{key: float(value.mean()) for key, value in columns.items()}, **({f"{key}, sd": float(value.std(ddof=1)) for key, value in columns.items()} if len(runs) > 1 else {})})
+            columns = {
+                "EPE mean (mm)": errors[:, 0],
+                "EPE median (mm)": errors[:, 1],
+                "AUC 0-50 mm": areas[:, 0],
+                "AUC 20-50 mm": areas[:, 1],
+            }
+            rows.append(
+                {
+                    **row,
+                    **{key: float(value.mean()) for key, value in columns.items()},
+                    **(
+                        {f"{key}, sd": float(value.std(ddof=1)) for key, value in columns.items()}
+                        if len(runs) > 1
+                        else {}
+                    ),
+                }
+            )
     return pd.DataFrame(rows).set_index(["set", "network"])
+
 
 def table_3d_of_both(rhd, stereo) -> pd.DataFrame:  # runs
     "`table_3d` of both sets of the paper."
     return table_3d({"RHD": rhd, "Stereo": stereo})
 
 # %% ../../nbs/report/06_paper_pi.ipynb #141c8af3
-TABLE_2 = {"Baseline RGB": "rgb", "Baseline Depth": "depth", "RGB + PI training": "rgb_pi", "RGB + PI training (0.2)": "mask_0.2", "RGB + PI training (0.8)": "mask_0.8"}  # the paper's name: ours
+TABLE_2 = {
+    "Baseline RGB": "rgb",
+    "Baseline Depth": "depth",
+    "RGB + PI training": "rgb_pi",
+    "RGB + PI training (0.2)": "mask_0.2",
+    "RGB + PI training (0.8)": "mask_0.8",
+}  # the paper's name: ours
 PRINTED = {"rhd": "RHD", "stb": "Stereo", "dexter_object": "Dexter-Object", "rhd+stb": "RHD+Stereo"}
 
 
@@ -198,25 +318,68 @@ def our_2d(runs, network: str, test_set: str = "") -> dict:  # columns of Table 
         errors = on_test_set(runs, network, lambda *arrays: epe(*arrays, protocol), test_set)
         for name, values in (("median", errors[:, 1]), ("mean", errors[:, 0])):
             columns[f"ours, {protocol}, {name}"] = float(values.mean())
-            if len(runs) > 1: columns[f"ours, {protocol}, {name}, sd"] = float(values.std(ddof=1))
+            if len(runs) > 1:
+                columns[f"ours, {protocol}, {name}, sd"] = float(values.std(ddof=1))
     return columns
 
 
-def table_2(tests: dict) -> pd.DataFrame:  # {'rhd', 'stb', 'dexter_object': (runs, set they are tested on, '' for their own) or None}
+def table_2(
+    tests: dict,
+) -> (
+    pd.DataFrame
+):  # {'rhd', 'stb', 'dexter_object': (runs, set they are tested on, '' for their own) or None}
     "Paper 1's Table 2, published beside ours (px), with rows of our own after each set's."
-    rows, printed = [], published_numbers("privileged_depth", "Table 2").pivot_table(index=["test", "method", "train"], columns="metric", values="value", sort=False)
+    rows, printed = (
+        [],
+        published_numbers("privileged_depth", "Table 2").pivot_table(
+            index=["test", "method", "train"], columns="metric", values="value", sort=False
+        ),
+    )
     for test, of_test in printed.groupby(level="test", sort=False):
         runs, other = tests.get(test) or ([], "")
-        there, on = (networks_of(runs, other), f"{other or runs[0].metrics['source']}, trained on {runs[0].metrics['source']}") if runs else ([], "no run")
+        there, on = (
+            (
+                networks_of(runs, other),
+                f"{other or runs[0].metrics['source']}, trained on {runs[0].metrics['source']}",
+            )
+            if runs
+            else ([], "no run")
+        )
         for (_, method, train), value in of_test.iterrows():
             network = TABLE_2.get(method)
-            ours = {"ours on": on, **our_2d(runs, network, other)} if network in there else {"ours on": "not ours" if network is None else on}
-            rows.append({"test": PRINTED[test], "method": method, "training": PRINTED[train], "published median": value["2D EPE median"], "published mean": value["2D EPE mean"], **ours})
+            ours = (
+                {"ours on": on, **our_2d(runs, network, other)}
+                if network in there
+                else {"ours on": "not ours" if network is None else on}
+            )
+            rows.append(
+                {
+                    "test": PRINTED[test],
+                    "method": method,
+                    "training": PRINTED[train],
+                    "published median": value["2D EPE median"],
+                    "published mean": value["2D EPE mean"],
+                    **ours,
+                }
+            )
         shown = [TABLE_2.get(method) for _, method, _ in of_test.index]
-        rows += [{"test": PRINTED[test], "method": f"{label_of(runs, name)}{' by depth features' if name == 'rgb_pi' else ''}, not in the paper", "training": "", "ours on": on, **our_2d(runs, name, other)} for name in there if name not in shown]
+        rows += [
+            {
+                "test": PRINTED[test],
+                "method": f"{label_of(runs, name)}{' by depth features' if name == 'rgb_pi' else ''}, not in the paper",
+                "training": "",
+                "ours on": on,
+                **our_2d(runs, name, other),
+            }
+            for name in there
+            if name not in shown
+        ]
     return pd.DataFrame(rows).set_index(["test", "method"])
 
-def table_2_of(rhd_2d, stereo_2d, test_set: str) -> pd.DataFrame:  # runs, perhaps none; the set that those of RHD are tested on, too
+
+def table_2_of(
+    rhd_2d, stereo_2d, test_set: str
+) -> pd.DataFrame:  # runs, perhaps none; the set that those of RHD are tested on, too
     "Table 2 of the runs that are there."
     tested = [run for run in rhd_2d if (run.path / f"predictions-{test_set}.npz").exists()]
     return table_2({"rhd": (rhd_2d, ""), "stb": (stereo_2d, ""), "dexter_object": (tested, test_set)})
@@ -228,28 +391,56 @@ SHARES = {"rgb_steps": 0.0, "mask_0.2": 0.2, "mask_0.8": 0.8, "mask_1": 1.0}
 def draw_over_shares(axis, shares, values, label: str, colour: str):  # values (shares, seeds)
     "The mean over the seeds and their band."
     axis.plot(shares, values.mean(1), "o-", color=colour, label=label)
-    if values.shape[1] > 1: axis.fill_between(shares, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
+    if values.shape[1] > 1:
+        axis.fill_between(shares, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
 
 
 def fig_mask_share(runs):
     "2D EPE and energy on the hand over the share of training images with the mask loss; what is published is dashed."
     there = {name: share for name, share in SHARES.items() if name in networks_of(runs)}
-    errors = np.array([on_test_set(runs, name, lambda *arrays: epe(*arrays, "zb")) for name in there])  # (shares, seeds, 2)
-    published = published_numbers("privileged_depth", "Table 2", "stb").pivot_table(index="method", columns="metric", values="value")
+    errors = np.array(
+        [on_test_set(runs, name, lambda *arrays: epe(*arrays, "zb")) for name in there]
+    )  # (shares, seeds, 2)
+    published = published_numbers("privileged_depth", "Table 2", "stb").pivot_table(
+        index="method", columns="metric", values="value"
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), dpi=100)
     for column, (name, colour) in enumerate({"mean": "#9c4a0a", "median": "#e0701f"}.items()):
         draw_over_shares(left, list(there.values()), errors[:, :, column], f"ours, EPE {name}", colour)
         printed = [published.loc[f"RGB + PI training ({share})", f"2D EPE {name}"] for share in (0.2, 0.8)]
-        left.plot([0.2, 0.8], printed, "s--", color=colour, linewidth=1.1, markersize=4, label=f"EPE {name} on Stereo, {PUBLISHED}")
+        left.plot(
+            [0.2, 0.8],
+            printed,
+            "s--",
+            color=colour,
+            linewidth=1.1,
+            markersize=4,
+            label=f"EPE {name} on Stereo, {PUBLISHED}",
+        )
     energy = [run.metrics.get("energy_on_hand", {}) for run in runs]
     measured = {name: share for name, share in there.items() if all(name in each for each in energy)}
-    if measured: draw_over_shares(right, list(measured.values()), np.array([[each[name] for each in energy] for name in measured]), "ours", "#9c4a0a")
-    if measured: right.axhline(np.mean([each["hand"] for each in energy]), color="0.4", linestyle=":", label="share of the crop that the hand covers")
-    left.set(ylabel="EPE (px of the original image)", ylim=(0, None)); right.set(ylabel="share of energy on the hand")
+    if measured:
+        draw_over_shares(
+            right,
+            list(measured.values()),
+            np.array([[each[name] for each in energy] for name in measured]),
+            "ours",
+            "#9c4a0a",
+        )
+    if measured:
+        right.axhline(
+            np.mean([each["hand"] for each in energy]),
+            color="0.4",
+            linestyle=":",
+            label="share of the crop that the hand covers",
+        )
+    left.set(ylabel="EPE (px of the original image)", ylim=(0, None))
+    right.set(ylabel="share of energy on the hand")
     for axis in (left, right):
         axis.set_xlabel("share of training images with a mask")
         axis.grid(alpha=0.3)
-        if axis.lines: axis.legend(fontsize=7)
+        if axis.lines:
+            axis.legend(fontsize=7)
     figure.suptitle(f"{source_line(runs)}, protocol zb", fontsize=8)
     figure.tight_layout()
     return figure
@@ -257,9 +448,18 @@ def fig_mask_share(runs):
 # %% ../../nbs/report/06_paper_pi.ipynb #e0165d94
 def test_frames(run, root: str = ""):  # root: the real set's folder where it is not the one the run had
     "The prepared test frames of a run."
-    settings = SimpleNamespace(**{"crop_by": "zb", **run.metrics["settings"], **({"data_root": root} if root else {})})
-    prepared = prepared_reader(reader_of(settings, "evaluation"), CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by), show_progress=False)
-    if list(np.asarray(prepared.name, str)) != list(run.predictions["name"]): raise HandlabError(run.name, "its predictions are not of the frames that its settings give", "run it again")
+    settings = SimpleNamespace(
+        **{"crop_by": "zb", **run.metrics["settings"], **({"data_root": root} if root else {})}
+    )
+    prepared = prepared_reader(
+        reader_of(settings, "evaluation"),
+        CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by),
+        show_progress=False,
+    )
+    if list(np.asarray(prepared.name, str)) != list(run.predictions["name"]):
+        raise HandlabError(
+            run.name, "its predictions are not of the frames that its settings give", "run it again"
+        )
     return prepared
 
 
@@ -284,25 +484,47 @@ def fig_4(runs, root: str = "", count: int = 6):
 def table_4(rhd, stereo, rhd_2d=(), stereo_2d=()) -> pd.DataFrame:  # runs
     "The mean share of activation energy on the hand over all test frames, and of the crop that the hand covers."
     rows = []
-    for name, runs in {"RHD, 3D": rhd, "Stereo, 3D": stereo, "RHD, 2D": rhd_2d, "Stereo, 2D": stereo_2d}.items():
+    for name, runs in {
+        "RHD, 3D": rhd,
+        "Stereo, 3D": stereo,
+        "RHD, 2D": rhd_2d,
+        "Stereo, 2D": stereo_2d,
+    }.items():
         for network in runs[0].metrics.get("energy_on_hand", ()) if runs else ():
             shares = [run.metrics["energy_on_hand"][network] for run in runs]
-            rows.append({"set": name, "source": source_line(runs), "network": "area of the hand" if network == "hand" else label_of(runs, network), "share of energy on the hand": float(np.mean(shares)),
-                         **({"sd": float(np.std(shares, ddof=1))} if len(runs) > 1 else {})})
-    return pd.DataFrame(rows, columns=None if rows else ["set", "network", "share of energy on the hand"]).set_index(["set", "network"])
+            rows.append(
+                {
+                    "set": name,
+                    "source": source_line(runs),
+                    "network": "area of the hand" if network == "hand" else label_of(runs, network),
+                    "share of energy on the hand": float(np.mean(shares)),
+                    **({"sd": float(np.std(shares, ddof=1))} if len(runs) > 1 else {}),
+                }
+            )
+    return pd.DataFrame(
+        rows, columns=None if rows else ["set", "network", "share of energy on the hand"]
+    ).set_index(["set", "network"])
 
 # %% ../../nbs/report/06_paper_pi.ipynb #94e37003
 def fig_5(runs):
     "Fig. 5 of the first run: pose, intermediate and joint loss."
     figure = fig_losses(runs[0].path, runs[0].metrics["settings"]["steps_first"])
-    figure.suptitle(f"{source_line(runs[:1])}; thick: validation, thin: training; grey line: training with privileged information begins", fontsize=8, y=1.02)
+    figure.suptitle(
+        f"{source_line(runs[:1])}; thick: validation, thin: training; grey line: training with privileged information begins",
+        fontsize=8,
+        y=1.02,
+    )
     return figure
 
 # %% ../../nbs/report/06_paper_pi.ipynb #17a808d3
 def fig_6(runs, root: str = "", count: int = 6):
     "Fig. 6 of the first run: 3D poses of three networks over the truth."
     run, frames = runs[0], test_frames(runs[0], root)
-    figure = fig_predictions(frames, {stage: run.predictions[stage] for stage in ("rgb", "rgb_pi", "depth")}, spread(len(frames), count))
+    figure = fig_predictions(
+        frames,
+        {stage: run.predictions[stage] for stage in ("rgb", "rgb_pi", "depth")},
+        spread(len(frames), count),
+    )
     figure.suptitle(f"{source_line(runs[:1])}; green: truth; mean error of each frame", fontsize=8, y=1.03)
     return figure
 
@@ -312,13 +534,32 @@ def fig_2d(runs, networks, root: str = "", count: int = 8):
     run, frames = runs[0], test_frames(runs[0], root)
     chosen, arrays = spread(len(frames), count), run.predictions
     batch = next(iter(ordered_batches(frames.subset(chosen), len(chosen), "cpu", ("image",))))
-    images, to_crop = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy(), crop_matrix(np.asarray(frames.box)[chosen], batch.image.shape[-1])
-    figure, axes = plt.subplots(len(networks) + 2, len(chosen), figsize=(1.35 * len(chosen), 1.5 * (len(networks) + 2)), dpi=100, squeeze=False)
+    images, to_crop = (
+        (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy(),
+        crop_matrix(np.asarray(frames.box)[chosen], batch.image.shape[-1]),
+    )
+    figure, axes = plt.subplots(
+        len(networks) + 2,
+        len(chosen),
+        figsize=(1.35 * len(chosen), 1.5 * (len(networks) + 2)),
+        dpi=100,
+        squeeze=False,
+    )
     for row, name in zip(axes, ("", "true", *networks)):
         row[0].set_ylabel({"": "image", "true": "truth"}.get(name) or label_of(runs, name), fontsize=8)
         for axis, index, image, matrix in zip(row, chosen, images, to_crop):
-            draw_over(axis, image, transform_uv(matrix, arrays[name][index]) if name else np.full((21, 2), np.nan), TRUTH_COLOUR if name == "true" else look(name)["colour"])
-            if name in networks: axis.set_xlabel(f"{epe(arrays[name][index][None], arrays['true'][index][None], arrays['visible'][index][None]).mean:.1f} px", fontsize=7, labelpad=2)
+            draw_over(
+                axis,
+                image,
+                transform_uv(matrix, arrays[name][index]) if name else np.full((21, 2), np.nan),
+                TRUTH_COLOUR if name == "true" else look(name)["colour"],
+            )
+            if name in networks:
+                axis.set_xlabel(
+                    f"{epe(arrays[name][index][None], arrays['true'][index][None], arrays['visible'][index][None]).mean:.1f} px",
+                    fontsize=7,
+                    labelpad=2,
+                )
     plain_axes(axes)
     figure.suptitle(source_line(runs[:1]), fontsize=8, y=1.01)
     figure.tight_layout(pad=0.3)
@@ -344,23 +585,39 @@ def paper_networks(profile: str = "full") -> dict:  # {'3D', '2D': (network, ima
     "The RGB networks of both experiments, at the paper's size unless another profile is named."
     settings = make_settings(PiSettings, profile)
     image = torch.zeros(1, 3, settings.crop, settings.crop)
-    return {"3D": (make_network(settings, "rgb"), image), "2D": (PoseMachine(3, settings.crop, settings.width), image)}
+    return {
+        "3D": (make_network(settings, "rgb"), image),
+        "2D": (PoseMachine(3, settings.crop, settings.width), image),
+    }
 
 
 def device_name(device="cpu") -> str:
     "What computes: a GPU's name, or the processor's and how many threads are used."
     device = pick_device(str(device))
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
-    return f"{hardware()['machine']} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        f"{hardware()['machine']} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    )
 
 
-def table_time(device="cpu", repeats: int = 10, profile: str = "full") -> pd.DataFrame:  # profile: the networks' size
+def table_time(
+    device="cpu", repeats: int = 10, profile: str = "full"
+) -> pd.DataFrame:  # profile: the networks' size
     "Median forward time of one image in 3D and 2D, beside the published one."
     published, rows = published_statements("Forward time").published, {}
     for kind, (network, image) in paper_networks(profile).items():
         times = forward_times(network, image, device, repeats)
-        rows[kind] = {"network": type(network).__name__, "image (px)": image.shape[-1], "parameters (million)": sum(each.numel() for each in network.parameters()) / 1e6, "published, GTX 1080 Ti (ms)": float(published[f"{kind} pose on a GTX 1080 Ti"]),
-                      "ours, median (ms)": float(np.median(times)), "ours, fastest (ms)": min(times), "ours on": device_name(device), "passes": repeats}
+        rows[kind] = {
+            "network": type(network).__name__,
+            "image (px)": image.shape[-1],
+            "parameters (million)": sum(each.numel() for each in network.parameters()) / 1e6,
+            "published, GTX 1080 Ti (ms)": float(published[f"{kind} pose on a GTX 1080 Ti"]),
+            "ours, median (ms)": float(np.median(times)),
+            "ours, fastest (ms)": min(times),
+            "ours on": device_name(device),
+            "passes": repeats,
+        }
     return pd.DataFrame(rows).T.infer_objects().rename_axis("pose")
 
 # %% ../../nbs/report/06_paper_pi.ipynb #906686d0
@@ -388,18 +645,38 @@ def bar_height(output: str, scale: float = 0.14) -> float:  # inch
     return scale * np.log2(int(sides[1])) if len(sides) == 3 else scale * np.log2(int(sides[0])) / 2
 
 
-def draw_layers(axis, rows, left: float, base: float, pitch: float = 0.125, least: float = 0.4) -> list:  # rows of `layer_table`
+def draw_layers(
+    axis, rows, left: float, base: float, pitch: float = 0.125, least: float = 0.4
+) -> list:  # rows of `layer_table`
     "A bar for each layer, poolings beside what they pool, channels and side under each group; returns the middle and top of every bar."
     places, x, groups = [], left, layer_groups(rows)
     axis.text(left - 0.06, base - 0.07, "channels\nside²", ha="right", va="top", fontsize=6, color="0.45")
     for group, after in zip(groups, [*groups[1:], {"layer": ""}]):
         pools, pooled = group["layer"] == "MaxPool2d", after["layer"] == "MaxPool2d"
         bars = group["count"] * pitch
-        if not pools: x += max(0, least - bars - pitch * pooled) / 2
-        if not pools: axis.text(x + bars / 2 - 0.012, base - 0.07, shape_text(group["output"]), ha="center", va="top", fontsize=7)
+        if not pools:
+            x += max(0, least - bars - pitch * pooled) / 2
+        if not pools:
+            axis.text(
+                x + bars / 2 - 0.012,
+                base - 0.07,
+                shape_text(group["output"]),
+                ha="center",
+                va="top",
+                fontsize=7,
+            )
         for number in range(group["count"]):
             height = bar_height(group["output"])
-            axis.add_patch(Rectangle((x + number * pitch, base), 0.1, height, facecolor=LAYER_COLOURS[group["layer"]], edgecolor="0.25", linewidth=0.6))
+            axis.add_patch(
+                Rectangle(
+                    (x + number * pitch, base),
+                    0.1,
+                    height,
+                    facecolor=LAYER_COLOURS[group["layer"]],
+                    edgecolor="0.25",
+                    linewidth=0.6,
+                )
+            )
             places.append((x + number * pitch + 0.05, base + height))
         x += bars + (0 if pooled else max(0, least - bars - pitch * pools) / 2 + 0.06)
     return places
@@ -407,12 +684,32 @@ def draw_layers(axis, rows, left: float, base: float, pitch: float = 0.125, leas
 # %% ../../nbs/report/06_paper_pi.ipynb #b8ce3098
 def draw_box(axis, place: tuple, text: str, colour: str = "white"):
     "A framed label at the middle of a place."
-    axis.text(*place, text, ha="center", va="center", fontsize=7, zorder=5, bbox=dict(boxstyle="round,pad=0.3", facecolor=colour, edgecolor="0.3", linewidth=0.8))
+    axis.text(
+        *place,
+        text,
+        ha="center",
+        va="center",
+        fontsize=7,
+        zorder=5,
+        bbox=dict(boxstyle="round,pad=0.3", facecolor=colour, edgecolor="0.3", linewidth=0.8),
+    )
 
 
 def draw_arrow(axis, start: tuple, end: tuple, both: bool = False):
     "An arrow, or one with two heads."
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="<|-|>" if both else "-|>", mutation_scale=9, color="0.3", linewidth=1, shrinkA=0, shrinkB=0, zorder=4))
+    axis.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="<|-|>" if both else "-|>",
+            mutation_scale=9,
+            color="0.3",
+            linewidth=1,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=4,
+        )
+    )
 
 
 def diagram(width: float, height: float):
@@ -428,11 +725,32 @@ def layer_legend(axis, rows, place: tuple):
     "The colours of the layers with their counts."
     counts = {name: sum(row["layer"] == name for row in rows) for name in LAYER_COLOURS}
     for number, (name, count) in enumerate((name, count) for name, count in counts.items() if count):
-        axis.add_patch(Rectangle((place[0] + 1.15 * number, place[1]), 0.12, 0.12, facecolor=LAYER_COLOURS[name], edgecolor="0.25", linewidth=0.6))
-        axis.text(place[0] + 1.15 * number + 0.17, place[1] + 0.05, f"{count} {name}", va="center", fontsize=7)
+        axis.add_patch(
+            Rectangle(
+                (place[0] + 1.15 * number, place[1]),
+                0.12,
+                0.12,
+                facecolor=LAYER_COLOURS[name],
+                edgecolor="0.25",
+                linewidth=0.6,
+            )
+        )
+        axis.text(
+            place[0] + 1.15 * number + 0.17, place[1] + 0.05, f"{count} {name}", va="center", fontsize=7
+        )
 
 # %% ../../nbs/report/06_paper_pi.ipynb #b72988c5
-def draw_network(axis, network, channels: int, crop: int, base: float, title: str, target: str, colour="black", left: float = 1.25) -> tuple:  # rows of `layer_table`, places of the bars
+def draw_network(
+    axis,
+    network,
+    channels: int,
+    crop: int,
+    base: float,
+    title: str,
+    target: str,
+    colour="black",
+    left: float = 1.25,
+) -> tuple:  # rows of `layer_table`, places of the bars
     "One network in a row: input, layers, what it gives and the loss on it."
     rows = layer_table(network, channels, crop)
     places = draw_layers(axis, rows, left, base)
@@ -441,7 +759,15 @@ def draw_network(axis, network, channels: int, crop: int, base: float, title: st
     draw_arrow(axis, (0.78, base + 0.4), (left - 0.02, base + 0.4))
     end = places[-1][0] + 0.1
     draw_arrow(axis, (end, base + 0.4), (end + 0.3, base + 0.4))
-    axis.text(end + 0.35, base + 0.4, target, fontsize=7, va="center", ha="left", bbox=dict(boxstyle="round,pad=0.3", facecolor="#fff2cc", edgecolor="0.3", linewidth=0.8))
+    axis.text(
+        end + 0.35,
+        base + 0.4,
+        target,
+        fontsize=7,
+        va="center",
+        ha="left",
+        bbox=dict(boxstyle="round,pad=0.3", facecolor="#fff2cc", edgecolor="0.3", linewidth=0.8),
+    )
     layer_legend(axis, rows, (left, base - 0.58))
     return rows, places
 
@@ -450,30 +776,66 @@ def fig_1(profile: str = "full"):
     "Both networks of the 3D experiment, and where the losses act."
     settings, bases = make_settings(PiSettings, profile), {"depth": 2.95, "rgb": 0.7}
     figure, axis = diagram(7.4, 4.55)
-    titles = {"depth": ("Depth Net: stage 1, then frozen", "pose 21 × 3\nLoss_D"), "rgb": ("RGB Net: stage 1.  RGB PI Net: stage 2", "pose 21 × 3\nLoss_C")}
+    titles = {
+        "depth": ("Depth Net: stage 1, then frozen", "pose 21 × 3\nLoss_D"),
+        "rgb": ("RGB Net: stage 1.  RGB PI Net: stage 2", "pose 21 × 3\nLoss_C"),
+    }
     for stage, (title, target) in titles.items():
         network, channels = make_network(settings, stage), 1 if stage == "depth" else 3
-        rows, places = draw_network(axis, network, channels, settings.crop, bases[stage], f"{title}   ({type(network).__name__})", target, STAGES[stage].colour)
+        rows, places = draw_network(
+            axis,
+            network,
+            channels,
+            settings.crop,
+            bases[stage],
+            f"{title}   ({type(network).__name__})",
+            target,
+            STAGES[stage].colour,
+        )
     k = trunk_layers(network)
     (x, top), below = places[k - 1], bases["depth"] - 0.36
     draw_arrow(axis, (x, top), (x, below), both=True)
     draw_box(axis, (x, (top + below) / 2), f"Loss_Inter({k}), Eq. 1", "#fde0dc")
-    axis.text(7.3, below + 0.02, f"stage 2, Eq. 2:\nLoss_Joint = Loss_Inter({k}) + {settings.lambda_c:g} Loss_C", fontsize=7, va="top", ha="right")
+    axis.text(
+        7.3,
+        below + 0.02,
+        f"stage 2, Eq. 2:\nLoss_Joint = Loss_Inter({k}) + {settings.lambda_c:g} Loss_C",
+        fontsize=7,
+        va="top",
+        ha="right",
+    )
     return figure
 
 
 def trunk_layers(network) -> int:
     "How many convolutions and poolings lead to the mid-level features: the paper's k."
-    return sum(isinstance(module, (torch.nn.Conv2d, torch.nn.MaxPool2d)) for module in network.trunk.modules())
+    return sum(
+        isinstance(module, (torch.nn.Conv2d, torch.nn.MaxPool2d)) for module in network.trunk.modules()
+    )
 
 # %% ../../nbs/report/06_paper_pi.ipynb #75cdce38
 def fig_2(profile: str = "full"):
     "Where the mask loss acts, in the 2D network and in the 3D one."
     settings = make_settings(PiSettings, profile)
     figure, axis = diagram(9.2, 5.0)
-    networks = [("2D: RGB + PI training", PoseMachine(3, settings.crop, settings.width), 3.2, "21 heat maps\na stage, Loss_C"), ("3D: RGB PI Net, where mask_weight is given", make_network(settings, "rgb"), 0.7, "pose 21 × 3\nLoss_C")]
+    networks = [
+        (
+            "2D: RGB + PI training",
+            PoseMachine(3, settings.crop, settings.width),
+            3.2,
+            "21 heat maps\na stage, Loss_C",
+        ),
+        (
+            "3D: RGB PI Net, where mask_weight is given",
+            make_network(settings, "rgb"),
+            0.7,
+            "pose 21 × 3\nLoss_C",
+        ),
+    ]
     for title, network, base, target in networks:
-        rows, places = draw_network(axis, network, 3, settings.crop, base, f"{title}   ({type(network).__name__})", target)
+        rows, places = draw_network(
+            axis, network, 3, settings.crop, base, f"{title}   ({type(network).__name__})", target
+        )
         k = trunk_layers(network)
         draw_mask(axis, places[k - 1], base + 1.3, k, settings.crop, int(rows[k - 1]["output"].split("x")[1]))
     return figure
@@ -486,7 +848,15 @@ def draw_mask(axis, place: tuple, y: float, k: int, crop: int, side: int):
     draw_arrow(axis, (x, top), (x, y - 0.1))
     axis.text(x - 0.05, (top + y - 0.1) / 2, f"A, layer {k}", fontsize=7, va="center", ha="right")
     axis.text(x, y, "⊙", fontsize=14, ha="center", va="center")
-    axis.text(x - 0.35, y + 0.32, "Loss_Mask, Eq. 3", fontsize=7, ha="right", va="center", bbox=dict(boxstyle="round,pad=0.3", facecolor="#fde0dc", edgecolor="0.3", linewidth=0.8))
+    axis.text(
+        x - 0.35,
+        y + 0.32,
+        "Loss_Mask, Eq. 3",
+        fontsize=7,
+        ha="right",
+        va="center",
+        bbox=dict(boxstyle="round,pad=0.3", facecolor="#fde0dc", edgecolor="0.3", linewidth=0.8),
+    )
     draw_arrow(axis, (x, y + 0.1), (x - 0.3, y + 0.32))
     draw_box(axis, (x + 0.6, y), f"{kept[0]} × {kept[1]}²", "#e6e6e6")
     draw_arrow(axis, (x + 0.3, y), (x + 0.11, y))
@@ -498,56 +868,107 @@ def draw_mask(axis, place: tuple, y: float, k: int, crop: int, side: int):
 @dataclass(frozen=True)
 class PaperPi:
     "Paper 1's items, of the runs that are there."
+
     profile: str = "quick"
     seeds: int = 1
-    runs: str = ""                      # the folder of the runs; empty: runs/<profile>
+    runs: str = ""  # the folder of the runs; empty: runs/<profile>
     figures: str = "figures"
-    strict: bool = False                # a missing run is an error
-    rhd: str = "sim-rhd"                # or 'rhd'
-    stereo: str = "sim-stb"             # or 'stb'
-    dexter: str = "sim-dexter-object"   # or 'dexter-object'
+    strict: bool = False  # a missing run is an error
+    rhd: str = "sim-rhd"  # or 'rhd'
+    stereo: str = "sim-stb"  # or 'stb'
+    dexter: str = "sim-dexter-object"  # or 'dexter-object'
 
     @property
-    def folder(self) -> str: return self.runs or f"runs/{self.profile}"
+    def folder(self) -> str:
+        return self.runs or f"runs/{self.profile}"
 
     @property
-    def names(self) -> dict: return {"rhd": f"train_pi-{self.rhd}", "stereo": f"train_pi-{self.stereo}", "rhd_2d": f"train_pi_2d-{self.rhd}", "stereo_2d": f"train_pi_2d-{self.stereo}"}
+    def names(self) -> dict:
+        return {
+            "rhd": f"train_pi-{self.rhd}",
+            "stereo": f"train_pi-{self.stereo}",
+            "rhd_2d": f"train_pi_2d-{self.rhd}",
+            "stereo_2d": f"train_pi_2d-{self.stereo}",
+        }
 
     def open(self, place: str, keys, partial: bool = False):  # partial: do also with some of them
         "The runs of each key, or None where an item cannot be made."
         names = [self.names[key] for key in keys]
-        if self.strict: require(names, self.folder, self.seeds)
-        if line := missing_line(names, self.folder, self.seeds): print(f"{place}: {line}")
+        if self.strict:
+            require(names, self.folder, self.seeds)
+        if line := missing_line(names, self.folder, self.seeds):
+            print(f"{place}: {line}")
         found = [open_runs(name, self.folder, self.seeds) for name in names]
         return found if all(found) or partial and any(found) else None
 
     def file(self, item: str, runs, source: str = "", profile: str = None) -> str:  # runs: those of each key
         "A file's name without its ending."
         sources = list(dict.fromkeys(run.metrics["source"] for each in runs for run in each))
-        return "-".join(filter(None, ["pi", item, source or "-".join(sources), self.profile if profile is None else profile]))
+        return "-".join(
+            filter(
+                None, ["pi", item, source or "-".join(sources), self.profile if profile is None else profile]
+            )
+        )
 
     def about(self, place: str, runs, source: str = "") -> dict:
         "What the manifest says of an item."
-        return {**about_item(place, "privileged depth", "paper_pi", [run for each in runs for run in each]), **({"source": source} if source else {})}
+        return {
+            **about_item(place, "privileged depth", "paper_pi", [run for each in runs for run in each]),
+            **({"source": source} if source else {}),
+        }
 
-    def figure(self, item: str, place: str, keys, draw, *arguments, source: str = "", profile: str = None, partial: bool = False):  # draw(*runs, *arguments) -> figure
+    def figure(
+        self,
+        item: str,
+        place: str,
+        keys,
+        draw,
+        *arguments,
+        source: str = "",
+        profile: str = None,
+        partial: bool = False,
+    ):  # draw(*runs, *arguments) -> figure
         "Draw, save and show an item; one line where it cannot be."
         runs = self.open(place, keys, partial)
-        if runs is None: return
-        try: figure = draw(*runs, *arguments)
+        if runs is None:
+            return
+        try:
+            figure = draw(*runs, *arguments)
         except HandlabError as error:
-            if self.strict: raise
+            if self.strict:
+                raise
             return print(f"{place}: {error}")
-        files = save_figure(figure, self.file(item, runs, source, profile), self.figures, self.about(place, runs, source))
+        files = save_figure(
+            figure, self.file(item, runs, source, profile), self.figures, self.about(place, runs, source)
+        )
         plt.show()
         print(*(path.name for path in files))
 
-    def table(self, item: str, place: str, keys, make, *arguments, source: str = "", profile: str = None, partial: bool = False, digits: int = 2):  # make(*runs, *arguments) -> table
+    def table(
+        self,
+        item: str,
+        place: str,
+        keys,
+        make,
+        *arguments,
+        source: str = "",
+        profile: str = None,
+        partial: bool = False,
+        digits: int = 2,
+    ):  # make(*runs, *arguments) -> table
         "Make, save and show a table; one line where it cannot be."
         runs = self.open(place, keys, partial)
-        if runs is None: return
+        if runs is None:
+            return
         table, together = make(*runs, *arguments), [run for each in runs for run in each]
         caption = f"ours: {source_line(together)}; published: on the real sets" if together else ""
-        files = save_table(table, self.file(item, runs, source, profile), caption, digits, self.figures, self.about(place, runs, source))
+        files = save_table(
+            table,
+            self.file(item, runs, source, profile),
+            caption,
+            digits,
+            self.figures,
+            self.about(place, runs, source),
+        )
         display(Markdown(markdown_table(table, caption, digits)))
         print(*(path.name for path in files))

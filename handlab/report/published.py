@@ -14,43 +14,76 @@ from ..core import HandlabError
 from ..hand.metrics import auc
 
 # %% ../../nbs/report/01_published.ipynb #ce5f32fc
-PAPERS = {"privileged_depth": "3D Hand Pose Estimation from RGB Using Privileged Learning with Depth Data", "aligned_latent_spaces": "Aligning Latent Spaces for 3D Hand Pose Estimation"}
+PAPERS = {
+    "privileged_depth": "3D Hand Pose Estimation from RGB Using Privileged Learning with Depth Data",
+    "aligned_latent_spaces": "Aligning Latent Spaces for 3D Hand Pose Estimation",
+}
 
 
 def facts(name) -> pd.DataFrame:  # of a file in handlab/report
     "Published facts, as they lie in the package."
-    with resources.files("handlab.report").joinpath(name).open(encoding="utf-8") as file: return pd.read_csv(file, keep_default_na=False, na_values=[""])
+    with resources.files("handlab.report").joinpath(name).open(encoding="utf-8") as file:
+        return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 
-def published_numbers(paper: str,          # 'privileged_depth' or 'aligned_latent_spaces'
-                      table: str = "",     # such as 'Table 1'; empty: all
-                      test: str = ""):     # 'rhd', 'stb' or 'dexter_object'; empty: all
+def published_numbers(
+    paper: str,  # 'privileged_depth' or 'aligned_latent_spaces'
+    table: str = "",  # such as 'Table 1'; empty: all
+    test: str = "",
+):  # 'rhd', 'stb' or 'dexter_object'; empty: all
     "Rows of the papers' tables."
-    if paper not in PAPERS: raise HandlabError(f"paper {paper!r}", "it is not one of the two", f"choose one of {', '.join(PAPERS)}")
+    if paper not in PAPERS:
+        raise HandlabError(
+            f"paper {paper!r}", "it is not one of the two", f"choose one of {', '.join(PAPERS)}"
+        )
     rows = facts("published_numbers.csv")
-    rows = rows[(rows.paper == paper) & (rows.table == table if table else True) & (rows.test == test if test else True)]
-    if rows.empty: raise HandlabError(f"{table or 'tables'} of {paper}", f"no number for {test or 'any set'} is known", "see published_numbers.csv for what there is")
+    rows = rows[
+        (rows.paper == paper)
+        & (rows.table == table if table else True)
+        & (rows.test == test if test else True)
+    ]
+    if rows.empty:
+        raise HandlabError(
+            f"{table or 'tables'} of {paper}",
+            f"no number for {test or 'any set'} is known",
+            "see published_numbers.csv for what there is",
+        )
     return rows.reset_index(drop=True)
 
 # %% ../../nbs/report/01_published.ipynb #a8c07725
 def published_strategies() -> dict:  # {strategy: mm}
     "Table 1 of the aligned paper: mean EPE on the real RHD, by this project's names of the strategies."
-    name = lambda method: method.split()[1] if method.startswith("S2") else method.split()[0]
-    return {name(row.method): float(row.value) for row in published_numbers("aligned_latent_spaces", "Table 1").itertuples()}
+
+    def name(method):
+        return method.split()[1] if method.startswith("S2") else method.split()[0]
+
+    return {
+        name(row.method): float(row.value)
+        for row in published_numbers("aligned_latent_spaces", "Table 1").itertuples()
+    }
 
 # %% ../../nbs/report/01_published.ipynb #22dde847
-def published_curves(benchmark: str,             # 'rhd', 'stb' or 'dexter_object'
-                     auc_range: str = "20-50 mm"):  # or '0-50 mm', '0-100 mm'
+def published_curves(
+    benchmark: str,  # 'rhd', 'stb' or 'dexter_object'
+    auc_range: str = "20-50 mm",
+):  # or '0-50 mm', '0-100 mm'
     "PCK curves as {method: its rows}, with threshold in mm, pck, reference, published_auc, source and note."
     rows = facts("published_pck.csv")
     rows = rows[(rows.benchmark == benchmark) & (rows.auc_range == auc_range)]
-    if rows.empty: raise HandlabError(f"benchmark {benchmark!r}, {auc_range}", "no curve is known", "choose 'rhd' or 'stb' with '20-50 mm', or 'dexter_object' with '0-50 mm' or '0-100 mm'")
+    if rows.empty:
+        raise HandlabError(
+            f"benchmark {benchmark!r}, {auc_range}",
+            "no curve is known",
+            "choose 'rhd' or 'stb' with '20-50 mm', or 'dexter_object' with '0-50 mm' or '0-100 mm'",
+        )
     return {method: each.reset_index(drop=True) for method, each in rows.groupby("method", sort=False)}
 
 # %% ../../nbs/report/01_published.ipynb #701a4d9f
-def curve_auc(rows,              # of `published_curves`
-              low: float = 20.0, # mm
-              high: float = 50.0) -> float:
+def curve_auc(
+    rows,  # of `published_curves`
+    low: float = 20.0,  # mm
+    high: float = 50.0,
+) -> float:
     "The area under a published curve between two thresholds, over the part it covers."
     inside = rows[(rows.threshold_mm >= low) & (rows.threshold_mm <= high)]
     return auc(inside.threshold_mm.to_numpy(), inside.pck.to_numpy())

@@ -14,7 +14,7 @@ import csv
 import re
 import shlex
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -29,40 +29,66 @@ OTHER = "sim-dexter-object"  # both papers test on it and train on RHD
 @dataclass(frozen=True)
 class Run:
     "One papermill call."
-    name: str               # of its folder: notebook, regime, data and seed
-    notebook: str           # in nbs/, such as 'train_pi'
-    parameters: dict        # beside profile, seed and out
+
+    name: str  # of its folder: notebook, regime, data and seed
+    notebook: str  # in nbs/, such as 'train_pi'
+    parameters: dict  # beside profile, seed and out
     seed: int
-    threads: int = 1        # cores it keeps busy on a machine without a GPU
-    minutes: float = 1.0    # about, at the quick profile; the longest are begun first
+    threads: int = 1  # cores it keeps busy on a machine without a GPU
+    minutes: float = 1.0  # about, at the quick profile; the longest are begun first
 
     @property
-    def dataset(self) -> str: return self.parameters["dataset"]
+    def dataset(self) -> str:
+        return self.parameters["dataset"]
 
 # %% ../../nbs/report/04_runs.ipynb #3f117c7b
 def regime_of(parameters: dict) -> list:  # of train_aligned
     "The words of a name for what differs from the paper's main experiment."
     share = parameters.get("labelled_share", 1.0)
     words = [f"labelled{share:g}" + "-alone" * (not parameters.get("use_unlabelled", True))] * (share < 1)
-    words += ["apart"] * (not parameters.get("correspondence", True)) + ["own_view"] * (not parameters.get("viewpoint_correction", True))
+    words += ["apart"] * (not parameters.get("correspondence", True)) + ["own_view"] * (
+        not parameters.get("viewpoint_correction", True)
+    )
     return words
 
 
-def name_of(notebook: str, parameters: dict, reference: bool = False) -> str:  # without the seed; reference: of an ablation, with its steps
+def name_of(
+    notebook: str, parameters: dict, reference: bool = False
+) -> str:  # without the seed; reference: of an ablation, with its steps
     "A run's name from its parameters."
     words = [parameters["strategy"].replace(":", "_")] if "strategy" in parameters else []
-    if reference: words.append(f"steps{parameters['steps']}")
+    if reference:
+        words.append(f"steps{parameters['steps']}")
     return "-".join([notebook, *words, *regime_of(parameters), parameters["dataset"]])
 
 # %% ../../nbs/report/04_runs.ipynb #a6ea132b
-MINUTES = {"train_pi": 10, "train_pi_2d": 6.5, "S1": 1.5, "R2HP": 1.8, "R2CP": 2.2, "R2CHP": 2.5, "S3": 4, "S4": 4, "RD2DHP": 4, "alternating": 3}
-TABLE_1 = {"sim-rhd": ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4"), "sim-stb": ("S1", "S4")}  # the strategies of each set
+MINUTES = {
+    "train_pi": 10,
+    "train_pi_2d": 6.5,
+    "S1": 1.5,
+    "R2HP": 1.8,
+    "R2CP": 2.2,
+    "R2CHP": 2.5,
+    "S3": 4,
+    "S4": 4,
+    "RD2DHP": 4,
+    "alternating": 3,
+}
+TABLE_1 = {
+    "sim-rhd": ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4"),
+    "sim-stb": ("S1", "S4"),
+}  # the strategies of each set
 TESTED_ON_OTHER = ("S1", "S4")
 OWN_VIEW = dict(strategy="S1", viewpoint_correction=False)  # Fig. 5 sets it beside Table 1's strategies
 ABLATIONS = (dict(strategy="RD2DHP"), dict(strategy="alternating"), dict(strategy="S4", correspondence=False))
-LABELLED_SHARES = {"smoke": (.25,), "quick": (.05, .25), "full": (.05, .1, .25, .5, .75)}
+LABELLED_SHARES = {"smoke": (0.25,), "quick": (0.05, 0.25), "full": (0.05, 0.1, 0.25, 0.5, 0.75)}
 ABLATION_STEPS = {"smoke": 0, "quick": 400, "full": 0}  # 0: as many as the others
-STB_STEPS = {"quick": {"train_pi": dict(steps_first=1000, steps_second=560), "train_pi_2d": dict(steps_first=500, steps_second=150)}}  # one person's hand is learnt in fewer, but not by S4: after 600 steps it was behind S1 there, after 1,000 ahead on one machine and behind on another
+STB_STEPS = {
+    "quick": {
+        "train_pi": dict(steps_first=1000, steps_second=560),
+        "train_pi_2d": dict(steps_first=500, steps_second=150),
+    }
+}  # one person's hand is learnt in fewer, but not by S4: after 600 steps it was behind S1 there, after 1,000 ahead on one machine and behind on another
 
 
 def stb_steps(notebook: str, profile: str) -> dict:
@@ -72,12 +98,28 @@ def stb_steps(notebook: str, profile: str) -> dict:
 
 def aligned_parameters(profile: str) -> list:  # [(parameters, whether it is the reference of the ablations)]
     "The trainings of paper 2."
-    table = [dict(strategy=strategy, dataset=dataset, **({"other_set": OTHER} if dataset == "sim-rhd" and strategy in TESTED_ON_OTHER else {}))
-             for dataset, strategies in TABLE_1.items() for strategy in strategies]
-    weak = [dict(strategy="S4", labelled_share=share, **alone) for share in LABELLED_SHARES[profile] for alone in ({}, {"use_unlabelled": False})]
+    table = [
+        dict(
+            strategy=strategy,
+            dataset=dataset,
+            **({"other_set": OTHER} if dataset == "sim-rhd" and strategy in TESTED_ON_OTHER else {}),
+        )
+        for dataset, strategies in TABLE_1.items()
+        for strategy in strategies
+    ]
+    weak = [
+        dict(strategy="S4", labelled_share=share, **alone)
+        for share in LABELLED_SHARES[profile]
+        for alone in ({}, {"use_unlabelled": False})
+    ]
     steps = {"steps": ABLATION_STEPS[profile]} if ABLATION_STEPS[profile] else {}
-    apart = [dict(OWN_VIEW, dataset="sim-rhd"), *(dict(each, dataset="sim-rhd", **steps) for each in (*ABLATIONS, *weak))]
-    references = [dict(strategy=strategy, dataset="sim-rhd", **steps) for strategy in ("S1", "S4")] if steps else []
+    apart = [
+        dict(OWN_VIEW, dataset="sim-rhd"),
+        *(dict(each, dataset="sim-rhd", **steps) for each in (*ABLATIONS, *weak)),
+    ]
+    references = (
+        [dict(strategy=strategy, dataset="sim-rhd", **steps) for strategy in ("S1", "S4")] if steps else []
+    )
     return [(each, False) for each in (*table, *apart)] + [(each, True) for each in references]
 
 
@@ -89,20 +131,52 @@ def pi_parameters(notebook: str, profile: str) -> list:
 PROFILES = tuple(LABELLED_SHARES)
 
 
-def graph_runs(profile: str = "quick",
-               seeds: int = 1,
-               real: str = "") -> list[Run]:  # the longest first; real: the folder of the real sets, for runs on them
+def graph_runs(
+    profile: str = "quick", seeds: int = 1, real: str = ""
+) -> list[Run]:  # the longest first; real: the folder of the real sets, for runs on them
     "Every run that the tables and figures need."
-    if profile not in PROFILES: raise HandlabError("profile", f"{profile!r} is not known", f"choose one of {', '.join(PROFILES)}")
-    if not isinstance(seeds, int) or seeds < 1: raise HandlabError("seeds", f"{seeds!r} is not a number of seeds", "give 1 or more")
+    if profile not in PROFILES:
+        raise HandlabError("profile", f"{profile!r} is not known", f"choose one of {', '.join(PROFILES)}")
+    if not isinstance(seeds, int) or seeds < 1:
+        raise HandlabError("seeds", f"{seeds!r} is not a number of seeds", "give 1 or more")
     pair = 2 if profile == "full" else 1  # networks of paper 1 that are trained side by side
     alone = {"own_processes": False} if profile == "quick" else {}  # as it is at smoke
-    wanted = [(notebook, each | alone, False, pair) for notebook in ("train_pi", "train_pi_2d") for each in pi_parameters(notebook, profile)]
+    wanted = [
+        (notebook, each | alone, False, pair)
+        for notebook in ("train_pi", "train_pi_2d")
+        for each in pi_parameters(notebook, profile)
+    ]
     wanted += [("train_aligned", each, reference, 1) for each, reference in aligned_parameters(profile)]
-    shorter = lambda notebook, each: .6 if each["dataset"] == "sim-stb" and stb_steps(notebook, profile) else .4 if "steps" in each else 1
-    minutes = lambda notebook, each, threads: MINUTES[each.get("strategy", notebook)] / threads * (1 + .2 * ("other_set" in each)) * shorter(notebook, each)
-    runs = [Run(f"{name_of(notebook, each, reference)}-seed{seed}", notebook, each, seed, threads, minutes(notebook, each, threads))
-            for seed in range(seeds) for notebook, each, reference, threads in wanted]
+
+    def shorter(notebook, each):
+        return (
+            0.6
+            if each["dataset"] == "sim-stb" and stb_steps(notebook, profile)
+            else 0.4
+            if "steps" in each
+            else 1
+        )
+
+    def minutes(notebook, each, threads):
+        return (
+            MINUTES[each.get("strategy", notebook)]
+            / threads
+            * (1 + 0.2 * ("other_set" in each))
+            * shorter(notebook, each)
+        )
+
+    runs = [
+        Run(
+            f"{name_of(notebook, each, reference)}-seed{seed}",
+            notebook,
+            each,
+            seed,
+            threads,
+            minutes(notebook, each, threads),
+        )
+        for seed in range(seeds)
+        for notebook, each, reference, threads in wanted
+    ]
     if real:
         roots = real_roots(real)
         runs = [on_real(run, roots) for run in runs]
@@ -112,25 +186,40 @@ def graph_runs(profile: str = "quick",
 def reference_name(strategy: str, profile: str) -> str:  # S1 or S4
     "The run that the ablations of a profile are measured against, without its seed."
     steps = ABLATION_STEPS[profile]
-    return name_of("train_aligned", dict(strategy=strategy, dataset="sim-rhd", steps=steps), reference=bool(steps))
+    return name_of(
+        "train_aligned", dict(strategy=strategy, dataset="sim-rhd", steps=steps), reference=bool(steps)
+    )
 
 # %% ../../nbs/report/04_runs.ipynb #eaec3c93
-REAL_SETS = {"rhd": "RHD_published_v2", "stb": "the Stereo set's images and labels", "dexter-object": "dexter+object"}  # {name: what lies there}
+REAL_SETS = {
+    "rhd": "RHD_published_v2",
+    "stb": "the Stereo set's images and labels",
+    "dexter-object": "dexter+object",
+}  # {name: what lies there}
 
 
 def real_roots(folder) -> dict:  # {'rhd': folder, ...}
     "The folders of the real sets within one folder."
     roots = {name: Path(folder).expanduser().absolute() / name for name in REAL_SETS}
     missing = [name for name, root in roots.items() if not root.is_dir()]
-    if missing: raise HandlabError(folder, f"holds no folder {', '.join(missing)}", "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in missing))
+    if missing:
+        raise HandlabError(
+            folder,
+            f"holds no folder {', '.join(missing)}",
+            "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in missing),
+        )
     return {name: root.as_posix() for name, root in roots.items()}
 
 
 def on_real(run: Run, roots: dict) -> Run:
     "The run's counterpart on the real set."
-    given = {name: value.removeprefix("sim-") if name in ("dataset", "other_set") else value for name, value in run.parameters.items()}
+    given = {
+        name: value.removeprefix("sim-") if name in ("dataset", "other_set") else value
+        for name, value in run.parameters.items()
+    }
     given["data_root"] = roots[given["dataset"]]
-    if "other_set" in given: given["other_root"] = roots[given["other_set"]]
+    if "other_set" in given:
+        given["other_root"] = roots[given["other_set"]]
     return replace(run, name=run.name.replace(f"-{run.dataset}-", f"-{given['dataset']}-"), parameters=given)
 
 
@@ -151,41 +240,61 @@ def run_parameters(run: Run, profile: str) -> dict:
 
 def run_command(run: Run, profile: str) -> str:
     "The same by hand."
-    words = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in run_parameters(run, profile).items())
+    words = " ".join(
+        f"-p {name} {shlex.quote(str(value))}" for name, value in run_parameters(run, profile).items()
+    )
     return f"papermill nbs/{run.notebook}.ipynb runs/{run.notebook}.ipynb {words}"
 
 # %% ../../nbs/report/04_runs.ipynb #042e928e
 class RunFolder:
     "The results of a finished run; arrays are read when they are asked for."
-    def __init__(self, path): self.path = Path(path)
-    def __repr__(self): return f"RunFolder({self.name})"
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def __repr__(self):
+        return f"RunFolder({self.name})"
 
     @property
-    def name(self) -> str: return self.path.name
+    def name(self) -> str:
+        return self.path.name
 
     @property
-    def profile(self) -> str: return self.path.parent.name
+    def profile(self) -> str:
+        return self.path.parent.name
 
     @cached_property
-    def metrics(self) -> dict: return read_json(self.path / "metrics.json")
+    def metrics(self) -> dict:
+        return read_json(self.path / "metrics.json")
 
     @cached_property
-    def predictions(self) -> dict: return self.predictions_on("")
+    def predictions(self) -> dict:
+        return self.predictions_on("")
 
     def predictions_on(self, other: str) -> dict:  # another test set; '' is the own one
         "The arrays of `predictions.npz`, or of the file for another test set."
-        with np.load(self.path / f"predictions{'-' * bool(other)}{other}.npz", allow_pickle=False) as arrays: return dict(arrays)
+        with np.load(self.path / f"predictions{'-' * bool(other)}{other}.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
 
-    def losses(self, stage: str = "", split: str = "training") -> dict:  # {column: (n,) array}, NaN where a cell is empty
+    def losses(
+        self, stage: str = "", split: str = "training"
+    ) -> dict:  # {column: (n,) array}, NaN where a cell is empty
         "The rows of `losses.csv` of one split; of a stage's own table where the run has stages."
-        with open(self.path / stage / "losses.csv", newline="", encoding="utf-8") as file: rows = [row for row in csv.DictReader(file) if row["split"] == split]
-        numbers = [name for name in (rows[0] if rows else ()) if name not in ("split", "network", "stage") and any(row[name] for row in rows)]
+        with open(self.path / stage / "losses.csv", newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        numbers = [
+            name
+            for name in (rows[0] if rows else ())
+            if name not in ("split", "network", "stage") and any(row[name] for row in rows)
+        ]
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in numbers}
 
 
-def open_runs(name: str,             # without the seed, such as 'train_pi-sim-rhd'
-              folder="runs/quick",
-              seeds: int = 1) -> list[RunFolder]:
+def open_runs(
+    name: str,  # without the seed, such as 'train_pi-sim-rhd'
+    folder="runs/quick",
+    seeds: int = 1,
+) -> list[RunFolder]:
     "The finished runs of the first seeds; those that are not there are left out."
     paths = [project_path(folder) / f"{name}-seed{seed}" for seed in range(seeds)]
     return [RunFolder(path) for path in paths if (path / "metrics.json").exists()]
@@ -194,7 +303,9 @@ def open_runs(name: str,             # without the seed, such as 'train_pi-sim-r
 def missing_runs(names, folder="runs/quick", seeds: int = 1) -> list:  # names without seeds
     "The runs, with their seeds, that are not there."
     there = {run.name for name in names for run in open_runs(name, folder, seeds)}
-    return [f"{name}-seed{seed}" for name in names for seed in range(seeds) if f"{name}-seed{seed}" not in there]
+    return [
+        f"{name}-seed{seed}" for name in names for seed in range(seeds) if f"{name}-seed{seed}" not in there
+    ]
 
 
 def make_command(folder="runs/quick", seeds: int = 1, real: bool = False) -> str:  # real: on the real sets
@@ -210,14 +321,20 @@ def command_of(names, folder="runs/quick", seeds: int = 1) -> str:
 def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where nothing is missing
     "One line on what is not there and how to make it."
     missing = missing_runs(names, folder, seeds)
-    if not missing: return ""
+    if not missing:
+        return ""
     return f"{len(missing)} run{'s are' if len(missing) > 1 else ' is'} not in {Path(folder).parent.name}/{Path(folder).name}: {', '.join(missing)}; make with: {command_of(missing, folder, seeds)}"
 
 
 def require(names, folder="runs/quick", seeds: int = 1):
     "An error that names every missing run, if there is one."
     missing = missing_runs(names, folder, seeds)
-    if missing: raise HandlabError(folder, f"no finished run of {', '.join(missing)}", f"make with: {command_of(missing, folder, seeds)}")
+    if missing:
+        raise HandlabError(
+            folder,
+            f"no finished run of {', '.join(missing)}",
+            f"make with: {command_of(missing, folder, seeds)}",
+        )
 
 # %% ../../nbs/report/04_runs.ipynb #f8677eaa
 def data_sources(runs) -> list:  # RunFolders
@@ -234,20 +351,32 @@ def seed_count(runs) -> int:
 def source_line(runs) -> str:  # RunFolders
     "Data, profile and seeds in one line."
     runs = list(runs)
-    if not runs: return "no runs"
+    if not runs:
+        return "no runs"
     profiles, seeds = sorted({run.profile for run in runs}), seed_count(runs)
-    return f"{' and '.join(data_sources(runs))}, profile {', '.join(profiles)}, {seeds} seed{'s' * (seeds > 1)}"
+    return (
+        f"{' and '.join(data_sources(runs))}, profile {', '.join(profiles)}, {seeds} seed{'s' * (seeds > 1)}"
+    )
 
 # %% ../../nbs/report/04_runs.ipynb #6670bb00
-def about_item(item: str,          # as in the paper: 'Fig. 3', 'Table 2'
-               paper: str,         # 'privileged depth' or 'aligned latent spaces'
-               notebook: str,      # that makes it: 'paper_pi'
-               runs=()) -> dict:   # RunFolders it is made of
+def about_item(
+    item: str,  # as in the paper: 'Fig. 3', 'Table 2'
+    paper: str,  # 'privileged depth' or 'aligned latent spaces'
+    notebook: str,  # that makes it: 'paper_pi'
+    runs=(),
+) -> dict:  # RunFolders it is made of
     "What the manifest says of a table or figure: for `save_figure` and `save_table`."
     runs = list(runs)
     facts = {"item": item, "paper": paper, "notebook": notebook}
-    if not runs: return facts
+    if not runs:
+        return facts
     newest = max((run.path / "metrics.json").stat().st_mtime for run in runs)
     profile, seeds = runs[0].profile, seed_count(runs)
-    return {**facts, "source": ", ".join(data_sources(runs)), "profile": profile, "seeds": seeds, "date": f"{datetime.fromtimestamp(newest, timezone.utc):%Y-%m-%d}",
-            "command": make_command(profile, seeds, not runs[0].metrics["source"].startswith("sim-"))}
+    return {
+        **facts,
+        "source": ", ".join(data_sources(runs)),
+        "profile": profile,
+        "seeds": seeds,
+        "date": f"{datetime.fromtimestamp(newest, UTC):%Y-%m-%d}",
+        "command": make_command(profile, seeds, not runs[0].metrics["source"].startswith("sim-")),
+    }

@@ -20,84 +20,152 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import HandlabError, atomic_file, fingerprint, numpy_generator, one_line_errors, progress, project_path, read_json, write_json
-from ..data.bighand import ANNOTATION, CAMERA, HEIGHT, WIDTH, decode_frame, format_line, image_name, parse_line, write_frame
+from handlab.core import (
+    HandlabError,
+    atomic_file,
+    fingerprint,
+    numpy_generator,
+    one_line_errors,
+    progress,
+    project_path,
+    read_json,
+    write_json,
+)
+from handlab.data.bighand import (
+    ANNOTATION,
+    CAMERA,
+    HEIGHT,
+    WIDTH,
+    decode_frame,
+    format_line,
+    image_name,
+    parse_line,
+    write_frame,
+)
 from ..data.files import SOURCE_FILE
 from .pose import pose_hand, sample_pose
 from .render import compiled, empty_buffers, raster
-from .scene import (Arm, Camera, arm_pieces, body_pieces, grain_tile, hidden_by_body, join, look, make_actor, place_hand, project_joints, sample_arm, sample_roll,
-                               see_body, unit_vector)
+from handlab.sim.scene import (
+    Arm,
+    Camera,
+    arm_pieces,
+    body_pieces,
+    grain_tile,
+    hidden_by_body,
+    join,
+    look,
+    make_actor,
+    place_hand,
+    project_joints,
+    sample_arm,
+    sample_roll,
+    see_body,
+    unit_vector,
+)
 from .twins import QUIET, OneLineParser, cores
 
 # %% ../../nbs/sim/08_bighand.ipynb #85949dad
-SOURCE = 'sim-bighand'
-SPLITS = {'training': 'Subject_', 'evaluation': 'Subject_e'}
-FOLDERS = ('1 75', '76 150', '151 225', '226 300', '301 375', '376 450', '451 496', 'ego')
+SOURCE = "sim-bighand"
+SPLITS = {"training": "Subject_", "evaluation": "Subject_e"}
+FOLDERS = ("1 75", "76 150", "151 225", "226 300", "301 375", "376 450", "451 496", "ego")
 FRAMES_PER_FOLDER = 25
-FRAMES_PER_PERSON = FRAMES_PER_FOLDER*len(FOLDERS)
+FRAMES_PER_PERSON = FRAMES_PER_FOLDER * len(FOLDERS)
+
 
 def place_of(split: str, index: int) -> tuple:
     "Number of the person, part ('Subject_1/76 150') and frame number of a split's frame."
     person, rest = divmod(index, FRAMES_PER_PERSON)
-    return person, f'{SPLITS[split]}{person + 1}/{FOLDERS[rest//FRAMES_PER_FOLDER]}', rest % FRAMES_PER_FOLDER + 1
+    return (
+        person,
+        f"{SPLITS[split]}{person + 1}/{FOLDERS[rest // FRAMES_PER_FOLDER]}",
+        rest % FRAMES_PER_FOLDER + 1,
+    )
+
 
 def sample_name(split: str, index: int) -> str:
     "How a frame is called in samples."
     _, part, frame = place_of(split, index)
-    return f'{part}/{image_name(frame)[:-4]}'
+    return f"{part}/{image_name(frame)[:-4]}"
+
 
 @functools.lru_cache(maxsize=8)
 def actor_of(seed: int, split: str, number: int):
     "Person `number` of a split; the last few are kept."
-    return make_actor(numpy_generator(seed, 'sim', 'bighand', split, 'person', number))
+    return make_actor(numpy_generator(seed, "sim", "bighand", split, "person", number))
 
 # %% ../../nbs/sim/08_bighand.ipynb #71f8ebe9
 def pose_broadly(generator, actor) -> Arm:
     "A right arm whose hand may do anything."
     shoulder, elbow, wrist = sample_arm(generator)
     forearm = sample_roll(generator, unit_vector(wrist - elbow))
-    pose = sample_pose(generator, actor.person, str(generator.choice(['free', 'blend', 'gesture'], p=[.6, .2, .2])))
+    pose = sample_pose(
+        generator, actor.person, str(generator.choice(["free", "blend", "gesture"], p=[0.6, 0.2, 0.2]))
+    )
     joints, transforms = pose_hand(actor.person, pose)
-    return Arm('right', shoulder, elbow, wrist, forearm, forearm @ transforms[16, :, :3].T, joints, transforms)
+    return Arm(
+        "right", shoulder, elbow, wrist, forearm, forearm @ transforms[16, :, :3].T, joints, transforms
+    )
 
 # %% ../../nbs/sim/08_bighand.ipynb #c9435840
-EYES = np.array([0., 175, 95])  # mm, body frame
+EYES = np.array([0.0, 175, 95])  # mm, body frame
+
 
 def sample_direction(generator, folder: int, target):
     "Unit vector from the hand to the camera."
-    if FOLDERS[folder] == 'ego': return unit_vector(EYES + generator.normal(size=3)*[60, 40, 60] - target)
-    height, azimuth = generator.uniform(-.9, .95), 2*math.pi*(folder + generator.random())/(len(FOLDERS) - 1)
-    return np.array([math.sin(azimuth)*math.sqrt(1 - height**2), height, math.cos(azimuth)*math.sqrt(1 - height**2)])
+    if FOLDERS[folder] == "ego":
+        return unit_vector(EYES + generator.normal(size=3) * [60, 40, 60] - target)
+    height, azimuth = (
+        generator.uniform(-0.9, 0.95),
+        2 * math.pi * (folder + generator.random()) / (len(FOLDERS) - 1),
+    )
+    return np.array(
+        [math.sin(azimuth) * math.sqrt(1 - height**2), height, math.cos(azimuth) * math.sqrt(1 - height**2)]
+    )
+
 
 def sample_camera(generator, folder: int, target) -> Camera:  # target: (3,) mm, the middle knuckle
     "A depth camera that sees the hand."
     direction = sample_direction(generator, folder, target)
-    if abs(direction[1]) > .97: direction = unit_vector(direction + [.3, 0, .3])     # `look` needs a horizon
-    distance = float(np.clip(430*math.exp(.27*generator.normal()), 250, 800))
-    roll = generator.normal()*.4 if FOLDERS[folder] == 'ego' or generator.random() < .5 else generator.uniform(-math.pi, math.pi)
-    wander = np.clip(generator.normal(size=2)*.13, -.32, .32)*[WIDTH, HEIGHT]
-    ray = np.array([wander[0]/CAMERA[0, 0], wander[1]/CAMERA[1, 1], 1.])
+    if abs(direction[1]) > 0.97:
+        direction = unit_vector(direction + [0.3, 0, 0.3])  # `look` needs a horizon
+    distance = float(np.clip(430 * math.exp(0.27 * generator.normal()), 250, 800))
+    roll = (
+        generator.normal() * 0.4
+        if FOLDERS[folder] == "ego" or generator.random() < 0.5
+        else generator.uniform(-math.pi, math.pi)
+    )
+    wander = np.clip(generator.normal(size=2) * 0.13, -0.32, 0.32) * [WIDTH, HEIGHT]
+    ray = np.array([wander[0] / CAMERA[0, 0], wander[1] / CAMERA[1, 1], 1.0])
     rotation = look(direction, roll)
-    return Camera(rotation, distance*ray - rotation @ target, CAMERA, WIDTH)
+    return Camera(rotation, distance * ray - rotation @ target, CAMERA, WIDTH)
 
 # %% ../../nbs/sim/08_bighand.ipynb #1fa257be
 def surroundings(generator, actor, arm, camera):
     "Arm or body (or None) in the body's frame."
     eye = -camera.rotation.T @ camera.shift
-    if generator.random() < .5 and not hidden_by_body(eye, arm.world(arm.joints[9:10])[0]): return body_pieces(generator, actor, [arm])
-    return join(arm_pieces(arm, actor)) if generator.random() < .8 else None
+    if generator.random() < 0.5 and not hidden_by_body(eye, arm.world(arm.joints[9:10])[0]):
+        return body_pieces(generator, actor, [arm])
+    return join(arm_pieces(arm, actor)) if generator.random() < 0.8 else None
 
-def plane_nearness(normal,    # (3,) unit vector, camera frame
-                   distance):  # mm along the normal
+
+def plane_nearness(
+    normal,  # (3,) unit vector, camera frame
+    distance,
+):  # mm along the normal
     "Nearness (480,640) f32 of a plane, 0 where it is not seen."
-    across = (np.arange(WIDTH, dtype=np.float32) - CAMERA[0, 2])*np.float32(normal[0]/CAMERA[0, 0]/distance)
-    down = (np.arange(HEIGHT, dtype=np.float32) - CAMERA[1, 2])*np.float32(normal[1]/CAMERA[1, 1]/distance)
-    return np.maximum(across + (down[:, None] + np.float32(normal[2]/distance)), 0)
+    across = (np.arange(WIDTH, dtype=np.float32) - CAMERA[0, 2]) * np.float32(
+        normal[0] / CAMERA[0, 0] / distance
+    )
+    down = (np.arange(HEIGHT, dtype=np.float32) - CAMERA[1, 2]) * np.float32(
+        normal[1] / CAMERA[1, 1] / distance
+    )
+    return np.maximum(across + (down[:, None] + np.float32(normal[2] / distance)), 0)
+
 
 def sample_plane(generator, joints):
     "A wall or table behind the hand."
-    tilt = generator.normal(size=2)*.35
-    normal = unit_vector(np.array([*tilt, 1.]))
+    tilt = generator.normal(size=2) * 0.35
+    normal = unit_vector(np.array([*tilt, 1.0]))
     return plane_nearness(normal, (joints @ normal).max() + generator.uniform(25, 500))
 
 # %% ../../nbs/sim/08_bighand.ipynb #f0007486
@@ -107,7 +175,8 @@ def draw_nearness(generator, actor, folder: int):
     camera = sample_camera(generator, folder, arm.world(arm.joints[9:10])[0])
     placed, pieces = place_hand(actor, arm, camera), surroundings(generator, actor, arm, camera)
     nearness, triangle = empty_buffers(HEIGHT, WIDTH)
-    if generator.random() < .5: nearness = sample_plane(generator, placed.joints)
+    if generator.random() < 0.5:
+        nearness = sample_plane(generator, placed.joints)
     raster(placed.screen, placed.hand.faces, 0, nearness, triangle)
     if pieces:
         body, screen = see_body(pieces, camera)
@@ -115,7 +184,8 @@ def draw_nearness(generator, actor, folder: int):
     return nearness, (triangle >= 0) & (triangle < len(placed.hand.faces)), placed.joints
 
 # %% ../../nbs/sim/08_bighand.ipynb #ef479516
-BASELINE, FARTHEST = 22., 1500.  # mm between projector and camera; mm
+BASELINE, FARTHEST = 22.0, 1500.0  # mm between projector and camera; mm
+
 
 @compiled
 def sense_rows(nearness, grain, left, top, shift, strength, lost, farthest):
@@ -126,35 +196,68 @@ def sense_rows(nearness, grain, left, top, shift, strength, lost, farthest):
         reached = np.float32(-1e9)
         for x in range(width):
             n = nearness[y, x]
-            if n <= 0: continue
-            lit = x + shift*n
-            if lit < reached - np.float32(.5): continue
+            if n <= 0:
+                continue
+            lit = x + shift * n
+            if lit < reached - np.float32(0.5):
+                continue
             reached = max(reached, lit)
             j, i = (y + top) & 511, (x + left) & 511
             if 0 < x < width - 1 and 0 < y < height - 1:
-                step = max(abs(nearness[y, x + 1] - nearness[y, x - 1]), abs(nearness[y + 1, x] - nearness[y - 1, x]))/n
-                if step > np.float32(.03) and grain[j, i, 1] > -lost or step > np.float32(.015) and grain[j, i, 1] > 2 - lost: continue
-            z = 1/n
-            z += strength*(np.float32(.4) + np.float32(2.5e-6)*z*z)*grain[j, i, 0]
-            if z < farthest: out[y, x] = np.uint16(z + np.float32(.5))
+                step = (
+                    max(
+                        abs(nearness[y, x + 1] - nearness[y, x - 1]),
+                        abs(nearness[y + 1, x] - nearness[y - 1, x]),
+                    )
+                    / n
+                )
+                if (
+                    step > np.float32(0.03)
+                    and grain[j, i, 1] > -lost
+                    or step > np.float32(0.015)
+                    and grain[j, i, 1] > 2 - lost
+                ):
+                    continue
+            z = 1 / n
+            z += strength * (np.float32(0.4) + np.float32(2.5e-6) * z * z) * grain[j, i, 0]
+            if z < farthest:
+                out[y, x] = np.uint16(z + np.float32(0.5))
     return out
+
 
 def sense_depth(generator, nearness):
     "What a depth camera makes of nearness (480,640): u16 mm, 0 where it sees nothing."
     left, top = generator.integers(0, 512, 2)
-    strength, lost = generator.uniform(.6, 1.6), generator.normal()*.5
-    depth = sense_rows(nearness, grain_tile(), left, top, np.float32(CAMERA[0, 0]*BASELINE), np.float32(strength), np.float32(lost), np.float32(FARTHEST))
-    for _ in range(generator.poisson(2)):                                                # spots that reflect
-        cv2.circle(depth, (int(generator.integers(WIDTH)), int(generator.integers(HEIGHT))), int(generator.integers(1, 6)), 0, -1)
+    strength, lost = generator.uniform(0.6, 1.6), generator.normal() * 0.5
+    depth = sense_rows(
+        nearness,
+        grain_tile(),
+        left,
+        top,
+        np.float32(CAMERA[0, 0] * BASELINE),
+        np.float32(strength),
+        np.float32(lost),
+        np.float32(FARTHEST),
+    )
+    for _ in range(generator.poisson(2)):  # spots that reflect
+        cv2.circle(
+            depth,
+            (int(generator.integers(WIDTH)), int(generator.integers(HEIGHT))),
+            int(generator.integers(1, 6)),
+            0,
+            -1,
+        )
     return depth
 
 # %% ../../nbs/sim/08_bighand.ipynb #c388b3e8
-FEWEST_INSIDE, FEWEST_SEEN, NEAREST = 19, 13, 170.  # joints, joints, mm
-BEFORE, HAND_BEFORE = 15., 90.                      # mm by which another surface, and the hand's own, may lie before a joint
+FEWEST_INSIDE, FEWEST_SEEN, NEAREST = 19, 13, 170.0  # joints, joints, mm
+BEFORE, HAND_BEFORE = 15.0, 90.0  # mm by which another surface, and the hand's own, may lie before a joint
+
 
 def acceptable(depth, own, joints) -> bool:  # (480,640) u16 mm, (480,640) bool, (21,3) mm
     "Is the hand there to be seen?"
-    if joints[:, 2].min() < NEAREST: return False
+    if joints[:, 2].min() < NEAREST:
+        return False
     column, row = np.rint(project_joints(joints, CAMERA)).astype(int).T
     inside = (column >= 0) & (column < WIDTH) & (row >= 0) & (row < HEIGHT)
     row, column, z = row[inside], column[inside], joints[inside, 2]
@@ -162,39 +265,55 @@ def acceptable(depth, own, joints) -> bool:  # (480,640) u16 mm, (480,640) bool,
     seen = (depth[row, column] > 0) & (before < np.where(own[row, column], HAND_BEFORE, BEFORE))
     return inside.sum() >= FEWEST_INSIDE and seen.sum() >= FEWEST_SEEN
 
+
 def bighand_frame(seed: int, split: str, index: int, tries: int = 100):
     "Depth (480,640) u16 mm and the text line of one frame."
-    generator = numpy_generator(seed, 'sim', 'bighand', split, 'frame', index)
+    generator = numpy_generator(seed, "sim", "bighand", split, "frame", index)
     person, _, frame = place_of(split, index)
-    actor, folder = actor_of(seed, split, person), index % FRAMES_PER_PERSON//FRAMES_PER_FOLDER
+    actor, folder = actor_of(seed, split, person), index % FRAMES_PER_PERSON // FRAMES_PER_FOLDER
     for attempt in range(tries):
         nearness, own, joints = draw_nearness(generator, actor, folder)
         depth = sense_depth(generator, nearness)
-        if acceptable(depth, own, joints): break
+        if acceptable(depth, own, joints):
+            break
     return depth, format_line(frame, joints)
 
 # %% ../../nbs/sim/08_bighand.ipynb #5306d30b
 class SimBigHand:
     "Frames of the simulated twin of BigHand2.2M, drawn when asked for."
-    name, source, has_depth = 'bighand', SOURCE, True
-    def __init__(self,
-                 split: str = 'training',   # or 'evaluation'
-                 count: int = 2000,         # number of frames
-                 seed: int = 0):
-        if split not in SPLITS: raise HandlabError(f'split {split!r}', 'the twin has no such split', f'choose one of {", ".join(SPLITS)}')
-        if count < 1: raise HandlabError(f'count {count}', 'a set has at least one frame', 'give a number from 1 on')
+
+    name, source, has_depth = "bighand", SOURCE, True
+
+    def __init__(
+        self,
+        split: str = "training",  # or 'evaluation'
+        count: int = 2000,  # number of frames
+        seed: int = 0,
+    ):
+        if split not in SPLITS:
+            raise HandlabError(
+                f"split {split!r}", "the twin has no such split", f"choose one of {', '.join(SPLITS)}"
+            )
+        if count < 1:
+            raise HandlabError(f"count {count}", "a set has at least one frame", "give a number from 1 on")
         self.split, self.count, self.seed, self.skipped = split, int(count), int(seed), []
 
     def identity(self) -> str:
         "What the frames depend on: the settings, and the simulator itself, by the content of one frame."
-        return f'{SOURCE} {self.split} {self.count} seed {self.seed} {fingerprint(*bighand_frame(self.seed, self.split, 0))}'
+        return f"{SOURCE} {self.split} {self.count} seed {self.seed} {fingerprint(*bighand_frame(self.seed, self.split, 0))}"
 
-    def __len__(self): return self.count
-    def __iter__(self): return (self[index] for index in range(self.count))
-    def __repr__(self): return f'SimBigHand({self.split!r}, {self.count}, seed={self.seed})'
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return (self[index] for index in range(self.count))
+
+    def __repr__(self):
+        return f"SimBigHand({self.split!r}, {self.count}, seed={self.seed})"
 
     def __getitem__(self, index: int):
-        if not -self.count <= index < self.count: raise IndexError(index)
+        if not -self.count <= index < self.count:
+            raise IndexError(index)
         index = int(index) % self.count
         depth, line = bighand_frame(self.seed, self.split, index)
         name = sample_name(self.split, index)
@@ -204,19 +323,24 @@ class SimBigHand:
 def hand_tile(sample, size: int = 64):
     "A picture (size,size,3) u8 of the crop's depth: near is bright, the mask is warm, no depth is black."
     from handlab.data.prepare import CropSettings, crop_sample
-    row = crop_sample(sample, CropSettings(size=size, context=1.))
-    offset = (row['depth']/10 - sample.joints[9, 2])/200
-    bright = np.where(row['depth'] > 0, np.clip(.55 - .5*offset, .12, 1), 0)
-    return (bright[..., None]*np.where(row['mask'][..., None] > 0, [255, 205, 130], [120, 150, 200])).astype(np.uint8)
+
+    row = crop_sample(sample, CropSettings(size=size, context=1.0))
+    offset = (row["depth"] / 10 - sample.joints[9, 2]) / 200
+    bright = np.where(row["depth"] > 0, np.clip(0.55 - 0.5 * offset, 0.12, 1), 0)
+    return (
+        bright[..., None] * np.where(row["mask"][..., None] > 0, [255, 205, 130], [120, 150, 200])
+    ).astype(np.uint8)
 
 # %% ../../nbs/sim/08_bighand.ipynb #59bf8486
 def parts_of(split: str, count: int) -> list:
     "(first index, last index + 1) of every folder of a split."
     return [(start, min(start + FRAMES_PER_FOLDER, count)) for start in range(0, count, FRAMES_PER_FOLDER)]
 
+
 def text_path(root, split: str, index: int) -> Path:
     "Where the text of a frame's folder lies."
-    return Path(root)/ANNOTATION/f'{place_of(split, index)[1]}_sim.txt'
+    return Path(root) / ANNOTATION / f"{place_of(split, index)[1]}_sim.txt"
+
 
 def write_part(root, seed: int, split: str, start: int, stop: int):
     "Write the images of a folder, then its text."
@@ -226,13 +350,16 @@ def write_part(root, seed: int, split: str, start: int, stop: int):
         _, part, frame = place_of(split, index)
         write_frame(root, part, frame, depth)
         lines.append(line)
-    with atomic_file(text_path(root, split, start)) as file: file.write(b''.join(lines))
+    with atomic_file(text_path(root, split, start)) as file:
+        file.write(b"".join(lines))
+
 
 def write_task(task) -> int:
     "Write some folders of one person; how many frames. A worker whose parent was killed stops."
     root, seed, split, spans, parent = task
     for span in spans:
-        if parent not in (os.getpid(), os.getppid()): os._exit(1)
+        if parent not in (os.getpid(), os.getppid()):
+            os._exit(1)
         write_part(root, seed, split, *span)
     return sum(stop - start for start, stop in spans)
 
@@ -240,65 +367,131 @@ def write_task(task) -> int:
 def run_tasks(tasks, workers: int, bar):
     "Do all tasks here or in worker processes; `bar` counts frames."
     if workers == 1 or len(tasks) <= 1:
-        for task in tasks: bar.update(write_task(task))
+        for task in tasks:
+            bar.update(write_task(task))
         return
-    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1')
-    with multiprocessing.get_context('spawn').Pool(min(workers, len(tasks)), cv2.setNumThreads, (1,)) as pool:
-        for done in pool.imap_unordered(write_task, tasks): bar.update(done)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), cv2.setNumThreads, (1,)) as pool:
+        for done in pool.imap_unordered(write_task, tasks):
+            bar.update(done)
+
 
 def twin_state(root: Path, growing: Path, settings: dict) -> str:
     "'finished', 'growing' or 'new'; anything else at that place is an error."
     if root.exists() and any(root.iterdir()):
-        stated = read_json(root/SOURCE_FILE) if (root/SOURCE_FILE).exists() else {}
-        if stated.get('source') != SOURCE: raise HandlabError(root, 'it holds something else than this twin', 'name another folder')
-        if stated.get('settings') != settings: raise HandlabError(root, 'it was written with other settings', 'delete it, or name another folder')
-        return 'finished'
-    if not growing.exists(): return 'new'
-    if not (growing/SOURCE_FILE).exists() or read_json(growing/SOURCE_FILE).get('settings') != settings:
-        raise HandlabError(growing, 'it is the rest of a job with other settings or of another simulator', 'delete it, or name another folder')
-    return 'growing'
+        stated = read_json(root / SOURCE_FILE) if (root / SOURCE_FILE).exists() else {}
+        if stated.get("source") != SOURCE:
+            raise HandlabError(root, "it holds something else than this twin", "name another folder")
+        if stated.get("settings") != settings:
+            raise HandlabError(
+                root, "it was written with other settings", "delete it, or name another folder"
+            )
+        return "finished"
+    if not growing.exists():
+        return "new"
+    if not (growing / SOURCE_FILE).exists() or read_json(growing / SOURCE_FILE).get("settings") != settings:
+        raise HandlabError(
+            growing,
+            "it is the rest of a job with other settings or of another simulator",
+            "delete it, or name another folder",
+        )
+    return "growing"
 
 # %% ../../nbs/sim/08_bighand.ipynb #fa1a4f18
-def write_bighand(folder,                     # relative paths count from the project root
-                  training: int = 2000,        # number of frames, 0 leaves the split out
-                  evaluation: int = 200,
-                  seed: int = 0,
-                  workers: int = 0,            # processes, 0 = one a core
-                  show_progress: bool = True) -> Path:
+def write_bighand(
+    folder,  # relative paths count from the project root
+    training: int = 2000,  # number of frames, 0 leaves the split out
+    evaluation: int = 200,
+    seed: int = 0,
+    workers: int = 0,  # processes, 0 = one a core
+    show_progress: bool = True,
+) -> Path:
     "Write the simulated twin of BigHand2.2M in the official layout; the folder."
     root, counts = project_path(folder), dict(training=training, evaluation=evaluation)
-    if min(counts.values()) < 0 or not any(counts.values()): raise HandlabError(f'training {training}, evaluation {evaluation}', 'no set has so many frames', 'give 0 or more, and one of them above 0')
-    if workers < 0: raise HandlabError(f'workers {workers}', 'there cannot be fewer than none', 'give 0 for one a core, or a number')
-    settings = dict(**counts, seed=seed, frames_per_person=FRAMES_PER_PERSON, first_frame=fingerprint(*bighand_frame(seed, 'training', 0)))
-    growing = root.parent/f'.{root.name}.unfinished'
-    state, spans = twin_state(root, growing, settings), {split: parts_of(split, count) for split, count in counts.items()}
-    if state == 'finished': return root
-    held_out = list(dict.fromkeys(place_of('evaluation', start)[1].split('/')[0] for start, _ in spans['evaluation']))
+    if min(counts.values()) < 0 or not any(counts.values()):
+        raise HandlabError(
+            f"training {training}, evaluation {evaluation}",
+            "no set has so many frames",
+            "give 0 or more, and one of them above 0",
+        )
+    if workers < 0:
+        raise HandlabError(
+            f"workers {workers}", "there cannot be fewer than none", "give 0 for one a core, or a number"
+        )
+    settings = dict(
+        **counts,
+        seed=seed,
+        frames_per_person=FRAMES_PER_PERSON,
+        first_frame=fingerprint(*bighand_frame(seed, "training", 0)),
+    )
+    growing = root.parent / f".{root.name}.unfinished"
+    state, spans = (
+        twin_state(root, growing, settings),
+        {split: parts_of(split, count) for split, count in counts.items()},
+    )
+    if state == "finished":
+        return root
+    held_out = list(
+        dict.fromkeys(place_of("evaluation", start)[1].split("/")[0] for start, _ in spans["evaluation"])
+    )
     says = dict(source=SOURCE, evaluation=held_out, settings=settings)
-    if state == 'new': write_json(growing/SOURCE_FILE, {**says, 'finished': False})
+    if state == "new":
+        write_json(growing / SOURCE_FILE, {**says, "finished": False})
     persons = {}
     for split in spans:
         for span in spans[split]:
-            if not text_path(growing, split, span[0]).exists(): persons.setdefault((split, span[0]//FRAMES_PER_PERSON), []).append(span)
+            if not text_path(growing, split, span[0]).exists():
+                persons.setdefault((split, span[0] // FRAMES_PER_PERSON), []).append(span)
     tasks = [(str(growing), seed, split, missing, os.getpid()) for (split, _), missing in persons.items()]
-    with progress(total=sum(counts.values()), desc=SOURCE) if show_progress else contextlib.nullcontext(QUIET) as bar:
-        bar.update(sum(counts.values()) - sum(stop - start for missing in persons.values() for start, stop in missing))
+    with (
+        progress(total=sum(counts.values()), desc=SOURCE)
+        if show_progress
+        else contextlib.nullcontext(QUIET) as bar
+    ):
+        bar.update(
+            sum(counts.values())
+            - sum(stop - start for missing in persons.values() for start, stop in missing)
+        )
         run_tasks(tasks, workers or cores(), bar)
-    write_json(growing/SOURCE_FILE, {**says, 'finished': True})
-    if root.exists(): root.rmdir()
+    write_json(growing / SOURCE_FILE, {**says, "finished": True})
+    if root.exists():
+        root.rmdir()
     os.replace(growing, root)
     return root
 
 # %% ../../nbs/sim/08_bighand.ipynb #f5685865
 def main(words=None):
     "The command line of `write_bighand`."
-    parser = OneLineParser(prog='python -m handlab.sim.bighand', description='Write the simulated twin of BigHand2.2M in the official layout.', allow_abbrev=False)
-    parser.add_argument('--folder', default='data/sim-bighand', help='where to write; relative paths count from the project root (%(default)s)')
-    parser.add_argument('--training', type=int, default=2000, help='frames of the training split, 0 leaves it out (%(default)s)')
-    parser.add_argument('--evaluation', type=int, default=200, help='frames of the evaluation split, 0 leaves it out (%(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='another seed gives other persons, poses and places (%(default)s)')
-    parser.add_argument('--workers', type=int, default=0, help='processes, 0 = one a core (%(default)s)')
-    with one_line_errors(): print(write_bighand(**vars(parser.parse_args(words))))
+    parser = OneLineParser(
+        prog="python -m handlab.sim.bighand",
+        description="Write the simulated twin of BigHand2.2M in the official layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--folder",
+        default="data/sim-bighand",
+        help="where to write; relative paths count from the project root (%(default)s)",
+    )
+    parser.add_argument(
+        "--training",
+        type=int,
+        default=2000,
+        help="frames of the training split, 0 leaves it out (%(default)s)",
+    )
+    parser.add_argument(
+        "--evaluation",
+        type=int,
+        default=200,
+        help="frames of the evaluation split, 0 leaves it out (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other persons, poses and places (%(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes, 0 = one a core (%(default)s)")
+    with one_line_errors():
+        print(write_bighand(**vars(parser.parse_args(words))))
 
 # %% ../../nbs/sim/08_bighand.ipynb #c2bbde6e
-if __name__ == '__main__' and '__file__' in globals(): main()  # a notebook is '__main__' too, but has no file
+if __name__ == "__main__" and "__file__" in globals():
+    main()  # a notebook is '__main__' too, but has no file

@@ -24,40 +24,108 @@ import cv2
 import numba
 import numpy as np
 
-from ..core import HandlabError, atomic_folder, fingerprint, numpy_generator, progress, project_path, read_json, write_json
-from ..data.dexter_object import (COLOR_K, COLOR_SIZE, DEPTH_K, DEPTH_SIZE, DEPTH_TO_COLOR, DIGESTS, FRAMES, SEQUENCES, DexterObject, annotation_path, check_sequences, decode_frame,
-                                        encode_bmp, encode_depth_png, format_line, image_path, parse_line, to_color, write_digests)
+from handlab.core import (
+    HandlabError,
+    atomic_folder,
+    fingerprint,
+    numpy_generator,
+    progress,
+    project_path,
+    read_json,
+    write_json,
+)
+from handlab.data.dexter_object import (
+    COLOR_K,
+    COLOR_SIZE,
+    DEPTH_K,
+    DEPTH_SIZE,
+    DEPTH_TO_COLOR,
+    FRAMES,
+    SEQUENCES,
+    DexterObject,
+    annotation_path,
+    check_sequences,
+    decode_frame,
+    encode_bmp,
+    encode_depth_png,
+    format_line,
+    image_path,
+    parse_line,
+    to_color,
+    write_digests,
+)
 from ..data.files import SOURCE_FILE
 from ..hand.camera import project
 from ..hand.skeleton import DEXTER_MISSING, DEXTER_TIPS
-from .pose import forward_finger, gesture_style, joint_limits, pose_from, pose_hand, sample_pose
-from .render import BANDS, Body, Light, Materials, depth_of, empty_buffers, fill_bones, numbers, part_ids, project_vertices, raster, shade_body, shade_hand, soften_outlines
-from .scene import (FOREARM, SLEEVE, THING, Arm, Camera, Piece, arm_pieces, canvas, draw_box, draw_strip, draw_writing, expose, fitted_shadow, fractal, grain_tile, join,
-                               make_actor, make_piece, mirrored, muted, paint_room, place_hand, scene_noise, see_body, unit_vector)
+from .pose import forward_finger, joint_limits, pose_from, pose_hand, sample_pose
+from handlab.sim.render import (
+    BANDS,
+    Body,
+    Light,
+    Materials,
+    depth_of,
+    empty_buffers,
+    fill_bones,
+    numbers,
+    part_ids,
+    raster,
+    shade_body,
+    shade_hand,
+    soften_outlines,
+)
+from handlab.sim.scene import (
+    FOREARM,
+    THING,
+    Arm,
+    Camera,
+    Piece,
+    arm_pieces,
+    canvas,
+    draw_box,
+    draw_strip,
+    expose,
+    fitted_shadow,
+    fractal,
+    grain_tile,
+    join,
+    make_actor,
+    mirrored,
+    muted,
+    paint_room,
+    place_hand,
+    scene_noise,
+    see_body,
+    unit_vector,
+)
 from .shape import TIP_SETBACK
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #c2423ac9
 SOURCE = "sim-dexter-object"
-RATE = 30.  # frames a second
+RATE = 30.0  # frames a second
 PERSONS = dict(Grasp1=0, Grasp2=1, Occlusion=1, Pinch=0, Rigid=1, Rotate=0)
 
 
 class Sway(NamedTuple):
     "Slow smooth motion of several coordinates: sums of waves, each coordinate about 0 and mostly within 1."
-    strength: np.ndarray   # (waves,n)
-    pace: np.ndarray       # (waves,n) turns a second
-    phase: np.ndarray      # (waves,n) rad
+
+    strength: np.ndarray  # (waves,n)
+    pace: np.ndarray  # (waves,n) turns a second
+    phase: np.ndarray  # (waves,n) rad
 
     def at(self, seconds):
         "The coordinates (n,) at a time."
         return (self.strength * np.sin(2 * np.pi * self.pace * seconds + self.phase)).sum(0)
 
 
-def make_sway(generator, coordinates, slow=.06, fast=.45):  # turns a second
+def make_sway(generator, coordinates, slow=0.06, fast=0.45):  # turns a second
     "Draw the waves."
     pace = np.exp(generator.uniform(math.log(slow), math.log(fast), (4, coordinates)))
-    strength = generator.uniform(.5, 1, (4, coordinates)) * (slow / pace)**.4
-    return Sway(strength / np.sqrt((strength**2).sum(0) * .6), pace, generator.uniform(0, 2 * np.pi, (4, coordinates)))
+    strength = generator.uniform(0.5, 1, (4, coordinates)) * (slow / pace) ** 0.4
+    return Sway(
+        strength / np.sqrt((strength**2).sum(0) * 0.6),
+        pace,
+        generator.uniform(0, 2 * np.pi, (4, coordinates)),
+    )
 
 
 def ease(x):
@@ -69,12 +137,15 @@ def ease(x):
 @numba.njit(cache=True)
 def box_distance(x, y, z, centre, axes, half):
     "Distance (mm, negative inside) of a point from a box; `axes` columns are its own directions."
-    outside, deepest = 0., -1e9
+    outside, deepest = 0.0, -1e9
     for k in range(3):
-        q = abs((x - centre[0]) * axes[0, k] + (y - centre[1]) * axes[1, k] + (z - centre[2]) * axes[2, k]) - half[k]
-        outside += max(q, 0.)**2
+        q = (
+            abs((x - centre[0]) * axes[0, k] + (y - centre[1]) * axes[1, k] + (z - centre[2]) * axes[2, k])
+            - half[k]
+        )
+        outside += max(q, 0.0) ** 2
         deepest = max(deepest, q)
-    return math.sqrt(outside) + min(deepest, 0.)
+    return math.sqrt(outside) + min(deepest, 0.0)
 
 
 @numba.njit(cache=True)
@@ -86,52 +157,134 @@ def finger_depth(finger, posed, radii, centre, axes, half):
         for step in range(2 if k == 0 else 0, 5):
             share = step / 4
             radius = radii[finger, k] + share * (radii[finger, k + 1] - radii[finger, k])
-            if k == 2: share *= 1 - TIP_SETBACK * radii[finger, 3] / math.sqrt(((b - a)**2).sum())
+            if k == 2:
+                share *= 1 - TIP_SETBACK * radii[finger, 3] / math.sqrt(((b - a) ** 2).sum())
             p = a + share * (b - a)
             deepest = max(deepest, radius - box_distance(p[0], p[1], p[2], centre, axes, half))
     return deepest
 
 
 @numba.njit(cache=True)
-def share_depth(share, finger, parts, opened, closed, low, high, joints, frames, rest_abduction, radii, centre, axes, half, trial, posed, transforms):
+def share_depth(
+    share,
+    finger,
+    parts,
+    opened,
+    closed,
+    low,
+    high,
+    joints,
+    frames,
+    rest_abduction,
+    radii,
+    centre,
+    axes,
+    half,
+    trial,
+    posed,
+    transforms,
+):
     "How deep a finger sinks in at a share of its way from open to closed; `trial` and `posed` are filled."
-    for i in parts: trial[i] = min(max(opened[i] + share * (closed[i] - opened[i]), low[i]), high[i])
+    for i in parts:
+        trial[i] = min(max(opened[i] + share * (closed[i] - opened[i]), low[i]), high[i])
     forward_finger(finger, joints, frames, rest_abduction, trial, posed, transforms)
     return finger_depth(finger, posed, radii, centre, axes, half)
 
 
 @numba.njit(cache=True)
-def close_fingers(person_joints, frames, rest_abduction, radii, opened, closed, reach, centre, axes, half, low, high, allowed, vector):
+def close_fingers(
+    person_joints,
+    frames,
+    rest_abduction,
+    radii,
+    opened,
+    closed,
+    reach,
+    centre,
+    axes,
+    half,
+    low,
+    high,
+    allowed,
+    vector,
+):
     "Fill the pose vector: each finger as near to `closed` (or as far as `reach` says, 0..1) as it comes before it sinks in deeper than `allowed`."
     posed, transforms, trial = person_joints.copy(), np.empty((17, 3, 4)), opened.copy()
     for finger in range(5):
         parts = np.array([4 * finger, 4 * finger + 1, 4 * finger + 2, 4 * finger + 3, 20])
         count = 5 if finger == 0 else 4
-        best, first = -.5, reach[finger]
+        best, first = -0.5, reach[finger]
         for step in range(-24, 49):
             share = min(step / 48, reach[finger])
-            if share_depth(share, finger, parts[:count], opened, closed, low, high, person_joints, frames, rest_abduction, radii, centre, axes, half, trial, posed, transforms) > allowed:
+            if (
+                share_depth(
+                    share,
+                    finger,
+                    parts[:count],
+                    opened,
+                    closed,
+                    low,
+                    high,
+                    person_joints,
+                    frames,
+                    rest_abduction,
+                    radii,
+                    centre,
+                    axes,
+                    half,
+                    trial,
+                    posed,
+                    transforms,
+                )
+                > allowed
+            ):
                 first = share
                 break
             best = share
-            if share >= reach[finger]: break
-        for halving in range(9):                                          # to a fraction of a step: motion must be smooth
+            if share >= reach[finger]:
+                break
+        for halving in range(9):  # to a fraction of a step: motion must be smooth
             share = (best + first) / 2
-            if share_depth(share, finger, parts[:count], opened, closed, low, high, person_joints, frames, rest_abduction, radii, centre, axes, half, trial, posed, transforms) > allowed: first = share
-            else: best = share
-        for i in parts[:count]: vector[i] = min(max(opened[i] + best * (closed[i] - opened[i]), low[i]), high[i])
+            if (
+                share_depth(
+                    share,
+                    finger,
+                    parts[:count],
+                    opened,
+                    closed,
+                    low,
+                    high,
+                    person_joints,
+                    frames,
+                    rest_abduction,
+                    radii,
+                    centre,
+                    axes,
+                    half,
+                    trial,
+                    posed,
+                    transforms,
+                )
+                > allowed
+            ):
+                first = share
+            else:
+                best = share
+        for i in parts[:count]:
+            vector[i] = min(max(opened[i] + best * (closed[i] - opened[i]), low[i]), high[i])
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #e005abc6
-BOX = np.array([50., 29, 19])  # half sizes, mm: long, middle, thin
+BOX = np.array([50.0, 29, 19])  # half sizes, mm: long, middle, thin
 
 
 class Grip(NamedTuple):
     "How a hand holds the box, in the palm's frame of a right hand."
-    centre: np.ndarray   # (3,) mm
-    axes: np.ndarray     # (3,3) columns: the box's long, middle, thin direction
-    opened: np.ndarray   # (24,) rad, a pose vector
-    closed: np.ndarray   # (24,) rad, beyond contact
-    pivot: np.ndarray    # (3,) mm, where it turns between the tips
+
+    centre: np.ndarray  # (3,) mm
+    axes: np.ndarray  # (3,3) columns: the box's long, middle, thin direction
+    opened: np.ndarray  # (24,) rad, a pose vector
+    closed: np.ndarray  # (24,) rad, beyond contact
+    pivot: np.ndarray  # (3,) mm, where it turns between the tips
 
 
 def turned(axis, angle):
@@ -143,7 +296,7 @@ def turned(axis, angle):
 
 def palm_skin(person):
     "Points (n,3) of the palm that no finger moves."
-    return person.vertices[(person.part_weight[:, 0] < .35) & (person.part_weight[:, 1] < .5)].astype(float)
+    return person.vertices[(person.part_weight[:, 0] < 0.35) & (person.part_weight[:, 1] < 0.5)].astype(float)
 
 
 def pushed_off(centre, axes, skin, way):
@@ -151,20 +304,24 @@ def pushed_off(centre, axes, skin, way):
     for step in range(120):
         local = np.abs((skin - centre) @ axes) - BOX
         distance = np.linalg.norm(np.maximum(local, 0), axis=1) + np.minimum(local.max(1), 0)
-        if distance.min() > -1: break
+        if distance.min() > -1:
+            break
         centre = centre + way
     return centre
 
 
 def pose_vector(person, gesture):
     "The gesture's pose vector (24,) on this person's hand."
-    return sample_pose(numpy_generator(0, "grip", gesture), person, gesture, wrist=0., variation=0.).vector
+    return sample_pose(numpy_generator(0, "grip", gesture), person, gesture, wrist=0.0, variation=0.0).vector
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #583071ac
-def bent(vector, fingers, thumb):  # degrees added to (MCP, PIP, DIP) and to the thumb's (abduction, flexion, MCP, IP)
+def bent(
+    vector, fingers, thumb
+):  # degrees added to (MCP, PIP, DIP) and to the thumb's (abduction, flexion, MCP, IP)
     "A pose vector with more or less bend."
     vector = vector.copy()
-    for finger in range(1, 5): vector[4 * finger + 1:4 * finger + 4] += np.radians(fingers)
+    for finger in range(1, 5):
+        vector[4 * finger + 1 : 4 * finger + 4] += np.radians(fingers)
     vector[:4] += np.radians(thumb)
     return vector
 
@@ -175,23 +332,47 @@ def whole_hand_grip(person, upright):
     opened = bent(flat, (-34, -36, -20), (6, -34, -24, -20))
     closed = bent(np.where(np.arange(24) % 4 == 0, flat, fist), (6, 6, 10), (-16, 24, 6, 20))
     closed[:4], closed[20] = flat[:4] + np.radians([-14, 26, 26, 34]), flat[20]
-    axes = np.stack([[1., 0, 0], [0, 0, 1], [0, -1, 0]] if upright else [[1., 0, 0], [0, 1, 0], [0, 0, 1]], 1)
-    return Grip(pushed_off(np.array([6., 77, -BOX[1 if upright else 2]]) * [1, person.size, 1], axes, palm_skin(person), np.array([0, -.02, -.5])), axes, opened, closed, np.zeros(3))
+    axes = np.stack(
+        [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]] if upright else [[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], 1
+    )
+    return Grip(
+        pushed_off(
+            np.array([6.0, 77, -BOX[1 if upright else 2]]) * [1, person.size, 1],
+            axes,
+            palm_skin(person),
+            np.array([0, -0.02, -0.5]),
+        ),
+        axes,
+        opened,
+        closed,
+        np.zeros(3),
+    )
 
 
-def tip_grip(person, gesture, fingers, lift):  # fingers that meet the thumb; how far (mm) the box stands out beyond the tips
+def tip_grip(
+    person, gesture, fingers, lift
+):  # fingers that meet the thumb; how far (mm) the box stands out beyond the tips
     "The box between thumb and finger tips."
     vector = pose_vector(person, gesture)
-    opened, closed = bent(vector, (-34, -24, -10), (10, -30, -20, -16)), bent(vector, (34, 20, 12), (-8, 26, 20, 16))
-    for share in np.linspace(.6, 0, 25):                                      # open until the box has room
+    opened, closed = (
+        bent(vector, (-34, -24, -10), (10, -30, -20, -16)),
+        bent(vector, (34, 20, 12), (-8, 26, 20, 16)),
+    )
+    for share in np.linspace(0.6, 0, 25):  # open until the box has room
         joints, _ = pose_hand(person, pose_from(opened + share * (closed - opened)))
         others = joints[[4 + 4 * finger for finger in fingers]].mean(0)
-        if np.linalg.norm(others - joints[4]) > 2 * BOX[2] + 13: break
-    thin, outwards = unit_vector(others - joints[4]), unit_vector(unit_vector(joints[8] - joints[7]) + unit_vector(joints[4] - joints[3]))
+        if np.linalg.norm(others - joints[4]) > 2 * BOX[2] + 13:
+            break
+    thin, outwards = (
+        unit_vector(others - joints[4]),
+        unit_vector(unit_vector(joints[8] - joints[7]) + unit_vector(joints[4] - joints[3])),
+    )
     middle = unit_vector(outwards - thin * (outwards @ thin))
     axes = np.stack([np.cross(middle, thin), middle, thin], 1)
     pivot = (others + joints[4]) / 2
-    return Grip(pushed_off(pivot + lift * middle, axes, palm_skin(person), middle), axes, opened, closed, pivot)
+    return Grip(
+        pushed_off(pivot + lift * middle, axes, palm_skin(person), middle), axes, opened, closed, pivot
+    )
 
 
 GRIPS = dict(Grasp1="over", Grasp2="over", Occlusion="tips", Pinch="pinch", Rigid="whole", Rotate="tips")
@@ -199,32 +380,58 @@ GRIPS = dict(Grasp1="over", Grasp2="over", Occlusion="tips", Pinch="pinch", Rigi
 
 def make_grip(person, kind):
     "One of the four grips."
-    if kind in ("whole", "over"): return whole_hand_grip(person, kind == "over")
-    return tip_grip(person, "pinch", (1,), 16.) if kind == "pinch" else tip_grip(person, "beak", (1, 2, 3), 14.)
+    if kind in ("whole", "over"):
+        return whole_hand_grip(person, kind == "over")
+    return (
+        tip_grip(person, "pinch", (1,), 16.0)
+        if kind == "pinch"
+        else tip_grip(person, "beak", (1, 2, 3), 14.0)
+    )
 
 
-def held_pose(person, grip, centre, axes, reach, allowed=1.2):  # reach (5,): 0 open .. 1 as far as the box lets
+def held_pose(
+    person, grip, centre, axes, reach, allowed=1.2
+):  # reach (5,): 0 open .. 1 as far as the box lets
     "The pose of a hand whose fingers close on a box."
     vector = np.zeros(24)
-    close_fingers(person.joints, person.frames, person.rest_abduction, person.radii, grip.opened, grip.closed, np.asarray(reach, float), centre, axes, BOX, *joint_limits(), allowed, vector)
+    close_fingers(
+        person.joints,
+        person.frames,
+        person.rest_abduction,
+        person.radii,
+        grip.opened,
+        grip.closed,
+        np.asarray(reach, float),
+        centre,
+        axes,
+        BOX,
+        *joint_limits(),
+        allowed,
+        vector,
+    )
     return vector
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #6fb307d4
 DOWN = math.radians(42)  # how far the camera looks down
-HEIGHTS = dict(Grasp1=365., Grasp2=365., Occlusion=560., Pinch=560., Rigid=560., Rotate=560.)  # of the camera over the desk, mm
+HEIGHTS = dict(
+    Grasp1=365.0, Grasp2=365.0, Occlusion=560.0, Pinch=560.0, Rigid=560.0, Rotate=560.0
+)  # of the camera over the desk, mm
 UP = np.array([0, -math.cos(DOWN), -math.sin(DOWN)])
 AWAY = np.array([0, -math.sin(DOWN), math.cos(DOWN)])  # along the desk, away from the person
-MIRROR = np.array([-1., 1, 1])
-REST = np.array([-5., 10, 0]) + np.array([0, 0, HEIGHTS["Grasp1"] / math.sin(DOWN)])  # about where the box lies when nobody holds it
+MIRROR = np.array([-1.0, 1, 1])
+REST = np.array([-5.0, 10, 0]) + np.array(
+    [0, 0, HEIGHTS["Grasp1"] / math.sin(DOWN)]
+)  # about where the box lies when nobody holds it
 
 
 class Stage(NamedTuple):
     "Hand and box at one time, in the colour camera's frame."
-    rotation: np.ndarray   # (3,3) R
-    wrist: np.ndarray      # (3,) mm
-    pose: np.ndarray       # (24,) rad
-    centre: np.ndarray     # (3,) mm, of the box
-    axes: np.ndarray       # (3,3) columns, the box's directions
+
+    rotation: np.ndarray  # (3,3) R
+    wrist: np.ndarray  # (3,) mm
+    pose: np.ndarray  # (24,) rad
+    centre: np.ndarray  # (3,) mm, of the box
+    axes: np.ndarray  # (3,3) columns, the box's directions
 
 
 def hand_axes(forward, back):
@@ -240,72 +447,127 @@ def box_in_view(rotation, wrist, centre, axes):
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #b3cf0427
 SHOWN = dict(  # from thumb to fingers, forearm (camera's directions: right, down, away), and how far it sways
-    Occlusion=((-.15, .25, 1.), (.75, -.6, .1), .30), Pinch=((.78, .05, .5), (.3, -.9, .2), .26), Rotate=((.85, .1, .15), (.35, -.85, .3), .48))
+    Occlusion=((-0.15, 0.25, 1.0), (0.75, -0.6, 0.1), 0.30),
+    Pinch=((0.78, 0.05, 0.5), (0.3, -0.9, 0.2), 0.26),
+    Rotate=((0.85, 0.1, 0.15), (0.35, -0.85, 0.3), 0.48),
+)
 
 
 @functools.lru_cache(maxsize=8)
 def sways(seed, sequence):
     "The waves of one sequence: wrist, directions and turn (7), fingers (5), the box's spin (1), where it lies (3)."
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "motion")
-    return make_sway(generator, 7), make_sway(generator, 5, .1, .5), make_sway(generator, 1, .08, .3), make_sway(generator, 3, .02, .06)
+    return (
+        make_sway(generator, 7),
+        make_sway(generator, 5, 0.1, 0.5),
+        make_sway(generator, 1, 0.08, 0.3),
+        make_sway(generator, 3, 0.02, 0.06),
+    )
 
 
 def swayed_axes(body):
     "R (3,3) of an open palm with the box in it; the forearm comes from below left."
-    forward = unit_vector(np.array([.42, -.72, .42]) + .22 * body[:3])
-    return hand_axes(forward, turned(forward, np.radians(135 + 45 * body[3])) @ np.array([.1, -.55, -.82]))
+    forward = unit_vector(np.array([0.42, -0.72, 0.42]) + 0.22 * body[:3])
+    return hand_axes(forward, turned(forward, np.radians(135 + 45 * body[3])) @ np.array([0.1, -0.55, -0.82]))
 
 
 def shown_axes(sequence, grip, body):
     "R (3,3) that turns the line from thumb to finger tips, through the box, where the sequence wants it."
+
     def frame(first, second):
         second = unit_vector(second - first * (first @ second))
         return np.stack([first, second, np.cross(first, second)], 1)
+
     line, forward, reach = SHOWN[sequence]
-    line, forward = unit_vector(np.array(line) + reach * body[:3]), unit_vector(np.array(forward) + .25 * body[3] * np.array([0, 1., 0]))
-    return frame(line, forward) @ frame(MIRROR * grip.axes[:, 2], np.array([0, 1., 0])).T
+    line, forward = (
+        unit_vector(np.array(line) + reach * body[:3]),
+        unit_vector(np.array(forward) + 0.25 * body[3] * np.array([0, 1.0, 0])),
+    )
+    return frame(line, forward) @ frame(MIRROR * grip.axes[:, 2], np.array([0, 1.0, 0])).T
 
 
 def in_the_air(seed, sequence, seconds, person, grip):
     "Hand and box held in the air."
     body, fingers, spin, _ = (sway.at(seconds) for sway in sways(seed, sequence))
     rotation = shown_axes(sequence, grip, body) if sequence in SHOWN else swayed_axes(body)
-    spun = turned(grip.axes[:, 2], np.radians(38) * spin[0] if sequence == "Rotate" else 0.)
-    axes, held = spun @ grip.axes, grip.pivot + spun @ (grip.centre - grip.pivot)        # its broad sides stay between the same tips
-    free = {"Pinch": (0, 0, 1, 1, 1), "Rotate": (0, 0, 0, 0, 1), "Occlusion": (0, 0, 0, 1, 1), "Rigid": (0,) * 5}[sequence]
-    closing = np.where(free, np.clip(.42 + .16 * fingers, .05, .62), 1.)
-    wanted = np.array([8., -2, 375]) + np.array([42, 28, 34]) * body[4:7]              # where the box shall be, turned or not
+    spun = turned(grip.axes[:, 2], np.radians(38) * spin[0] if sequence == "Rotate" else 0.0)
+    axes, held = (
+        spun @ grip.axes,
+        grip.pivot + spun @ (grip.centre - grip.pivot),
+    )  # its broad sides stay between the same tips
+    free = {
+        "Pinch": (0, 0, 1, 1, 1),
+        "Rotate": (0, 0, 0, 0, 1),
+        "Occlusion": (0, 0, 0, 1, 1),
+        "Rigid": (0,) * 5,
+    }[sequence]
+    closing = np.where(free, np.clip(0.42 + 0.16 * fingers, 0.05, 0.62), 1.0)
+    wanted = (
+        np.array([8.0, -2, 375]) + np.array([42, 28, 34]) * body[4:7]
+    )  # where the box shall be, turned or not
     wrist = wanted - box_in_view(rotation, np.zeros(3), grip.centre, axes)[0]
-    return Stage(rotation, wrist, held_pose(person, grip, grip.centre, grip.axes, closing), *box_in_view(rotation, wrist, held, axes))
+    return Stage(
+        rotation,
+        wrist,
+        held_pose(person, grip, grip.centre, grip.axes, closing),
+        *box_in_view(rotation, wrist, held, axes),
+    )
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #362514e4
 CYCLE = 7.0  # seconds
-PHASES = dict(reach=(0., .18), close=(.18, .27), lift=(.28, .46), put=(.60, .76), open=(.77, .85), withdraw=(.83, 1.))  # shares of a cycle
+PHASES = dict(
+    reach=(0.0, 0.18),
+    close=(0.18, 0.27),
+    lift=(0.28, 0.46),
+    put=(0.60, 0.76),
+    open=(0.77, 0.85),
+    withdraw=(0.83, 1.0),
+)  # shares of a cycle
 
 
 def on_the_desk(seed, sequence, seconds, person, grip):
     "Hand and box, taken from the desk and put back."
     body, fingers, _, place = (sway.at(seconds) for sway in sways(seed, sequence))
-    start = sways(seed, sequence)[3].at(math.floor(seconds / CYCLE) * CYCLE)             # the box stays where it was put, cycle by cycle
+    start = sways(seed, sequence)[3].at(
+        math.floor(seconds / CYCLE) * CYCLE
+    )  # the box stays where it was put, cycle by cycle
     after = sways(seed, sequence)[3].at((math.floor(seconds / CYCLE) + 1) * CYCLE)
     share = (seconds / CYCLE) % 1
     done = {name: ease((share - first) / (last - first)) for name, (first, last) in PHASES.items()}
     lifted = done["lift"] * (1 - done["put"])
-    here = start + (after - start) * ease((share - .28) / (.76 - .28))                   # carried while in the air
+    here = start + (after - start) * ease((share - 0.28) / (0.76 - 0.28))  # carried while in the air
     yaw = np.radians(20) * here[2] + lifted * np.radians(16) * body[0] + np.radians(18)
-    forward = turned(UP, yaw) @ -AWAY                                                    # from across the desk
+    forward = turned(UP, yaw) @ -AWAY  # from across the desk
     tilt = lifted * np.radians(30)
-    forward, back = turned(np.cross(forward, UP), tilt * (.8 + body[1])) @ forward, turned(unit_vector(forward), tilt * 1.3 * body[3]) @ UP
+    forward, back = (
+        turned(np.cross(forward, UP), tilt * (0.8 + body[1])) @ forward,
+        turned(unit_vector(forward), tilt * 1.3 * body[3]) @ UP,
+    )
     rotation = hand_axes(forward, back)
-    ground = REST - UP * (UP @ REST + HEIGHTS[sequence] - BOX[1]) - 45 * AWAY + 45 * here[0] * np.array([1., 0, 0]) + 30 * here[1] * AWAY
+    ground = (
+        REST
+        - UP * (UP @ REST + HEIGHTS[sequence] - BOX[1])
+        - 45 * AWAY
+        + 45 * here[0] * np.array([1.0, 0, 0])
+        + 30 * here[1] * AWAY
+    )
     centre = ground + lifted * (75 * UP + 30 * np.array([body[4], 0, 0]) + 22 * body[5] * UP)
     offset, axes = box_in_view(rotation, np.zeros(3), grip.centre, grip.axes)
-    apart = 1 - done["reach"] + done["withdraw"]                                          # 1: the hand is away
-    aside = ease((apart - .3) / .7)                                                       # comes from the side first, then from above
-    wrist = centre - offset + 75 * ease(apart / .75) * UP + aside * (110 * AWAY + np.array([50., 0, 0]) + 12 * body[:3])
+    apart = 1 - done["reach"] + done["withdraw"]  # 1: the hand is away
+    aside = ease((apart - 0.3) / 0.7)  # comes from the side first, then from above
+    wrist = (
+        centre
+        - offset
+        + 75 * ease(apart / 0.75) * UP
+        + aside * (110 * AWAY + np.array([50.0, 0, 0]) + 12 * body[:3])
+    )
     grasp = np.clip(done["close"] - done["open"], 0, 1)
-    held = held_pose(person, grip, grip.centre, grip.axes, np.ones(5))                    # fingers go straight to where they will touch
-    open_hand = grip.opened + (.12 + .05 * np.repeat(fingers, [4, 4, 4, 4, 8]) * aside) * (grip.closed - grip.opened)
+    held = held_pose(
+        person, grip, grip.centre, grip.axes, np.ones(5)
+    )  # fingers go straight to where they will touch
+    open_hand = grip.opened + (0.12 + 0.05 * np.repeat(fingers, [4, 4, 4, 4, 8]) * aside) * (
+        grip.closed - grip.opened
+    )
     pose = np.clip(open_hand + grasp * (held - open_hand), *joint_limits())
     return Stage(rotation, wrist, pose, centre, axes)
 
@@ -317,14 +579,17 @@ def actor_of(seed, number):
 
 
 @functools.lru_cache(maxsize=8)
-def grip_of(seed, number, kind): return make_grip(actor_of(seed, number).person, kind)
+def grip_of(seed, number, kind):
+    return make_grip(actor_of(seed, number).person, kind)
 
 
 def stage_at(seed, sequence, index):
     "Hand and box of a frame."
     number = PERSONS[sequence]
     story = on_the_desk if sequence.startswith("Grasp") else in_the_air
-    return story(seed, sequence, index / RATE, actor_of(seed, number).person, grip_of(seed, number, GRIPS[sequence]))
+    return story(
+        seed, sequence, index / RATE, actor_of(seed, number).person, grip_of(seed, number, GRIPS[sequence])
+    )
 
 
 CORNERS = np.array([[-1, -1, 1], [1, -1, 1], [-1, 1, 1]])  # of the eight, the three that are annotated
@@ -343,20 +608,46 @@ def box_piece(stage):
         for sign in (-1, 1):
             square = np.zeros((4, 3))
             square[:, axis], square[:, first], square[:, second] = sign, (-1, 1, 1, -1), (-1, -1, 1, 1)
-            rows.append((square, np.repeat(np.eye(3)[axis][None] * sign, 4, 0), np.stack([square[:, first] * BOX[first], square[:, second] * BOX[second], np.full(4, THING)], 1), sign))
-    hand = np.linalg.det(stage.axes)                                             # -1 where the axes are mirrored
-    faces = [np.array([[0, 1, 2], [0, 2, 3]])[:, ::1 if sign * hand > 0 else -1] + 4 * k for k, (*_, sign) in enumerate(rows)]
+            rows.append(
+                (
+                    square,
+                    np.repeat(np.eye(3)[axis][None] * sign, 4, 0),
+                    np.stack(
+                        [square[:, first] * BOX[first], square[:, second] * BOX[second], np.full(4, THING)], 1
+                    ),
+                    sign,
+                )
+            )
+    hand = np.linalg.det(stage.axes)  # -1 where the axes are mirrored
+    faces = [
+        np.array([[0, 1, 2], [0, 2, 3]])[:, :: 1 if sign * hand > 0 else -1] + 4 * k
+        for k, (*_, sign) in enumerate(rows)
+    ]
     square, normal, texture = (np.concatenate([row[k] for row in rows]) for k in range(3))
-    return Piece(((square * BOX) @ stage.axes.T + stage.centre).astype(np.float32), (normal @ stage.axes.T).astype(np.float32), texture.astype(np.float32), np.concatenate(faces).astype(np.int32))
+    return Piece(
+        ((square * BOX) @ stage.axes.T + stage.centre).astype(np.float32),
+        (normal @ stage.axes.T).astype(np.float32),
+        texture.astype(np.float32),
+        np.concatenate(faces).astype(np.int32),
+    )
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #4a81dbce
 @functools.lru_cache(maxsize=4)
 def materials_of(seed, number):
     "The person's materials with the box's in place of a thing's; the box is the same for both."
     own, generator = actor_of(seed, number).materials, numpy_generator(seed, "sim", "dexter-object", "box")
-    colour = np.array([[.16, .34, .50], [.52, .16, .13], [.18, .40, .22], [.62, .46, .14]])[generator.integers(4)] * generator.uniform(.85, 1.15)
+    colour = np.array([[0.16, 0.34, 0.50], [0.52, 0.16, 0.13], [0.18, 0.40, 0.22], [0.62, 0.46, 0.14]])[
+        generator.integers(4)
+    ] * generator.uniform(0.85, 1.15)
     main, other, pattern, scale, folds, gloss = (np.array(each) for each in own)
-    main[THING], other[THING], pattern[THING], scale[THING], folds[THING], gloss[THING] = colour, np.array([.80, .78, .70]), BANDS, 120, .02, .22
+    main[THING], other[THING], pattern[THING], scale[THING], folds[THING], gloss[THING] = (
+        colour,
+        np.array([0.80, 0.78, 0.70]),
+        BANDS,
+        120,
+        0.02,
+        0.22,
+    )
     return Materials(main, other, pattern, scale, folds, gloss)
 
 
@@ -367,59 +658,97 @@ TOP_MM = 1.5
 def paint_desk(generator):
     "The desk from above (1000,1400,3) f32: wood or laminate, with papers, a keyboard, a mat, pens."
     height, width = TOP
-    wood = np.array([[.46, .34, .23], [.55, .53, .50], [.62, .50, .36], [.33, .24, .17]])[generator.integers(4)]
-    grain = cv2.resize(fractal(generator, 3, 6, stretch=6.) + .6 * fractal(generator, 30, 3, stretch=9.), (width, height), interpolation=cv2.INTER_CUBIC)
-    image = canvas(np.clip(wood * (.78 + .28 * grain[..., None]), 0, 1))
-    for _ in range(generator.integers(3, 7)): draw_paper(image, generator)
-    if generator.random() < .8: draw_keyboard(image, generator)
+    wood = np.array([[0.46, 0.34, 0.23], [0.55, 0.53, 0.50], [0.62, 0.50, 0.36], [0.33, 0.24, 0.17]])[
+        generator.integers(4)
+    ]
+    grain = cv2.resize(
+        fractal(generator, 3, 6, stretch=6.0) + 0.6 * fractal(generator, 30, 3, stretch=9.0),
+        (width, height),
+        interpolation=cv2.INTER_CUBIC,
+    )
+    image = canvas(np.clip(wood * (0.78 + 0.28 * grain[..., None]), 0, 1))
+    for _ in range(generator.integers(3, 7)):
+        draw_paper(image, generator)
+    if generator.random() < 0.8:
+        draw_keyboard(image, generator)
     for _ in range(generator.integers(1, 5)):
         start = generator.uniform((0, 0), (width, height))
-        draw_strip(image, start, start + generator.normal(size=2) * 70, generator.uniform(4, 8), muted(generator, .05, .6))
+        draw_strip(
+            image,
+            start,
+            start + generator.normal(size=2) * 70,
+            generator.uniform(4, 8),
+            muted(generator, 0.05, 0.6),
+        )
     return image.astype(np.float32) / 255
 
 
 def draw_paper(image, generator):
     "A sheet, a folder or a mat with writing on it, turned, drawn in place."
-    size, centre, angle = generator.uniform((120, 90), (330, 240)), generator.uniform((100, 100), (1300, 960)), generator.normal() * 25
-    colour = np.array([.84, .83, .80]) * generator.uniform(.8, 1.05) if generator.random() < .55 else muted(generator, .12, .7)
+    size, centre, angle = (
+        generator.uniform((120, 90), (330, 240)),
+        generator.uniform((100, 100), (1300, 960)),
+        generator.normal() * 25,
+    )
+    colour = (
+        np.array([0.84, 0.83, 0.80]) * generator.uniform(0.8, 1.05)
+        if generator.random() < 0.55
+        else muted(generator, 0.12, 0.7)
+    )
     corners = cv2.boxPoints((tuple(centre), tuple(size), float(angle))).astype(int)
     cv2.fillConvexPoly(image, corners, tuple(float(255 * min(c, 1)) for c in colour), cv2.LINE_AA)
     a, b, c = corners[0], corners[1], corners[3]
-    for row in np.arange(.12, .9, generator.uniform(.06, .12)):
-        start = a + .1 * (c - a) + row * (b - a)
-        draw_strip(image, start, start + (c - a) * generator.uniform(.3, .8), 2, np.clip(colour * .45, 0, 1))
+    for row in np.arange(0.12, 0.9, generator.uniform(0.06, 0.12)):
+        start = a + 0.1 * (c - a) + row * (b - a)
+        draw_strip(
+            image, start, start + (c - a) * generator.uniform(0.3, 0.8), 2, np.clip(colour * 0.45, 0, 1)
+        )
 
 
 def draw_keyboard(image, generator):
     "A keyboard seen from above, drawn in place."
-    x, y, dark = generator.uniform(100, 1000), generator.uniform(60, 330), generator.random() < .6
-    draw_box(image, x, y, 300, 100, (.1,) * 3 if dark else (.75,) * 3)
+    x, y, dark = generator.uniform(100, 1000), generator.uniform(60, 330), generator.random() < 0.6
+    draw_box(image, x, y, 300, 100, (0.1,) * 3 if dark else (0.75,) * 3)
     for row in range(5):
-        for key in range(15): draw_box(image, x + 8 + key * 19, y + 8 + row * 17.5, 15, 13.5, (.2,) * 3 if dark else (.88,) * 3)
+        for key in range(15):
+            draw_box(
+                image, x + 8 + key * 19, y + 8 + row * 17.5, 15, 13.5, (0.2,) * 3 if dark else (0.88,) * 3
+            )
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #652b831c
 def desk_map(height):  # mm, of the camera over the desk
     "The homography (3,3) from pixels of the desk's picture to pixels of the colour image; the picture's lower edge is near the person."
-    nearest = -UP * height + 120 * AWAY                                       # below the camera, a little away
-    metres = np.array([[TOP_MM, 0, -TOP_MM * TOP[1] / 2], [0, -TOP_MM, TOP_MM * TOP[0]], [0, 0, 1]])  # picture px to (across, away) mm
-    return COLOR_K @ np.stack([np.array([1., 0, 0]), AWAY, nearest], 1) @ metres
+    nearest = -UP * height + 120 * AWAY  # below the camera, a little away
+    metres = np.array(
+        [[TOP_MM, 0, -TOP_MM * TOP[1] / 2], [0, -TOP_MM, TOP_MM * TOP[0]], [0, 0, 1]]
+    )  # picture px to (across, away) mm
+    return COLOR_K @ np.stack([np.array([1.0, 0, 0]), AWAY, nearest], 1) @ metres
 
 
 def desk_light(generator):
     "A lamp or a window above, the ceiling, and the desk's own reflection."
-    azimuth, height = generator.uniform(-np.pi, np.pi), generator.uniform(.45, .85)
+    azimuth, height = generator.uniform(-np.pi, np.pi), generator.uniform(0.45, 0.85)
     level = math.sqrt(1 - height**2)
-    direction = height * UP + level * (math.sin(azimuth) * np.array([1., 0, 0]) + math.cos(azimuth) * AWAY)
-    warm, bright = generator.normal() * .06, generator.uniform(.9, 1.12)
+    direction = height * UP + level * (math.sin(azimuth) * np.array([1.0, 0, 0]) + math.cos(azimuth) * AWAY)
+    warm, bright = generator.normal() * 0.06, generator.uniform(0.9, 1.12)
     white = bright * np.array([1 + warm, 1, 1 - warm])
-    return Light(numbers(direction), numbers(UP), numbers(.66 * white), numbers(.50 * white), numbers(.32 * white * [1.06, 1, .9]), numbers(.10 * white), np.float32(.7))
+    return Light(
+        numbers(direction),
+        numbers(UP),
+        numbers(0.66 * white),
+        numbers(0.50 * white),
+        numbers(0.32 * white * [1.06, 1, 0.9]),
+        numbers(0.10 * white),
+        np.float32(0.7),
+    )
 
 
 class Room(NamedTuple):
     "What stays the same in a sequence."
-    picture: np.ndarray    # (480,640,3) f32, the empty desk
+
+    picture: np.ndarray  # (480,640,3) f32, the empty desk
     light: Light
-    lens: tuple            # blur (px), gamma, grain, its colour, vignette
+    lens: tuple  # blur (px), gamma, grain, its colour, vignette
 
 
 @functools.lru_cache(maxsize=6)
@@ -428,18 +757,32 @@ def room_of(seed, sequence):
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "room")
     light, painted = desk_light(generator), paint_desk(generator)
     (height, width), seen_from = COLOR_SIZE, desk_map(HEIGHTS[sequence])
-    behind = cv2.resize(np.clip(paint_room(generator), 0, 1).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    behind = cv2.resize(
+        np.clip(paint_room(generator), 0, 1).astype(np.float32),
+        (width, height),
+        interpolation=cv2.INTER_CUBIC,
+    )
     lit = np.array(light.sky) + np.array(light.sun) * (np.array(light.direction) @ UP)
-    fine = cv2.GaussianBlur(painted, (0, 0), .8)
-    seen = cv2.warpPerspective((fine * lit).astype(np.float32), seen_from, (width, height), flags=cv2.INTER_AREA)
+    fine = cv2.GaussianBlur(painted, (0, 0), 0.8)
+    seen = cv2.warpPerspective(
+        (fine * lit).astype(np.float32), seen_from, (width, height), flags=cv2.INTER_AREA
+    )
     there = cv2.warpPerspective(np.ones(TOP, np.float32), seen_from, (width, height))
-    lens = generator.uniform(.5, .9), generator.uniform(.92, 1.1), generator.uniform(.004, .010), generator.uniform(.3, .7), generator.uniform(.05, .25)
-    return Room((np.where(there[..., None] > .5, seen, behind * .55)).astype(np.float32), light, lens)
+    lens = (
+        generator.uniform(0.5, 0.9),
+        generator.uniform(0.92, 1.1),
+        generator.uniform(0.004, 0.010),
+        generator.uniform(0.3, 0.7),
+        generator.uniform(0.05, 0.25),
+    )
+    return Room((np.where(there[..., None] > 0.5, seen, behind * 0.55)).astype(np.float32), light, lens)
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #c8df651c
 COLOR_CAMERA = Camera(np.eye(3), np.zeros(3), COLOR_K.astype(np.float32), 0)
 _turn = np.linalg.inv(DEPTH_TO_COLOR[:, :3])
-DEPTH_CAMERA = Camera(_turn, -_turn @ DEPTH_TO_COLOR[:, 3], DEPTH_K.astype(np.float32), 0)  # from the colour camera's frame
+DEPTH_CAMERA = Camera(
+    _turn, -_turn @ DEPTH_TO_COLOR[:, 3], DEPTH_K.astype(np.float32), 0
+)  # from the colour camera's frame
 
 
 def arm_of(stage, actor):
@@ -449,18 +792,22 @@ def arm_of(stage, actor):
     forearm = palm @ transforms[16, :, :3]
     wrist = MIRROR * stage.wrist
     elbow = wrist - FOREARM * forearm[:, 1]
-    shoulder = elbow + 285 * unit_vector(MIRROR * (np.array([-.25, .45, -.8]) if stage.rotation[2, 1] > -.2 else np.array([.3, -.5, .8])))
+    shoulder = elbow + 285 * unit_vector(
+        MIRROR
+        * (np.array([-0.25, 0.45, -0.8]) if stage.rotation[2, 1] > -0.2 else np.array([0.3, -0.5, 0.8]))
+    )
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
 
 class Meshes(NamedTuple):
     "What a camera draws."
-    placed: object         # Placed, the hand
-    body: Body             # arm and box
+
+    placed: object  # Placed, the hand
+    body: Body  # arm and box
     screen: np.ndarray
     nearness: np.ndarray
     triangle: np.ndarray
-    first: int             # number of the body's first triangle
+    first: int  # number of the body's first triangle
 
 
 def draw_meshes(actor, arm, pieces, camera, size):
@@ -487,20 +834,27 @@ def desk_shadow(skin, corners, light, height):  # (n,3) and (8,3) mm
     small = np.zeros((COLOR_SIZE[0] // 4, COLOR_SIZE[1] // 4), np.float32)
     uv, down = fallen(skin, light, height)
     box, _ = fallen(corners, light, height)
-    if len(box) > 2: cv2.fillConvexPoly(small, cv2.convexHull(np.clip(np.rint(box / 4), -999, 999).astype(np.int32)), 1.)
+    if len(box) > 2:
+        cv2.fillConvexPoly(small, cv2.convexHull(np.clip(np.rint(box / 4), -999, 999).astype(np.int32)), 1.0)
     u, v = np.rint(uv / 4).astype(int).T
     inside = (u >= 0) & (v >= 0) & (u < small.shape[1]) & (v < small.shape[0])
     small[v[inside], u[inside]] = 1
-    soft = cv2.GaussianBlur(cv2.dilate(small, np.ones((3, 3), np.uint8)), (0, 0), float(np.clip(1.2 + .02 * (np.median(down) if len(down) else 0), 1.2, 7)))
-    return 1 - .55 * cv2.resize(soft, COLOR_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+    soft = cv2.GaussianBlur(
+        cv2.dilate(small, np.ones((3, 3), np.uint8)),
+        (0, 0),
+        float(np.clip(1.2 + 0.02 * (np.median(down) if len(down) else 0), 1.2, 7)),
+    )
+    return 1 - 0.55 * cv2.resize(soft, COLOR_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #dae884dc
 def expose_frame(generator, image, lens):
     "What the colour camera makes of light (480,640,3) f32: u8."
     blur, gamma, grain, coloured, vignette = lens
-    image = cv2.GaussianBlur(np.clip(image, 0, None), (0, 0), blur)**np.float32(gamma)
+    image = cv2.GaussianBlur(np.clip(image, 0, None), (0, 0), blur) ** np.float32(gamma)
     left, top = generator.integers(0, 512, 2)
-    return expose(image, grain_tile(), left, top, np.float32(grain), np.float32(grain * coloured), np.float32(vignette))
+    return expose(
+        image, grain_tile(), left, top, np.float32(grain), np.float32(grain * coloured), np.float32(vignette)
+    )
 
 
 def color_frame(generator, seed, sequence, actor, arm, pieces):
@@ -508,19 +862,61 @@ def color_frame(generator, seed, sequence, actor, arm, pieces):
     room, materials = room_of(seed, sequence), materials_of(seed, PERSONS[sequence])
     drawn = draw_meshes(actor, arm, pieces, COLOR_CAMERA, COLOR_SIZE)
     placed, bones, parts = drawn.placed, np.full(COLOR_SIZE, 255, np.uint8), np.zeros(COLOR_SIZE, np.uint8)
-    box = fill_bones(placed.screen, placed.hand.faces, 0, drawn.triangle, actor.person.part_weight, actor.person.finger, part_ids("left"), bones, parts)
-    image = room.picture * desk_shadow(placed.hand.vertices, drawn.body.vertices[-24:], room.light, HEIGHTS[sequence])[..., None]
+    box = fill_bones(
+        placed.screen,
+        placed.hand.faces,
+        0,
+        drawn.triangle,
+        actor.person.part_weight,
+        actor.person.finger,
+        part_ids("left"),
+        bones,
+        parts,
+    )
+    image = (
+        room.picture
+        * desk_shadow(placed.hand.vertices, drawn.body.vertices[-24:], room.light, HEIGHTS[sequence])[
+            ..., None
+        ]
+    )
     shadow = fitted_shadow(placed, room.light)
-    if box[2] > box[0]: shade_hand(image, drawn.nearness, drawn.triangle, bones, 0, placed.screen, box, placed.hand, actor.skin, scene_noise(), room.light, shadow, float(COLOR_K[0, 0]))
-    shade_body(image, drawn.triangle, drawn.first, drawn.screen, drawn.body, materials, scene_noise(), room.light, shadow)
+    if box[2] > box[0]:
+        shade_hand(
+            image,
+            drawn.nearness,
+            drawn.triangle,
+            bones,
+            0,
+            placed.screen,
+            box,
+            placed.hand,
+            actor.skin,
+            scene_noise(),
+            room.light,
+            shadow,
+            float(COLOR_K[0, 0]),
+        )
+    shade_body(
+        image,
+        drawn.triangle,
+        drawn.first,
+        drawn.screen,
+        drawn.body,
+        materials,
+        scene_noise(),
+        room.light,
+        shadow,
+    )
     return expose_frame(generator, soften_outlines(image, drawn.nearness), room.lens)
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #698681c6
 @functools.lru_cache(maxsize=2)
 def desk_depth(height):  # mm, of the colour camera over the desk
     "Depth (240,320) mm of the empty desk from the depth camera; 0 beyond its edge."
-    v, u = np.mgrid[:DEPTH_SIZE[0], :DEPTH_SIZE[1]]
-    rays = np.stack([(u - DEPTH_K[0, 2]) / DEPTH_K[0, 0], (v - DEPTH_K[1, 2]) / DEPTH_K[1, 1], np.ones(DEPTH_SIZE)], -1)
+    v, u = np.mgrid[: DEPTH_SIZE[0], : DEPTH_SIZE[1]]
+    rays = np.stack(
+        [(u - DEPTH_K[0, 2]) / DEPTH_K[0, 0], (v - DEPTH_K[1, 2]) / DEPTH_K[1, 1], np.ones(DEPTH_SIZE)], -1
+    )
     normal = DEPTH_CAMERA.rotation @ UP
     z = (height + UP @ to_color(np.zeros(3))) / np.maximum(-(rays @ normal), 1e-3)
     return np.where(z < 1450, z, 0).astype(np.float32)
@@ -529,10 +925,10 @@ def desk_depth(height):  # mm, of the colour camera over the desk
 def sensed_depth(generator, depth):  # (240,320) mm, 0 where there is nothing
     "Raw values (240,320) u16 of the depth camera."
     left, top = generator.integers(0, 512, 2)
-    tile = np.roll(grain_tile(), (-int(top), -int(left)), (0, 1))[:DEPTH_SIZE[0], :DEPTH_SIZE[1]]
-    noisy = depth + tile[..., 0] * (1. + 5e-6 * depth**2) + .6 * tile[..., 3]
+    tile = np.roll(grain_tile(), (-int(top), -int(left)), (0, 1))[: DEPTH_SIZE[0], : DEPTH_SIZE[1]]
+    noisy = depth + tile[..., 0] * (1.0 + 5e-6 * depth**2) + 0.6 * tile[..., 3]
     low, high = cv2.erode(depth, np.ones((3, 3))), cv2.dilate(depth, np.ones((3, 3)))
-    edge = (high - low > 25 + .03 * depth) & (tile[..., 1] > -.35)
+    edge = (high - low > 25 + 0.03 * depth) & (tile[..., 1] > -0.35)
     weak = (depth > 1050 + 90 * tile[..., 2]) | (tile[..., 2] > 3.4)
     raw = np.rint(np.clip(noisy, 0, 32000)).astype(np.uint16)
     raw[weak] = DEXTER_MISSING + 1
@@ -548,10 +944,10 @@ def depth_frame(generator, sequence, actor, arm, pieces):
     return sensed_depth(generator, clean), clean
 
 # %% ../../nbs/sim/07_dexter_object.ipynb #93f4e4d9
-HIDDEN_BY = 15.  # mm
+HIDDEN_BY = 15.0  # mm
 
 
-FEWEST = 2      # tips
+FEWEST = 2  # tips
 
 
 def annotated(points, clean):  # (8,3) mm, depth camera's frame; depth without noise
@@ -560,11 +956,14 @@ def annotated(points, clean):  # (8,3) mm, depth camera's frame; depth without n
     uv = np.where((points[:, 2:] > 60) & np.isfinite(uv), uv, -1e3)
     column, row = np.clip(np.rint(uv), 0, np.array(DEPTH_SIZE[::-1]) - 1).astype(int).T
     inside = ((np.rint(uv) >= 0) & (np.rint(uv) < DEPTH_SIZE[::-1])).all(1) & (points[:, 2] > 60)
-    behind = np.where(clean[row, column] > 0, points[:, 2] - clean[row, column], 0)        # mm
+    behind = np.where(clean[row, column] > 0, points[:, 2] - clean[row, column], 0)  # mm
     seen = inside & (behind <= HIDDEN_BY)
     likely = np.argsort(np.where(inside, behind, 1e4 + np.abs(uv - [160, 120]).max(1))[:5])
-    if seen[:5].sum() < FEWEST: seen[likely[:FEWEST]] = True
-    return np.where(seen[:, None], points * [-1, -1, 1], [0, 0, DEXTER_MISSING]), np.where(seen[:, None], uv, 0)
+    if seen[:5].sum() < FEWEST:
+        seen[likely[:FEWEST]] = True
+    return np.where(seen[:, None], points * [-1, -1, 1], [0, 0, DEXTER_MISSING]), np.where(
+        seen[:, None], uv, 0
+    )
 
 
 def raw_frame(seed: int, sequence: str, index: int):  # index from 0
@@ -584,29 +983,53 @@ def raw_frame(seed: int, sequence: str, index: int):  # index from 0
 def frames_of(count, sequences) -> dict:
     "How many frames of each sequence: the official number, or `count` shared equally."
     sequences = check_sequences(sequences)
-    if not sequences: raise HandlabError("sequences", "there is none", f"choose among {', '.join(SEQUENCES)}")
-    if count is None: return {sequence: FRAMES[sequence] for sequence in sequences}
-    if count < 1: raise HandlabError(f"count {count}", "a set has at least one frame", "give a number from 1 on")
+    if not sequences:
+        raise HandlabError("sequences", "there is none", f"choose among {', '.join(SEQUENCES)}")
+    if count is None:
+        return {sequence: FRAMES[sequence] for sequence in sequences}
+    if count < 1:
+        raise HandlabError(f"count {count}", "a set has at least one frame", "give a number from 1 on")
     each, more = divmod(int(count), len(sequences))
-    return {sequence: each + (number < more) for number, sequence in enumerate(sequences) if each + (number < more)}
+    return {
+        sequence: each + (number < more)
+        for number, sequence in enumerate(sequences)
+        if each + (number < more)
+    }
 
 
 class SimDexterObject:
     "Frames of the simulated twin of Dexter+Object, drawn when asked for."
+
     name, split, source, has_depth = "dexter-object", "evaluation", SOURCE, True
 
-    def __init__(self,
-                 count: int = None,      # frames in all; None: 3145, as the real set
-                 seed: int = 0,          # another seed gives other persons, another box, other motion
-                 sequences=SEQUENCES,
-                 every: int = 1):        # take every n-th frame of the motion
-        if every < 1: raise HandlabError(f"every {every}", "it cannot be below 1", "give 1 for all frames")
-        self.seed, self.every, self.counts, self.skipped, self.noted = int(seed), int(every), frames_of(count, sequences), [], []
-        self.frames = [(sequence, number) for sequence, frames in self.counts.items() for number in range(1, frames + 1)]
+    def __init__(
+        self,
+        count: int = None,  # frames in all; None: 3145, as the real set
+        seed: int = 0,  # another seed gives other persons, another box, other motion
+        sequences=SEQUENCES,
+        every: int = 1,
+    ):  # take every n-th frame of the motion
+        if every < 1:
+            raise HandlabError(f"every {every}", "it cannot be below 1", "give 1 for all frames")
+        self.seed, self.every, self.counts, self.skipped, self.noted = (
+            int(seed),
+            int(every),
+            frames_of(count, sequences),
+            [],
+            [],
+        )
+        self.frames = [
+            (sequence, number) for sequence, frames in self.counts.items() for number in range(1, frames + 1)
+        ]
 
-    def __len__(self): return len(self.frames)
-    def __iter__(self): return (self[index] for index in range(len(self)))
-    def __repr__(self): return f"SimDexterObject({len(self)}, seed={self.seed}, every={self.every})"
+    def __len__(self):
+        return len(self.frames)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self):
+        return f"SimDexterObject({len(self)}, seed={self.seed}, every={self.every})"
 
     def raw(self, index: int):
         "Colour, raw depth and the two annotation lines of a frame."
@@ -615,7 +1038,9 @@ class SimDexterObject:
 
     def __getitem__(self, index: int):
         (sequence, number), (color, depth, _, line) = self.frames[index], self.raw(index)
-        return decode_frame(f"{sequence}/{number:04d}", color, depth, parse_line(f"{sequence}, frame {number}", line, 3))
+        return decode_frame(
+            f"{sequence}/{number:04d}", color, depth, parse_line(f"{sequence}, frame {number}", line, 3)
+        )
 
     def identity(self) -> str:
         "What the frames depend on: the settings, and the simulator itself, by the content of one frame of each sequence."
@@ -633,30 +1058,45 @@ def write_frame(root, seed, sequence, number, index):
     return line_2d, line_3d
 
 
-def write_dexter_object(folder,                 # relative paths count from the project root
-                        count: int = None,      # frames in all; None: 3145, as the real set
-                        seed: int = 0,
-                        sequences=SEQUENCES,
-                        every: int = 1,
-                        show_progress: bool = True) -> Path:
+def write_dexter_object(
+    folder,  # relative paths count from the project root
+    count: int = None,  # frames in all; None: 3145, as the real set
+    seed: int = 0,
+    sequences=SEQUENCES,
+    every: int = 1,
+    show_progress: bool = True,
+) -> Path:
     "Write the simulated twin of Dexter+Object in the official layout; the folder. What is there already is kept if it is the same."
     root, reader = project_path(folder), SimDexterObject(count, seed, sequences, every)
-    stated = dict(source=SOURCE, frames=reader.counts, seed=reader.seed, every=reader.every, first_frame=fingerprint(*reader.raw(0)))
+    stated = dict(
+        source=SOURCE,
+        frames=reader.counts,
+        seed=reader.seed,
+        every=reader.every,
+        first_frame=fingerprint(*reader.raw(0)),
+    )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        if (root / SOURCE_FILE).is_file() and read_json(root / SOURCE_FILE) == stated: return root
-        raise HandlabError(root, "it holds something else, or a twin with other settings", "delete it, or name another folder")
+        if (root / SOURCE_FILE).is_file() and read_json(root / SOURCE_FILE) == stated:
+            return root
+        raise HandlabError(
+            root,
+            "it holds something else, or a twin with other settings",
+            "delete it, or name another folder",
+        )
     with atomic_folder(root) as growing:
         bar = progress(total=len(reader), desc=SOURCE) if show_progress else None
         for sequence, frames in reader.counts.items():
             lines = []
             for number in range(1, frames + 1):
                 lines.append(write_frame(growing, reader.seed, sequence, number, (number - 1) * reader.every))
-                if bar is not None: bar.update(1)
+                if bar is not None:
+                    bar.update(1)
             for dimensions, text in zip((2, 3), zip(*lines)):
                 path = annotation_path(growing, sequence, dimensions)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("\n".join(text) + "\n")
-        if bar is not None: bar.close()
+        if bar is not None:
+            bar.close()
         write_json(growing / SOURCE_FILE, stated)
         write_digests(growing)
     return root
@@ -668,11 +1108,18 @@ def measure_speed(count=12) -> dict:
     cv2.setNumThreads(1)
     try:
         reader = SimDexterObject(6 * count, every=25)
-        for index in range(0, len(reader), count): reader[index]
+        for index in range(0, len(reader), count):
+            reader[index]
         spent = []
         for work in (reader.raw, reader.__getitem__):
             start = time.process_time()
-            for index in range(0, len(reader), 6): work(index)
+            for index in range(0, len(reader), 6):
+                work(index)
             spent.append((time.process_time() - start) / count)
-    finally: cv2.setNumThreads(threads)
-    return {"drawing, ms": round(spent[0] * 1000, 1), "drawing and decoding, ms": round(spent[1] * 1000, 1), "frames a second and core": round(1 / spent[1], 1)}
+    finally:
+        cv2.setNumThreads(threads)
+    return {
+        "drawing, ms": round(spent[0] * 1000, 1),
+        "drawing and decoding, ms": round(spent[1] * 1000, 1),
+        "frames a second and core": round(1 / spent[1], 1),
+    }

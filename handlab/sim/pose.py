@@ -14,41 +14,66 @@ __all__ = ['FINGER_DIRECTION', 'FINGER_FLEXION', 'THUMB_ABDUCTION', 'THUMB_FLEXI
 # %% ../../nbs/sim/02_pose.ipynb #50dadca8
 import math
 from dataclasses import dataclass
+
 import numba
 import numpy as np
+
 from ..core import HandlabError
-from .shape import HALF_CHILDREN, HALF_JOINTS, HALF_PARENTS, PALM_BLEND, TIP_SETBACK, Person, cone_distance, smooth_minimum, smooth_step
+from handlab.sim.shape import (
+    HALF_CHILDREN,
+    HALF_JOINTS,
+    HALF_PARENTS,
+    PALM_BLEND,
+    TIP_SETBACK,
+    cone_distance,
+    smooth_minimum,
+    smooth_step,
+)
 
 # %% ../../nbs/sim/02_pose.ipynb #c423d8d0
 FINGER_DIRECTION = ((-12, 26), (-12, 14), (-18, 10), (-36, 8))  # index .. little, degrees
-FINGER_FLEXION = ((-25, 95), (-6, 108), (-8, 80))               # MCP, PIP, DIP
+FINGER_FLEXION = ((-25, 95), (-6, 108), (-8, 80))  # MCP, PIP, DIP
 THUMB_ABDUCTION, THUMB_FLEXION, THUMB_TWIST = (-35, 35), (-30, 48), (-22, 35)
 THUMB_MCP, THUMB_IP = (-12, 60), (-22, 80)
-WRIST_FLEXION, WRIST_DEVIATION, WRIST_TWIST = (-65, 70), (-32, 20), (-20, 20)  # palmar, towards the thumb, inwards: positive
+WRIST_FLEXION, WRIST_DEVIATION, WRIST_TWIST = (
+    (-65, 70),
+    (-32, 20),
+    (-20, 20),
+)  # palmar, towards the thumb, inwards: positive
 
-def joint_limits()->tuple: # low and high, (24,) rad each
+
+def joint_limits() -> tuple:  # low and high, (24,) rad each
     "The limits in the order of a pose vector: five times four angles, thumb twist, wrist flexion, deviation, twist."
     rows = [THUMB_ABDUCTION, THUMB_FLEXION, THUMB_MCP, THUMB_IP]
-    for direction in FINGER_DIRECTION: rows += [direction, *FINGER_FLEXION]
-    return np.radians(np.array(rows + [THUMB_TWIST, WRIST_FLEXION, WRIST_DEVIATION, WRIST_TWIST], float)).T.copy()
+    for direction in FINGER_DIRECTION:
+        rows += [direction, *FINGER_FLEXION]
+    return np.radians(
+        np.array(rows + [THUMB_TWIST, WRIST_FLEXION, WRIST_DEVIATION, WRIST_TWIST], float)
+    ).T.copy()
 
 # %% ../../nbs/sim/02_pose.ipynb #7e4fee21
 @dataclass(frozen=True)
 class Pose:
     "Joint angles of one hand, rad."
-    angles: np.ndarray        # (5,4): thumb (palmar abduction, flexion, MCP, IP), fingers (direction, MCP, PIP, DIP)
-    thumb_twist: float = 0.
+
+    angles: (
+        np.ndarray
+    )  # (5,4): thumb (palmar abduction, flexion, MCP, IP), fingers (direction, MCP, PIP, DIP)
+    thumb_twist: float = 0.0
     wrist: np.ndarray = None  # (3,): palmar flexion, deviation towards the thumb, twist
-    name: str = ''            # of the gesture it came from
+    name: str = ""  # of the gesture it came from
 
     @property
-    def vector(self): # (24,)
-        return np.concatenate([self.angles.ravel(), [self.thumb_twist], np.zeros(3) if self.wrist is None else self.wrist])
+    def vector(self):  # (24,)
+        return np.concatenate(
+            [self.angles.ravel(), [self.thumb_twist], np.zeros(3) if self.wrist is None else self.wrist]
+        )
+
 
 def pose_from(
-    vector, # (24,) rad
-    name='',
-)->Pose:
+    vector,  # (24,) rad
+    name="",
+) -> Pose:
     "The pose with these angles."
     return Pose(vector[:20].reshape(5, 4).copy(), float(vector[20]), vector[21:].copy(), name)
 
@@ -59,8 +84,14 @@ def turn(axis, angle):
     x, y, z = axis
     s, c = math.sin(angle), math.cos(angle)
     d = 1 - c
-    return np.array([[c + x * x * d, x * y * d - z * s, x * z * d + y * s], [y * x * d + z * s, c + y * y * d, y * z * d - x * s],
-                     [z * x * d - y * s, z * y * d + x * s, c + z * z * d]])
+    return np.array(
+        [
+            [c + x * x * d, x * y * d - z * s, x * z * d + y * s],
+            [y * x * d + z * s, c + y * y * d, y * z * d - x * s],
+            [z * x * d - y * s, z * y * d + x * s, c + z * z * d],
+        ]
+    )
+
 
 @numba.njit(cache=True)
 def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms):
@@ -70,29 +101,39 @@ def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transf
         lateral, along, dorsal = frames[finger, k, 0], frames[finger, k, 1], frames[finger, k, 2]
         if k == 0:
             placed = turn(dorsal, vector[4 * finger] - rest_abduction[finger])
-            if finger == 0: placed = turn(along, vector[20]) @ placed
+            if finger == 0:
+                placed = turn(along, vector[20]) @ placed
         placed = placed @ turn(lateral, -vector[4 * finger + 1 + k])
         start, bone = 1 + 4 * finger + k, 1 + 3 * finger + k
         transforms[bone, :, :3] = placed
         transforms[bone, :, 3] = posed[start] - placed @ joints[start]
         posed[start + 1] = posed[start] + placed @ (joints[start + 1] - joints[start])
 
+
 @numba.njit(cache=True)
 def forward(joints, frames, rest_abduction, vector, posed, transforms):
     "Fill posed joints (21,3) and the 17 bone transforms (17,3,4), palm frame, mm."
     transforms[:] = 0
-    for i in range(3): transforms[0, i, i] = 1
+    for i in range(3):
+        transforms[0, i, i] = 1
     posed[:] = joints
-    for finger in range(5): forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
-    wrist = turn(np.array([0., 0, 1]), vector[22]) @ turn(np.array([1., 0, 0]), -vector[21]) @ turn(np.array([0., 1, 0]), vector[23])
+    for finger in range(5):
+        forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
+    wrist = (
+        turn(np.array([0.0, 0, 1]), vector[22])
+        @ turn(np.array([1.0, 0, 0]), -vector[21])
+        @ turn(np.array([0.0, 1, 0]), vector[23])
+    )
     transforms[16, :, :3] = wrist.T
     transforms[16, :, 3] = joints[0] - wrist.T @ joints[0]
 
 # %% ../../nbs/sim/02_pose.ipynb #82a98a21
 def pose_hand(
-    person, # Person
-    pose, # Pose
-)->tuple: # joints (21,3) mm, bone transforms (17,3,4): x -> R x + t from the rest pose; both in the palm's frame
+    person,  # Person
+    pose,  # Pose
+) -> (
+    tuple
+):  # joints (21,3) mm, bone transforms (17,3,4): x -> R x + t from the rest pose; both in the palm's frame
     "Where joints and bones are in this pose."
     posed, transforms = np.empty((21, 3)), np.empty((17, 3, 4))
     forward(person.joints, person.frames, person.rest_abduction, pose.vector, posed, transforms)
@@ -102,12 +143,27 @@ def pose_hand(
 @numba.njit(cache=True)
 def half_rotation(rotation):
     "The rotation about the same axis by half the angle (below 180 degrees)."
-    w = math.sqrt(max(1 + rotation[0, 0] + rotation[1, 1] + rotation[2, 2], 1e-9)) / 2  # quaternion of the whole
-    q = np.array([w, (rotation[2, 1] - rotation[1, 2]) / (4 * w), (rotation[0, 2] - rotation[2, 0]) / (4 * w), (rotation[1, 0] - rotation[0, 1]) / (4 * w)])
+    w = (
+        math.sqrt(max(1 + rotation[0, 0] + rotation[1, 1] + rotation[2, 2], 1e-9)) / 2
+    )  # quaternion of the whole
+    q = np.array(
+        [
+            w,
+            (rotation[2, 1] - rotation[1, 2]) / (4 * w),
+            (rotation[0, 2] - rotation[2, 0]) / (4 * w),
+            (rotation[1, 0] - rotation[0, 1]) / (4 * w),
+        ]
+    )
     q[0] += 1  # half way between no rotation and this one
     a, b, c, d = q / math.sqrt((q * q).sum())
-    return np.array([[1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)], [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
-                     [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)]])
+    return np.array(
+        [
+            [1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)],
+        ]
+    )
+
 
 @numba.njit(cache=True)
 def add_half_bones(joints, transforms, parents, children, at, full):
@@ -128,22 +184,37 @@ def blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, tu
         a = b = c = d = e = f = g = h = p = tx = ty = tz = np.float32(0)
         for slot in range(bone_index.shape[1]):
             w = bone_weight[i, slot]
-            if w == 0: continue
+            if w == 0:
+                continue
             m = transforms[bone_index[i, slot]]
-            a += w * m[0, 0]; b += w * m[0, 1]; c += w * m[0, 2]; tx += w * m[0, 3]
-            d += w * m[1, 0]; e += w * m[1, 1]; f += w * m[1, 2]; ty += w * m[1, 3]
-            g += w * m[2, 0]; h += w * m[2, 1]; p += w * m[2, 2]; tz += w * m[2, 3]
+            a += w * m[0, 0]
+            b += w * m[0, 1]
+            c += w * m[0, 2]
+            tx += w * m[0, 3]
+            d += w * m[1, 0]
+            e += w * m[1, 1]
+            f += w * m[1, 2]
+            ty += w * m[1, 3]
+            g += w * m[2, 0]
+            h += w * m[2, 1]
+            p += w * m[2, 2]
+            tz += w * m[2, 3]
         x, y, z = vertices[i, 0], vertices[i, 1], vertices[i, 2]
-        moved[i, 0], moved[i, 1], moved[i, 2] = a * x + b * y + c * z + tx, d * x + e * y + f * z + ty, g * x + h * y + p * z + tz
+        moved[i, 0], moved[i, 1], moved[i, 2] = (
+            a * x + b * y + c * z + tx,
+            d * x + e * y + f * z + ty,
+            g * x + h * y + p * z + tz,
+        )
         x, y, z = normals[i, 0], normals[i, 1], normals[i, 2]
         nx, ny, nz = a * x + b * y + c * z, d * x + e * y + f * z, g * x + h * y + p * z
         scale = np.float32(1) / (math.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-9))
         turned[i, 0], turned[i, 1], turned[i, 2] = nx * scale, ny * scale, nz * scale
 
+
 def skin_hand(
-    person, # Person
-    transforms, # (17,3,4) as `pose_hand` gives them
-)->tuple: # vertices (V,3) f32 mm, normals (V,3) f32
+    person,  # Person
+    transforms,  # (17,3,4) as `pose_hand` gives them
+) -> tuple:  # vertices (V,3) f32 mm, normals (V,3) f32
     "The posed skin."
     moved, turned = np.empty_like(person.vertices), np.empty_like(person.normals)
     full = np.empty((17 + len(HALF_CHILDREN), 3, 4), np.float32)
@@ -153,10 +224,10 @@ def skin_hand(
 
 # %% ../../nbs/sim/02_pose.ipynb #21a46ee0
 def mirror_posed(
-    vertices, # (V,3)
-    joints, # (21,3)
-    faces, # (F,3)
-)->tuple:
+    vertices,  # (V,3)
+    joints,  # (21,3)
+    faces,  # (F,3)
+) -> tuple:
     "The other hand: x -> -x. Normals mirror as vertices do."
     flip = np.array([-1, 1, 1], vertices.dtype)
     return vertices * flip, joints * flip.astype(joints.dtype), np.ascontiguousarray(faces[:, ::-1])
@@ -170,11 +241,11 @@ def overlap(a, b, c, d, ra, rb, rc, rd):
     uu, uv, vv = ux * ux + uy * uy + uz * uz, ux * vx + uy * vy + uz * vz, vx * vx + vy * vy + vz * vz
     uw, vw = ux * wx + uy * wy + uz * wz, vx * wx + vy * wy + vz * wz
     flat = uu * vv - uv * uv  # 0 when parallel
-    s = min(1., max(0., (uv * vw - vv * uw) / flat)) if flat > 1e-6 * uu * vv else .5
+    s = min(1.0, max(0.0, (uv * vw - vv * uw) / flat)) if flat > 1e-6 * uu * vv else 0.5
     t = (uv * s + vw) / vv
     if t < 0 or t > 1:
-        t = min(1., max(0., t))
-        s = min(1., max(0., (uv * t - uw) / uu))
+        t = min(1.0, max(0.0, t))
+        s = min(1.0, max(0.0, (uv * t - uw) / uu))
     x, y, z = wx + s * ux - t * vx, wy + s * uy - t * vy, wz + s * uz - t * vz
     return ra + s * (rb - ra) + rc + t * (rd - rc) - math.sqrt(x * x + y * y + z * z)
 
@@ -183,10 +254,11 @@ def overlap(a, b, c, d, ra, rb, rc, rd):
 def palm_depth(start, end, radius_start, radius_end, palm):
     "How deep (mm) three balls along a bone sink into the palm's flesh."
     deepest = -1e3
-    for share in (0., .5, 1.):
+    for share in (0.0, 0.5, 1.0):
         x, y, z = start + share * (end - start)
         surface = 1e3
-        for cone in palm: surface = smooth_minimum(surface, cone_distance(x, y, z, cone), PALM_BLEND)
+        for cone in palm:
+            surface = smooth_minimum(surface, cone_distance(x, y, z, cone), PALM_BLEND)
         deepest = max(deepest, radius_start + share * (radius_end - radius_start) - surface)
     return deepest
 
@@ -198,71 +270,121 @@ def contact_depths(posed, radii, palm):
     tips = np.empty((5, 3))
     for finger in range(5):  # the skin closes just behind the tip
         last = posed[4 + 4 * finger] - posed[3 + 4 * finger]
-        tips[finger] = posed[4 + 4 * finger] - last * (TIP_SETBACK * radii[finger, 3] / math.sqrt((last * last).sum()))
+        tips[finger] = posed[4 + 4 * finger] - last * (
+            TIP_SETBACK * radii[finger, 3] / math.sqrt((last * last).sum())
+        )
     for f in range(5):
         for k in range(3):
             depth = -1e3
             a, b = posed[1 + 4 * f + k], posed[2 + 4 * f + k] if k < 2 else tips[f]
             for g in range(f + 1, 5):
                 for m in range(3):
-                    if (f == 0 and k == 0) or (k == 0 and m == 0 and g == f + 1): continue
+                    if (f == 0 and k == 0) or (k == 0 and m == 0 and g == f + 1):
+                        continue
                     c, d = posed[1 + 4 * g + m], posed[2 + 4 * g + m] if m < 2 else tips[g]
-                    depth = max(depth, overlap(a, b, c, d, radii[f, k], radii[f, k + 1], radii[g, m], radii[g, m + 1]))
+                    depth = max(
+                        depth, overlap(a, b, c, d, radii[f, k], radii[f, k + 1], radii[g, m], radii[g, m + 1])
+                    )
             if k > 0:  # the inner end of the middle bone lies beside its own web
-                inner = a + .5 * (b - a) if k == 1 else a
+                inner = a + 0.5 * (b - a) if k == 1 else a
                 depth = max(depth, palm_depth(inner, b, radii[f, k], radii[f, k + 1], palm))
-            if f == 0: thumb = max(thumb, depth)
-            else: fingers = max(fingers, depth)
+            if f == 0:
+                thumb = max(thumb, depth)
+            else:
+                fingers = max(fingers, depth)
     return thumb, fingers
 
+
 def penetration_depth(
-    joints, # (21,3) posed, mm
-    person, # Person
-)->float:
+    joints,  # (21,3) posed, mm
+    person,  # Person
+) -> float:
     "How deep (mm) the worst pair of capsules sinks in; negative when nothing touches."
     return max(contact_depths(joints, person.radii, person.palm))
 
 # %% ../../nbs/sim/02_pose.ipynb #e45f2a33
 THUMBS = dict(  # palmar abduction, flexion, MCP, IP, twist; degrees
-    rest=(0, 0, 8, 8, 0), out=(0, -16, -4, -12, -8), up=(0, -18, 2, -16, -7), wide=(16, -16, 0, 0, 0), beside=(-22, -12, 26, 20, -6), across=(-15, 17, 58, 78, -4),
-    over_index=(13, 2, 39, 76, -7), over_middle=(18, 27, 22, 45, -20), over_ring=(19, 41, 25, 33, -20), key=(-9, 13, 7, 5, 2), hold=(15, 6, 33, 30, 12))
+    rest=(0, 0, 8, 8, 0),
+    out=(0, -16, -4, -12, -8),
+    up=(0, -18, 2, -16, -7),
+    wide=(16, -16, 0, 0, 0),
+    beside=(-22, -12, 26, 20, -6),
+    across=(-15, 17, 58, 78, -4),
+    over_index=(13, 2, 39, 76, -7),
+    over_middle=(18, 27, 22, 45, -20),
+    over_ring=(19, 41, 25, 33, -20),
+    key=(-9, 13, 7, 5, 2),
+    hold=(15, 6, 33, 30, 12),
+)
 GESTURES = dict(  # thumb, index .. little, fan
-    relaxed=('rest', (.22, .28, .33, .38), .35), flat=('beside', (0, 0, 0, 0), 0), open=('out', (0, 0, 0, 0), .7), spread=('out', (-.04,) * 4, 1.05),
-    fist=('over_index', (1, 1, 1, 1), 0), thumbs_up=('up', (1, 1, 1, 1), 0), point=('over_middle', (0, 1, 1, 1), 0),
-    gun=('up', (0, .97, 1, 1), 0), victory=('over_ring', (0, 0, 1, 1), .95), two=('over_ring', (0, 0, 1, 1), 0), three=((-25, 46, 31, 15, -2), (0, 0, 0, (78, 85, 45)), .65),
-    three_with_thumb=('out', (0, 0, 1, 1), .7), four=('across', (0, 0, 0, 0), .6), five=('out', (.02, 0, .02, .03), .85),
-    ok=((-3, 22, 11, -8, 18), ((44, 50, 36), .16, .1, .06), .6), pinch=((-2, 22, 12, -6, 18), ((45, 51, 35), (50, 54, 30), (55, 62, 34), (58, 66, 36)), .15),
-    tripod=((-19, 29, 16, -9, 23), ((43, 52, 34), (44, 52, 27), .65, .7), 0), key_grip=('key', ((52, 80, 38), (58, 86, 46), (64, 90, 48), (68, 90, 48)), 0),
-    beak=((15, 39, 9, -10, 0), ((58, 37, 14), (63, 45, 14), (64, 40, 14), (66, 36, 14)), 0), thumb_to_middle=((-17, 28, 14, -10, 20), (.05, (40, 53, 43), .12, .1), .4),
-    thumb_to_ring=((-14, 18, 50, 23, -7), (.05, .1, (43, 60, 68), .3), .3), thumb_to_little=((-8, 33, 51, 24, -20), (.08, .12, .25, (45, 60, 76)), .3),
-    call=('out', (1, 1, 1, .02), .75), rock=('over_middle', (0, 1, 1, 0), .7), love=('out', (0, 1, 1, 0), .7), little_up=('over_index', (1, 1, 1, .03), 0),
-    claw=('wide', ((-5, 70, 45),) * 4, .65), hook=('beside', ((8, 92, 62),) * 4, 0), tabletop=('beside', ((82, 4, 2),) * 4, 0), cylinder=('hold', (.42, .46, .48, .5), .1),
-    sphere=('wide', ((28, 40, 24),) * 4, .7), middle_down=('rest', (.05, .85, .1, .1), .35), ring_down=('rest', (.04, .12, .8, .32), .4),
-    typing=('rest', ((12, 42, 22), (15, 42, 22), (14, 42, 22), (10, 40, 20)), .4), wave=('out', ((25, 4, 2), (28, 4, 2), (28, 4, 2), (25, 4, 2)), .25),
-    cup=('rest', ((38, 25, 14), (42, 25, 14), (46, 25, 14), (50, 25, 14)), 0), stop=('beside', ((-8, 0, 0),) * 4, .25), scissors=('over_ring', ((10, 8, 4), (6, 6, 3), 1, 1), 1.),
-    crossed=((32, 38, 34, 40, -18), ((24, 10, 5), (0, 14, 6), 1, 1), (-.55, 2.7, 0, 0)), fold=('hold', ((70, 30, 15), (72, 30, 15), (74, 30, 15), (76, 30, 15)), 0))
+    relaxed=("rest", (0.22, 0.28, 0.33, 0.38), 0.35),
+    flat=("beside", (0, 0, 0, 0), 0),
+    open=("out", (0, 0, 0, 0), 0.7),
+    spread=("out", (-0.04,) * 4, 1.05),
+    fist=("over_index", (1, 1, 1, 1), 0),
+    thumbs_up=("up", (1, 1, 1, 1), 0),
+    point=("over_middle", (0, 1, 1, 1), 0),
+    gun=("up", (0, 0.97, 1, 1), 0),
+    victory=("over_ring", (0, 0, 1, 1), 0.95),
+    two=("over_ring", (0, 0, 1, 1), 0),
+    three=((-25, 46, 31, 15, -2), (0, 0, 0, (78, 85, 45)), 0.65),
+    three_with_thumb=("out", (0, 0, 1, 1), 0.7),
+    four=("across", (0, 0, 0, 0), 0.6),
+    five=("out", (0.02, 0, 0.02, 0.03), 0.85),
+    ok=((-3, 22, 11, -8, 18), ((44, 50, 36), 0.16, 0.1, 0.06), 0.6),
+    pinch=((-2, 22, 12, -6, 18), ((45, 51, 35), (50, 54, 30), (55, 62, 34), (58, 66, 36)), 0.15),
+    tripod=((-19, 29, 16, -9, 23), ((43, 52, 34), (44, 52, 27), 0.65, 0.7), 0),
+    key_grip=("key", ((52, 80, 38), (58, 86, 46), (64, 90, 48), (68, 90, 48)), 0),
+    beak=((15, 39, 9, -10, 0), ((58, 37, 14), (63, 45, 14), (64, 40, 14), (66, 36, 14)), 0),
+    thumb_to_middle=((-17, 28, 14, -10, 20), (0.05, (40, 53, 43), 0.12, 0.1), 0.4),
+    thumb_to_ring=((-14, 18, 50, 23, -7), (0.05, 0.1, (43, 60, 68), 0.3), 0.3),
+    thumb_to_little=((-8, 33, 51, 24, -20), (0.08, 0.12, 0.25, (45, 60, 76)), 0.3),
+    call=("out", (1, 1, 1, 0.02), 0.75),
+    rock=("over_middle", (0, 1, 1, 0), 0.7),
+    love=("out", (0, 1, 1, 0), 0.7),
+    little_up=("over_index", (1, 1, 1, 0.03), 0),
+    claw=("wide", ((-5, 70, 45),) * 4, 0.65),
+    hook=("beside", ((8, 92, 62),) * 4, 0),
+    tabletop=("beside", ((82, 4, 2),) * 4, 0),
+    cylinder=("hold", (0.42, 0.46, 0.48, 0.5), 0.1),
+    sphere=("wide", ((28, 40, 24),) * 4, 0.7),
+    middle_down=("rest", (0.05, 0.85, 0.1, 0.1), 0.35),
+    ring_down=("rest", (0.04, 0.12, 0.8, 0.32), 0.4),
+    typing=("rest", ((12, 42, 22), (15, 42, 22), (14, 42, 22), (10, 40, 20)), 0.4),
+    wave=("out", ((25, 4, 2), (28, 4, 2), (28, 4, 2), (25, 4, 2)), 0.25),
+    cup=("rest", ((38, 25, 14), (42, 25, 14), (46, 25, 14), (50, 25, 14)), 0),
+    stop=("beside", ((-8, 0, 0),) * 4, 0.25),
+    scissors=("over_ring", ((10, 8, 4), (6, 6, 3), 1, 1), 1.0),
+    crossed=((32, 38, 34, 40, -18), ((24, 10, 5), (0, 14, 6), 1, 1), (-0.55, 2.7, 0, 0)),
+    fold=("hold", ((70, 30, 15), (72, 30, 15), (74, 30, 15), (76, 30, 15)), 0),
+)
 
 # %% ../../nbs/sim/02_pose.ipynb #7ed0ceab
 def finger_angles(
-    curl, # 0 straight ... 1 closed, or (MCP, PIP, DIP) degrees
-)->tuple: # MCP, PIP, DIP degrees
+    curl,  # 0 straight ... 1 closed, or (MCP, PIP, DIP) degrees
+) -> tuple:  # MCP, PIP, DIP degrees
     "The three flexion angles of a finger."
-    if isinstance(curl, tuple): return curl
-    bend = 96 * max(curl, 0)**.85
-    return (84 * curl, bend, .55 * bend)
+    if isinstance(curl, tuple):
+        return curl
+    bend = 96 * max(curl, 0) ** 0.85
+    return (84 * curl, bend, 0.55 * bend)
+
 
 def gesture_style(
-    name, # a key of GESTURES
-)->np.ndarray: # (24,): rad, but the fingers' direction entries hold the fan, 0 .. 1
+    name,  # a key of GESTURES
+) -> np.ndarray:  # (24,): rad, but the fingers' direction entries hold the fan, 0 .. 1
     "A gesture as numbers which suit every hand."
-    if name not in GESTURES: raise HandlabError(f'gesture {name!r}', 'there is none of that name', f'use one of {", ".join(GESTURES)}')
+    if name not in GESTURES:
+        raise HandlabError(
+            f"gesture {name!r}", "there is none of that name", f"use one of {', '.join(GESTURES)}"
+        )
     thumb, curls, fan = GESTURES[name]
     thumb = THUMBS[thumb] if isinstance(thumb, str) else thumb
     style = np.zeros(24)
     style[:4], style[20] = np.radians(thumb[:4]), np.radians(thumb[4])
     for finger, curl in enumerate(curls):
         style[4 + 4 * finger] = fan[finger] if isinstance(fan, tuple) else fan
-        style[5 + 4 * finger:8 + 4 * finger] = np.radians(finger_angles(curl))
+        style[5 + 4 * finger : 8 + 4 * finger] = np.radians(finger_angles(curl))
     return style
 
 # %% ../../nbs/sim/02_pose.ipynb #9888ff1e
@@ -273,11 +395,15 @@ def closed_directions(joints, radii, closed):
     for finger in (1, 3, 4):
         inner = finger + 1 if finger == 1 else finger - 1
         gap = abs(joints[1 + 4 * finger, 0] - joints[1 + 4 * inner, 0])
-        lean = (radii[finger, 1] + radii[inner, 1] - 1. - gap) / math.sqrt(((joints[2 + 4 * finger] - joints[1 + 4 * finger])**2).sum())
-        lean = max(-.06, min(.12, lean))
+        lean = (radii[finger, 1] + radii[inner, 1] - 1.0 - gap) / math.sqrt(
+            ((joints[2 + 4 * finger] - joints[1 + 4 * finger]) ** 2).sum()
+        )
+        lean = max(-0.06, min(0.12, lean))
         closed[finger] = lean if finger == 1 else closed[inner] - lean
 
+
 GATHER = np.radians([0, -1, 0, 3, 6])  # how a closed finger leans towards the base of the thumb, rad
+
 
 @numba.njit(cache=True)
 def angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
@@ -288,11 +414,15 @@ def angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
     for finger in range(1, 5):
         straight = 1 - smooth_step(style[4 * finger + 1] / 1.35)
         fan = closed[finger] + style[4 * finger] * (rest_abduction[finger] - closed[finger])
-        vector[4 * finger] = straight * fan + (1 - straight) * (closed[finger] * .5 + gather[finger] + .15 * (fan - closed[finger]))
-    for i in range(24): vector[i] = min(high[i], max(low[i], vector[i]))
+        vector[4 * finger] = straight * fan + (1 - straight) * (
+            closed[finger] * 0.5 + gather[finger] + 0.15 * (fan - closed[finger])
+        )
+    for i in range(24):
+        vector[i] = min(high[i], max(low[i], vector[i]))
 
 # %% ../../nbs/sim/02_pose.ipynb #0602103c
 PRESSED_DEPTH = 1.5  # mm
+
 
 @numba.njit(cache=True)
 def rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, posed, transforms):
@@ -300,13 +430,23 @@ def rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, p
     for finger in range(1, 5):
         for step in range(14):
             a, b, tip = posed[2 + 4 * finger], posed[3 + 4 * finger], posed[4 + 4 * finger]
-            tip = tip - (tip - b) * (TIP_SETBACK * radii[finger, 3] / math.sqrt(((tip - b)**2).sum()))
-            if max(palm_depth((a + b) / 2, b, radii[finger, 1], radii[finger, 2], palm), palm_depth(b, tip, radii[finger, 2], radii[finger, 3], palm)) < allowed: break
-            vector[4 * finger + 1:4 * finger + 4] *= .975
+            tip = tip - (tip - b) * (TIP_SETBACK * radii[finger, 3] / math.sqrt(((tip - b) ** 2).sum()))
+            if (
+                max(
+                    palm_depth((a + b) / 2, b, radii[finger, 1], radii[finger, 2], palm),
+                    palm_depth(b, tip, radii[finger, 2], radii[finger, 3], palm),
+                )
+                < allowed
+            ):
+                break
+            vector[4 * finger + 1 : 4 * finger + 4] *= 0.975
             forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
 
+
 @numba.njit(cache=True)
-def try_style(style, joints, frames, radii, rest_abduction, palm, gather, low, high, vector, posed, transforms):
+def try_style(
+    style, joints, frames, radii, rest_abduction, palm, gather, low, high, vector, posed, transforms
+):
     "Fill the pose vector of a style; how deep (mm) the thumb, and the other fingers, sink in."
     angles_of(style, joints, radii, rest_abduction, gather, low, high, vector)
     forward(joints, frames, rest_abduction, vector, posed, transforms)
@@ -319,84 +459,118 @@ def vary(style, noise, amount):
     "Human variation of a style (24,) by 32 normal numbers, in place. `amount` 1 is a sloppy copy."
     common, before = noise[0], noise[1]
     for finger in range(1, 5):
-        own = .55 * before + .84 * noise[1 + finger] if finger > 1 else before
-        if finger == 4: own = .75 * before + .66 * noise[5]
+        own = 0.55 * before + 0.84 * noise[1 + finger] if finger > 1 else before
+        if finger == 4:
+            own = 0.75 * before + 0.66 * noise[5]
         before = own
-        curl = amount * (.5 * common + .85 * own)
+        curl = amount * (0.5 * common + 0.85 * own)
         base = 4 * finger
-        pip = .13 * curl + amount * .06 * noise[5 + finger]
-        style[base] += amount * (.22 * noise[10] + .12 * noise[10 + finger])
-        style[base + 1] += .11 * curl + amount * .07 * noise[14 + finger]
+        pip = 0.13 * curl + amount * 0.06 * noise[5 + finger]
+        style[base] += amount * (0.22 * noise[10] + 0.12 * noise[10 + finger])
+        style[base + 1] += 0.11 * curl + amount * 0.07 * noise[14 + finger]
         style[base + 2] += pip
-        style[base + 3] += .62 * pip + amount * .05 * noise[18 + finger]
-    for i in range(4): style[i] += amount * (.10, .10, .12, .14)[i] * noise[23 + i]
-    style[20] += amount * .09 * noise[27]
+        style[base + 3] += 0.62 * pip + amount * 0.05 * noise[18 + finger]
+    for i in range(4):
+        style[i] += amount * (0.10, 0.10, 0.12, 0.14)[i] * noise[23 + i]
+    style[20] += amount * 0.09 * noise[27]
+
 
 @numba.njit(cache=True)
 def free_style(noise, uniform, low, high, style):
     "A pose of no name, from 32 normal and 8 uniform numbers: one common curl, coupled neighbours."
-    before = 0.
+    before = 0.0
     for finger in range(1, 5):
-        own = noise[finger] if finger == 1 else .5 * before + .87 * noise[finger]
+        own = noise[finger] if finger == 1 else 0.5 * before + 0.87 * noise[finger]
         before = own
-        curl = min(1.02, max(-.06, uniform[0] + (.14 + .3 * uniform[1]) * own))
-        pip = 1.75 * max(curl + .12 * noise[5 + finger], 0.)
-        style[4 * finger], style[4 * finger + 1] = .4 + .4 * noise[10], 1.45 * curl + .28 * noise[14 + finger]
-        style[4 * finger + 2], style[4 * finger + 3] = pip, .6 * pip + .08 * noise[18 + finger]
-    for i in range(4): style[i] = low[i] + (high[i] - low[i]) * (.15 + .7 * uniform[4 + i])
-    style[20] = .12 + .22 * noise[27] + .3 * style[1]
+        curl = min(1.02, max(-0.06, uniform[0] + (0.14 + 0.3 * uniform[1]) * own))
+        pip = 1.75 * max(curl + 0.12 * noise[5 + finger], 0.0)
+        style[4 * finger], style[4 * finger + 1] = (
+            0.4 + 0.4 * noise[10],
+            1.45 * curl + 0.28 * noise[14 + finger],
+        )
+        style[4 * finger + 2], style[4 * finger + 3] = pip, 0.6 * pip + 0.08 * noise[18 + finger]
+    for i in range(4):
+        style[i] = low[i] + (high[i] - low[i]) * (0.15 + 0.7 * uniform[4 + i])
+    style[20] = 0.12 + 0.22 * noise[27] + 0.3 * style[1]
 
 # %% ../../nbs/sim/02_pose.ipynb #84dffdd7
-ALLOWED_DEPTH = 2.5   # mm: how far flesh gives way
+ALLOWED_DEPTH = 2.5  # mm: how far flesh gives way
 WRIST_DEVIATIONS = np.radians([22, 9, 6])
-MIX = (.5, .25)       # share of gestures, of blends; the rest is free
+MIX = (0.5, 0.25)  # share of gestures, of blends; the rest is free
+
 
 def draw_style(generator, kind, low, high):
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
-    if kind is None: kind = 'gesture' if uniform[2] < MIX[0] else ('blend' if uniform[2] < sum(MIX) else 'free')
-    if kind == 'gesture': kind = names[generator.integers(len(names))]
-    if kind == 'blend':
+    if kind is None:
+        kind = "gesture" if uniform[2] < MIX[0] else ("blend" if uniform[2] < sum(MIX) else "free")
+    if kind == "gesture":
+        kind = names[generator.integers(len(names))]
+    if kind == "blend":
         first, second = (names[i] for i in generator.integers(len(names), size=2))
-        return (1 - uniform[3]) * gesture_style(first) + uniform[3] * gesture_style(second), 'blend', 1.
-    if kind == 'free':
+        return (1 - uniform[3]) * gesture_style(first) + uniform[3] * gesture_style(second), "blend", 1.0
+    if kind == "free":
         style = np.zeros(24)
         free_style(generator.standard_normal(32), uniform, low, high, style)
-        return style, 'free', .3
-    return gesture_style(kind), kind, .3 + .7 * uniform[4]
+        return style, "free", 0.3
+    return gesture_style(kind), kind, 0.3 + 0.7 * uniform[4]
 
 # %% ../../nbs/sim/02_pose.ipynb #648b8251
 def sample_pose(
-    generator, # numpy Generator
-    person, # Person
-    kind=None, # None for the usual mix, 'gesture', 'blend', 'free', or the name of a gesture
-    wrist=1., # factor on wrist articulation
-    variation=1., # factor on the variation within a gesture
+    generator,  # numpy Generator
+    person,  # Person
+    kind=None,  # None for the usual mix, 'gesture', 'blend', 'free', or the name of a gesture
+    wrist=1.0,  # factor on wrist articulation
+    variation=1.0,  # factor on the variation within a gesture
     tries=24,
-)->Pose:
+) -> Pose:
     "Draw a pose within human limits in which no finger is inside another; the least bad one if `tries` fail."
     low, high = joint_limits()
     vector, posed, transforms = np.empty(24), np.empty((21, 3)), np.empty((17, 3, 4))
     best, depth, style = None, 1e3, None
     for attempt in range(tries):
-        if style is None: style, name, amount = draw_style(generator, kind, low, high)
+        if style is None:
+            style, name, amount = draw_style(generator, kind, low, high)
         varied = style.copy()
-        vary(varied, generator.standard_normal(32), amount * variation * (1 + .1 * attempt))
-        if best is None or attempt % 8 == 0: varied_wrist = np.clip(wrist * WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:])
+        vary(varied, generator.standard_normal(32), amount * variation * (1 + 0.1 * attempt))
+        if best is None or attempt % 8 == 0:
+            varied_wrist = np.clip(
+                wrist * WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:]
+            )
         varied[21:] = varied_wrist
-        depths = try_style(varied, person.joints, person.frames, person.radii, person.rest_abduction, person.palm, GATHER, low, high, vector, posed, transforms)
-        if max(depths) < depth: best, depth = pose_from(vector, name), max(depths)
-        if depth < ALLOWED_DEPTH: break
-        if attempt % 8 == 7: style = None
+        depths = try_style(
+            varied,
+            person.joints,
+            person.frames,
+            person.radii,
+            person.rest_abduction,
+            person.palm,
+            GATHER,
+            low,
+            high,
+            vector,
+            posed,
+            transforms,
+        )
+        if max(depths) < depth:
+            best, depth = pose_from(vector, name), max(depths)
+        if depth < ALLOWED_DEPTH:
+            break
+        if attempt % 8 == 7:
+            style = None
     return best
 
 # %% ../../nbs/sim/02_pose.ipynb #66d3fe52
 def pose_path(
-    poses, # list of Pose, visited in turn
-    steps, # poses from one to the next
-)->list: # of Pose, (len(poses) - 1) * steps + 1
+    poses,  # list of Pose, visited in turn
+    steps,  # poses from one to the next
+) -> list:  # of Pose, (len(poses) - 1) * steps + 1
     "A smooth sequence through these poses."
     times = np.linspace(0, 1, steps, endpoint=False)
     shares = 10 * times**3 - 15 * times**4 + 6 * times**5
-    path = [pose_from(a.vector + share * (b.vector - a.vector), a.name if share < .5 else b.name) for a, b in zip(poses[:-1], poses[1:]) for share in shares]
+    path = [
+        pose_from(a.vector + share * (b.vector - a.vector), a.name if share < 0.5 else b.name)
+        for a, b in zip(poses[:-1], poses[1:])
+        for share in shares
+    ]
     return path + [poses[-1]]

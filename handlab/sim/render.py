@@ -29,8 +29,10 @@ NEAR = 40.0  # mm
 
 
 @compiled
-def project_vertices(vertices,  # (V,3) f32 mm, camera frame
-                     K):         # (3,3) f32
+def project_vertices(
+    vertices,  # (V,3) f32 mm, camera frame
+    K,
+):  # (3,3) f32
     "Screen corners (V,3) f32: u, v in pixels and nearness 1/z in 1/mm."
     screen = np.empty_like(vertices)
     for i in range(vertices.shape[0]):
@@ -43,11 +45,13 @@ def project_vertices(vertices,  # (V,3) f32 mm, camera frame
 
 # %% ../../nbs/sim/03_render.ipynb #a808d70f
 @compiled
-def raster(screen,     # (V,3) f32 u, v, nearness
-           faces,      # (F,3) i32
-           first,      # number of this mesh's first triangle in `triangle`
-           nearness,   # (H,W) f32, changed in place; 0 = nothing yet
-           triangle):  # (H,W) i32, changed in place; -1 = nothing yet
+def raster(
+    screen,  # (V,3) f32 u, v, nearness
+    faces,  # (F,3) i32
+    first,  # number of this mesh's first triangle in `triangle`
+    nearness,  # (H,W) f32, changed in place; 0 = nothing yet
+    triangle,
+):  # (H,W) i32, changed in place; -1 = nothing yet
     "Draw one mesh into the buffers."
     height, width = nearness.shape
     for t in range(faces.shape[0]):
@@ -56,12 +60,20 @@ def raster(screen,     # (V,3) f32 u, v, nearness
         bu, bv, nb = screen[b, 0] - ua, screen[b, 1] - va, screen[b, 2]
         cu, cv, nc = screen[c, 0] - ua, screen[c, 1] - va, screen[c, 2]
         area = bu * cv - cu * bv
-        if area >= 0 or min(na, nb, nc) <= 0: continue
-        x0, x1 = max(math.ceil(ua + min(np.float32(0), bu, cu)), 0), min(math.floor(ua + max(np.float32(0), bu, cu)), width - 1)
-        y0, y1 = max(math.ceil(va + min(np.float32(0), bv, cv)), 0), min(math.floor(va + max(np.float32(0), bv, cv)), height - 1)
-        if x0 > x1 or y0 > y1: continue
+        if area >= 0 or min(na, nb, nc) <= 0:
+            continue
+        x0, x1 = (
+            max(math.ceil(ua + min(np.float32(0), bu, cu)), 0),
+            min(math.floor(ua + max(np.float32(0), bu, cu)), width - 1),
+        )
+        y0, y1 = (
+            max(math.ceil(va + min(np.float32(0), bv, cv)), 0),
+            min(math.floor(va + max(np.float32(0), bv, cv)), height - 1),
+        )
+        if x0 > x1 or y0 > y1:
+            continue
         share = np.float32(1) / area
-        b_right, c_right = cv * share, -bv * share   # how the weights change from one pixel to the next
+        b_right, c_right = cv * share, -bv * share  # how the weights change from one pixel to the next
         n_right = b_right * (nb - na) + c_right * (nc - na)
         for y in range(y0, y1 + 1):
             right, down = np.float32(x0) - ua, np.float32(y) - va
@@ -85,7 +97,12 @@ def empty_buffers(height, width):
 def spot_weights(screen, faces, t, x, y):
     "Corners a, b, c of triangle `t` and their perspective weights at pixel (x, y)."
     a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
-    bu, bv, cu, cv = screen[b, 0] - screen[a, 0], screen[b, 1] - screen[a, 1], screen[c, 0] - screen[a, 0], screen[c, 1] - screen[a, 1]
+    bu, bv, cu, cv = (
+        screen[b, 0] - screen[a, 0],
+        screen[b, 1] - screen[a, 1],
+        screen[c, 0] - screen[a, 0],
+        screen[c, 1] - screen[a, 1],
+    )
     right, down = np.float32(x) - screen[a, 0], np.float32(y) - screen[a, 1]
     share = np.float32(1) / (bu * cv - cu * bv)
     wb, wc = (right * cv - down * cu) * share, (bu * down - bv * right) * share
@@ -98,23 +115,27 @@ def spot_weights(screen, faces, t, x, y):
 @compiled
 def blend3(values, a, b, c, wa, wb, wc):
     "A 3-vector interpolated between three corners."
-    return (wa * values[a, 0] + wb * values[b, 0] + wc * values[c, 0],
-            wa * values[a, 1] + wb * values[b, 1] + wc * values[c, 1],
-            wa * values[a, 2] + wb * values[b, 2] + wc * values[c, 2])
+    return (
+        wa * values[a, 0] + wb * values[b, 0] + wc * values[c, 0],
+        wa * values[a, 1] + wb * values[b, 1] + wc * values[c, 1],
+        wa * values[a, 2] + wb * values[b, 2] + wc * values[c, 2],
+    )
 
 # %% ../../nbs/sim/03_render.ipynb #b1974dda
 class Mesh(NamedTuple):
     "A surface in the camera frame."
-    vertices: np.ndarray   # (V,3) f32 mm
-    faces: np.ndarray      # (F,3) i32, winding outwards
+
+    vertices: np.ndarray  # (V,3) f32 mm
+    faces: np.ndarray  # (F,3) i32, winding outwards
 
 
 class Raster(NamedTuple):
     "What a pixel sees."
-    depth: np.ndarray      # (H,W) f32 mm, 0 = nothing
-    mesh: np.ndarray       # (H,W) i8, -1 = nothing
-    triangle: np.ndarray   # (H,W) i32 within its mesh, -1 = nothing
-    weights: np.ndarray    # (H,W,3) f32 of the triangle's corners
+
+    depth: np.ndarray  # (H,W) f32 mm, 0 = nothing
+    mesh: np.ndarray  # (H,W) i8, -1 = nothing
+    triangle: np.ndarray  # (H,W) i32 within its mesh, -1 = nothing
+    weights: np.ndarray  # (H,W,3) f32 of the triangle's corners
 
 # %% ../../nbs/sim/03_render.ipynb #6b233d09
 @compiled
@@ -123,7 +144,8 @@ def depth_of(nearness):  # (H,W) f32
     depth = np.zeros_like(nearness)
     for y in range(nearness.shape[0]):
         for x in range(nearness.shape[1]):
-            if nearness[y, x] > 0: depth[y, x] = np.float32(1) / nearness[y, x]
+            if nearness[y, x] > 0:
+                depth[y, x] = np.float32(1) / nearness[y, x]
     return depth
 
 
@@ -144,10 +166,17 @@ def rasterise(meshes, K, height, width) -> Raster:
     weights, K = np.zeros((height, width, 3), np.float32), np.asarray(K, np.float32)
     firsts = np.cumsum([0] + [len(mesh.faces) for mesh in meshes])
     screens = [project_vertices(mesh.vertices, K) for mesh in meshes]
-    for mesh, screen, first in zip(meshes, screens, firsts): raster(screen, mesh.faces, first, nearness, triangle)
-    for mesh, screen, first in zip(meshes, screens, firsts): fill_weights(screen, mesh.faces, first, triangle, weights)
+    for mesh, screen, first in zip(meshes, screens, firsts):
+        raster(screen, mesh.faces, first, nearness, triangle)
+    for mesh, screen, first in zip(meshes, screens, firsts):
+        fill_weights(screen, mesh.faces, first, triangle, weights)
     number = np.where(triangle < 0, -1, np.searchsorted(firsts, triangle, side="right") - 1)
-    return Raster(depth_of(nearness), number.astype(np.int8), np.where(triangle < 0, -1, triangle - firsts[number]), weights)
+    return Raster(
+        depth_of(nearness),
+        number.astype(np.int8),
+        np.where(triangle < 0, -1, triangle - firsts[number]),
+        weights,
+    )
 
 # %% ../../nbs/sim/03_render.ipynb #3b822d16
 @compiled
@@ -164,7 +193,10 @@ def tube_faces(rings, points):
     sides = np.stack([here, here + points, beside, beside, here + points, beside + points], -1).reshape(-1, 3)
     bottom, top = rings * points, rings * points + 1
     last = (rings - 1) * points
-    caps = [np.stack([0 * k + bottom, k, (k + 1) % points], 1), np.stack([0 * k + top, last + (k + 1) % points, last + k], 1)]
+    caps = [
+        np.stack([0 * k + bottom, k, (k + 1) % points], 1),
+        np.stack([0 * k + top, last + (k + 1) % points, last + k], 1),
+    ]
     return np.concatenate([sides, *caps]).astype(np.int32)
 
 # %% ../../nbs/sim/03_render.ipynb #4083c18d
@@ -172,22 +204,30 @@ def tube_faces(rings, points):
 def draw_ring(path, radii, side, i, arc, points, vertices, normals, texture):
     "Fill the points of ring `i` of a tube; `arc` (R,) is the way along the path."
     rings, before, after = len(path), max(i - 1, 0), min(i + 1, len(path) - 1)
-    ax, ay, az = unit(path[after, 0] - path[before, 0], path[after, 1] - path[before, 1], path[after, 2] - path[before, 2])
+    ax, ay, az = unit(
+        path[after, 0] - path[before, 0], path[after, 1] - path[before, 1], path[after, 2] - path[before, 2]
+    )
     tx, ty, tz = unit(ay * side[2] - az * side[1], az * side[0] - ax * side[2], ax * side[1] - ay * side[0])
     fx, fy, fz = ty * az - tz * ay, tz * ax - tx * az, tx * ay - ty * ax
     grown = (radii[after, 0] + radii[after, 1] - radii[before, 0] - radii[before, 1]) / 2
-    lean = min(max(grown / max(arc[after] - arc[before], 1e-6), -3.), 3.)
+    lean = min(max(grown / max(arc[after] - arc[before], 1e-6), -3.0), 3.0)
     for k in range(points):
         angle, row = 2 * math.pi * k / points - math.pi, i * points + k
         c, s = math.cos(angle), -math.sin(angle)
         u, v = c * radii[i, 0], s * radii[i, 1]
-        vertices[row, 0], vertices[row, 1], vertices[row, 2] = path[i, 0] + u * fx + v * tx, path[i, 1] + u * fy + v * ty, path[i, 2] + u * fz + v * tz
+        vertices[row, 0], vertices[row, 1], vertices[row, 2] = (
+            path[i, 0] + u * fx + v * tx,
+            path[i, 1] + u * fy + v * ty,
+            path[i, 2] + u * fz + v * tz,
+        )
         u, v = c * radii[i, 1], s * radii[i, 0]  # the normal of an ellipse leans to its short axis
         ox, oy, oz = unit(u * fx + v * tx, u * fy + v * ty, u * fz + v * tz)
-        normals[row, 0], normals[row, 1], normals[row, 2] = unit(ox - lean * ax, oy - lean * ay, oz - lean * az)
+        normals[row, 0], normals[row, 1], normals[row, 2] = unit(
+            ox - lean * ax, oy - lean * ay, oz - lean * az
+        )
         texture[row, 0], texture[row, 1] = angle * radii.mean(), arc[i]
     if i == 0 or i == rings - 1:  # the cap's middle
-        row, sign = rings * points + (0 if i == 0 else 1), (-1. if i == 0 else 1.)
+        row, sign = rings * points + (0 if i == 0 else 1), (-1.0 if i == 0 else 1.0)
         vertices[row, 0], vertices[row, 1], vertices[row, 2] = path[i, 0], path[i, 1], path[i, 2]
         normals[row, 0], normals[row, 1], normals[row, 2] = sign * ax, sign * ay, sign * az
         texture[row, 0], texture[row, 1] = 0, arc[i]
@@ -197,17 +237,27 @@ def draw_ring(path, radii, side, i, arc, points, vertices, normals, texture):
 def draw_rings(path, radii, side, points, vertices, normals, texture):
     "Fill all rings of a tube."
     arc = np.zeros(len(path))
-    for i in range(1, len(path)): arc[i] = arc[i - 1] + math.sqrt((path[i, 0] - path[i - 1, 0])**2 + (path[i, 1] - path[i - 1, 1])**2 + (path[i, 2] - path[i - 1, 2])**2)
-    for i in range(len(path)): draw_ring(path, radii, side, i, arc, points, vertices, normals, texture)
+    for i in range(1, len(path)):
+        arc[i] = arc[i - 1] + math.sqrt(
+            (path[i, 0] - path[i - 1, 0]) ** 2
+            + (path[i, 1] - path[i - 1, 1]) ** 2
+            + (path[i, 2] - path[i - 1, 2]) ** 2
+        )
+    for i in range(len(path)):
+        draw_ring(path, radii, side, i, arc, points, vertices, normals, texture)
 
 # %% ../../nbs/sim/03_render.ipynb #84885603
-def tube(path,          # (R,3) mm, centres of the rings
-         radii,         # (R,2) mm, half width along `side` and along the third axis
-         side,          # (3,) roughly the direction of the first radius
-         points=16):    # points in a ring
+def tube(
+    path,  # (R,3) mm, centres of the rings
+    radii,  # (R,2) mm, half width along `side` and along the third axis
+    side,  # (3,) roughly the direction of the first radius
+    points=16,
+):  # points in a ring
     "Vertices (V,3) f32, normals (V,3) f32 and texture coordinates (V,2) f32 (mm around, 0 where `side` points; mm along); faces as `tube_faces`."
     path, radii, side = (np.ascontiguousarray(values, np.float64) for values in (path, radii, side))
-    vertices, normals, texture = (np.empty((len(path) * points + 2, width), np.float32) for width in (3, 3, 2))
+    vertices, normals, texture = (
+        np.empty((len(path) * points + 2, width), np.float32) for width in (3, 3, 2)
+    )
     draw_rings(path, radii, side, points, vertices, normals, texture)
     return vertices, normals, texture
 
@@ -218,8 +268,10 @@ def bone_at(part_weight, finger, a, b, c, wa, wb, wc):
     corners = (part_weight[a, 0], part_weight[b, 0], part_weight[c, 0])
     forearm = (part_weight[a, 1], part_weight[b, 1], part_weight[c, 1])
     part = part_of(corners, forearm, (finger[a], finger[b], finger[c]), wa, wb, wc)
-    if part == 1: return 16
-    if part == 17: return 0
+    if part == 1:
+        return 16
+    if part == 17:
+        return 0
     return 1 + 3 * ((part - 2) // 3) + 2 - (part - 2) % 3
 
 
@@ -250,7 +302,7 @@ NOISE_SIZE = 32
 
 def noise_cube(generator):
     "A cube (32,32,32) f32 of white noise between -1/2 and 1/2, to be read by `noise`."
-    return (generator.random((NOISE_SIZE,) * 3, np.float32) - np.float32(.5))
+    return generator.random((NOISE_SIZE,) * 3, np.float32) - np.float32(0.5)
 
 
 @compiled
@@ -261,19 +313,24 @@ def noise(cube, x, y, z):
     fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
     i0, j0, k0 = int(i) & 31, int(j) & 31, int(k) & 31
     i1, j1, k1 = (i0 + 1) & 31, (j0 + 1) & 31, (k0 + 1) & 31
-    low = (cube[i0, j0, k0] * (1 - fx) + cube[i1, j0, k0] * fx) * (1 - fy) + (cube[i0, j1, k0] * (1 - fx) + cube[i1, j1, k0] * fx) * fy
-    high = (cube[i0, j0, k1] * (1 - fx) + cube[i1, j0, k1] * fx) * (1 - fy) + (cube[i0, j1, k1] * (1 - fx) + cube[i1, j1, k1] * fx) * fy
+    low = (cube[i0, j0, k0] * (1 - fx) + cube[i1, j0, k0] * fx) * (1 - fy) + (
+        cube[i0, j1, k0] * (1 - fx) + cube[i1, j1, k0] * fx
+    ) * fy
+    high = (cube[i0, j0, k1] * (1 - fx) + cube[i1, j0, k1] * fx) * (1 - fy) + (
+        cube[i0, j1, k1] * (1 - fx) + cube[i1, j1, k1] * fx
+    ) * fy
     return low + (high - low) * fz
 
 # %% ../../nbs/sim/03_render.ipynb #494019b7
 class Light(NamedTuple):
     "A set-up of lights; colours are what a white wall would show."
-    direction: tuple   # unit vector towards the sun, camera frame
-    up: tuple          # unit vector towards the sky, camera frame
-    sun: tuple         # colour
-    sky: tuple         # colour
-    ground: tuple      # colour
-    fill: tuple        # colour, from the camera's side
+
+    direction: tuple  # unit vector towards the sun, camera frame
+    up: tuple  # unit vector towards the sky, camera frame
+    sun: tuple  # colour
+    sky: tuple  # colour
+    ground: tuple  # colour
+    fill: tuple  # colour, from the camera's side
     umbra: np.float32  # how much of the sun a shadow takes away, 0..1
 
 
@@ -293,7 +350,7 @@ def shine(nx, ny, nz, vx, vy, vz, light, sharpness):
     "Blinn's highlight for unit normal and unit view direction."
     hx, hy, hz = light[0] + vx, light[1] + vy, light[2] + vz
     cosine = (nx * hx + ny * hy + nz * hz) / math.sqrt(hx * hx + hy * hy + hz * hz + np.float32(1e-6))
-    return max(cosine, np.float32(0))**sharpness
+    return max(cosine, np.float32(0)) ** sharpness
 
 # %% ../../nbs/sim/03_render.ipynb #30454d45
 SHADOW_SIZE = 112
@@ -301,15 +358,18 @@ SHADOW_SIZE = 112
 
 class Shadow(NamedTuple):
     "What the sun sees of a hand."
-    nearness: np.ndarray   # (T,T) f32 mm towards the sun, 0 = nothing
-    matrix: tuple          # 12 numbers: the rows of the (3,4) matrix from a camera-frame point to u, v, nearness
+
+    nearness: np.ndarray  # (T,T) f32 mm towards the sun, 0 = nothing
+    matrix: tuple  # 12 numbers: the rows of the (3,4) matrix from a camera-frame point to u, v, nearness
 
 
 def sun_matrix(direction, points):
     "The map (3,4) that fits `points` (N,3) mm into the shadow picture, seen from the unit `direction`."
-    side = np.cross([0., 1, 0] if abs(direction[1]) < .9 else [1., 0, 0], direction)
+    side = np.cross([0.0, 1, 0] if abs(direction[1]) < 0.9 else [1.0, 0, 0], direction)
     side /= np.linalg.norm(side)
-    axes = np.stack([side, np.cross(side, direction), direction])  # u, v, towards the sun: outward faces keep their winding
+    axes = np.stack(
+        [side, np.cross(side, direction), direction]
+    )  # u, v, towards the sun: outward faces keep their winding
     seen = points @ axes.T
     low, high = seen.min(0), seen.max(0)
     scale = (SHADOW_SIZE - 5) / max(high[0] - low[0], high[1] - low[1])
@@ -323,7 +383,12 @@ def through(matrix, points):
     out = np.empty_like(points)
     for i in range(points.shape[0]):
         for r in range(3):
-            out[i, r] = matrix[r, 0] * points[i, 0] + matrix[r, 1] * points[i, 1] + matrix[r, 2] * points[i, 2] + matrix[r, 3]
+            out[i, r] = (
+                matrix[r, 0] * points[i, 0]
+                + matrix[r, 1] * points[i, 1]
+                + matrix[r, 2] * points[i, 2]
+                + matrix[r, 3]
+            )
     return out
 
 
@@ -341,7 +406,8 @@ def sunlight(seen, m, x, y, z, slack):
     size = seen.shape[0]
     u = m[0] * x + m[1] * y + m[2] * z + m[3]
     v = m[4] * x + m[5] * y + m[6] * z + m[7]
-    if u < 2 or v < 2 or u >= size - 3 or v >= size - 3: return np.float32(1)
+    if u < 2 or v < 2 or u >= size - 3 or v >= size - 3:
+        return np.float32(1)
     n = m[8] * x + m[9] * y + m[10] * z + m[11] + slack
     i, j = int(u), int(v)
     fu, fv = u - i, v - j
@@ -350,15 +416,16 @@ def sunlight(seen, m, x, y, z, slack):
         weight_v = np.float32(1) - fv if dv == -1 else (fv if dv == 2 else np.float32(1))
         for du in range(-1, 3):
             weight_u = np.float32(1) - fu if du == -1 else (fu if du == 2 else np.float32(1))
-            if seen[j + dv, i + du] <= n: reached += weight_u * weight_v
+            if seen[j + dv, i + du] <= n:
+                reached += weight_u * weight_v
     return reached / 9
 
 # %% ../../nbs/sim/03_render.ipynb #dee37040
 def disc_taps():
     "Eight turned copies of eight spots on the unit disc, spread as seeds in a sunflower: (8,8,2) f32."
     k, turns = np.arange(8), np.arange(8)[:, None] * np.pi / 4
-    angle = turns + k * np.pi * (3 - 5**.5)
-    return (np.stack([np.cos(angle), np.sin(angle)], -1) * np.sqrt((k + .6) / 8)[:, None]).astype(np.float32)
+    angle = turns + k * np.pi * (3 - 5**0.5)
+    return (np.stack([np.cos(angle), np.sin(angle)], -1) * np.sqrt((k + 0.6) / 8)[:, None]).astype(np.float32)
 
 
 TAPS = disc_taps()
@@ -373,29 +440,34 @@ def openness(nearness, x, y, radius):
         i, j = x + int(radius * TAPS[turn, k, 0]), y + int(radius * TAPS[turn, k, 1])
         if 0 <= i < width and 0 <= j < height and nearness[j, i] > 0:
             step = depth - np.float32(1) / nearness[j, i] - np.float32(1.5)
-            if 0 < step < 43: hidden += min(np.float32(1), step * np.float32(.18)) * min(np.float32(1), np.float32(2.15) - step * np.float32(.05))
-    return np.float32(1) - np.float32(.0875) * hidden
+            if 0 < step < 43:
+                hidden += min(np.float32(1), step * np.float32(0.18)) * min(
+                    np.float32(1), np.float32(2.15) - step * np.float32(0.05)
+                )
+    return np.float32(1) - np.float32(0.0875) * hidden
 
 # %% ../../nbs/sim/03_render.ipynb #10cd8e62
 class Hand(NamedTuple):
     "One posed hand in the camera frame, and its rest pose, for the shader."
-    vertices: np.ndarray     # (V,3) f32 mm, camera frame
-    normals: np.ndarray      # (V,3) f32, camera frame
-    faces: np.ndarray        # (F,3) i32
-    rest: np.ndarray         # (V,3) f32 mm
-    anatomy: np.ndarray      # (16,16) f32 as `anatomy_table` makes it
+
+    vertices: np.ndarray  # (V,3) f32 mm, camera frame
+    normals: np.ndarray  # (V,3) f32, camera frame
+    faces: np.ndarray  # (F,3) i32
+    rest: np.ndarray  # (V,3) f32 mm
+    anatomy: np.ndarray  # (16,16) f32 as `anatomy_table` makes it
 
 
 class Skin(NamedTuple):
     "How a person's skin looks."
-    colour: tuple            # r, g, b in 0..1
-    nail: tuple              # r, g, b
-    gloss: np.float32        # strength of the highlight
-    mottle: np.float32       # 1 = usual unevenness
-    creases: np.float32      # 1 = usual depth of creases
-    veins: np.float32        # 0..1
-    ring: int                # the bone that wears a ring, -1 = none
-    shift: np.float32        # where this person reads the noise
+
+    colour: tuple  # r, g, b in 0..1
+    nail: tuple  # r, g, b
+    gloss: np.float32  # strength of the highlight
+    mottle: np.float32  # 1 = usual unevenness
+    creases: np.float32  # 1 = usual depth of creases
+    veins: np.float32  # 0..1
+    ring: int  # the bone that wears a ring, -1 = none
+    shift: np.float32  # where this person reads the noise
 
 
 def anatomy_table(person):
@@ -405,15 +477,32 @@ def anatomy_table(person):
     for finger in range(5):
         for k in range(3):
             start, end = person.joints[1 + 4 * finger + k], person.joints[2 + 4 * finger + k]
-            row = [start, person.frames[finger, k].ravel(), [np.linalg.norm(end - start)], person.radii[finger, k:k + 2], person.radii[finger, 3:]]
+            row = [
+                start,
+                person.frames[finger, k].ravel(),
+                [np.linalg.norm(end - start)],
+                person.radii[finger, k : k + 2],
+                person.radii[finger, 3:],
+            ]
             table[1 + 3 * finger + k] = np.concatenate(row)
     return table
 
 # %% ../../nbs/sim/03_render.ipynb #6c80e066
-PALM_LINES = np.array([[34, 58, 18, 68], [18, 68, 0, 70], [0, 70, -14, 78],      # heart line
-                       [-26, 66, -10, 58], [-10, 58, 10, 50], [10, 50, 26, 44],   # head line
-                       [-27, 65, -15, 52], [-15, 52, -8, 35], [-8, 35, -7, 14],   # life line
-                       [-2, 15, -3, 45]], np.float32)                              # fate line; x, y, x, y in mm on the mean hand
+PALM_LINES = np.array(
+    [
+        [34, 58, 18, 68],
+        [18, 68, 0, 70],
+        [0, 70, -14, 78],  # heart line
+        [-26, 66, -10, 58],
+        [-10, 58, 10, 50],
+        [10, 50, 26, 44],  # head line
+        [-27, 65, -15, 52],
+        [-15, 52, -8, 35],
+        [-8, 35, -7, 14],  # life line
+        [-2, 15, -3, 45],
+    ],
+    np.float32,
+)  # fate line; x, y, x, y in mm on the mean hand
 
 
 @compiled
@@ -426,14 +515,14 @@ def smoothstep(low, high, x):
 @compiled
 def bell(t):
     "A bump of height 1 and width about 1 that ends at t = 1.7: a Gaussian's cheap cousin."
-    rest = np.float32(1) - t * t * np.float32(.34)
+    rest = np.float32(1) - t * t * np.float32(0.34)
     return rest * rest if rest > 0 else np.float32(0)
 
 
 @compiled
 def line_profile(distance, width, footprint):
     "Darkness of a crease at a distance from its middle (mm), seen with pixels of `footprint` mm."
-    wide = max(np.float32(width), np.float32(.5) * footprint)
+    wide = max(np.float32(width), np.float32(0.5) * footprint)
     return bell(distance / wide) * (width / wide)
 
 
@@ -445,7 +534,7 @@ def stroke_distance(x, y, strokes):
         px, py = x - strokes[i, 0], y - strokes[i, 1]
         dx, dy = strokes[i, 2] - strokes[i, 0], strokes[i, 3] - strokes[i, 1]
         t = min(max((px * dx + py * dy) / (dx * dx + dy * dy), np.float32(0)), np.float32(1))
-        nearest = min(nearest, (px - t * dx)**2 + (py - t * dy)**2)
+        nearest = min(nearest, (px - t * dx) ** 2 + (py - t * dy) ** 2)
     return math.sqrt(nearest)
 
 # %% ../../nbs/sim/03_render.ipynb #34e0a252
@@ -453,28 +542,43 @@ def stroke_distance(x, y, strokes):
 def bone_coordinates(anatomy, bone, x, y, z):
     "Lateral, along and dorsal coordinate (mm) of a rest-pose spot on a bone."
     dx, dy, dz = x - anatomy[bone, 0], y - anatomy[bone, 1], z - anatomy[bone, 2]
-    return (dx * anatomy[bone, 3] + dy * anatomy[bone, 4] + dz * anatomy[bone, 5], dx * anatomy[bone, 6] + dy * anatomy[bone, 7] + dz * anatomy[bone, 8],
-            dx * anatomy[bone, 9] + dy * anatomy[bone, 10] + dz * anatomy[bone, 11])
+    return (
+        dx * anatomy[bone, 3] + dy * anatomy[bone, 4] + dz * anatomy[bone, 5],
+        dx * anatomy[bone, 6] + dy * anatomy[bone, 7] + dz * anatomy[bone, 8],
+        dx * anatomy[bone, 9] + dy * anatomy[bone, 10] + dz * anatomy[bone, 11],
+    )
 
 
 @compiled
 def joint_marks(lateral, along, dorsal, radius, wobble, footprint):
     "Darkness of the creases and redness of the knuckle around a finger joint at `along` 0."
-    if abs(along) > 1.4 * radius: return np.float32(0), np.float32(0)
+    if abs(along) > 1.4 * radius:
+        return np.float32(0), np.float32(0)
     if dorsal > 0:
-        fade = bell(lateral / (np.float32(.9) * radius)) * smoothstep(0., .4 * radius, dorsal)
+        fade = bell(lateral / (np.float32(0.9) * radius)) * smoothstep(0.0, 0.4 * radius, dorsal)
         bend = along + wobble
-        dark = line_profile(bend, .55, footprint) + line_profile(bend - 2.2, .5, footprint) + line_profile(bend + 2.3, .5, footprint)
-        return np.float32(.17) * fade * dark, np.float32(.08) * fade * bell(along * np.float32(.15))
-    fade = smoothstep(0., .5 * radius, -dorsal)
-    return np.float32(.27) * fade * (line_profile(along + np.float32(.5) * wobble, .65, footprint) + np.float32(.5) * line_profile(along - 2.4 + wobble, .55, footprint)), np.float32(0)
+        dark = (
+            line_profile(bend, 0.55, footprint)
+            + line_profile(bend - 2.2, 0.5, footprint)
+            + line_profile(bend + 2.3, 0.5, footprint)
+        )
+        return np.float32(0.17) * fade * dark, np.float32(0.08) * fade * bell(along * np.float32(0.15))
+    fade = smoothstep(0.0, 0.5 * radius, -dorsal)
+    return np.float32(0.27) * fade * (
+        line_profile(along + np.float32(0.5) * wobble, 0.65, footprint)
+        + np.float32(0.5) * line_profile(along - 2.4 + wobble, 0.55, footprint)
+    ), np.float32(0)
 
 
 @compiled
 def nail_field(lateral, along, dorsal, length, radius):
     "Super-ellipse value (below 1: on the nail) and the position along it, -1 cuticle .. 1 free edge."
-    if dorsal < .1 * radius: return np.float32(9), np.float32(0)
-    across, lengthwise = lateral / (np.float32(.80) * radius), (along - length + np.float32(.72) * radius) / (np.float32(1.02) * radius)
+    if dorsal < 0.1 * radius:
+        return np.float32(9), np.float32(0)
+    across, lengthwise = (
+        lateral / (np.float32(0.80) * radius),
+        (along - length + np.float32(0.72) * radius) / (np.float32(1.02) * radius),
+    )
     return across**4 + lengthwise**4, lengthwise
 
 # %% ../../nbs/sim/03_render.ipynb #05d77d0d
@@ -483,22 +587,39 @@ def finger_tone(anatomy, ring_bone, bone, x, y, z, wobble, footprint):
     "Darkness, redness, palm-ness, nail-ness (0..1), nail tip-ness and ring-ness of a spot on a finger bone (1..15)."
     k = (bone - 1) % 3
     lateral, along, dorsal = bone_coordinates(anatomy, bone, x, y, z)
-    length, radius, next_radius, tip_radius = anatomy[bone, 12], anatomy[bone, 13], anatomy[bone, 14], anatomy[bone, 15]
+    length, radius, next_radius, tip_radius = (
+        anatomy[bone, 12],
+        anatomy[bone, 13],
+        anatomy[bone, 14],
+        anatomy[bone, 15],
+    )
     dark, red = np.float32(0), np.float32(0)
-    if k > 0: dark, red = joint_marks(lateral, along, dorsal, radius, wobble, footprint)
+    if k > 0:
+        dark, red = joint_marks(lateral, along, dorsal, radius, wobble, footprint)
     if k < 2:
         more, redder = joint_marks(lateral, along - length, dorsal, next_radius, wobble, footprint)
         dark, red = dark + more, red + redder
-    if k == 0 and bone > 3 and dorsal < 0: dark += np.float32(.24) * line_profile(along - 20 * anatomy[0, 0] + wobble, .8, footprint)
-    palmar = smoothstep(np.float32(-.2), np.float32(.6), -dorsal / radius)
+    if k == 0 and bone > 3 and dorsal < 0:
+        dark += np.float32(0.24) * line_profile(along - 20 * anatomy[0, 0] + wobble, 0.8, footprint)
+    palmar = smoothstep(np.float32(-0.2), np.float32(0.6), -dorsal / radius)
     nail, tip, ring = np.float32(0), np.float32(0), np.float32(0)
     if k == 2:
         value, lengthwise = nail_field(lateral, along, dorsal, length, tip_radius)
-        soft = min(np.float32(.6), np.float32(.12) + np.float32(.17) * footprint)
-        nail, tip = 1 - smoothstep(1 - soft, 1 + soft, value), smoothstep(np.float32(.62), np.float32(.8), lengthwise)
-        dark += np.float32(.22) * smoothstep(np.float32(.9), np.float32(1.1), value) * (1 - smoothstep(np.float32(1.2), np.float32(1.9), value))
-        red += np.float32(.06) * smoothstep(length - np.float32(2.2) * tip_radius, length - np.float32(.5) * tip_radius, along)
-    if bone == ring_bone: ring = 1 - smoothstep(np.float32(1.9), np.float32(2.4), abs(along - np.float32(.45) * length))
+        soft = min(np.float32(0.6), np.float32(0.12) + np.float32(0.17) * footprint)
+        nail, tip = (
+            1 - smoothstep(1 - soft, 1 + soft, value),
+            smoothstep(np.float32(0.62), np.float32(0.8), lengthwise),
+        )
+        dark += (
+            np.float32(0.22)
+            * smoothstep(np.float32(0.9), np.float32(1.1), value)
+            * (1 - smoothstep(np.float32(1.2), np.float32(1.9), value))
+        )
+        red += np.float32(0.06) * smoothstep(
+            length - np.float32(2.2) * tip_radius, length - np.float32(0.5) * tip_radius, along
+        )
+    if bone == ring_bone:
+        ring = 1 - smoothstep(np.float32(1.9), np.float32(2.4), abs(along - np.float32(0.45) * length))
     return dark, red, palmar, nail, tip, ring
 
 # %% ../../nbs/sim/03_render.ipynb #eea17308
@@ -507,19 +628,33 @@ def palm_tone(anatomy, veins, shift, cube, x, y, z, wobble, footprint):
     "Darkness, redness and palm-ness of a spot on the palm, the back of the hand or the forearm."
     size = anatomy[0, 0]
     px, py = x / size, y / size
-    palmar = smoothstep(np.float32(1.5), np.float32(9), -z / size) * smoothstep(np.float32(-14), np.float32(4), py)
+    palmar = smoothstep(np.float32(1.5), np.float32(9), -z / size) * smoothstep(
+        np.float32(-14), np.float32(4), py
+    )
     dark, red = np.float32(0), np.float32(0)
     if palmar > 0:
         nearest = stroke_distance(px + wobble, py - wobble, PALM_LINES)
-        dark += palmar * (np.float32(.30) * line_profile(nearest, 1.0, footprint) + np.float32(.12) * line_profile(py - 2 + wobble, .8, footprint))
+        dark += palmar * (
+            np.float32(0.30) * line_profile(nearest, 1.0, footprint)
+            + np.float32(0.12) * line_profile(py - 2 + wobble, 0.8, footprint)
+        )
     if z > 0 and py > 5:
         for bone in range(4, 16, 3):
             kx, ky = anatomy[bone, 0], anatomy[bone, 1]
-            red += np.float32(.08) * bell(math.sqrt((x - kx)**2 + (y - ky)**2) * np.float32(.09))
+            red += np.float32(0.08) * bell(math.sqrt((x - kx) ** 2 + (y - ky) ** 2) * np.float32(0.09))
             if y < ky:  # the tendon that runs to this knuckle
-                dark -= np.float32(.05) * line_profile(x - kx * y / ky, 2.2, footprint) * smoothstep(np.float32(10), np.float32(40), py)
-        vein = abs(noise(cube, x * np.float32(.045) + shift, y * np.float32(.028), np.float32(7.5)))
-        dark += veins * np.float32(.10) * (1 - smoothstep(np.float32(0), np.float32(.07), vein)) * smoothstep(np.float32(8), np.float32(25), py)
+                dark -= (
+                    np.float32(0.05)
+                    * line_profile(x - kx * y / ky, 2.2, footprint)
+                    * smoothstep(np.float32(10), np.float32(40), py)
+                )
+        vein = abs(noise(cube, x * np.float32(0.045) + shift, y * np.float32(0.028), np.float32(7.5)))
+        dark += (
+            veins
+            * np.float32(0.10)
+            * (1 - smoothstep(np.float32(0), np.float32(0.07), vein))
+            * smoothstep(np.float32(8), np.float32(25), py)
+        )
     return dark, red, palmar
 
 # %% ../../nbs/sim/03_render.ipynb #5bcad658
@@ -527,26 +662,45 @@ def palm_tone(anatomy, veins, shift, cube, x, y, z, wobble, footprint):
 def skin_tone(anatomy, skin, cube, bone, x, y, z, footprint):
     "Colour r, g, b of a rest-pose spot, its gloss and the sharpness of its highlight."
     s = skin.shift
-    coarse = noise(cube, x * np.float32(.06) + s, y * np.float32(.06), z * np.float32(.06))
-    medium = noise(cube, x * np.float32(.28), y * np.float32(.28) + s, z * np.float32(.28))
-    fine = noise(cube, x * np.float32(.9), y * np.float32(.9), z * np.float32(.9) + s) * min(np.float32(1), 1 / footprint)
+    coarse = noise(cube, x * np.float32(0.06) + s, y * np.float32(0.06), z * np.float32(0.06))
+    medium = noise(cube, x * np.float32(0.28), y * np.float32(0.28) + s, z * np.float32(0.28))
+    fine = noise(cube, x * np.float32(0.9), y * np.float32(0.9), z * np.float32(0.9) + s) * min(
+        np.float32(1), 1 / footprint
+    )
     wobble, nail, tip, ring = np.float32(1.6) * medium, np.float32(0), np.float32(0), np.float32(0)
-    if 1 <= bone <= 15: dark, red, palmar, nail, tip, ring = finger_tone(anatomy, skin.ring, bone, x, y, z, wobble, footprint)
-    else: dark, red, palmar = palm_tone(anatomy, skin.veins, skin.shift, cube, x, y, z, wobble, footprint)
-    tone = 1 + skin.mottle * (np.float32(.16) * coarse + np.float32(.12) * medium + np.float32(.10) * fine) + np.float32(.07) * palmar
-    red += np.float32(.10) * skin.mottle * coarse + np.float32(.04) * palmar
-    left = 1 - min(np.float32(.55), skin.creases * dark)
-    pale = palmar * (1 - skin.colour[0]) * np.float32(.35)  # palms of dark hands are lighter than their backs
-    r = (skin.colour[0] + pale) * tone * (1 + red) * (np.float32(.2) + np.float32(.8) * left)
-    g = (skin.colour[1] + pale * np.float32(.8)) * tone * (1 - np.float32(.25) * red) * left
-    b = (skin.colour[2] + pale * np.float32(.7)) * tone * (1 - np.float32(.25) * red) * left
-    gloss, sharp = skin.gloss * (1 + np.float32(.8) * medium), np.float32(16)
+    if 1 <= bone <= 15:
+        dark, red, palmar, nail, tip, ring = finger_tone(anatomy, skin.ring, bone, x, y, z, wobble, footprint)
+    else:
+        dark, red, palmar = palm_tone(anatomy, skin.veins, skin.shift, cube, x, y, z, wobble, footprint)
+    tone = (
+        1
+        + skin.mottle * (np.float32(0.16) * coarse + np.float32(0.12) * medium + np.float32(0.10) * fine)
+        + np.float32(0.07) * palmar
+    )
+    red += np.float32(0.10) * skin.mottle * coarse + np.float32(0.04) * palmar
+    left = 1 - min(np.float32(0.55), skin.creases * dark)
+    pale = (
+        palmar * (1 - skin.colour[0]) * np.float32(0.35)
+    )  # palms of dark hands are lighter than their backs
+    r = (skin.colour[0] + pale) * tone * (1 + red) * (np.float32(0.2) + np.float32(0.8) * left)
+    g = (skin.colour[1] + pale * np.float32(0.8)) * tone * (1 - np.float32(0.25) * red) * left
+    b = (skin.colour[2] + pale * np.float32(0.7)) * tone * (1 - np.float32(0.25) * red) * left
+    gloss, sharp = skin.gloss * (1 + np.float32(0.8) * medium), np.float32(16)
     if nail > 0:
-        white = np.float32(.30) * tip
-        r, g, b = r + nail * (skin.nail[0] + white - r), g + nail * (skin.nail[1] + white - g), b + nail * (skin.nail[2] + white - b)
-        gloss, sharp = gloss + nail * (skin.gloss + np.float32(.10)), 16 + 30 * nail
+        white = np.float32(0.30) * tip
+        r, g, b = (
+            r + nail * (skin.nail[0] + white - r),
+            g + nail * (skin.nail[1] + white - g),
+            b + nail * (skin.nail[2] + white - b),
+        )
+        gloss, sharp = gloss + nail * (skin.gloss + np.float32(0.10)), 16 + 30 * nail
     if ring > 0:
-        r, g, b, gloss = r + ring * (np.float32(.72) - r), g + ring * (np.float32(.58) - g), b + ring * (np.float32(.30) - b), gloss + ring * np.float32(.5)
+        r, g, b, gloss = (
+            r + ring * (np.float32(0.72) - r),
+            g + ring * (np.float32(0.58) - g),
+            b + ring * (np.float32(0.30) - b),
+            gloss + ring * np.float32(0.5),
+        )
     return r, g, b, gloss, sharp
 
 # %% ../../nbs/sim/03_render.ipynb #86575994
@@ -554,7 +708,8 @@ def skin_tone(anatomy, skin, cube, bone, x, y, z, footprint):
 def facing_us(nx, ny, nz, vx, vy, vz):
     "A blended normal can lean away from the viewer near the outline: bend it back until it is square to the view."
     cosine = nx * vx + ny * vy + nz * vz
-    if cosine >= 0: return nx, ny, nz
+    if cosine >= 0:
+        return nx, ny, nz
     return unit(nx - cosine * vx, ny - cosine * vy, nz - cosine * vz)
 
 
@@ -563,17 +718,28 @@ def lit(albedo, channel, cosine, sky_side, fill, reach, open_sky, light, wrap):
     "One channel of a lit surface, without its highlight."
     around = light.ground[channel] + (light.sky[channel] - light.ground[channel]) * sky_side
     sun = light.sun[channel] * wrapped(cosine, wrap) * reach
-    return albedo * (around * open_sky + (sun + light.fill[channel] * fill) * (np.float32(.35) + np.float32(.65) * open_sky))
+    return albedo * (
+        around * open_sky
+        + (sun + light.fill[channel] * fill) * (np.float32(0.35) + np.float32(0.65) * open_sky)
+    )
 
 # %% ../../nbs/sim/03_render.ipynb #2f249b49
 @compiled
 def shade_hand(image, nearness, triangle, bones, first, screen, box, hand, skin, cube, light, shadow, focal):
     "Colour the pixels of one hand in `image` (H,W,3) f32, using its bones (H,W) and the finished depth buffer."
-    faces, rest, vertices, normals, anatomy, seen = hand.faces, hand.rest, hand.vertices, hand.normals, hand.anatomy, shadow.nearness
+    faces, rest, vertices, normals, anatomy, seen = (
+        hand.faces,
+        hand.rest,
+        hand.vertices,
+        hand.normals,
+        hand.anatomy,
+        shadow.nearness,
+    )
     for y in range(box[1], box[3]):
         for x in range(box[0], box[2]):
             t = triangle[y, x] - first
-            if t < 0 or t >= faces.shape[0]: continue
+            if t < 0 or t >= faces.shape[0]:
+                continue
             a, b, c, wa, wb, wc = spot_weights(screen, faces, t, x, y)
             rx, ry, rz = blend3(rest, a, b, c, wa, wb, wc)
             px, py, pz = blend3(vertices, a, b, c, wa, wb, wc)
@@ -582,17 +748,50 @@ def shade_hand(image, nearness, triangle, bones, first, screen, box, hand, skin,
             vx, vy, vz = unit(-px, -py, -pz)
             nx, ny, nz = facing_us(nx, ny, nz, vx, vy, vz)
             footprint = pz / focal
-            red, green, blue, gloss, sharp = skin_tone(anatomy, skin, cube, bones[y, x], rx, ry, rz, footprint)
+            red, green, blue, gloss, sharp = skin_tone(
+                anatomy, skin, cube, bones[y, x], rx, ry, rz, footprint
+            )
             cosine = nx * light.direction[0] + ny * light.direction[1] + nz * light.direction[2]
             reach = np.float32(1)
-            if cosine > -.3: reach = 1 - light.umbra * (1 - sunlight(seen, shadow.matrix, px + 2 * nx, py + 2 * ny, pz + 2 * nz, np.float32(3)))
-            sky_side = np.float32(.5) + np.float32(.5) * (nx * light.up[0] + ny * light.up[1] + nz * light.up[2])
+            if cosine > -0.3:
+                reach = 1 - light.umbra * (
+                    1 - sunlight(seen, shadow.matrix, px + 2 * nx, py + 2 * ny, pz + 2 * nz, np.float32(3))
+                )
+            sky_side = np.float32(0.5) + np.float32(0.5) * (
+                nx * light.up[0] + ny * light.up[1] + nz * light.up[2]
+            )
             open_sky, fill = openness(nearness, x, y, 10 / footprint), nx * vx + ny * vy + nz * vz
-            bright = gloss * shine(nx, ny, nz, vx, vy, vz, light.direction, sharp) * reach if cosine > 0 else np.float32(0)
-            rim = gloss * np.float32(.7) * (1 - fill)**4 * open_sky
-            image[y, x, 0] = lit(red, 0, cosine, sky_side, fill, reach, np.float32(.3) + np.float32(.7) * open_sky, light, np.float32(.30)) + bright * light.sun[0] + rim * light.sky[0]
-            image[y, x, 1] = lit(green, 1, cosine, sky_side, fill, reach, open_sky, light, np.float32(.18)) + bright * light.sun[1] + rim * light.sky[1]
-            image[y, x, 2] = lit(blue, 2, cosine, sky_side, fill, reach, open_sky, light, np.float32(.18)) + bright * light.sun[2] + rim * light.sky[2]
+            bright = (
+                gloss * shine(nx, ny, nz, vx, vy, vz, light.direction, sharp) * reach
+                if cosine > 0
+                else np.float32(0)
+            )
+            rim = gloss * np.float32(0.7) * (1 - fill) ** 4 * open_sky
+            image[y, x, 0] = (
+                lit(
+                    red,
+                    0,
+                    cosine,
+                    sky_side,
+                    fill,
+                    reach,
+                    np.float32(0.3) + np.float32(0.7) * open_sky,
+                    light,
+                    np.float32(0.30),
+                )
+                + bright * light.sun[0]
+                + rim * light.sky[0]
+            )
+            image[y, x, 1] = (
+                lit(green, 1, cosine, sky_side, fill, reach, open_sky, light, np.float32(0.18))
+                + bright * light.sun[1]
+                + rim * light.sky[1]
+            )
+            image[y, x, 2] = (
+                lit(blue, 2, cosine, sky_side, fill, reach, open_sky, light, np.float32(0.18))
+                + bright * light.sun[2]
+                + rim * light.sky[2]
+            )
 
 # %% ../../nbs/sim/03_render.ipynb #d857ba97
 PLAIN, STRIPES, BANDS, CHECKS, ZIGZAG, SPECKS, FACE, HAIR, JACKET = range(9)
@@ -600,30 +799,37 @@ PLAIN, STRIPES, BANDS, CHECKS, ZIGZAG, SPECKS, FACE, HAIR, JACKET = range(9)
 
 class Materials(NamedTuple):
     "The surfaces that a body mesh is made of."
-    main: np.ndarray      # (M,3) f32 colour
-    other: np.ndarray     # (M,3) f32 colour
-    pattern: np.ndarray   # (M,) i32
-    scale: np.ndarray     # (M,) f32 mm, one repetition of the pattern
-    folds: np.ndarray     # (M,) f32, 0 smooth .. 1 crumpled
-    gloss: np.ndarray     # (M,) f32
+
+    main: np.ndarray  # (M,3) f32 colour
+    other: np.ndarray  # (M,3) f32 colour
+    pattern: np.ndarray  # (M,) i32
+    scale: np.ndarray  # (M,) f32 mm, one repetition of the pattern
+    folds: np.ndarray  # (M,) f32, 0 smooth .. 1 crumpled
+    gloss: np.ndarray  # (M,) f32
 
 
 @compiled
 def pattern_mix(pattern, u, v, scale, cube):
     "How much of the second colour (0..1) a pattern shows at (u, v) mm."
-    if pattern == STRIPES: return np.float32(1) if math.floor(2 * u / scale) % 2 == 0 else np.float32(0)
+    if pattern == STRIPES:
+        return np.float32(1) if math.floor(2 * u / scale) % 2 == 0 else np.float32(0)
     if pattern == BANDS:
         place = v / scale - math.floor(v / scale)
-        return smoothstep(.70, .72, place) - smoothstep(.94, .96, place)
-    if pattern == CHECKS: return np.float32(.5) * (np.float32(math.floor(2 * u / scale) % 2) + np.float32(math.floor(2 * v / scale) % 2))
+        return smoothstep(0.70, 0.72, place) - smoothstep(0.94, 0.96, place)
+    if pattern == CHECKS:
+        return np.float32(0.5) * (
+            np.float32(math.floor(2 * u / scale) % 2) + np.float32(math.floor(2 * v / scale) % 2)
+        )
     if pattern == ZIGZAG:
-        ramp = abs(u / scale - math.floor(u / scale) - np.float32(.5))
+        ramp = abs(u / scale - math.floor(u / scale) - np.float32(0.5))
         return np.float32(1) if math.floor(2 * (v / scale + ramp)) % 2 == 0 else np.float32(0)
-    if pattern == SPECKS: return smoothstep(.05, .12, noise(cube, u / scale, v / scale, 3.3))
+    if pattern == SPECKS:
+        return smoothstep(0.05, 0.12, noise(cube, u / scale, v / scale, 3.3))
     if pattern == JACKET:  # open in front over a shirt, with a dark seam
-        away = abs(u) - np.float32(.10) * v
+        away = abs(u) - np.float32(0.10) * v
         return np.float32(1) - smoothstep(np.float32(0), np.float32(4), away)
-    if pattern == HAIR: return np.float32(.5) + noise(cube, u * np.float32(.3), v * np.float32(.03), 5.)
+    if pattern == HAIR:
+        return np.float32(0.5) + noise(cube, u * np.float32(0.3), v * np.float32(0.03), 5.0)
     return np.float32(0)
 
 # %% ../../nbs/sim/03_render.ipynb #ebc6c894
@@ -631,59 +837,113 @@ def pattern_mix(pattern, u, v, scale, cube):
 def face_mix(u, v, width):
     "Darkness of eyes, brows, mouth and nose of a face in front of a head; u from the middle, v above the chin, in mm."
     u = abs(u)
-    eye = math.exp(-((u - 32) / 13)**2 - ((v - 112) / 6)**2)
-    brow = np.float32(.7) * math.exp(-((u - 33) / 18)**2 - ((v - 130) / 5)**2)
-    mouth = np.float32(.55) * math.exp(-(u / 24)**2 - ((v - 42) / 6)**2)
-    nose = np.float32(.35) * math.exp(-((u - 9) / 7)**2 - ((v - 72) / 7)**2)
+    eye = math.exp(-(((u - 32) / 13) ** 2) - ((v - 112) / 6) ** 2)
+    brow = np.float32(0.7) * math.exp(-(((u - 33) / 18) ** 2) - ((v - 130) / 5) ** 2)
+    mouth = np.float32(0.55) * math.exp(-((u / 24) ** 2) - ((v - 42) / 6) ** 2)
+    nose = np.float32(0.35) * math.exp(-(((u - 9) / 7) ** 2) - ((v - 72) / 7) ** 2)
     return min(np.float32(1), eye + brow + mouth + nose)
 
 # %% ../../nbs/sim/03_render.ipynb #c2b762fa
 class Body(NamedTuple):
     "Tubes in the camera frame, joined into one mesh."
-    vertices: np.ndarray   # (V,3) f32 mm
-    normals: np.ndarray    # (V,3) f32
-    texture: np.ndarray    # (V,3) f32: mm around, mm along, material of the vertex
-    faces: np.ndarray      # (F,3) i32
+
+    vertices: np.ndarray  # (V,3) f32 mm
+    normals: np.ndarray  # (V,3) f32
+    texture: np.ndarray  # (V,3) f32: mm around, mm along, material of the vertex
+    faces: np.ndarray  # (F,3) i32
 
 # %% ../../nbs/sim/03_render.ipynb #79357622
 @compiled
 def shade_body(image, triangle, first, screen, body, materials, cube, light, shadow):
     "Colour the pixels of the body in `image` (H,W,3) f32."
-    faces, vertices, normals, texture, seen = body.faces, body.vertices, body.normals, body.texture, shadow.nearness
-    main, other, patterns, scales, foldings, glosses = materials.main, materials.other, materials.pattern, materials.scale, materials.folds, materials.gloss
+    faces, vertices, normals, texture, seen = (
+        body.faces,
+        body.vertices,
+        body.normals,
+        body.texture,
+        shadow.nearness,
+    )
+    main, other, patterns, scales, foldings, glosses = (
+        materials.main,
+        materials.other,
+        materials.pattern,
+        materials.scale,
+        materials.folds,
+        materials.gloss,
+    )
     for y in range(triangle.shape[0]):
         for x in range(triangle.shape[1]):
             t = triangle[y, x] - first
-            if t < 0 or t >= faces.shape[0]: continue
+            if t < 0 or t >= faces.shape[0]:
+                continue
             a, b, c, wa, wb, wc = spot_weights(screen, faces, t, x, y)
             px, py, pz = blend3(vertices, a, b, c, wa, wb, wc)
             nx, ny, nz = blend3(normals, a, b, c, wa, wb, wc)
             u, v, _ = blend3(texture, a, b, c, wa, wb, wc)
             m = int(texture[a, 2])
             fold = foldings[m]
-            bend = noise(cube, u * np.float32(.017), v * np.float32(.040), m) + np.float32(.6) * noise(cube, u * np.float32(.05) + 9, v * np.float32(.021), m)
-            lean = noise(cube, u * np.float32(.035), v * np.float32(.018) + 5, m + 4)
-            nx, ny, nz = unit(nx + fold * np.float32(1.2) * bend, ny + fold * np.float32(1.1) * lean, nz + fold * np.float32(.4) * bend)
+            bend = noise(cube, u * np.float32(0.017), v * np.float32(0.040), m) + np.float32(0.6) * noise(
+                cube, u * np.float32(0.05) + 9, v * np.float32(0.021), m
+            )
+            lean = noise(cube, u * np.float32(0.035), v * np.float32(0.018) + 5, m + 4)
+            nx, ny, nz = unit(
+                nx + fold * np.float32(1.2) * bend,
+                ny + fold * np.float32(1.1) * lean,
+                nz + fold * np.float32(0.4) * bend,
+            )
             vx, vy, vz = unit(-px, -py, -pz)
             nx, ny, nz = facing_us(nx, ny, nz, vx, vy, vz)
-            mix = face_mix(u, v, scales[m]) if patterns[m] == FACE else pattern_mix(patterns[m], u, v, scales[m], cube)
-            grain = 1 + np.float32(.10) * noise(cube, u * np.float32(.5), v * np.float32(.5), 1.) + fold * np.float32(.35) * bend
+            mix = (
+                face_mix(u, v, scales[m])
+                if patterns[m] == FACE
+                else pattern_mix(patterns[m], u, v, scales[m], cube)
+            )
+            grain = (
+                1
+                + np.float32(0.10) * noise(cube, u * np.float32(0.5), v * np.float32(0.5), 1.0)
+                + fold * np.float32(0.35) * bend
+            )
             cosine = nx * light.direction[0] + ny * light.direction[1] + nz * light.direction[2]
             reach = 1 - light.umbra * (1 - sunlight(seen, shadow.matrix, px, py, pz, np.float32(6)))
-            sky_side = np.float32(.5) + np.float32(.5) * (nx * light.up[0] + ny * light.up[1] + nz * light.up[2])
+            sky_side = np.float32(0.5) + np.float32(0.5) * (
+                nx * light.up[0] + ny * light.up[1] + nz * light.up[2]
+            )
             fill = nx * vx + ny * vy + nz * vz
-            bright = glosses[m] * shine(nx, ny, nz, vx, vy, vz, light.direction, np.float32(14)) * reach if cosine > 0 else np.float32(0)
+            bright = (
+                glosses[m] * shine(nx, ny, nz, vx, vy, vz, light.direction, np.float32(14)) * reach
+                if cosine > 0
+                else np.float32(0)
+            )
             for channel in range(3):
                 albedo = (main[m, channel] * (1 - mix) + other[m, channel] * mix) * grain
-                image[y, x, channel] = lit(albedo, channel, cosine, sky_side, fill, reach, np.float32(.9), light, np.float32(.15)) + bright * light.sun[channel]
+                image[y, x, channel] = (
+                    lit(
+                        albedo,
+                        channel,
+                        cosine,
+                        sky_side,
+                        fill,
+                        reach,
+                        np.float32(0.9),
+                        light,
+                        np.float32(0.15),
+                    )
+                    + bright * light.sun[channel]
+                )
 
 # %% ../../nbs/sim/03_render.ipynb #777b05be
 @compiled
 def on_outline(nearness, y, x):
     "Does depth jump by more than about 1.5 % between this pixel and one beside it?"
-    left, right, above, below, here = nearness[y, x - 1], nearness[y, x + 1], nearness[y - 1, x], nearness[y + 1, x], nearness[y, x]
+    left, right, above, below, here = (
+        nearness[y, x - 1],
+        nearness[y, x + 1],
+        nearness[y - 1, x],
+        nearness[y + 1, x],
+        nearness[y, x],
+    )
     high = max(max(left, right), max(max(above, below), here))
-    return high - min(min(left, right), min(min(above, below), here)) > np.float32(.015) * high
+    return high - min(min(left, right), min(min(above, below), here)) > np.float32(0.015) * high
 
 
 @compiled
@@ -694,6 +954,13 @@ def soften_outlines(image, nearness):
         for x in range(1, image.shape[1] - 1):
             if on_outline(nearness, y, x):
                 for c in range(3):
-                    soft[y, x, c] = (4 * image[y, x, c] + 2 * (image[y - 1, x, c] + image[y + 1, x, c] + image[y, x - 1, c] + image[y, x + 1, c])
-                                     + image[y - 1, x - 1, c] + image[y - 1, x + 1, c] + image[y + 1, x - 1, c] + image[y + 1, x + 1, c]) / 16
+                    soft[y, x, c] = (
+                        4 * image[y, x, c]
+                        + 2
+                        * (image[y - 1, x, c] + image[y + 1, x, c] + image[y, x - 1, c] + image[y, x + 1, c])
+                        + image[y - 1, x - 1, c]
+                        + image[y - 1, x + 1, c]
+                        + image[y + 1, x - 1, c]
+                        + image[y + 1, x + 1, c]
+                    ) / 16
     return soft

@@ -24,28 +24,57 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
-import numba
 import numpy as np
 
 from ..core import numpy_generator
 from .pose import pose_hand, sample_pose, skin_hand
-from .render import (BANDS, CHECKS, FACE, HAIR, JACKET, NEAR, PLAIN, SPECKS, STRIPES, ZIGZAG, Body, Hand, Light, Materials, Skin, anatomy_table, cast_shadow,
-                                compiled, depth_of, empty_buffers, fill_bones, noise_cube, numbers, part_ids, project_vertices, raster, shade_body, shade_hand, smoothstep,
-                                soften_outlines, tube, tube_faces)
+from handlab.sim.render import (
+    BANDS,
+    CHECKS,
+    FACE,
+    HAIR,
+    JACKET,
+    PLAIN,
+    SPECKS,
+    STRIPES,
+    ZIGZAG,
+    Body,
+    Hand,
+    Light,
+    Materials,
+    Skin,
+    anatomy_table,
+    cast_shadow,
+    compiled,
+    depth_of,
+    empty_buffers,
+    fill_bones,
+    noise_cube,
+    numbers,
+    part_ids,
+    project_vertices,
+    raster,
+    shade_body,
+    shade_hand,
+    soften_outlines,
+    tube,
+    tube_faces,
+)
 from .shape import make_person
 
 # %% ../../nbs/sim/04_scene.ipynb #a1dba230
 BACKGROUND_SIZE = 320  # px, height and width of a painted background
 
 
-def fractal(generator, cells, octaves=5, stretch=1., gain=.55, size=BACKGROUND_SIZE):
+def fractal(generator, cells, octaves=5, stretch=1.0, gain=0.55, size=BACKGROUND_SIZE):
     "Fractal noise (size,size) f32 in 0..1; `cells` across at the coarsest octave, `stretch` > 1 makes it streaky sideways."
     total = np.zeros((size, size), np.float32)
-    strength = 1.
+    strength = 1.0
     for octave in range(octaves):
         across, down = max(2, round(cells * 2**octave / stretch)), max(2, round(cells * 2**octave))
-        if max(across, down) > size: break
-        grid = generator.random((down, across), np.float32) - np.float32(.5)
+        if max(across, down) > size:
+            break
+        grid = generator.random((down, across), np.float32) - np.float32(0.5)
         total += np.float32(strength) * cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
         strength *= gain
     low, high = np.float32(-2.2 * total.std()), np.float32(2.2 * total.std())
@@ -61,59 +90,109 @@ def blend(first, second, share):
 def relief(height, strength, angle=0.8):
     "Light and shadow on a rough ground of that height: (H,W) f32 around 1."
     down, right = np.gradient(height)
-    return 1 + np.float32(strength) * (np.float32(math.cos(angle)) * right + np.float32(math.sin(angle)) * down).clip(-.08, .08)
+    return 1 + np.float32(strength) * (
+        np.float32(math.cos(angle)) * right + np.float32(math.sin(angle)) * down
+    ).clip(-0.08, 0.08)
 
 # %% ../../nbs/sim/04_scene.ipynb #8803abc9
-SKIES = np.array([[[.42, .58, .82], [.78, .85, .92]], [[.62, .66, .72], [.80, .82, .84]], [[.20, .36, .66], [.55, .70, .88]], [[.50, .45, .50], [.93, .75, .55]],
-                  [[.33, .36, .42], [.55, .57, .60]], [[.75, .78, .82], [.92, .93, .94]]], np.float32)  # at the top, at the horizon
-GROUNDS = np.array([[[.17, .22, .09], [.36, .42, .18]], [[.30, .22, .16], [.62, .48, .36]], [[.38, .18, .11], [.74, .46, .30]], [[.26, .26, .26], [.60, .59, .57]],
-                    [[.55, .57, .62], [.93, .94, .97]], [[.10, .16, .10], [.22, .32, .20]], [[.45, .40, .24], [.74, .68, .44]], [[.14, .18, .24], [.35, .43, .50]]], np.float32)
+SKIES = np.array(
+    [
+        [[0.42, 0.58, 0.82], [0.78, 0.85, 0.92]],
+        [[0.62, 0.66, 0.72], [0.80, 0.82, 0.84]],
+        [[0.20, 0.36, 0.66], [0.55, 0.70, 0.88]],
+        [[0.50, 0.45, 0.50], [0.93, 0.75, 0.55]],
+        [[0.33, 0.36, 0.42], [0.55, 0.57, 0.60]],
+        [[0.75, 0.78, 0.82], [0.92, 0.93, 0.94]],
+    ],
+    np.float32,
+)  # at the top, at the horizon
+GROUNDS = np.array(
+    [
+        [[0.17, 0.22, 0.09], [0.36, 0.42, 0.18]],
+        [[0.30, 0.22, 0.16], [0.62, 0.48, 0.36]],
+        [[0.38, 0.18, 0.11], [0.74, 0.46, 0.30]],
+        [[0.26, 0.26, 0.26], [0.60, 0.59, 0.57]],
+        [[0.55, 0.57, 0.62], [0.93, 0.94, 0.97]],
+        [[0.10, 0.16, 0.10], [0.22, 0.32, 0.20]],
+        [[0.45, 0.40, 0.24], [0.74, 0.68, 0.44]],
+        [[0.14, 0.18, 0.24], [0.35, 0.43, 0.50]],
+    ],
+    np.float32,
+)
 
 
 def paint_sky(generator, size=BACKGROUND_SIZE):
     "A sky with clouds (size,size,3)."
     top, horizon = SKIES[generator.integers(len(SKIES))]
-    fade = np.linspace(0, 1, size, dtype=np.float32)[:, None]**generator.uniform(.6, 1.6)
+    fade = np.linspace(0, 1, size, dtype=np.float32)[:, None] ** generator.uniform(0.6, 1.6)
     sky = blend(top, horizon, np.broadcast_to(fade, (size, size)))
     clouds = fractal(generator, generator.uniform(2, 4), stretch=generator.uniform(1, 3))
-    return blend(sky, [.95, .95, .95], np.clip((clouds - generator.uniform(.4, .8)) * 2.2, 0, 1) * generator.uniform(.2, .9))
+    return blend(
+        sky,
+        [0.95, 0.95, 0.95],
+        np.clip((clouds - generator.uniform(0.4, 0.8)) * 2.2, 0, 1) * generator.uniform(0.2, 0.9),
+    )
 
 
 def paint_ground(generator, size=BACKGROUND_SIZE):
     "A piece of rough ground (size,size,3): grass, rock, earth, snow or water."
     dark, light = GROUNDS[generator.integers(len(GROUNDS))]
-    height = fractal(generator, generator.uniform(2, 7), 7, stretch=generator.uniform(.6, 2.5), gain=generator.uniform(.5, .75))
-    if generator.random() < .4: height = 1 - np.abs(2 * height - 1)
-    mixed = fractal(generator, generator.uniform(3, 9), 6, gain=.7)
-    return blend(dark, light, mixed) * relief(height, generator.uniform(4, 11), generator.uniform(0, 3))[..., None]
+    height = fractal(
+        generator,
+        generator.uniform(2, 7),
+        7,
+        stretch=generator.uniform(0.6, 2.5),
+        gain=generator.uniform(0.5, 0.75),
+    )
+    if generator.random() < 0.4:
+        height = 1 - np.abs(2 * height - 1)
+    mixed = fractal(generator, generator.uniform(3, 9), 6, gain=0.7)
+    return (
+        blend(dark, light, mixed)
+        * relief(height, generator.uniform(4, 11), generator.uniform(0, 3))[..., None]
+    )
 
 
 def paint_land(generator):
     "Sky above ridges of land."
     size, image = BACKGROUND_SIZE, paint_sky(generator)
     haze, rows = image[size // 2].mean(0), np.arange(size, dtype=np.float32)[:, None]
-    level, ridges = generator.uniform(.15, .6) * size, int(generator.integers(1, 5))
+    level, ridges = generator.uniform(0.15, 0.6) * size, int(generator.integers(1, 5))
     for ridge in range(ridges):
-        steep = size * generator.uniform(.05, .35) * (1 - ridge / (ridges + 1))
-        line = level + steep * (fractal(generator, generator.uniform(1.5, 5), 6, gain=.5)[0] - .5)
-        ground = blend(paint_ground(generator), haze, np.full((size, size), .65 * (1 - (ridge + 1) / ridges)))
+        steep = size * generator.uniform(0.05, 0.35) * (1 - ridge / (ridges + 1))
+        line = level + steep * (fractal(generator, generator.uniform(1.5, 5), 6, gain=0.5)[0] - 0.5)
+        ground = blend(
+            paint_ground(generator), haze, np.full((size, size), 0.65 * (1 - (ridge + 1) / ridges))
+        )
         image = np.where((rows > line)[..., None], ground, image)
-        level += size * generator.uniform(.05, .3)
+        level += size * generator.uniform(0.05, 0.3)
     return image
 
 # %% ../../nbs/sim/04_scene.ipynb #f5facafa
 def paint_woods(generator):
     "Leaves, trunks and light between them."
-    image = paint_ground(generator) * .5
-    dark, light = GROUNDS[generator.choice([0, 5])] * generator.uniform(.8, 1.5)
+    image = paint_ground(generator) * 0.5
+    dark, light = GROUNDS[generator.choice([0, 5])] * generator.uniform(0.8, 1.5)
     for layer in range(3):
-        leaves = fractal(generator, generator.uniform(8, 30), 4, gain=.8)
-        image = np.where((leaves > generator.uniform(.45, .6))[..., None], blend(dark, light, fractal(generator, 20, 3) * (layer + 1) / 3), image)
+        leaves = fractal(generator, generator.uniform(8, 30), 4, gain=0.8)
+        image = np.where(
+            (leaves > generator.uniform(0.45, 0.6))[..., None],
+            blend(dark, light, fractal(generator, 20, 3) * (layer + 1) / 3),
+            image,
+        )
     image = canvas(image)
     for _ in range(generator.integers(0, 9)):
         x, width = generator.uniform(0, BACKGROUND_SIZE), generator.uniform(2, 14)
-        draw_strip(image, (x, 0), (x + generator.normal() * 30, BACKGROUND_SIZE), width, generator.uniform(.05, .35) * np.array([1, .85, .7]))
-    return blend(image / np.float32(255), paint_sky(generator), fractal(generator, 3, 6) > generator.uniform(.6, 1.))
+        draw_strip(
+            image,
+            (x, 0),
+            (x + generator.normal() * 30, BACKGROUND_SIZE),
+            width,
+            generator.uniform(0.05, 0.35) * np.array([1, 0.85, 0.7]),
+        )
+    return blend(
+        image / np.float32(255), paint_sky(generator), fractal(generator, 3, 6) > generator.uniform(0.6, 1.0)
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #620862f3
 def canvas(image):
@@ -137,150 +216,339 @@ def draw_box(image, x, y, width, height, colour):
     cv2.rectangle(image, (int(x), int(y)), (int(x + width), int(y + height)), ink(colour), -1)
 
 
-def muted(generator, low=.1, high=.9):
+def muted(generator, low=0.1, high=0.9):
     "A random colour, seldom a loud one."
     grey = generator.uniform(low, high)
-    return np.clip(grey * (1 + (generator.random(3) - .5) * 2 * generator.beta(1.1, 3.2)), 0, 1)
+    return np.clip(grey * (1 + (generator.random(3) - 0.5) * 2 * generator.beta(1.1, 3.2)), 0, 1)
 
 
 def draw_writing(image, x, y, size, generator, colour):
     "A word of random letters, drawn in place."
     word = "".join(chr(65 + letter) for letter in generator.integers(0, 26, generator.integers(2, 9)))
-    cv2.putText(image, word, (int(x), int(y)), int(generator.integers(0, 5)), size, ink(colour), max(1, int(size * 2)), cv2.LINE_AA)
+    cv2.putText(
+        image,
+        word,
+        (int(x), int(y)),
+        int(generator.integers(0, 5)),
+        size,
+        ink(colour),
+        max(1, int(size * 2)),
+        cv2.LINE_AA,
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #663f4847
 def draw_building(image, x, y, width, height, generator, night):
     "A front with rows of windows, drawn in place."
-    wall = muted(generator, .1, .75) * (.3 if night else 1)
+    wall = muted(generator, 0.1, 0.75) * (0.3 if night else 1)
     draw_box(image, x, y, width, height, wall)
     pane, gap = generator.uniform(3, 16), generator.uniform(1.3, 2.6)
-    tall = pane * generator.uniform(.7, 2)
-    glass = muted(generator, .05, .4)
-    for top in np.arange(y + pane * .6, y + height - tall, tall * gap):
-        for left in np.arange(x + pane * .5, x + width - pane, pane * gap):
-            shine = generator.random() < (.4 if night else .12)
-            draw_box(image, left, top, pane, tall, [.95, .85, .55] if shine and night else glass * generator.uniform(.6, 1.5))
-    if generator.random() < .4: draw_writing(image, x + 3, y + height * generator.uniform(.3, .95), generator.uniform(.3, 1.), generator, muted(generator))
+    tall = pane * generator.uniform(0.7, 2)
+    glass = muted(generator, 0.05, 0.4)
+    for top in np.arange(y + pane * 0.6, y + height - tall, tall * gap):
+        for left in np.arange(x + pane * 0.5, x + width - pane, pane * gap):
+            shine = generator.random() < (0.4 if night else 0.12)
+            draw_box(
+                image,
+                left,
+                top,
+                pane,
+                tall,
+                [0.95, 0.85, 0.55] if shine and night else glass * generator.uniform(0.6, 1.5),
+            )
+    if generator.random() < 0.4:
+        draw_writing(
+            image,
+            x + 3,
+            y + height * generator.uniform(0.3, 0.95),
+            generator.uniform(0.3, 1.0),
+            generator,
+            muted(generator),
+        )
 
 
 def paint_street(generator):
     "Houses along a street, with cars, posts, people and writing."
-    size, night = BACKGROUND_SIZE, generator.random() < .15
-    image = canvas(paint_sky(generator) * (.15 if night else 1))
-    street = generator.uniform(.55, 1.05) * size
+    size, night = BACKGROUND_SIZE, generator.random() < 0.15
+    image = canvas(paint_sky(generator) * (0.15 if night else 1))
+    street = generator.uniform(0.55, 1.05) * size
     for _ in range(generator.integers(4, 12)):
-        width, height = generator.uniform(.12, .6) * size, generator.uniform(.2, 1.) * size
-        draw_building(image, generator.uniform(-.2, 1) * size, street - height, width, height, generator, night)
-    image[int(min(street, size)):] = ink(muted(generator, .15, .5) * (.4 if night else 1))
+        width, height = generator.uniform(0.12, 0.6) * size, generator.uniform(0.2, 1.0) * size
+        draw_building(
+            image, generator.uniform(-0.2, 1) * size, street - height, width, height, generator, night
+        )
+    image[int(min(street, size)) :] = ink(muted(generator, 0.15, 0.5) * (0.4 if night else 1))
     for _ in range(generator.integers(3, 14)):
-        draw_car_or_person(image, generator.uniform(0, size), street + generator.uniform(-.02, .25) * size, generator.uniform(8, 45), generator)
+        draw_car_or_person(
+            image,
+            generator.uniform(0, size),
+            street + generator.uniform(-0.02, 0.25) * size,
+            generator.uniform(8, 45),
+            generator,
+        )
     for _ in range(generator.integers(0, 6)):
         x = generator.uniform(0, size)
-        draw_strip(image, (x, street + 20), (x, generator.uniform(0, .6) * size), generator.uniform(1, 5), muted(generator, .05, .5))
-    return image / np.float32(255) * (.75 + .5 * fractal(generator, 4, 6, gain=.8))[..., None]
+        draw_strip(
+            image,
+            (x, street + 20),
+            (x, generator.uniform(0, 0.6) * size),
+            generator.uniform(1, 5),
+            muted(generator, 0.05, 0.5),
+        )
+    return image / np.float32(255) * (0.75 + 0.5 * fractal(generator, 4, 6, gain=0.8))[..., None]
 
 # %% ../../nbs/sim/04_scene.ipynb #5b69370d
 def draw_car_or_person(image, x, y, size, generator):
     "A far passer-by or car, drawn in place."
-    colour, skin = muted(generator), SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(.5, 1)
-    if generator.random() < .5:
-        draw_box(image, x, y - .5 * size, 1.8 * size, .35 * size, colour)
-        draw_box(image, x + .4 * size, y - .75 * size, .9 * size, .3 * size, colour * .4)
-        for wheel in (.4, 1.4): cv2.circle(image, (int(x + wheel * size), int(y - .15 * size)), max(1, int(.15 * size)), (13, 13, 13), -1, cv2.LINE_AA)
+    colour, skin = (
+        muted(generator),
+        SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(0.5, 1),
+    )
+    if generator.random() < 0.5:
+        draw_box(image, x, y - 0.5 * size, 1.8 * size, 0.35 * size, colour)
+        draw_box(image, x + 0.4 * size, y - 0.75 * size, 0.9 * size, 0.3 * size, colour * 0.4)
+        for wheel in (0.4, 1.4):
+            cv2.circle(
+                image,
+                (int(x + wheel * size), int(y - 0.15 * size)),
+                max(1, int(0.15 * size)),
+                (13, 13, 13),
+                -1,
+                cv2.LINE_AA,
+            )
     else:
-        draw_box(image, x, y - 1.3 * size, .45 * size, .7 * size, colour)
-        draw_box(image, x + .05 * size, y - .6 * size, .35 * size, .6 * size, muted(generator, .05, .5))
-        cv2.circle(image, (int(x + .22 * size), int(y - 1.5 * size)), max(1, int(.18 * size)), ink(skin), -1, cv2.LINE_AA)
+        draw_box(image, x, y - 1.3 * size, 0.45 * size, 0.7 * size, colour)
+        draw_box(image, x + 0.05 * size, y - 0.6 * size, 0.35 * size, 0.6 * size, muted(generator, 0.05, 0.5))
+        cv2.circle(
+            image,
+            (int(x + 0.22 * size), int(y - 1.5 * size)),
+            max(1, int(0.18 * size)),
+            ink(skin),
+            -1,
+            cv2.LINE_AA,
+        )
 
 
 def paint_room(generator):
     "Walls, floor, furniture, shelves full of things, pictures with writing."
     size, image = BACKGROUND_SIZE, np.empty((BACKGROUND_SIZE, BACKGROUND_SIZE, 3), np.uint8)
-    image[:] = ink(muted(generator, .25, .85))
-    image[int(generator.uniform(.6, 1.) * size):] = ink(muted(generator, .15, .5))
+    image[:] = ink(muted(generator, 0.25, 0.85))
+    image[int(generator.uniform(0.6, 1.0) * size) :] = ink(muted(generator, 0.15, 0.5))
     for _ in range(generator.integers(1, 6)):
-        x, y, width, height = generator.uniform(-.2, .9) * size, generator.uniform(-.1, .9) * size, generator.uniform(.1, .7) * size, generator.uniform(.1, .7) * size
+        x, y, width, height = (
+            generator.uniform(-0.2, 0.9) * size,
+            generator.uniform(-0.1, 0.9) * size,
+            generator.uniform(0.1, 0.7) * size,
+            generator.uniform(0.1, 0.7) * size,
+        )
         draw_box(image, x, y, width, height, muted(generator))
-        if generator.random() < .6: draw_shelf(image, x, y, width, height, generator)
-        elif generator.random() < .5: draw_writing(image, x, y + .5 * height, generator.uniform(.4, 2.5), generator, muted(generator))
+        if generator.random() < 0.6:
+            draw_shelf(image, x, y, width, height, generator)
+        elif generator.random() < 0.5:
+            draw_writing(image, x, y + 0.5 * height, generator.uniform(0.4, 2.5), generator, muted(generator))
     for _ in range(generator.integers(0, 8)):
-        colour = SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(.4, 1) if generator.random() < .5 else muted(generator)
-        draw_strip(image, generator.uniform(0, size, 2), generator.uniform(0, size, 2), generator.uniform(2, 18), colour)
-    lit_side = np.linspace(generator.uniform(.6, 1.2), generator.uniform(.6, 1.2), size, dtype=np.float32)
-    return image / np.float32(255) * lit_side[:, None] * (.8 + .4 * fractal(generator, 3, 6, gain=.7))[..., None]
+        colour = (
+            SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(0.4, 1)
+            if generator.random() < 0.5
+            else muted(generator)
+        )
+        draw_strip(
+            image,
+            generator.uniform(0, size, 2),
+            generator.uniform(0, size, 2),
+            generator.uniform(2, 18),
+            colour,
+        )
+    lit_side = np.linspace(generator.uniform(0.6, 1.2), generator.uniform(0.6, 1.2), size, dtype=np.float32)
+    return (
+        image
+        / np.float32(255)
+        * lit_side[:, None]
+        * (0.8 + 0.4 * fractal(generator, 3, 6, gain=0.7))[..., None]
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #13f3a697
 def draw_shelf(image, x, y, width, height, generator):
     "Rows of upright things in many colours, drawn in place."
     row = generator.uniform(18, 60)
-    for top in np.arange(y, y + height - row * .5, row):
+    for top in np.arange(y, y + height - row * 0.5, row):
         left = x
         while left < x + width:
-            thick, tall = generator.uniform(2, 16), row * generator.uniform(.5, .92)
-            draw_box(image, left, top + row - tall, thick * .9, tall, muted(generator) * generator.uniform(.5, 1.1))
+            thick, tall = generator.uniform(2, 16), row * generator.uniform(0.5, 0.92)
+            draw_box(
+                image,
+                left,
+                top + row - tall,
+                thick * 0.9,
+                tall,
+                muted(generator) * generator.uniform(0.5, 1.1),
+            )
             left += thick
-        draw_box(image, x, top + row - 2, width, 2, (.1, .08, .06))
+        draw_box(image, x, top + row - 2, width, 2, (0.1, 0.08, 0.06))
 
 # %% ../../nbs/sim/04_scene.ipynb #aa812bc0
-SKIN_COLOURS = np.array([[.86, .68, .58], [.82, .62, .51], [.78, .57, .45], [.71, .50, .38], [.62, .42, .31], [.52, .34, .25], [.42, .27, .20], [.31, .20, .155], [.88, .71, .64],
-                         [.74, .54, .44]], np.float32)
+SKIN_COLOURS = np.array(
+    [
+        [0.86, 0.68, 0.58],
+        [0.82, 0.62, 0.51],
+        [0.78, 0.57, 0.45],
+        [0.71, 0.50, 0.38],
+        [0.62, 0.42, 0.31],
+        [0.52, 0.34, 0.25],
+        [0.42, 0.27, 0.20],
+        [0.31, 0.20, 0.155],
+        [0.88, 0.71, 0.64],
+        [0.74, 0.54, 0.44],
+    ],
+    np.float32,
+)
 
 
 def paint_blobs(generator):
     "Flowers in a garden, lights in the night, or things on a pile."
-    image = canvas(paint_ground(generator) * generator.uniform(.2, 1.))
-    colours = [muted(generator) for _ in range(3)] + [SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(.5, 1)]
+    image = canvas(paint_ground(generator) * generator.uniform(0.2, 1.0))
+    colours = [muted(generator) for _ in range(3)] + [
+        SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(0.5, 1)
+    ]
     largest = generator.uniform(3, 22)
     for _ in range(generator.integers(40, 320)):
-        centre, axes = generator.uniform(0, BACKGROUND_SIZE, 2).astype(int), np.maximum(1, generator.uniform(.3, 1, 2) * largest).astype(int)
-        colour = np.clip(colours[generator.integers(4)] * generator.uniform(.5, 1.3), 0, 1)
-        cv2.ellipse(image, centre.tolist(), axes.tolist(), float(generator.uniform(0, 180)), 0, 360, ink(colour), -1, cv2.LINE_AA)
-    return image / np.float32(255) * relief(fractal(generator, 12, 5, gain=.8), 6)[..., None]
+        centre, axes = (
+            generator.uniform(0, BACKGROUND_SIZE, 2).astype(int),
+            np.maximum(1, generator.uniform(0.3, 1, 2) * largest).astype(int),
+        )
+        colour = np.clip(colours[generator.integers(4)] * generator.uniform(0.5, 1.3), 0, 1)
+        cv2.ellipse(
+            image,
+            centre.tolist(),
+            axes.tolist(),
+            float(generator.uniform(0, 180)),
+            0,
+            360,
+            ink(colour),
+            -1,
+            cv2.LINE_AA,
+        )
+    return image / np.float32(255) * relief(fractal(generator, 12, 5, gain=0.8), 6)[..., None]
 
 
 def paint_crowd(generator):
     "People-like clutter: faces, limbs and clothes."
-    image = canvas(paint_room(generator) if generator.random() < .5 else paint_street(generator))
+    image = canvas(paint_room(generator) if generator.random() < 0.5 else paint_street(generator))
     for _ in range(generator.integers(4, 16)):
-        x, y, size = generator.uniform(0, BACKGROUND_SIZE), generator.uniform(.2, 1.1) * BACKGROUND_SIZE, generator.uniform(15, 60)
-        skin = np.clip(SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(.45, 1.05), 0, 1)
-        cv2.ellipse(image, (int(x), int(y + 2 * size)), (int(size * 1.2), int(size * 1.6)), 0, 0, 360, ink(muted(generator, .05, .7)), -1, cv2.LINE_AA)
-        cv2.ellipse(image, (int(x), int(y)), (int(size * .5), int(size * .65)), float(generator.normal() * 12), 0, 360, ink(skin), -1, cv2.LINE_AA)
-        cv2.ellipse(image, (int(x), int(y - .45 * size)), (int(size * .52), int(size * .35)), 0, 0, 360, ink(muted(generator, .02, .3)), -1, cv2.LINE_AA)
+        x, y, size = (
+            generator.uniform(0, BACKGROUND_SIZE),
+            generator.uniform(0.2, 1.1) * BACKGROUND_SIZE,
+            generator.uniform(15, 60),
+        )
+        skin = np.clip(
+            SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(0.45, 1.05), 0, 1
+        )
+        cv2.ellipse(
+            image,
+            (int(x), int(y + 2 * size)),
+            (int(size * 1.2), int(size * 1.6)),
+            0,
+            0,
+            360,
+            ink(muted(generator, 0.05, 0.7)),
+            -1,
+            cv2.LINE_AA,
+        )
+        cv2.ellipse(
+            image,
+            (int(x), int(y)),
+            (int(size * 0.5), int(size * 0.65)),
+            float(generator.normal() * 12),
+            0,
+            360,
+            ink(skin),
+            -1,
+            cv2.LINE_AA,
+        )
+        cv2.ellipse(
+            image,
+            (int(x), int(y - 0.45 * size)),
+            (int(size * 0.52), int(size * 0.35)),
+            0,
+            0,
+            360,
+            ink(muted(generator, 0.02, 0.3)),
+            -1,
+            cv2.LINE_AA,
+        )
         for _ in range(generator.integers(0, 5)):
             start = np.array([x, y + 1.5 * size])
-            draw_strip(image, start, start + generator.normal(size=2) * size * 1.5, size * generator.uniform(.1, .3), skin * generator.uniform(.8, 1.1))
-    return image / np.float32(255) * (.75 + .5 * fractal(generator, 5, 6, gain=.8))[..., None]
+            draw_strip(
+                image,
+                start,
+                start + generator.normal(size=2) * size * 1.5,
+                size * generator.uniform(0.1, 0.3),
+                skin * generator.uniform(0.8, 1.1),
+            )
+    return image / np.float32(255) * (0.75 + 0.5 * fractal(generator, 5, 6, gain=0.8))[..., None]
 
 # %% ../../nbs/sim/04_scene.ipynb #5c79f3d2
-PAINTERS = (paint_land, paint_land, paint_ground, paint_woods, paint_street, paint_street, paint_room, paint_blobs, paint_crowd)
+PAINTERS = (
+    paint_land,
+    paint_land,
+    paint_ground,
+    paint_woods,
+    paint_street,
+    paint_street,
+    paint_room,
+    paint_blobs,
+    paint_crowd,
+)
 
 
 def tilt(generator, image):
     "A picture turned and enlarged a little; what lies outside is mirrored in."
-    turn, zoom = float(generator.normal() * (7 if generator.random() < .8 else 50)), float(generator.uniform(1., 1.5))
-    matrix = cv2.getRotationMatrix2D((BACKGROUND_SIZE * generator.uniform(.3, .7), BACKGROUND_SIZE * generator.uniform(.3, .7)), turn, zoom)
-    return cv2.warpAffine(image, matrix, (BACKGROUND_SIZE, BACKGROUND_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    turn, zoom = (
+        float(generator.normal() * (7 if generator.random() < 0.8 else 50)),
+        float(generator.uniform(1.0, 1.5)),
+    )
+    matrix = cv2.getRotationMatrix2D(
+        (BACKGROUND_SIZE * generator.uniform(0.3, 0.7), BACKGROUND_SIZE * generator.uniform(0.3, 0.7)),
+        turn,
+        zoom,
+    )
+    return cv2.warpAffine(
+        image,
+        matrix,
+        (BACKGROUND_SIZE, BACKGROUND_SIZE),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REFLECT,
+    )
 
 
 def paint_something(generator):
     "A painting, or parts of two with a ragged or straight border between them."
-    first = tilt(generator, np.clip(PAINTERS[generator.integers(len(PAINTERS))](generator), 0, 1).astype(np.float32))
-    if generator.random() < .6: return first
-    second = tilt(generator, np.clip(PAINTERS[generator.integers(len(PAINTERS))](generator), 0, 1).astype(np.float32))
+    first = tilt(
+        generator, np.clip(PAINTERS[generator.integers(len(PAINTERS))](generator), 0, 1).astype(np.float32)
+    )
+    if generator.random() < 0.6:
+        return first
+    second = tilt(
+        generator, np.clip(PAINTERS[generator.integers(len(PAINTERS))](generator), 0, 1).astype(np.float32)
+    )
     ramp = np.linspace(-1, 1, BACKGROUND_SIZE, dtype=np.float32)
-    height = (ramp if generator.random() < .5 else ramp[:, None]) + generator.uniform(0, 1.2) * (fractal(generator, 3, 6) - .5) + generator.normal() * .4
-    return blend(first, second, np.clip(height * generator.choice([3, 30, 300]) + .5, 0, 1))
+    height = (
+        (ramp if generator.random() < 0.5 else ramp[:, None])
+        + generator.uniform(0, 1.2) * (fractal(generator, 3, 6) - 0.5)
+        + generator.normal() * 0.4
+    )
+    return blend(first, second, np.clip(height * generator.choice([3, 30, 300]) + 0.5, 0, 1))
 
 
 def paint_background(generator):
     "One painted background (320,320,3) u8."
     image = paint_something(generator)
     grey = image.mean(2, keepdims=True)
-    image = grey + (image - grey) * np.float32(generator.uniform(.35, 1.))
-    image = image.mean() + (image - image.mean()) * np.float32(generator.uniform(1., 1.5))
-    image = image * (1 + np.float32(.05) * generator.standard_normal(image.shape[:2], np.float32))[..., None]  # the grain of a photograph
-    image = cv2.GaussianBlur(image, (0, 0), generator.uniform(.45, .9))
+    image = grey + (image - grey) * np.float32(generator.uniform(0.35, 1.0))
+    image = image.mean() + (image - image.mean()) * np.float32(generator.uniform(1.0, 1.5))
+    image = (
+        image * (1 + np.float32(0.05) * generator.standard_normal(image.shape[:2], np.float32))[..., None]
+    )  # the grain of a photograph
+    image = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.45, 0.9))
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 # %% ../../nbs/sim/04_scene.ipynb #5c8521fa
@@ -296,13 +564,17 @@ def pool_background(seed, split, number):
 def take_background(generator, pool_image, size):
     "A window of a background, (size,size,3) f32 in 0..1."
     full = pool_image.shape[0]
-    side = int(full * generator.uniform(.6, 1.))
+    side = int(full * generator.uniform(0.6, 1.0))
     x, y = generator.integers(0, full - side + 1, 2)
-    window = pool_image[y:y + side, x:x + side]
-    if generator.random() < .5: window = window[:, ::-1]
+    window = pool_image[y : y + side, x : x + side]
+    if generator.random() < 0.5:
+        window = window[:, ::-1]
     image = cv2.resize(np.ascontiguousarray(window), (size, size), interpolation=cv2.INTER_LINEAR)
-    if generator.random() < .12: image = cv2.GaussianBlur(image, (0, 0), size * generator.uniform(.002, .012))
-    gain = np.float32(generator.uniform(.75, 1.2) / 255) * (1 + .06 * generator.standard_normal(3)).astype(np.float32)
+    if generator.random() < 0.12:
+        image = cv2.GaussianBlur(image, (0, 0), size * generator.uniform(0.002, 0.012))
+    gain = np.float32(generator.uniform(0.75, 1.2) / 255) * (1 + 0.06 * generator.standard_normal(3)).astype(
+        np.float32
+    )
     image = image.astype(np.float32)
     image *= gain
     return image
@@ -313,27 +585,40 @@ SKIN, HEAD, TOP, TROUSERS, HAIRS, SLEEVE, SHOE, THING, STRAP = range(9)  # rows 
 
 class Piece(NamedTuple):
     "Tubes joined into one mesh."
-    vertices: np.ndarray   # (V,3) f32 mm
-    normals: np.ndarray    # (V,3) f32
-    texture: np.ndarray    # (V,3) f32: mm around, mm along, material
-    faces: np.ndarray      # (F,3) i32
+
+    vertices: np.ndarray  # (V,3) f32 mm
+    normals: np.ndarray  # (V,3) f32
+    texture: np.ndarray  # (V,3) f32: mm around, mm along, material
+    faces: np.ndarray  # (F,3) i32
 
 
 @functools.lru_cache(maxsize=64)
-def cached_tube_faces(rings, points): return tube_faces(rings, points)
+def cached_tube_faces(rings, points):
+    return tube_faces(rings, points)
 
 
 def make_piece(path, radii, side, material, points=14):
     "A tube of one material."
     vertices, normals, texture = tube(path, radii, side, points)
-    return Piece(vertices, normals, np.concatenate([texture, np.full((len(texture), 1), material, np.float32)], 1), cached_tube_faces(len(path), points))
+    return Piece(
+        vertices,
+        normals,
+        np.concatenate([texture, np.full((len(texture), 1), material, np.float32)], 1),
+        cached_tube_faces(len(path), points),
+    )
 
 
 def ball_piece(centre, radii, material, rings=9, points=14):
     "An ellipsoid; radii (3,) mm along x, y, z."
-    turn = np.linspace(.08, np.pi - .08, rings)
+    turn = np.linspace(0.08, np.pi - 0.08, rings)
     path = np.asarray(centre) - np.cos(turn)[:, None] * np.array([0, radii[1], 0])
-    return make_piece(path, np.sin(turn)[:, None] * np.array([[radii[2], radii[0]]]), np.array([0, 0, 1.]), material, points)
+    return make_piece(
+        path,
+        np.sin(turn)[:, None] * np.array([[radii[2], radii[0]]]),
+        np.array([0, 0, 1.0]),
+        material,
+        points,
+    )
 
 
 def join(pieces):
@@ -343,56 +628,112 @@ def join(pieces):
     return Piece(*(np.concatenate([piece[i] for piece in pieces]) for i in range(3)), faces)
 
 # %% ../../nbs/sim/04_scene.ipynb #5ca6992d
-TRUNK = np.array([[-640, 105, 150], [-575, 122, 172], [-450, 108, 152], [-330, 98, 140], [-200, 114, 156], [-100, 112, 170], [-40, 92, 172], [-5, 70, 130], [30, 57, 66],
-                  [50, 52, 58]], float)  # height, half depth, half width; mm
+TRUNK = np.array(
+    [
+        [-640, 105, 150],
+        [-575, 122, 172],
+        [-450, 108, 152],
+        [-330, 98, 140],
+        [-200, 114, 156],
+        [-100, 112, 170],
+        [-40, 92, 172],
+        [-5, 70, 130],
+        [30, 57, 66],
+        [50, 52, 58],
+    ],
+    float,
+)  # height, half depth, half width; mm
 
 
 def trunk_piece(generator):
     "Shirt or jacket, and trousers, shorts or a skirt, standing or sitting."
-    stout, hem = generator.uniform(.85, 1.25), generator.uniform(-620, -430)
-    straight = lambda rows: np.stack([0 * rows[:, 0], rows[:, 0], 0 * rows[:, 0]], 1)
-    front = np.array([0, 0, 1.])
-    upper = np.concatenate([[[hem, *(stout * 1.06 * np.array([110, 155]))]], TRUNK[TRUNK[:, 0] > hem] * [1, stout, stout]])
-    lower = TRUNK[:4] * [1, stout, stout] * [1, .97, .97]
-    pieces = [make_piece(straight(upper), upper[:, 1:], front, TOP, 18), make_piece(straight(lower), lower[:, 1:], front, TROUSERS, 18)]
-    if generator.random() < .2:  # a skirt
-        rows = np.array([[-900, 190, 230], [-750, 160, 205], [-600, 125, 178], [-480, 110, 155]]) * [1, stout, stout]
+    stout, hem = generator.uniform(0.85, 1.25), generator.uniform(-620, -430)
+
+    def straight(rows):
+        return np.stack([0 * rows[:, 0], rows[:, 0], 0 * rows[:, 0]], 1)
+
+    front = np.array([0, 0, 1.0])
+    upper = np.concatenate(
+        [[[hem, *(stout * 1.06 * np.array([110, 155]))]], TRUNK[TRUNK[:, 0] > hem] * [1, stout, stout]]
+    )
+    lower = TRUNK[:4] * [1, stout, stout] * [1, 0.97, 0.97]
+    pieces = [
+        make_piece(straight(upper), upper[:, 1:], front, TOP, 18),
+        make_piece(straight(lower), lower[:, 1:], front, TROUSERS, 18),
+    ]
+    if generator.random() < 0.2:  # a skirt
+        rows = np.array([[-900, 190, 230], [-750, 160, 205], [-600, 125, 178], [-480, 110, 155]]) * [
+            1,
+            stout,
+            stout,
+        ]
         return join(pieces + [make_piece(straight(rows), rows[:, 1:], front, TROUSERS, 18)])
-    bend, shorts = (generator.uniform(55, 95) if generator.random() < .3 else generator.uniform(-5, 25)), generator.random() < .3
+    bend, shorts = (
+        (generator.uniform(55, 95) if generator.random() < 0.3 else generator.uniform(-5, 25)),
+        generator.random() < 0.3,
+    )
     for side in (-1, 1):
-        angle, spread = np.radians(bend + generator.normal() * 8), generator.uniform(.0, .3) * side
-        hip = np.array([side * 88, -600, 0.])
+        angle, spread = np.radians(bend + generator.normal() * 8), generator.uniform(0.0, 0.3) * side
+        hip = np.array([side * 88, -600, 0.0])
         knee = hip + 420 * np.array([spread, -math.cos(angle), math.sin(angle)])
-        ankle = knee + 410 * np.array([spread * .3, -1, -.15])
-        pieces.append(make_piece(np.linspace(hip, knee, 5), stout * np.array([[88, 88], [84, 84], [76, 76], [66, 66], [58, 58]]), np.array([.2, .1, 1.]), TROUSERS, 12))
+        ankle = knee + 410 * np.array([spread * 0.3, -1, -0.15])
+        pieces.append(
+            make_piece(
+                np.linspace(hip, knee, 5),
+                stout * np.array([[88, 88], [84, 84], [76, 76], [66, 66], [58, 58]]),
+                np.array([0.2, 0.1, 1.0]),
+                TROUSERS,
+                12,
+            )
+        )
         calf = np.array([[58, 58], [56, 55], [54, 52], [44, 42], [34, 34]])
-        pieces.append(make_piece(np.linspace(knee, ankle, 5), calf * (.92 if shorts else 1.1), np.array([.2, .1, 1.]), SKIN if shorts else TROUSERS, 12))
+        pieces.append(
+            make_piece(
+                np.linspace(knee, ankle, 5),
+                calf * (0.92 if shorts else 1.1),
+                np.array([0.2, 0.1, 1.0]),
+                SKIN if shorts else TROUSERS,
+                12,
+            )
+        )
     return join(pieces)
 
 
 def head_piece(generator):
     "Neck, head with a face, nose, hair."
-    wide, long_hair = generator.uniform(.92, 1.08), generator.random() < .35
-    neck = make_piece(np.array([[0, 0, -8.], [0, 60, 0], [0, 95, 8]]), np.array([[58, 58], [50, 52], [50, 52]]) * wide, np.array([0, 0, 1.]), SKIN, 12)
-    pieces = [neck, ball_piece([0, 170, 18], [74 * wide, 112, 94], HEAD, 13, 20), ball_piece([0, 150, 110], [13, 22, 15], SKIN, 6, 8)]
+    wide, long_hair = generator.uniform(0.92, 1.08), generator.random() < 0.35
+    neck = make_piece(
+        np.array([[0, 0, -8.0], [0, 60, 0], [0, 95, 8]]),
+        np.array([[58, 58], [50, 52], [50, 52]]) * wide,
+        np.array([0, 0, 1.0]),
+        SKIN,
+        12,
+    )
+    pieces = [
+        neck,
+        ball_piece([0, 170, 18], [74 * wide, 112, 94], HEAD, 13, 20),
+        ball_piece([0, 150, 110], [13, 22, 15], SKIN, 6, 8),
+    ]
     pieces.append(ball_piece([0, 205, -8], [82 * wide, 90, 100], HAIRS, 10, 16))
-    if long_hair: pieces.append(ball_piece([0, 110, -55], [90 * wide, generator.uniform(110, 190), 55], HAIRS, 9, 14))
+    if long_hair:
+        pieces.append(ball_piece([0, 110, -55], [90 * wide, generator.uniform(110, 190), 55], HAIRS, 9, 14))
     return join(pieces)
 
 # %% ../../nbs/sim/04_scene.ipynb #2c0b9a58
 @dataclass(frozen=True)
 class Actor:
     "A person with looks; the same in all frames of a block."
-    person: object          # handlab.sim.shape.Person
+
+    person: object  # handlab.sim.shape.Person
     left_faces: np.ndarray  # the hand's faces, for the mirrored hand
-    anatomy: np.ndarray     # as `anatomy_table`
+    anatomy: np.ndarray  # as `anatomy_table`
     skin: Skin
     materials: Materials
     trunk: Piece
     head: Piece
-    sleeve: float           # mm from the wrist to the sleeve's end
-    loose: float            # mm of cloth around the arm
-    strap: int              # 0 none, 1 on the right wrist, 2 on the left
+    sleeve: float  # mm from the wrist to the sleeve's end
+    loose: float  # mm of cloth around the arm
+    strap: int  # 0 none, 1 on the right wrist, 2 on the left
 
 
 def sample_skin(generator):
@@ -401,47 +742,162 @@ def sample_skin(generator):
     place = generator.uniform(0, len(order) - 1)
     first = int(place)
     colour = order[first] + (order[min(first + 1, len(order) - 1)] - order[first]) * (place - first)
-    grey, warmth = colour.mean(), generator.normal() * .02
-    colour = (grey + (colour - grey) * generator.uniform(.75, 1.2)) * (1 + np.array([warmth, 0, -warmth])) * generator.uniform(.92, 1.06)
-    nail = colour * generator.uniform(.85, 1.) + np.array([.14, .09, .09]) if generator.random() < .92 else muted(generator, .1, .7)
-    ring = int(generator.choice([4, 7, 10, 13])) if generator.random() < .12 else -1
-    return Skin(numbers(np.clip(colour, .05, .95)), numbers(np.clip(nail, 0, 1)), np.float32(generator.uniform(.02, .16)), np.float32(generator.uniform(.5, 1.3)),
-                np.float32(generator.uniform(.45, 1.15)), np.float32(generator.random()), ring, np.float32(generator.uniform(0, 32)))
+    grey, warmth = colour.mean(), generator.normal() * 0.02
+    colour = (
+        (grey + (colour - grey) * generator.uniform(0.75, 1.2))
+        * (1 + np.array([warmth, 0, -warmth]))
+        * generator.uniform(0.92, 1.06)
+    )
+    nail = (
+        colour * generator.uniform(0.85, 1.0) + np.array([0.14, 0.09, 0.09])
+        if generator.random() < 0.92
+        else muted(generator, 0.1, 0.7)
+    )
+    ring = int(generator.choice([4, 7, 10, 13])) if generator.random() < 0.12 else -1
+    return Skin(
+        numbers(np.clip(colour, 0.05, 0.95)),
+        numbers(np.clip(nail, 0, 1)),
+        np.float32(generator.uniform(0.02, 0.16)),
+        np.float32(generator.uniform(0.5, 1.3)),
+        np.float32(generator.uniform(0.45, 1.15)),
+        np.float32(generator.random()),
+        ring,
+        np.float32(generator.uniform(0, 32)),
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #32ff07e4
 def sample_materials(generator, skin):
     "Colours, patterns and folds of the nine materials."
-    cloth = [muted(generator, .04, .75) * generator.uniform(.5, 1.) for _ in range(4)]
+    cloth = [muted(generator, 0.04, 0.75) * generator.uniform(0.5, 1.0) for _ in range(4)]
     kind, bare = generator.random(), np.array(skin.colour)
-    top_pattern = int(generator.choice([PLAIN, JACKET, STRIPES, BANDS, CHECKS, ZIGZAG, SPECKS], p=[.36, .2, .1, .12, .07, .08, .07]))
-    if kind < .14: cloth[0], cloth[1], top_pattern = np.array([.85, .62, .10]) * generator.uniform(.6, 1), np.array([.75, .76, .72]), BANDS  # work clothes
-    elif kind < .28: cloth[0] = np.clip(bare * generator.uniform(.6, 1.15), 0, 1)  # the colour of the skin
-    elif kind < .48: cloth[0] = generator.uniform(.03, .12) * np.array([1, 1, 1.1])  # nearly black
-    sleeve = cloth[0] if generator.random() < .75 else muted(generator, .04, .7)
-    hair = np.array([[.07, .05, .04], [.16, .10, .06], [.30, .20, .11], [.48, .36, .20], [.35, .34, .33]])[generator.integers(5)] * generator.uniform(.7, 1.3)
-    main = np.array([bare, bare * 1.02, cloth[0], cloth[2], hair, sleeve, [.12, .10, .09], muted(generator), muted(generator, .03, .4)])
-    other = np.array([bare, bare * .35, cloth[1], cloth[3], hair * 1.7, cloth[1], [.12, .10, .09], muted(generator), muted(generator, .3, .8)])
-    lower = int(generator.choice([PLAIN, SPECKS, CHECKS, ZIGZAG], p=[.7, .1, .1, .1]))
-    pattern = np.array([PLAIN, FACE, top_pattern, lower, HAIR, PLAIN if top_pattern == JACKET else top_pattern, PLAIN, generator.integers(0, 6), BANDS], np.int32)
+    top_pattern = int(
+        generator.choice(
+            [PLAIN, JACKET, STRIPES, BANDS, CHECKS, ZIGZAG, SPECKS],
+            p=[0.36, 0.2, 0.1, 0.12, 0.07, 0.08, 0.07],
+        )
+    )
+    if kind < 0.14:
+        cloth[0], cloth[1], top_pattern = (
+            np.array([0.85, 0.62, 0.10]) * generator.uniform(0.6, 1),
+            np.array([0.75, 0.76, 0.72]),
+            BANDS,
+        )  # work clothes
+    elif kind < 0.28:
+        cloth[0] = np.clip(bare * generator.uniform(0.6, 1.15), 0, 1)  # the colour of the skin
+    elif kind < 0.48:
+        cloth[0] = generator.uniform(0.03, 0.12) * np.array([1, 1, 1.1])  # nearly black
+    sleeve = cloth[0] if generator.random() < 0.75 else muted(generator, 0.04, 0.7)
+    hair = np.array(
+        [[0.07, 0.05, 0.04], [0.16, 0.10, 0.06], [0.30, 0.20, 0.11], [0.48, 0.36, 0.20], [0.35, 0.34, 0.33]]
+    )[generator.integers(5)] * generator.uniform(0.7, 1.3)
+    main = np.array(
+        [
+            bare,
+            bare * 1.02,
+            cloth[0],
+            cloth[2],
+            hair,
+            sleeve,
+            [0.12, 0.10, 0.09],
+            muted(generator),
+            muted(generator, 0.03, 0.4),
+        ]
+    )
+    other = np.array(
+        [
+            bare,
+            bare * 0.35,
+            cloth[1],
+            cloth[3],
+            hair * 1.7,
+            cloth[1],
+            [0.12, 0.10, 0.09],
+            muted(generator),
+            muted(generator, 0.3, 0.8),
+        ]
+    )
+    lower = int(generator.choice([PLAIN, SPECKS, CHECKS, ZIGZAG], p=[0.7, 0.1, 0.1, 0.1]))
+    pattern = np.array(
+        [
+            PLAIN,
+            FACE,
+            top_pattern,
+            lower,
+            HAIR,
+            PLAIN if top_pattern == JACKET else top_pattern,
+            PLAIN,
+            generator.integers(0, 6),
+            BANDS,
+        ],
+        np.int32,
+    )
     wide = generator.uniform(14, 90)
-    scale = np.array([1, 80, max(wide, 150) if top_pattern == BANDS else wide, generator.uniform(10, 60), 1, max(wide, 150) if top_pattern == BANDS else wide, 1, generator.uniform(8, 40), 9])
-    folds = np.array([.06, 0, generator.uniform(.3, 1.), generator.uniform(.3, 1.), .5, generator.uniform(.3, 1.), .1, 0, .05])
-    gloss = np.array([skin.gloss, skin.gloss, generator.uniform(0, .08), 0, .10, generator.uniform(0, .08), .1, generator.uniform(0, .4), .2])
-    as_f32 = lambda values: np.ascontiguousarray(np.clip(values, 0, None), np.float32)
+    scale = np.array(
+        [
+            1,
+            80,
+            max(wide, 150) if top_pattern == BANDS else wide,
+            generator.uniform(10, 60),
+            1,
+            max(wide, 150) if top_pattern == BANDS else wide,
+            1,
+            generator.uniform(8, 40),
+            9,
+        ]
+    )
+    folds = np.array(
+        [
+            0.06,
+            0,
+            generator.uniform(0.3, 1.0),
+            generator.uniform(0.3, 1.0),
+            0.5,
+            generator.uniform(0.3, 1.0),
+            0.1,
+            0,
+            0.05,
+        ]
+    )
+    gloss = np.array(
+        [
+            skin.gloss,
+            skin.gloss,
+            generator.uniform(0, 0.08),
+            0,
+            0.10,
+            generator.uniform(0, 0.08),
+            0.1,
+            generator.uniform(0, 0.4),
+            0.2,
+        ]
+    )
+
+    def as_f32(values):
+        return np.ascontiguousarray(np.clip(values, 0, None), np.float32)
+
     return Materials(as_f32(main), as_f32(other), pattern, as_f32(scale), as_f32(folds), as_f32(gloss))
 
 
 def make_actor(generator, detail="fast"):
     "Draw a person and dress them."
     person, skin = make_person(generator, detail), sample_skin(generator)
-    bare = generator.random() < .4
-    return Actor(person, np.ascontiguousarray(person.faces[:, ::-1]), anatomy_table(person), skin, sample_materials(generator, skin), trunk_piece(generator), head_piece(generator),
-                 sleeve=generator.uniform(150, 420) if bare else generator.uniform(2, 55), loose=generator.uniform(4, 15),
-                 strap=int(generator.integers(1, 3)) if bare and generator.random() < .35 else 0)
+    bare = generator.random() < 0.4
+    return Actor(
+        person,
+        np.ascontiguousarray(person.faces[:, ::-1]),
+        anatomy_table(person),
+        skin,
+        sample_materials(generator, skin),
+        trunk_piece(generator),
+        head_piece(generator),
+        sleeve=generator.uniform(150, 420) if bare else generator.uniform(2, 55),
+        loose=generator.uniform(4, 15),
+        strap=int(generator.integers(1, 3)) if bare and generator.random() < 0.35 else 0,
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #ecbcd908
-UPPER_ARM, FOREARM = 285., 252.  # mm
-SHOULDER = np.array([-168., -48, 0])  # the right one
+UPPER_ARM, FOREARM = 285.0, 252.0  # mm
+SHOULDER = np.array([-168.0, -48, 0])  # the right one
 
 
 def unit_vector(vector):
@@ -452,7 +908,7 @@ def unit_vector(vector):
 def bend_elbow(shoulder, wrist, hint):
     "Elbow and wrist (moved into reach) of an arm; the elbow leans towards `hint`."
     way = wrist - shoulder
-    reach = np.clip(np.linalg.norm(way), 130, .985 * (UPPER_ARM + FOREARM))
+    reach = np.clip(np.linalg.norm(way), 130, 0.985 * (UPPER_ARM + FOREARM))
     along = unit_vector(way)
     x = (reach**2 + UPPER_ARM**2 - FOREARM**2) / (2 * reach)
     off = unit_vector(hint - along * (hint @ along))
@@ -461,15 +917,19 @@ def bend_elbow(shoulder, wrist, hint):
 
 def sample_arm(generator):
     "Shoulder, elbow and wrist (3,) mm of a right arm."
-    if generator.random() < .16: target = SHOULDER + np.array([generator.uniform(-120, -20), -500, generator.uniform(-40, 120)])
-    else: target = np.array([generator.uniform(-400, 130), generator.uniform(-430, 190), generator.uniform(170, 540)])
-    hint = np.array([-.7, -1, -.35]) + .3 * generator.standard_normal(3)
+    if generator.random() < 0.16:
+        target = SHOULDER + np.array([generator.uniform(-120, -20), -500, generator.uniform(-40, 120)])
+    else:
+        target = np.array(
+            [generator.uniform(-400, 130), generator.uniform(-430, 190), generator.uniform(170, 540)]
+        )
+    hint = np.array([-0.7, -1, -0.35]) + 0.3 * generator.standard_normal(3)
     return SHOULDER, *bend_elbow(SHOULDER, target, hint)
 
 # %% ../../nbs/sim/04_scene.ipynb #9b0f198b
 def sample_roll(generator, along):
     "Axes (3,3) of a right forearm as columns lateral, along, dorsal; the back of the hand looks up and outwards, give or take."
-    wish = np.array([-.65, .6, .1])
+    wish = np.array([-0.65, 0.6, 0.1])
     dorsal = unit_vector(wish - along * (wish @ along))
     lateral, angle = np.cross(along, dorsal), generator.normal() * np.radians(52)
     dorsal = math.cos(angle) * dorsal + math.sin(angle) * lateral
@@ -479,17 +939,19 @@ def sample_roll(generator, along):
 @dataclass(frozen=True)
 class Arm:
     "One arm and its hand in the body's frame, as a right one."
+
     side: str
-    shoulder: np.ndarray    # (3,) mm
-    elbow: np.ndarray       # (3,)
-    wrist: np.ndarray       # (3,)
-    forearm: np.ndarray     # (3,3) columns lateral, along, dorsal
-    palm: np.ndarray        # (3,3) rotation from the palm's frame
-    joints: np.ndarray      # (21,3) mm, palm's frame
+    shoulder: np.ndarray  # (3,) mm
+    elbow: np.ndarray  # (3,)
+    wrist: np.ndarray  # (3,)
+    forearm: np.ndarray  # (3,3) columns lateral, along, dorsal
+    palm: np.ndarray  # (3,3) rotation from the palm's frame
+    joints: np.ndarray  # (21,3) mm, palm's frame
     transforms: np.ndarray  # (17,3,4) bones, palm's frame
 
     @property
-    def mirror(self): return np.array([-1. if self.side == "left" else 1., 1, 1])
+    def mirror(self):
+        return np.array([-1.0 if self.side == "left" else 1.0, 1, 1])
 
     def world(self, points):  # (N,3) palm's frame
         "Points of the palm's frame in the body's frame."
@@ -504,7 +966,9 @@ def pose_arm(generator, actor, side):
     return Arm(side, shoulder, elbow, wrist, forearm, forearm @ transforms[16, :, :3].T, joints, transforms)
 
 # %% ../../nbs/sim/04_scene.ipynb #9f24f4e0
-WRIST_TO_ELBOW = np.array([[0, 15.5, 25], [30, 16.5, 27], [70, 19.5, 31], [165, 29, 42], [225, 32, 42]], float)  # mm from the wrist; half thickness, half width of the arm
+WRIST_TO_ELBOW = np.array(
+    [[0, 15.5, 25], [30, 16.5, 27], [70, 19.5, 31], [165, 29, 42], [225, 32, 42]], float
+)  # mm from the wrist; half thickness, half width of the arm
 
 
 def arm_pieces(arm, actor):
@@ -514,126 +978,229 @@ def arm_pieces(arm, actor):
     covered = WRIST_TO_ELBOW[WRIST_TO_ELBOW[:, 0] > actor.sleeve]
     if actor.sleeve < FOREARM - 10:
         at = np.concatenate([[actor.sleeve], covered[:, 0], [FOREARM + 12]])
-        radii = np.stack([np.interp(at, WRIST_TO_ELBOW[:, 0], WRIST_TO_ELBOW[:, k]) for k in (1, 2)], 1) * thick * size + actor.loose * np.linspace(1.1, .8, len(at))[:, None]
+        radii = (
+            np.stack([np.interp(at, WRIST_TO_ELBOW[:, 0], WRIST_TO_ELBOW[:, k]) for k in (1, 2)], 1)
+            * thick
+            * size
+            + actor.loose * np.linspace(1.1, 0.8, len(at))[:, None]
+        )
         pieces.append(make_piece(arm.wrist - at[:, None] * along, radii, arm.forearm[:, 2], SLEEVE))
-    upper = np.array([[52, 50], [50, 48], [46, 46], [43, 42], [40, 38]]) * (.93 + .07 * thick) + (actor.loose if actor.sleeve < FOREARM + 90 else 0)
+    upper = np.array([[52, 50], [50, 48], [46, 46], [43, 42], [40, 38]]) * (0.93 + 0.07 * thick) + (
+        actor.loose if actor.sleeve < FOREARM + 90 else 0
+    )
     path = np.linspace(arm.shoulder, arm.elbow - 12 * unit_vector(arm.shoulder - arm.elbow), 5)
-    pieces.append(make_piece(path, upper, arm.forearm[:, 2] + .01, SLEEVE if actor.sleeve < FOREARM + 90 else SKIN))
+    pieces.append(
+        make_piece(path, upper, arm.forearm[:, 2] + 0.01, SLEEVE if actor.sleeve < FOREARM + 90 else SKIN)
+    )
     clothed = actor.sleeve < FOREARM + 90
     for joint, radius in ((arm.elbow, 41), (arm.shoulder, 56)):  # rounds off the tubes' flat ends
-        pieces.append(ball_piece(joint, [radius * (.93 + .07 * thick) + (actor.loose if clothed else 0)] * 3, SLEEVE if clothed or radius > 50 else SKIN, 7, 12))
+        pieces.append(
+            ball_piece(
+                joint,
+                [radius * (0.93 + 0.07 * thick) + (actor.loose if clothed else 0)] * 3,
+                SLEEVE if clothed or radius > 50 else SKIN,
+                7,
+                12,
+            )
+        )
     if actor.sleeve >= FOREARM - 10:
-        at = np.array([195., 222, 250, 262])
-        pieces.append(make_piece(arm.wrist - at[:, None] * along, np.array([[27, 37], [33, 40], [37, 40], [33, 35]]) * thick * size, arm.forearm[:, 2], SKIN))
-        pieces.append(make_piece(np.linspace(arm.shoulder, arm.shoulder + .5 * (arm.elbow - arm.shoulder), 4), np.array([[62, 60], [60, 58], [57, 56], [55, 54]]), arm.forearm[:, 2] + .01, SLEEVE))
+        at = np.array([195.0, 222, 250, 262])
+        pieces.append(
+            make_piece(
+                arm.wrist - at[:, None] * along,
+                np.array([[27, 37], [33, 40], [37, 40], [33, 35]]) * thick * size,
+                arm.forearm[:, 2],
+                SKIN,
+            )
+        )
+        pieces.append(
+            make_piece(
+                np.linspace(arm.shoulder, arm.shoulder + 0.5 * (arm.elbow - arm.shoulder), 4),
+                np.array([[62, 60], [60, 58], [57, 56], [55, 54]]),
+                arm.forearm[:, 2] + 0.01,
+                SLEEVE,
+            )
+        )
     if actor.strap == (1 if arm.side == "right" else 2):
-        at = np.array([24., 32, 40])
-        pieces.append(make_piece(arm.wrist - at[:, None] * along, (np.array([[17, 28], [17.5, 28.5], [18, 29]]) * thick * size + 1.6), arm.forearm[:, 2], STRAP))
+        at = np.array([24.0, 32, 40])
+        pieces.append(
+            make_piece(
+                arm.wrist - at[:, None] * along,
+                (np.array([[17, 28], [17.5, 28.5], [18, 29]]) * thick * size + 1.6),
+                arm.forearm[:, 2],
+                STRAP,
+            )
+        )
         pieces.append(ball_piece([0, 0, 0], [15, 15, 5], STRAP, 6, 10))
         centre = arm.wrist - 32 * along + arm.forearm[:, 2] * 19 * thick * size
         dial = pieces[-1]
-        pieces[-1] = dial._replace(vertices=(dial.vertices @ arm.forearm.T + centre).astype(np.float32), normals=(dial.normals @ arm.forearm.T).astype(np.float32))
+        pieces[-1] = dial._replace(
+            vertices=(dial.vertices @ arm.forearm.T + centre).astype(np.float32),
+            normals=(dial.normals @ arm.forearm.T).astype(np.float32),
+        )
     return pieces
 
 
 def mirrored(piece):
     "A piece of the other side."
     flip = np.array([-1, 1, 1], np.float32)
-    return piece._replace(vertices=piece.vertices * flip, normals=piece.normals * flip, faces=piece.faces[:, ::-1])
+    return piece._replace(
+        vertices=piece.vertices * flip, normals=piece.normals * flip, faces=piece.faces[:, ::-1]
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #63fc72cb
 def turned_head(generator, head, towards):
     "The head, looking about; more often than not at the hand."
-    look = towards - np.array([0, 170., 0])
-    yaw, pitch = math.atan2(look[0], look[2] + 200) * .6 + generator.normal() * .3, -math.atan2(look[1], math.hypot(look[0], look[2]) + 150) * .5 + generator.normal() * .15
-    yaw, pitch = np.clip(yaw, -1.1, 1.1), np.clip(pitch, -.5, .7)
+    look = towards - np.array([0, 170.0, 0])
+    yaw, pitch = (
+        math.atan2(look[0], look[2] + 200) * 0.6 + generator.normal() * 0.3,
+        -math.atan2(look[1], math.hypot(look[0], look[2]) + 150) * 0.5 + generator.normal() * 0.15,
+    )
+    yaw, pitch = np.clip(yaw, -1.1, 1.1), np.clip(pitch, -0.5, 0.7)
     about_y = np.array([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
-    about_x = np.array([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
+    about_x = np.array(
+        [[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]]
+    )
     rotation, pivot = (about_y @ about_x).astype(np.float32), np.array([0, 60, 0], np.float32)
-    return head._replace(vertices=(head.vertices - pivot) @ rotation.T + pivot, normals=head.normals @ rotation.T)
+    return head._replace(
+        vertices=(head.vertices - pivot) @ rotation.T + pivot, normals=head.normals @ rotation.T
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #d2b2e627
 def thing_piece(generator, arm, size):
     "A thing at the palm (six times of seven) or somewhere around the hand, as of a right arm, in the body's frame."
-    axis = unit_vector(np.array([1., 0, 0]) + .35 * generator.standard_normal(3))
+    axis = unit_vector(np.array([1.0, 0, 0]) + 0.35 * generator.standard_normal(3))
     centre = np.array([generator.normal() * 8, generator.uniform(60, 95), -generator.uniform(30, 48)]) * size
-    if generator.random() < .25: centre, axis = generator.normal(size=3) * 55 + np.array([0, 70, 0]), unit_vector(generator.standard_normal(3))
+    if generator.random() < 0.25:
+        centre, axis = (
+            generator.normal(size=3) * 55 + np.array([0, 70, 0]),
+            unit_vector(generator.standard_normal(3)),
+        )
     kind = generator.random()
-    if kind < .4: radius, half, flat = generator.uniform(4, 9), generator.uniform(50, 110), 1.
-    elif kind < .7: radius, half, flat = generator.uniform(14, 30), generator.uniform(40, 100), 1.
-    elif kind < .85: radius, half, flat = generator.uniform(18, 36), 0., 1.
-    else: radius, half, flat = generator.uniform(25, 45), generator.uniform(40, 70), .18
-    if half == 0: piece = ball_piece(centre, [radius] * 3, THING)
+    if kind < 0.4:
+        radius, half, flat = generator.uniform(4, 9), generator.uniform(50, 110), 1.0
+    elif kind < 0.7:
+        radius, half, flat = generator.uniform(14, 30), generator.uniform(40, 100), 1.0
+    elif kind < 0.85:
+        radius, half, flat = generator.uniform(18, 36), 0.0, 1.0
     else:
-        profile = np.array([.93, 1, 1, 1, generator.uniform(.4, 1.), generator.uniform(.3, 1.)]) * radius
-        piece = make_piece(centre + np.linspace(-half, half, 6)[:, None] * axis, np.stack([profile, profile * flat], 1), np.array([.1, 1., .2]), THING)
+        radius, half, flat = generator.uniform(25, 45), generator.uniform(40, 70), 0.18
+    if half == 0:
+        piece = ball_piece(centre, [radius] * 3, THING)
+    else:
+        profile = np.array([0.93, 1, 1, 1, generator.uniform(0.4, 1.0), generator.uniform(0.3, 1.0)]) * radius
+        piece = make_piece(
+            centre + np.linspace(-half, half, 6)[:, None] * axis,
+            np.stack([profile, profile * flat], 1),
+            np.array([0.1, 1.0, 0.2]),
+            THING,
+        )
     rotation = arm.palm.astype(np.float32)
-    return piece._replace(vertices=piece.vertices @ rotation.T + arm.wrist.astype(np.float32), normals=piece.normals @ rotation.T)
+    return piece._replace(
+        vertices=piece.vertices @ rotation.T + arm.wrist.astype(np.float32),
+        normals=piece.normals @ rotation.T,
+    )
 
 # %% ../../nbs/sim/04_scene.ipynb #19d1ef9f
 class Camera(NamedTuple):
     "Where the camera stands in the body's frame: X_camera = rotation X_body + shift."
-    rotation: np.ndarray   # (3,3) rows right, down, forward
-    shift: np.ndarray      # (3,) mm
-    K: np.ndarray          # (3,3) f32
-    size: int              # px, height and width
+
+    rotation: np.ndarray  # (3,3) rows right, down, forward
+    shift: np.ndarray  # (3,) mm
+    K: np.ndarray  # (3,3) f32
+    size: int  # px, height and width
 
 
 def hidden_by_body(eye, target):
     "Does trunk or head stand between two points (3,)?"
-    way = eye + np.linspace(0, .93, 12)[:, None] * (target - eye)
-    trunk = ((way[:, 0] / 215)**2 + (way[:, 2] / 150)**2 < 1) & (way[:, 1] < 20) & (way[:, 1] > -680)
+    way = eye + np.linspace(0, 0.93, 12)[:, None] * (target - eye)
+    trunk = ((way[:, 0] / 215) ** 2 + (way[:, 2] / 150) ** 2 < 1) & (way[:, 1] < 20) & (way[:, 1] > -680)
     return bool((trunk | (np.linalg.norm(way - [0, 175, 10], axis=1) < 135)).any())
 
 
 def look(eye_direction, roll):
     "Rotation (3,3) of a camera that stands in direction `eye_direction` of what it looks at."
     forward = -eye_direction
-    right = unit_vector(np.cross(forward, np.array([0, 1., 0])))  # never parallel: the camera does not stand above or below
+    right = unit_vector(
+        np.cross(forward, np.array([0, 1.0, 0]))
+    )  # never parallel: the camera does not stand above or below
     down = np.cross(forward, right)
     turn = np.array([[math.cos(roll), math.sin(roll), 0], [-math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
     return turn @ np.stack([right, down, forward])
 
 # %% ../../nbs/sim/04_scene.ipynb #de9458ed
-def sample_camera(generator, target, size=320, zoom=1.):
+def sample_camera(generator, target, size=320, zoom=1.0):
     "A camera that sees `target` (3,) mm, the middle knuckle; `zoom` enlarges, for close-ups."
     focal = generator.uniform(260, 310) * size / 320 * zoom
     K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
-    distance = 500 * math.exp(.145 * generator.normal()) if generator.random() < .93 else generator.uniform(600, 1000)
-    wander = np.clip(generator.normal(size=2) * [.125, .105], -.30, .30) / (1 + .6 * (zoom - 1))
-    ray = np.array([wander[0] * size / focal, wander[1] * size / focal, 1.])
-    roll = generator.normal() * np.radians(9) if generator.random() < .9 else generator.normal() * np.radians(40)
-    frontal = generator.random() < .85
+    distance = (
+        500 * math.exp(0.145 * generator.normal())
+        if generator.random() < 0.93
+        else generator.uniform(600, 1000)
+    )
+    wander = np.clip(generator.normal(size=2) * [0.125, 0.105], -0.30, 0.30) / (1 + 0.6 * (zoom - 1))
+    ray = np.array([wander[0] * size / focal, wander[1] * size / focal, 1.0])
+    roll = (
+        generator.normal() * np.radians(9)
+        if generator.random() < 0.9
+        else generator.normal() * np.radians(40)
+    )
+    frontal = generator.random() < 0.85
     for attempt in range(20):
-        height, azimuth = np.clip(generator.normal() * .30 + .10, -.6, .93), generator.normal() * np.radians(48) if frontal else generator.uniform(-np.pi, np.pi)
-        direction = np.array([math.sin(azimuth) * math.sqrt(1 - height**2), height, math.cos(azimuth) * math.sqrt(1 - height**2)])
-        if not hidden_by_body(target + direction * distance, target): break
+        height, azimuth = (
+            np.clip(generator.normal() * 0.30 + 0.10, -0.6, 0.93),
+            generator.normal() * np.radians(48) if frontal else generator.uniform(-np.pi, np.pi),
+        )
+        direction = np.array(
+            [
+                math.sin(azimuth) * math.sqrt(1 - height**2),
+                height,
+                math.cos(azimuth) * math.sqrt(1 - height**2),
+            ]
+        )
+        if not hidden_by_body(target + direction * distance, target):
+            break
     rotation = look(direction, roll)
     return Camera(rotation, distance * ray - rotation @ target, K, size)
 
 # %% ../../nbs/sim/04_scene.ipynb #5d45080e
 SETUPS = {  # sun, sky, ground, fill, umbra
-    "overcast": (.22, .50, .26, .06, .5), "sunny": (.62, .30, .18, .02, .85), "indoors": (.38, .30, .24, .12, .65),
-    "dusk": (.30, .34, .14, .02, .7), "flash": (.12, .22, .18, .42, .5), "backlit": (.60, .28, .18, .02, .8)}
-SETUP_SHARES = (.30, .20, .18, .12, .08, .12)
+    "overcast": (0.22, 0.50, 0.26, 0.06, 0.5),
+    "sunny": (0.62, 0.30, 0.18, 0.02, 0.85),
+    "indoors": (0.38, 0.30, 0.24, 0.12, 0.65),
+    "dusk": (0.30, 0.34, 0.14, 0.02, 0.7),
+    "flash": (0.12, 0.22, 0.18, 0.42, 0.5),
+    "backlit": (0.60, 0.28, 0.18, 0.02, 0.8),
+}
+SETUP_SHARES = (0.30, 0.20, 0.18, 0.12, 0.08, 0.12)
 
 
 def sample_light(generator, camera, background):
     "A light in the camera's frame, and the gain of the background (H,W,3) f32."
     name = list(SETUPS)[generator.choice(len(SETUPS), p=SETUP_SHARES)]
     sun, sky, ground, fill, umbra = SETUPS[name]
-    height, azimuth = generator.uniform(.15, .95), generator.uniform(-np.pi, np.pi)
-    direction = camera.rotation @ np.array([math.sin(azimuth) * math.sqrt(1 - height**2), height, math.cos(azimuth) * math.sqrt(1 - height**2)])
-    if (name == "backlit") != (direction[2] > .2): direction[2] *= -1
-    around = background[::8, ::8].mean((0, 1)) + .02
-    tint = 1 + (around / around.mean() - 1) * generator.beta(1.2, 3) * .5
-    warm = generator.normal() * .07
+    height, azimuth = generator.uniform(0.15, 0.95), generator.uniform(-np.pi, np.pi)
+    direction = camera.rotation @ np.array(
+        [math.sin(azimuth) * math.sqrt(1 - height**2), height, math.cos(azimuth) * math.sqrt(1 - height**2)]
+    )
+    if (name == "backlit") != (direction[2] > 0.2):
+        direction[2] *= -1
+    around = background[::8, ::8].mean((0, 1)) + 0.02
+    tint = 1 + (around / around.mean() - 1) * generator.beta(1.2, 3) * 0.5
+    warm = generator.normal() * 0.07
     white = np.array([1 + warm, 1, 1 - warm]) * tint
     mood = generator.normal()
-    bright = min(1.18 * math.exp(.29 * mood + .13 * generator.normal()), 1.45)
-    gain = min(.86 * math.exp(.24 * mood + .22 * generator.normal()), 1.15)
-    light = Light(numbers(direction), numbers(camera.rotation @ np.array([0, 1., 0])), numbers(bright * sun * white * [1.03, 1, .95]),
-                  numbers(bright * sky * white * [.97, 1, 1.05]), numbers(bright * ground * white * [1.08, 1, .88]), numbers(bright * fill * white), np.float32(umbra))
+    bright = min(1.18 * math.exp(0.29 * mood + 0.13 * generator.normal()), 1.45)
+    gain = min(0.86 * math.exp(0.24 * mood + 0.22 * generator.normal()), 1.15)
+    light = Light(
+        numbers(direction),
+        numbers(camera.rotation @ np.array([0, 1.0, 0])),
+        numbers(bright * sun * white * [1.03, 1, 0.95]),
+        numbers(bright * sky * white * [0.97, 1, 1.05]),
+        numbers(bright * ground * white * [1.08, 1, 0.88]),
+        numbers(bright * fill * white),
+        np.float32(umbra),
+    )
     return light, gain
 
 # %% ../../nbs/sim/04_scene.ipynb #0b109808
@@ -644,7 +1211,7 @@ TILE = 512
 def grain_tile():
     "Normal noise (512,512,4) f32: common to the channels, and each its own; a little smooth, as after a sensor's own interpolation."
     grain = numpy_generator(0, "sim", "grain").standard_normal((TILE, TILE, 4), np.float32)
-    grain = cv2.GaussianBlur(grain, (0, 0), .55, borderType=cv2.BORDER_REFLECT)
+    grain = cv2.GaussianBlur(grain, (0, 0), 0.55, borderType=cv2.BORDER_REFLECT)
     return grain / grain.std()
 
 
@@ -655,27 +1222,43 @@ def expose(image, grain, left, top, common, coloured, vignette):
     out = np.empty((height, width, 3), np.uint8)
     for y in range(height):
         for x in range(width):
-            away = ((np.float32(x) / width - np.float32(.5))**2 + (np.float32(y) / height - np.float32(.5))**2) * 2
+            away = (
+                (np.float32(x) / width - np.float32(0.5)) ** 2
+                + (np.float32(y) / height - np.float32(0.5)) ** 2
+            ) * 2
             shade = 255 * (1 - vignette * away)
             j, i = (y + top) & 511, (x + left) & 511
             for c in range(3):
                 value = image[y, x, c]
-                noisy = value + (common * grain[j, i, 3] + coloured * grain[j, i, c]) * (np.float32(.45) + math.sqrt(max(value, np.float32(0))))
+                noisy = value + (common * grain[j, i, 3] + coloured * grain[j, i, c]) * (
+                    np.float32(0.45) + math.sqrt(max(value, np.float32(0)))
+                )
                 out[y, x, c] = np.uint8(min(max(noisy * shade, np.float32(0)), np.float32(255)))
     return out
 
 # %% ../../nbs/sim/04_scene.ipynb #73880ac7
 def sense(generator, image):
     "What a cheap camera makes of light (H,W,3) f32: u8."
-    sharp = generator.uniform(.3, .65) if generator.random() < .85 else generator.uniform(.65, 1.2)
+    sharp = generator.uniform(0.3, 0.65) if generator.random() < 0.85 else generator.uniform(0.65, 1.2)
     image = cv2.GaussianBlur(image, (0, 0), sharp * image.shape[0] / 320)
-    if generator.random() < .5: image = image**np.float32(generator.uniform(.9, 1.15))
+    if generator.random() < 0.5:
+        image = image ** np.float32(generator.uniform(0.9, 1.15))
     left, top = generator.integers(0, TILE, 2)
-    strength = generator.uniform(.001, .009)
-    out = expose(image, grain_tile(), left, top, np.float32(strength), np.float32(strength * generator.uniform(.2, .8)), np.float32(generator.uniform(0, .2)))
-    if generator.random() < .5:
+    strength = generator.uniform(0.001, 0.009)
+    out = expose(
+        image,
+        grain_tile(),
+        left,
+        top,
+        np.float32(strength),
+        np.float32(strength * generator.uniform(0.2, 0.8)),
+        np.float32(generator.uniform(0, 0.2)),
+    )
+    if generator.random() < 0.5:
         quality = int(generator.uniform(55, 96))
-        coded = cv2.imencode(".jpg", cv2.cvtColor(out, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        coded = cv2.imencode(
+            ".jpg", cv2.cvtColor(out, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )[1]
         out = cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     return out
 
@@ -683,22 +1266,24 @@ def sense(generator, image):
 @dataclass(frozen=True)
 class Frame:
     "One rendered frame; the first axis of joints, uv and visible is left hand, right hand."
-    image: np.ndarray     # (S,S,3) u8, or None where only geometry was asked for
-    depth: np.ndarray     # (S,S) f32 mm, 0 = nothing
-    parts: np.ndarray     # (S,S) u8, RHD's ids
-    joints: np.ndarray    # (2,21,3) f64 mm, camera frame
-    uv: np.ndarray        # (2,21,2) f64 px
-    visible: np.ndarray   # (2,21) bool
-    K: np.ndarray         # (3,3) f32
-    side: str             # the hand that the camera was placed for
+
+    image: np.ndarray  # (S,S,3) u8, or None where only geometry was asked for
+    depth: np.ndarray  # (S,S) f32 mm, 0 = nothing
+    parts: np.ndarray  # (S,S) u8, RHD's ids
+    joints: np.ndarray  # (2,21,3) f64 mm, camera frame
+    uv: np.ndarray  # (2,21,2) f64 px
+    visible: np.ndarray  # (2,21) bool
+    K: np.ndarray  # (3,3) f32
+    side: str  # the hand that the camera was placed for
 
 
 class Placed(NamedTuple):
     "A hand in the camera's frame."
+
     side: str
-    joints: np.ndarray    # (21,3) f64 mm
+    joints: np.ndarray  # (21,3) f64 mm
     hand: Hand
-    screen: np.ndarray    # (V,3) f32
+    screen: np.ndarray  # (V,3) f32
 
 
 SIDES = ("left", "right")
@@ -735,9 +1320,11 @@ def visible_joints(joints, uv, depth, parts, side):
 def body_pieces(generator, actor, arms):
     "The whole body but its hands, in the body's frame."
     pieces = [actor.trunk, turned_head(generator, actor.head, arms[0].world(arms[0].joints[9:10])[0])]
-    thing = generator.random() < .10
+    thing = generator.random() < 0.10
     for number, arm in enumerate(arms):
-        own = arm_pieces(arm, actor) + ([thing_piece(generator, arm, actor.person.size)] if thing and number == 0 else [])
+        own = arm_pieces(arm, actor) + (
+            [thing_piece(generator, arm, actor.person.size)] if thing and number == 0 else []
+        )
         pieces += [mirrored(piece) for piece in own] if arm.side == "left" else own
     return join(pieces)
 
@@ -746,20 +1333,23 @@ def see_body(pieces, camera):
     "The body in the camera's frame, and its screen corners."
     turn = camera.rotation.T.astype(np.float32)
     seen = np.ascontiguousarray(pieces.vertices @ turn + camera.shift.astype(np.float32))
-    return Body(seen, pieces.normals @ turn, pieces.texture, np.ascontiguousarray(pieces.faces)), project_vertices(seen, camera.K)
+    return Body(
+        seen, pieces.normals @ turn, pieces.texture, np.ascontiguousarray(pieces.faces)
+    ), project_vertices(seen, camera.K)
 
 
 class Geometry(NamedTuple):
     "All that a frame needs before it gets its colours."
+
     camera: Camera
-    placed: list            # of Placed, the camera's hand first
-    body: Body              # or None
+    placed: list  # of Placed, the camera's hand first
+    body: Body  # or None
     body_screen: np.ndarray
-    nearness: np.ndarray    # (S,S) f32 1/mm
-    triangle: np.ndarray    # (S,S) i32
-    bones: np.ndarray       # (S,S) u8
-    parts: np.ndarray       # (S,S) u8
-    boxes: list             # x0, y0, x1, y1 of each hand
+    nearness: np.ndarray  # (S,S) f32 1/mm
+    triangle: np.ndarray  # (S,S) i32
+    bones: np.ndarray  # (S,S) u8
+    parts: np.ndarray  # (S,S) u8
+    boxes: list  # x0, y0, x1, y1 of each hand
 
 # %% ../../nbs/sim/04_scene.ipynb #bdac9972
 def draw_geometry(actor, placed, pieces, camera):
@@ -770,11 +1360,24 @@ def draw_geometry(actor, placed, pieces, camera):
     for each in placed:
         raster(each.screen, each.hand.faces, first, nearness, triangle)
         first += len(each.hand.faces)
-    if pieces: raster(body_screen, body.faces, first, nearness, triangle)
+    if pieces:
+        raster(body_screen, body.faces, first, nearness, triangle)
     parts, bones = (triangle >= 0).astype(np.uint8), np.full_like(triangle, 255, np.uint8)
     boxes, first = [], 0
     for each in placed:
-        boxes.append(fill_bones(each.screen, each.hand.faces, first, triangle, actor.person.part_weight, actor.person.finger, part_ids(each.side), bones, parts))
+        boxes.append(
+            fill_bones(
+                each.screen,
+                each.hand.faces,
+                first,
+                triangle,
+                actor.person.part_weight,
+                actor.person.finger,
+                part_ids(each.side),
+                bones,
+                parts,
+            )
+        )
         first += len(each.hand.faces)
     return Geometry(camera, placed, body, body_screen, nearness, triangle, bones, parts, boxes)
 
@@ -785,7 +1388,8 @@ FEWEST_VISIBLE, FEWEST_PIXELS, NEAREST_HAND = 13, 90, 120.0  # joints; pixels at
 def hand_pixels(geometry, number):
     "How many pixels show this hand without its forearm."
     x0, y0, x1, y1 = geometry.boxes[number]
-    if x1 <= x0: return 0
+    if x1 <= x0:
+        return 0
     ids, window = part_ids(geometry.placed[number].side), geometry.parts[y0:y1, x0:x1]
     return int(((window >= ids[1:16].min()) & (window <= ids[0])).sum())
 
@@ -794,31 +1398,41 @@ def acceptable(geometry, size):
     "Is the hand with more pixels there to be seen, and no hand in view so near that it hits the lens?"
     pixels = [hand_pixels(geometry, number) for number in range(len(geometry.placed))]
     main = geometry.placed[int(np.argmax(pixels))]
-    if pixels[0] < FEWEST_PIXELS * (size / 320)**2 or any(count and each.joints[:, 2].min() < NEAREST_HAND for count, each in zip(pixels, geometry.placed)): return False
+    if pixels[0] < FEWEST_PIXELS * (size / 320) ** 2 or any(
+        count and each.joints[:, 2].min() < NEAREST_HAND for count, each in zip(pixels, geometry.placed)
+    ):
+        return False
     uv = project_joints(main.joints, geometry.camera.K)
-    return visible_joints(main.joints, uv, depth_of(geometry.nearness), geometry.parts, main.side).sum() >= FEWEST_VISIBLE
+    return (
+        visible_joints(main.joints, uv, depth_of(geometry.nearness), geometry.parts, main.side).sum()
+        >= FEWEST_VISIBLE
+    )
 
 
-def sample_geometry(generator, actor, size=320, zoom=1., alone=False, tries=12):
+def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12):
     "Draw poses and cameras until a hand is in sight; `alone` leaves out the body and the other hand."
     for attempt in range(tries):
-        sides = SIDES if generator.random() < .5 else SIDES[::-1]
+        sides = SIDES if generator.random() < 0.5 else SIDES[::-1]
         arms = [pose_arm(generator, actor, side) for side in (sides[:1] if alone else sides)]
         camera = sample_camera(generator, arms[0].world(arms[0].joints[9:10])[0], size, zoom)
         placed = [place_hand(actor, arm, camera) for arm in arms]
-        geometry = draw_geometry(actor, placed, None if alone else body_pieces(generator, actor, arms), camera)
-        if acceptable(geometry, size): break
+        geometry = draw_geometry(
+            actor, placed, None if alone else body_pieces(generator, actor, arms), camera
+        )
+        if acceptable(geometry, size):
+            break
     return geometry
 
 
 def fitted_shadow(placed, light):
     "The shadow map of one hand: it must hold its joints and the flesh around them."
-    around = (placed.joints[:, None] + 14 * np.array([[-1., -1, -1], [1, 1, 1]])).reshape(-1, 3)
+    around = (placed.joints[:, None] + 14 * np.array([[-1.0, -1, -1], [1, 1, 1]])).reshape(-1, 3)
     return cast_shadow(light.direction, placed.hand.vertices, placed.hand.faces, around)
 
 # %% ../../nbs/sim/04_scene.ipynb #750491d3
 @functools.lru_cache(maxsize=1)
-def scene_noise(): return noise_cube(numpy_generator(0, "sim", "noise"))
+def scene_noise():
+    return noise_cube(numpy_generator(0, "sim", "noise"))
 
 
 def shade_geometry(geometry, actor, light, image):
@@ -826,13 +1440,37 @@ def shade_geometry(geometry, actor, light, image):
     shadows, first = [fitted_shadow(each, light) for each in geometry.placed], 0
     for each, box, shadow in zip(geometry.placed, geometry.boxes, shadows):
         if box[2] > box[0]:
-            shade_hand(image, geometry.nearness, geometry.triangle, geometry.bones, first, each.screen, box, each.hand, actor.skin, scene_noise(), light, shadow, float(geometry.camera.K[0, 0]))
+            shade_hand(
+                image,
+                geometry.nearness,
+                geometry.triangle,
+                geometry.bones,
+                first,
+                each.screen,
+                box,
+                each.hand,
+                actor.skin,
+                scene_noise(),
+                light,
+                shadow,
+                float(geometry.camera.K[0, 0]),
+            )
         first += len(each.hand.faces)
-    shade_body(image, geometry.triangle, first, geometry.body_screen, geometry.body, actor.materials, scene_noise(), light, shadows[0])
+    shade_body(
+        image,
+        geometry.triangle,
+        first,
+        geometry.body_screen,
+        geometry.body,
+        actor.materials,
+        scene_noise(),
+        light,
+        shadows[0],
+    )
     return soften_outlines(image, geometry.nearness)
 
 
-def render_frame(generator, actor, background=None, size=320, zoom=1.) -> Frame:
+def render_frame(generator, actor, background=None, size=320, zoom=1.0) -> Frame:
     "Draw one frame of an actor; without a `background` (320,320,3) u8 only its geometry."
     geometry = sample_geometry(generator, actor, size, zoom)
     image = None
@@ -844,5 +1482,12 @@ def render_frame(generator, actor, background=None, size=320, zoom=1.) -> Frame:
     by_side = sorted(geometry.placed, key=lambda each: SIDES.index(each.side))
     joints = np.stack([each.joints for each in by_side])
     uv = project_joints(joints, geometry.camera.K)
-    visible = np.stack([visible_joints(each.joints, uv[i], depth, geometry.parts, each.side) for i, each in enumerate(by_side)])
-    return Frame(image, depth, geometry.parts, joints, uv, visible, geometry.camera.K, geometry.placed[0].side)
+    visible = np.stack(
+        [
+            visible_joints(each.joints, uv[i], depth, geometry.parts, each.side)
+            for i, each in enumerate(by_side)
+        ]
+    )
+    return Frame(
+        image, depth, geometry.parts, joints, uv, visible, geometry.camera.K, geometry.placed[0].side
+    )

@@ -15,59 +15,89 @@ __all__ = ['KNUCKLES', 'FINGER_BONES', 'FAN_DEGREES', 'THUMB_BASE', 'THUMB_BONES
 # %% ../../nbs/sim/01_shape.ipynb #1449e431
 import math
 from dataclasses import dataclass, replace
+
 import numba
 import numpy as np
 from scipy.sparse import coo_matrix, diags, identity
 from skimage.measure import marching_cubes
+
 from ..core import HandlabError
 
 # %% ../../nbs/sim/01_shape.ipynb #e8f0010c
 @dataclass(frozen=True)
 class Traits:
     "How one person's hand differs from the mean adult's: factors, 1 for the mean."
-    size: float = 1.             # the whole hand
-    finger_length: float = 1.    # fingers against the palm
-    palm_width: float = 1.
-    thickness: float = 1.        # radii of fingers and palm
-    flesh: float = 0.            # -1 bony ... +1 chubby
-    taper: float = 1.            # width of the fingertips
-    forearm: float = 1.          # radii of wrist and forearm
-    spread: float = 1.           # how far the fingers fan out at rest
-    digits: tuple = (1.,) * 5    # relative length of each finger, thumb first
-    phalanges: tuple = ((1.,) * 3,) * 5   # relative length of each bone of each finger
-    girths: tuple = (1.,) * 5    # relative thickness of each finger
-    knuckles: tuple = None       # (5,3) mm, the first joints of thumb .. little where they are known, else None
+
+    size: float = 1.0  # the whole hand
+    finger_length: float = 1.0  # fingers against the palm
+    palm_width: float = 1.0
+    thickness: float = 1.0  # radii of fingers and palm
+    flesh: float = 0.0  # -1 bony ... +1 chubby
+    taper: float = 1.0  # width of the fingertips
+    forearm: float = 1.0  # radii of wrist and forearm
+    spread: float = 1.0  # how far the fingers fan out at rest
+    digits: tuple = (1.0,) * 5  # relative length of each finger, thumb first
+    phalanges: tuple = ((1.0,) * 3,) * 5  # relative length of each bone of each finger
+    girths: tuple = (1.0,) * 5  # relative thickness of each finger
+    knuckles: tuple = None  # (5,3) mm, the first joints of thumb .. little where they are known, else None
 
 # %% ../../nbs/sim/01_shape.ipynb #468669cf
 def sample_traits(
-    generator, # numpy Generator
-    variation=1., # 0 gives the mean adult
-)->Traits:
+    generator,  # numpy Generator
+    variation=1.0,  # 0 gives the mean adult
+) -> Traits:
     "Draw one person."
-    normal = lambda deviation, size=None: (variation * deviation * np.clip(generator.standard_normal(size), -2.2, 2.2)).tolist()
-    sex, build = normal(1.), normal(.7)
-    ring_against_index = normal(.012) + .006 * sex
-    digits = 1 + np.array(normal(.03, 5)) + np.array([0, -1, 0, 1, 0]) * ring_against_index
+
+    def normal(deviation, size=None):
+        return (variation * deviation * np.clip(generator.standard_normal(size), -2.2, 2.2)).tolist()
+
+    sex, build = normal(1.0), normal(0.7)
+    ring_against_index = normal(0.012) + 0.006 * sex
+    digits = 1 + np.array(normal(0.03, 5)) + np.array([0, -1, 0, 1, 0]) * ring_against_index
     return Traits(
-        size=1 + .04 * sex + normal(.05), finger_length=1 + normal(.06), palm_width=1 + .015 * sex + .03 * build + normal(.045),
-        thickness=1 + .025 * sex + .11 * build + normal(.045), flesh=float(np.clip(build - .25 * sex + normal(.3), -1.2, 1.2)),
-        taper=1 + .02 * sex + normal(.06), forearm=1 + .02 * sex + .07 * build + normal(.04), spread=1 + normal(.1),
-        digits=tuple(digits.tolist()), phalanges=tuple(tuple(1 + x for x in row) for row in normal(.035, (5, 3))), girths=tuple(1 + x for x in normal(.03, 5)))
+        size=1 + 0.04 * sex + normal(0.05),
+        finger_length=1 + normal(0.06),
+        palm_width=1 + 0.015 * sex + 0.03 * build + normal(0.045),
+        thickness=1 + 0.025 * sex + 0.11 * build + normal(0.045),
+        flesh=float(np.clip(build - 0.25 * sex + normal(0.3), -1.2, 1.2)),
+        taper=1 + 0.02 * sex + normal(0.06),
+        forearm=1 + 0.02 * sex + 0.07 * build + normal(0.04),
+        spread=1 + normal(0.1),
+        digits=tuple(digits.tolist()),
+        phalanges=tuple(tuple(1 + x for x in row) for row in normal(0.035, (5, 3))),
+        girths=tuple(1 + x for x in normal(0.03, 5)),
+    )
 
 # %% ../../nbs/sim/01_shape.ipynb #9ddf8d33
-KNUCKLES = np.array([[-24, 89, 1.5], [-3.5, 92, 4], [15, 85.5, 2.5], [31.5, 75, -2.5]])  # MCP of index .. little, mm
-FINGER_BONES = np.array([[43, 26.5, 23], [46, 29.5, 24], [42.5, 28, 24], [33, 20.5, 21]])  # proximal, middle, distal, mm
+KNUCKLES = np.array(
+    [[-24, 89, 1.5], [-3.5, 92, 4], [15, 85.5, 2.5], [31.5, 75, -2.5]]
+)  # MCP of index .. little, mm
+FINGER_BONES = np.array(
+    [[43, 26.5, 23], [46, 29.5, 24], [42.5, 28, 24], [33, 20.5, 21]]
+)  # proximal, middle, distal, mm
 FAN_DEGREES = np.array([18, 4.5, -11, -28])  # direction of a finger in the rest pose, towards the thumb
-THUMB_BASE = np.array([-19, 22, -10])       # carpometacarpal joint (CMC), mm
-THUMB_BONES = np.array([[-24, 29, -11], [-16.5, 26.5, -5.5], [-12, 21.5, -3.5]])  # vectors CMC-MCP, MCP-IP, IP-tip, mm
-THUMB_DORSAL = np.array([-.78, -.25, .58])  # where the thumb nail looks
-FINGER_RADII = np.array([[12., 10.8, 9.9, 8.4], [10.6, 9.2, 8.0, 6.7], [10.8, 9.4, 8.2, 6.9], [10.2, 8.9, 7.7, 6.5], [9.2, 7.8, 6.8, 5.8]])  # at the four joints
+THUMB_BASE = np.array([-19, 22, -10])  # carpometacarpal joint (CMC), mm
+THUMB_BONES = np.array(
+    [[-24, 29, -11], [-16.5, 26.5, -5.5], [-12, 21.5, -3.5]]
+)  # vectors CMC-MCP, MCP-IP, IP-tip, mm
+THUMB_DORSAL = np.array([-0.78, -0.25, 0.58])  # where the thumb nail looks
+FINGER_RADII = np.array(
+    [
+        [12.0, 10.8, 9.9, 8.4],
+        [10.6, 9.2, 8.0, 6.7],
+        [10.8, 9.4, 8.2, 6.9],
+        [10.2, 8.9, 7.7, 6.5],
+        [9.2, 7.8, 6.8, 5.8],
+    ]
+)  # at the four joints
 
 # %% ../../nbs/sim/01_shape.ipynb #e8ed412f
 def bone_axes(
-    along, # (3,) direction of the bone
-    dorsal, # (3,) roughly where its back looks
-)->np.ndarray: # (3,3) rows: lateral (to the little finger's side), along, dorsal; orthonormal, right-handed
+    along,  # (3,) direction of the bone
+    dorsal,  # (3,) roughly where its back looks
+) -> (
+    np.ndarray
+):  # (3,3) rows: lateral (to the little finger's side), along, dorsal; orthonormal, right-handed
     "The axes of a bone: it flexes about the lateral one."
     along = along / np.linalg.norm(along)
     dorsal = dorsal - along * (dorsal @ along)
@@ -76,48 +106,66 @@ def bone_axes(
 
 # %% ../../nbs/sim/01_shape.ipynb #a0365555
 def rest_skeleton(
-    traits, # Traits
-)->tuple: # joints (21,3) mm, axes (5,3,3,3), radii (5,4) mm
+    traits,  # Traits
+) -> tuple:  # joints (21,3) mm, axes (5,3,3,3), radii (5,4) mm
     "Joints, bone axes and joint radii of the rest pose."
     joints, axes = np.zeros((21, 3)), np.zeros((5, 3, 3, 3))
-    wide, lengths = np.array([traits.palm_width, 1, 1]), np.array(traits.digits)[:, None] * np.array(traits.phalanges)
-    joints[1:21:4] = np.concatenate([THUMB_BASE[None], KNUCKLES]) * wide if traits.knuckles is None else np.array(traits.knuckles) / traits.size
+    wide, lengths = (
+        np.array([traits.palm_width, 1, 1]),
+        np.array(traits.digits)[:, None] * np.array(traits.phalanges),
+    )
+    joints[1:21:4] = (
+        np.concatenate([THUMB_BASE[None], KNUCKLES]) * wide
+        if traits.knuckles is None
+        else np.array(traits.knuckles) / traits.size
+    )
     fan = np.radians(FAN_DEGREES) * traits.spread
     for finger in range(5):
         for k in range(3):
-            bone = THUMB_BONES[k] if finger == 0 else np.array([-math.sin(fan[finger - 1]), math.cos(fan[finger - 1]), 0]) * FINGER_BONES[finger - 1, k]
+            bone = (
+                THUMB_BONES[k]
+                if finger == 0
+                else np.array([-math.sin(fan[finger - 1]), math.cos(fan[finger - 1]), 0])
+                * FINGER_BONES[finger - 1, k]
+            )
             grow = lengths[finger, k] * (1 if finger == 0 and k == 0 else traits.finger_length)
             start = 1 + 4 * finger + k
             joints[start + 1] = joints[start] + bone * grow
-            axes[finger, k] = bone_axes(bone, THUMB_DORSAL if finger == 0 else np.array([0., 0, 1]))
-    taper = np.array([1 / traits.taper**.25, 1, traits.taper**.5, traits.taper])
+            axes[finger, k] = bone_axes(bone, THUMB_DORSAL if finger == 0 else np.array([0.0, 0, 1]))
+    taper = np.array([1 / traits.taper**0.25, 1, traits.taper**0.5, traits.taper])
     radii = FINGER_RADII * traits.thickness * np.array(traits.girths)[:, None] * taper
     return joints * traits.size, axes, radii * traits.size
 
 # %% ../../nbs/sim/01_shape.ipynb #ea6c96e5
 def measured_traits(
-    knuckles, # (5,3) mm from the wrist, first joints of thumb .. little, in the rest hand's frame
-    bones, # (5,3) mm, from there to the tip
-    traits=Traits(), # what is not measured
-)->Traits:
+    knuckles,  # (5,3) mm from the wrist, first joints of thumb .. little, in the rest hand's frame
+    bones,  # (5,3) mm, from there to the tip
+    traits=Traits(),  # what is not measured
+) -> Traits:
     "Traits of a hand with these bones."
     mean = np.concatenate([np.linalg.norm(THUMB_BONES, axis=1)[None], FINGER_BONES]) * traits.size
     grown = np.full((5, 3), traits.finger_length)
     grown[0, 0] = 1  # as `rest_skeleton` grows them
     phalanges = np.asarray(bones, float) / (mean * grown * np.array(traits.digits)[:, None])
-    return replace(traits, phalanges=tuple(map(tuple, phalanges.tolist())), knuckles=tuple(map(tuple, np.asarray(knuckles, float).tolist())))
+    return replace(
+        traits,
+        phalanges=tuple(map(tuple, phalanges.tolist())),
+        knuckles=tuple(map(tuple, np.asarray(knuckles, float).tolist())),
+    )
 
 # %% ../../nbs/sim/01_shape.ipynb #f5ca4634
 def round_cone(
-    start, # (3,) mm
-    end, # (3,) mm
-    radius_start, # mm
-    radius_end, # mm
-)->np.ndarray: # (11,) start, unit axis, length, the two radii, sine and cosine of the wall's lean
+    start,  # (3,) mm
+    end,  # (3,) mm
+    radius_start,  # mm
+    radius_end,  # mm
+) -> np.ndarray:  # (11,) start, unit axis, length, the two radii, sine and cosine of the wall's lean
     "One piece of flesh, in the form which `cone_distance` reads."
     axis = np.asarray(end, float) - start
     length = max(np.linalg.norm(axis), 1e-3)
-    radius_end = np.clip(radius_end, radius_start - .95 * length, radius_start + .95 * length)  # else one ball would hold the other
+    radius_end = np.clip(
+        radius_end, radius_start - 0.95 * length, radius_start + 0.95 * length
+    )  # else one ball would hold the other
     lean = (radius_start - radius_end) / length
     return np.r_[start, axis / length, length, radius_start, radius_end, lean, math.sqrt(1 - lean**2)]
 
@@ -128,36 +176,64 @@ def cone_distance(x, y, z, cone):
     px, py, pz = x - cone[0], y - cone[1], z - cone[2]
     along = px * cone[3] + py * cone[4] + pz * cone[5]
     squared = px * px + py * py + pz * pz
-    away = math.sqrt(max(squared - along * along, 0.))
+    away = math.sqrt(max(squared - along * along, 0.0))
     foot = along * cone[10] - away * cone[9]  # along the wall, from the ball of the start
-    if foot <= 0: return math.sqrt(squared) - cone[7]
-    if foot >= cone[6] * cone[10]: return math.sqrt(away * away + (along - cone[6])**2) - cone[8]
+    if foot <= 0:
+        return math.sqrt(squared) - cone[7]
+    if foot >= cone[6] * cone[10]:
+        return math.sqrt(away * away + (along - cone[6]) ** 2) - cone[8]
     return away * cone[10] + along * cone[9] - cone[7]
 
 # %% ../../nbs/sim/01_shape.ipynb #87519340
-TIP_SETBACK = .5  # the ball of the fingertip lies this many radii before the tip joint
+TIP_SETBACK = 0.5  # the ball of the fingertip lies this many radii before the tip joint
+
 
 def finger_cones(
-    joints, # (4,3) mm, base to tip
-    axes, # (3,3,3) bone axes
-    radii, # (4,) mm
-    flesh=0., # -1 bony ... +1 chubby
-    finger=0, # 0 for the thumb, whose first bone is a plain cone without pad
-)->list:
+    joints,  # (4,3) mm, base to tip
+    axes,  # (3,3,3) bone axes
+    radii,  # (4,) mm
+    flesh=0.0,  # -1 bony ... +1 chubby
+    finger=0,  # 0 for the thumb, whose first bone is a plain cone without pad
+) -> list:
     "Round cones of one finger."
     cones = []
     for k in range(3):
         lateral, along, dorsal = axes[k]
         start, end, r0, r1 = joints[k], joints[k + 1], radii[k], radii[k + 1]
-        if k == 2: end = end - along * r1 * TIP_SETBACK
-        at = lambda share: start + (end - start) * share
-        cones.append(round_cone(start, end, r0, r1 * (.94 if k == 2 else 1)))
-        if k == 0 and finger == 0: continue
-        belly = .16 + .07 * flesh
-        cones.append(round_cone(at(.28) - dorsal * r0 * belly, at(.75) - dorsal * r1 * belly, r0 * (.92 + .03 * flesh), r1 * (.97 + .03 * flesh)))
-        if k > 0: cones.append(round_cone(start + dorsal * r0 * (.1 - .1 * flesh), start - along * .3 * r0, r0 * .9, r0 * .85))
         if k == 2:
-            for side in (-1, 1): cones.append(round_cone(at(.3) + lateral * side * .22 * r1, at(.82) + lateral * side * .2 * r1, r1 * .95, r1 * .84))
+            end = end - along * r1 * TIP_SETBACK
+
+        def at(share):
+            return start + (end - start) * share
+
+        cones.append(round_cone(start, end, r0, r1 * (0.94 if k == 2 else 1)))
+        if k == 0 and finger == 0:
+            continue
+        belly = 0.16 + 0.07 * flesh
+        cones.append(
+            round_cone(
+                at(0.28) - dorsal * r0 * belly,
+                at(0.75) - dorsal * r1 * belly,
+                r0 * (0.92 + 0.03 * flesh),
+                r1 * (0.97 + 0.03 * flesh),
+            )
+        )
+        if k > 0:
+            cones.append(
+                round_cone(
+                    start + dorsal * r0 * (0.1 - 0.1 * flesh), start - along * 0.3 * r0, r0 * 0.9, r0 * 0.85
+                )
+            )
+        if k == 2:
+            for side in (-1, 1):
+                cones.append(
+                    round_cone(
+                        at(0.3) + lateral * side * 0.22 * r1,
+                        at(0.82) + lateral * side * 0.2 * r1,
+                        r1 * 0.95,
+                        r1 * 0.84,
+                    )
+                )
     return cones
 
 # %% ../../nbs/sim/01_shape.ipynb #352a0517
@@ -169,10 +245,26 @@ def knuckle_cones(joints, axes, radii, size, thick, flesh):
         knuckle, along = joints[5 + 4 * finger], axes[1 + finger, 0, 1]
         radius = np.array([10.2, 10.2, 9.6, 8.8])[finger] * thick
         cones.append(round_cone(bases[finger], knuckle + point(0, -6, -1.5), 11 * thick, radius))
-        cones.append(round_cone(knuckle + point(0, -13, -5.5), knuckle + along * 10 * size + point(0, 0, -4), 9.5 * thick, 7.6 * thick))
-        cones.append(round_cone(knuckle + point(0, -6, 1 - flesh), knuckle + point(0, 0, 1.2 - flesh), radii[1 + finger, 0] * .8, radii[1 + finger, 0] * .86))
+        cones.append(
+            round_cone(
+                knuckle + point(0, -13, -5.5),
+                knuckle + along * 10 * size + point(0, 0, -4),
+                9.5 * thick,
+                7.6 * thick,
+            )
+        )
+        cones.append(
+            round_cone(
+                knuckle + point(0, -6, 1 - flesh),
+                knuckle + point(0, 0, 1.2 - flesh),
+                radii[1 + finger, 0] * 0.8,
+                radii[1 + finger, 0] * 0.86,
+            )
+        )
     for finger in range(3):
-        ends = [joints[5 + 4 * f] + axes[1 + f, 0, 1] * 12 * size + point(0, 0, -3) for f in (finger, finger + 1)]
+        ends = [
+            joints[5 + 4 * f] + axes[1 + f, 0, 1] * 12 * size + point(0, 0, -3) for f in (finger, finger + 1)
+        ]
         cones.append(round_cone(*ends, 5.3 * thick, 5.2 * thick))
         middle = (joints[5 + 4 * finger] + joints[9 + 4 * finger]) / 2
         cones.append(round_cone(middle + point(0, -10, -6), middle + point(0, 8, -5), 8 * thick, 6 * thick))
@@ -181,62 +273,97 @@ def knuckle_cones(joints, axes, radii, size, thick, flesh):
 # %% ../../nbs/sim/01_shape.ipynb #d064b69f
 def palm_cones(joints, size, wide, thick):
     "Hypothenar, hollow of the palm, carpus: what does not move with the thumb."
-    point = lambda x, y, z: np.array([x * wide, y, z]) * size
-    shift = lambda x, y, z: np.array([x, y, z]) * size
-    return [round_cone(point(17, 24, -7), joints[17] + shift(-2, -16, -6.5), 12 * thick, 9.5 * thick),
-            round_cone(point(15, 6, -4), point(17, 28, -8), 11.5 * thick, 11.8 * thick),
-            *[round_cone(point(x, 32, -5.5), joints[j] + shift(dx, -16, -6.5), 10 * thick, 9.2 * thick) for x, j, dx in ((-9, 5, 5), (-3, 9, -2), (3, 9, 6), (9, 13, 6))],
-            round_cone(point(-6, 6, -3.5), point(9, 8, -4), 12.5 * thick, 12 * thick),
-            round_cone(point(-11, 3, 0), point(-9.5, -14, 0), 15.3 * thick, 15 * thick),
-            round_cone(point(11, 3, -.5), point(9.5, -14, 0), 14.6 * thick, 15 * thick),
-            round_cone(point(0, 12, 1), point(0, -14, 0), 14.5 * thick, 15.5 * thick)]
+
+    def point(x, y, z):
+        return np.array([x * wide, y, z]) * size
+
+    def shift(x, y, z):
+        return np.array([x, y, z]) * size
+
+    return [
+        round_cone(point(17, 24, -7), joints[17] + shift(-2, -16, -6.5), 12 * thick, 9.5 * thick),
+        round_cone(point(15, 6, -4), point(17, 28, -8), 11.5 * thick, 11.8 * thick),
+        *[
+            round_cone(point(x, 32, -5.5), joints[j] + shift(dx, -16, -6.5), 10 * thick, 9.2 * thick)
+            for x, j, dx in ((-9, 5, 5), (-3, 9, -2), (3, 9, 6), (9, 13, 6))
+        ],
+        round_cone(point(-6, 6, -3.5), point(9, 8, -4), 12.5 * thick, 12 * thick),
+        round_cone(point(-11, 3, 0), point(-9.5, -14, 0), 15.3 * thick, 15 * thick),
+        round_cone(point(11, 3, -0.5), point(9.5, -14, 0), 14.6 * thick, 15 * thick),
+        round_cone(point(0, 12, 1), point(0, -14, 0), 14.5 * thick, 15.5 * thick),
+    ]
 
 # %% ../../nbs/sim/01_shape.ipynb #bb8941b9
 def thenar_cones(joints, size, wide, thick):
     "The ball of the thumb and the first web, which follow the thumb."
-    point = lambda x, y, z: np.array([x * wide, y, z]) * size
-    shift = lambda x, y, z: np.array([x, y, z]) * size
+
+    def point(x, y, z):
+        return np.array([x * wide, y, z]) * size
+
+    def shift(x, y, z):
+        return np.array([x, y, z]) * size
+
     thumb, index = joints[2], joints[5]
     web = (thumb + index) / 2
-    return [round_cone(point(-10, 14, -8), thumb + shift(7, -6, 1), 13.5 * thick, 11.5 * thick),
-            round_cone(point(-14, 24, -9), web + shift(5, -13, 0), 11 * thick, 6.5 * thick),
-            round_cone(web + shift(8, -16, 0), index + shift(0, -16, -2), 7 * thick, 9 * thick)]
+    return [
+        round_cone(point(-10, 14, -8), thumb + shift(7, -6, 1), 13.5 * thick, 11.5 * thick),
+        round_cone(point(-14, 24, -9), web + shift(5, -13, 0), 11 * thick, 6.5 * thick),
+        round_cone(web + shift(8, -16, 0), index + shift(0, -16, -2), 7 * thick, 9 * thick),
+    ]
 
 # %% ../../nbs/sim/01_shape.ipynb #e537df64
 FOREARM = np.array([[-10, 10, 15.2], [-165, 13, 28], [-232, 12, 28.5]])  # y, half width, radius; mm
+
 
 def forearm_cones(size, wide, thick):
     "Rows of cones (radius, ulna and what lies between) from the wrist to the closed end near the elbow."
     cones = []
     for side in (-1, 0, 1):
         for (y0, x0, r0), (y1, x1, r1) in zip(FOREARM[:-1], FOREARM[1:]):
-            cones.append(round_cone(np.array([side * x0 * wide, y0, 0]) * size, np.array([side * x1 * wide, y1, 0]) * size, r0 * thick, r1 * thick))
+            cones.append(
+                round_cone(
+                    np.array([side * x0 * wide, y0, 0]) * size,
+                    np.array([side * x1 * wide, y1, 0]) * size,
+                    r0 * thick,
+                    r1 * thick,
+                )
+            )
     return cones
 
 # %% ../../nbs/sim/01_shape.ipynb #bad2a7c7
 def hand_cones(
-    joints, axes, radii, # as `rest_skeleton` gives them
-    traits, # Traits
-)->tuple: # cones (n,11), groups (n,): 0 palm and forearm, 1 + finger; how many of the cones are the firm palm
+    joints,
+    axes,
+    radii,  # as `rest_skeleton` gives them
+    traits,  # Traits
+) -> (
+    tuple
+):  # cones (n,11), groups (n,): 0 palm and forearm, 1 + finger; how many of the cones are the firm palm
     "All flesh of one person."
-    size, wide, thick = traits.size, traits.palm_width, traits.size * traits.thickness**.75
-    firm = knuckle_cones(joints, axes, radii, size, thick, traits.flesh) + palm_cones(joints, size, wide, thick)
+    size, wide, thick = traits.size, traits.palm_width, traits.size * traits.thickness**0.75
+    firm = knuckle_cones(joints, axes, radii, size, thick, traits.flesh) + palm_cones(
+        joints, size, wide, thick
+    )
     cones = firm + thenar_cones(joints, size, wide, thick) + forearm_cones(size, wide, thick * traits.forearm)
     groups = [0] * len(cones)
     for finger in range(5):
-        pieces = finger_cones(joints[1 + 4 * finger:5 + 4 * finger], axes[finger], radii[finger], traits.flesh, finger)
+        pieces = finger_cones(
+            joints[1 + 4 * finger : 5 + 4 * finger], axes[finger], radii[finger], traits.flesh, finger
+        )
         cones += pieces
         groups += [1 + finger] * len(pieces)
     return np.array(cones), np.array(groups), len(firm)
 
 # %% ../../nbs/sim/01_shape.ipynb #dc7274fe
-PALM_BLEND, FINGER_BLEND, THUMB_ROOT_BLEND, FINGER_ROOT_BLEND = 9., 4., 12., 7.  # mm
+PALM_BLEND, FINGER_BLEND, THUMB_ROOT_BLEND, FINGER_ROOT_BLEND = 9.0, 4.0, 12.0, 7.0  # mm
+
 
 @numba.njit(cache=True, fastmath=True)
 def smooth_minimum(first, second, reach):
     "Minimum of two distances, rounded where they differ by less than `reach`."
-    overlap = max(1 - abs(first - second) / reach, 0.)
+    overlap = max(1 - abs(first - second) / reach, 0.0)
     return min(first, second) - overlap * overlap * overlap * reach / 6
+
 
 @numba.njit(cache=True, fastmath=True)
 def skin_distance(x, y, z, cones, groups, by_group):
@@ -244,10 +371,17 @@ def skin_distance(x, y, z, cones, groups, by_group):
     by_group[:] = 1e3
     for i in range(len(groups)):
         distance, group = cone_distance(x, y, z, cones[i]), groups[i]
-        by_group[group] = smooth_minimum(by_group[group], distance, PALM_BLEND if group == 0 else FINGER_BLEND)
+        by_group[group] = smooth_minimum(
+            by_group[group], distance, PALM_BLEND if group == 0 else FINGER_BLEND
+        )
     nearest = by_group[0]
     for finger in range(1, 6):
-        nearest = min(nearest, smooth_minimum(by_group[finger], by_group[0], THUMB_ROOT_BLEND if finger == 1 else FINGER_ROOT_BLEND))
+        nearest = min(
+            nearest,
+            smooth_minimum(
+                by_group[finger], by_group[0], THUMB_ROOT_BLEND if finger == 1 else FINGER_ROOT_BLEND
+            ),
+        )
     return nearest
 
 # %% ../../nbs/sim/01_shape.ipynb #9d1625f7
@@ -262,6 +396,7 @@ def nearby(x, y, z, cones, limit):
             count += 1
     return chosen[:count]
 
+
 @numba.njit(cache=True, fastmath=True)
 def field_on_grid(xs, ys, zs, cones, groups):
     "The field on a grid (float32), exact only in blocks that can hold skin."
@@ -272,7 +407,7 @@ def field_on_grid(xs, ys, zs, cones, groups):
                 i2, j2, k2 = min(i + block, len(xs)), min(j + block, len(ys)), min(k + block, len(zs))
                 x, y, z = (xs[i] + xs[i2 - 1]) / 2, (ys[j] + ys[j2 - 1]) / 2, (zs[k] + zs[k2 - 1]) / 2
                 # one cell more on each side: a cell between two blocks must not see a made-up sign change
-                reach = math.sqrt((xs[i2 - 1] - x)**2 + (ys[j2 - 1] - y)**2 + (zs[k2 - 1] - z)**2) + 1
+                reach = math.sqrt((xs[i2 - 1] - x) ** 2 + (ys[j2 - 1] - y) ** 2 + (zs[k2 - 1] - z) ** 2) + 1
                 centre = skin_distance(x, y, z, cones, groups, by_group)
                 if abs(centre) > reach:
                     field[i:i2, j:j2, k:k2] = centre
@@ -281,22 +416,27 @@ def field_on_grid(xs, ys, zs, cones, groups):
                 few, few_groups = cones[close], groups[close]
                 for a in range(i, i2):
                     for b in range(j, j2):
-                        for c in range(k, k2): field[a, b, c] = skin_distance(xs[a], ys[b], zs[c], few, few_groups, by_group)
+                        for c in range(k, k2):
+                            field[a, b, c] = skin_distance(xs[a], ys[b], zs[c], few, few_groups, by_group)
     return field
 
 # %% ../../nbs/sim/01_shape.ipynb #c7fcc58a
-DETAILS = dict(fine=(3.8, 4.3, 3.8), fast=(4.6, 6.0, 4.9))  # grid spacing across, along and through the mean hand, mm
+DETAILS = dict(
+    fine=(3.8, 4.3, 3.8), fast=(4.6, 6.0, 4.9)
+)  # grid spacing across, along and through the mean hand, mm
+
 
 def grid_axes(joints, radii, size, spacing):
     "Grid coordinates that hold the hand; behind the wrist the steps along y grow."
     low = joints.min(0) - radii.max() - np.array([8, 0, 10]) * size
     high = joints.max(0) + radii.max() + np.array([8, 2, 10]) * size
-    half = np.array([48., 0, 40]) * size * max(1, radii[0, 0] / 12)  # the thick end of the forearm
+    half = np.array([48.0, 0, 40]) * size * max(1, radii[0, 0] / 12)  # the thick end of the forearm
     low, high = np.minimum(low, -half), np.maximum(high, half)
     xs, zs = (np.arange(low[i], high[i] + spacing[i], spacing[i]) for i in (0, 2))
     ys, step = [high[1]], spacing[1]
     while ys[-1] > -275 * size:
-        if ys[-1] < -25 * size: step = min(step * 1.25, 5 * spacing[1])
+        if ys[-1] < -25 * size:
+            step = min(step * 1.25, 5 * spacing[1])
         ys.append(ys[-1] - step)
     return xs, np.array(ys[::-1]), zs
 
@@ -304,12 +444,13 @@ def grid_axes(joints, radii, size, spacing):
 @numba.njit(cache=True, fastmath=True)
 def gradient(x, y, z, cones, groups, by_group):
     "Gradient of the field by four samples on a tetrahedron, and the field itself."
-    step, gx, gy, gz, mean = .4, 0., 0., 0., 0.
+    step, gx, gy, gz, mean = 0.4, 0.0, 0.0, 0.0, 0.0
     for corner in range(4):
-        sx, sy, sz = 1. - 2 * (corner in (1, 2)), 1. - 2 * (corner in (1, 3)), 1. - 2 * (corner in (2, 3))
+        sx, sy, sz = 1.0 - 2 * (corner in (1, 2)), 1.0 - 2 * (corner in (1, 3)), 1.0 - 2 * (corner in (2, 3))
         value = skin_distance(x + step * sx, y + step * sy, z + step * sz, cones, groups, by_group)
         gx, gy, gz, mean = gx + value * sx, gy + value * sy, gz + value * sz, mean + value / 4
     return gx / (4 * step), gy / (4 * step), gz / (4 * step), mean
+
 
 @numba.njit(cache=True, fastmath=True)
 def settle(vertices, cones, groups, normals, by_vertex, steps):
@@ -320,7 +461,7 @@ def settle(vertices, cones, groups, normals, by_vertex, steps):
             gx, gy, gz, value = gradient(x, y, z, cones, groups, by_vertex[i])
             length = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-9
             if step < steps:
-                move = max(-2., min(2., value)) / length
+                move = max(-2.0, min(2.0, value)) / length
                 x, y, z = x - move * gx, y - move * gy, z - move * gz
         vertices[i, 0], vertices[i, 1], vertices[i, 2] = x, y, z
         normals[i, 0], normals[i, 1], normals[i, 2] = gx / length, gy / length, gz / length
@@ -343,24 +484,32 @@ def even_out(vertices, faces, normals, share):
 
 # %% ../../nbs/sim/01_shape.ipynb #98367bf0
 def skin_mesh(
-    cones, groups, # as `hand_cones` gives them
-    grid, # three arrays of grid coordinates
-    rounds=2, # of evening out
-)->tuple: # vertices (V,3), faces (F,3) outward, normals (V,3), distances to palm and fingers (V,6)
+    cones,
+    groups,  # as `hand_cones` gives them
+    grid,  # three arrays of grid coordinates
+    rounds=2,  # of evening out
+) -> tuple:  # vertices (V,3), faces (F,3) outward, normals (V,3), distances to palm and fingers (V,6)
     "The closed surface on which the field is zero."
     field = field_on_grid(*grid, cones, groups)
-    places, faces, _, _ = marching_cubes(field, 0., gradient_direction='ascent')
+    places, faces, _, _ = marching_cubes(field, 0.0, gradient_direction="ascent")
     vertices = np.stack([np.interp(places[:, i], np.arange(len(grid[i])), grid[i]) for i in range(3)], 1)
-    faces, normals, by_vertex = np.ascontiguousarray(faces[:, ::-1], np.int32), np.empty_like(vertices), np.empty((len(vertices), 6))
+    faces, normals, by_vertex = (
+        np.ascontiguousarray(faces[:, ::-1], np.int32),
+        np.empty_like(vertices),
+        np.empty((len(vertices), 6)),
+    )
     settle(vertices, cones, groups, normals, by_vertex, 1)
     for _ in range(rounds):
-        even_out(vertices, faces, normals, .6)
+        even_out(vertices, faces, normals, 0.6)
         settle(vertices, cones, groups, normals, by_vertex, 1)
     return vertices, faces, normals, by_vertex
 
 # %% ../../nbs/sim/01_shape.ipynb #f2eb0021
 BONE_COUNT, FOREARM_BONE = 17, 16
-HANDOVER = np.array([[1.3, .8, .8], [1.15, .75, .75], [1.15, .75, .75], [1.15, .75, .75], [1.15, .75, .75]])  # half width over the joint's radius
+HANDOVER = np.array(
+    [[1.3, 0.8, 0.8], [1.15, 0.75, 0.75], [1.15, 0.75, 0.75], [1.15, 0.75, 0.75], [1.15, 0.75, 0.75]]
+)  # half width over the joint's radius
+
 
 def joint_planes(joints, axes, radii):
     "Per finger and joint: origin, unit normal towards the fingertip, half width of the handover (5,3,7)."
@@ -368,13 +517,18 @@ def joint_planes(joints, axes, radii):
     for finger in range(5):
         for k in range(3):
             normal = axes[finger, k, 1] + (axes[finger, k - 1, 1] if k else 0)
-            planes[finger, k] = np.r_[joints[1 + 4 * finger + k], normal / np.linalg.norm(normal), HANDOVER[finger, k] * radii[finger, k]]
+            planes[finger, k] = np.r_[
+                joints[1 + 4 * finger + k],
+                normal / np.linalg.norm(normal),
+                HANDOVER[finger, k] * radii[finger, k],
+            ]
     return planes
+
 
 @numba.njit(cache=True)
 def smooth_step(x):
     "0 below 0, 1 above 1, smooth between."
-    x = min(1., max(0., x))
+    x = min(1.0, max(0.0, x))
     return x * x * (3 - 2 * x)
 
 # %% ../../nbs/sim/01_shape.ipynb #6c930a99
@@ -383,11 +537,13 @@ def finger_share(distances, nearest, planes, x, y, z, size, share):
     "How much each finger claims a point (5,): all to the nearest one, softly near the knuckles."
     plane = planes[nearest, 0]
     beyond = (x - plane[0]) * plane[3] + (y - plane[1]) * plane[4] + (z - plane[2]) * plane[5]
-    soft, total = smooth_step((30 * size - beyond) / (12 * size)), 0.
+    soft, total = smooth_step((30 * size - beyond) / (12 * size)), 0.0
     for finger in range(5):
-        share[finger] = math.exp(-min((distances[1 + finger] - distances[1 + nearest]) / (2.6 * size), 60.))
+        share[finger] = math.exp(-min((distances[1 + finger] - distances[1 + nearest]) / (2.6 * size), 60.0))
         total += share[finger]
-    for finger in range(5): share[finger] = soft * share[finger] / total + (1 - soft) * (finger == nearest)
+    for finger in range(5):
+        share[finger] = soft * share[finger] / total + (1 - soft) * (finger == nearest)
+
 
 @numba.njit(cache=True)
 def skin_weights(vertices, by_vertex, planes, size, weights, fingers):
@@ -402,10 +558,19 @@ def skin_weights(vertices, by_vertex, planes, size, weights, fingers):
             for k in range(3):
                 plane = planes[finger, k]
                 beyond = (x - plane[0]) * plane[3] + (y - plane[1]) * plane[4] + (z - plane[2]) * plane[5]
-                step[k] = smooth_step(.5 + beyond / (2 * plane[6]))
-            if finger == 0: step[0] *= smooth_step(1 - (by_vertex[i, 1] - size) / (22 * size))
-            one, two, three = share[finger] * step[0], share[finger] * step[0] * step[1], share[finger] * step[0] * step[1] * step[2]
-            weights[i, 1 + 3 * finger], weights[i, 2 + 3 * finger], weights[i, 3 + 3 * finger] = one - two, two - three, three
+                step[k] = smooth_step(0.5 + beyond / (2 * plane[6]))
+            if finger == 0:
+                step[0] *= smooth_step(1 - (by_vertex[i, 1] - size) / (22 * size))
+            one, two, three = (
+                share[finger] * step[0],
+                share[finger] * step[0] * step[1],
+                share[finger] * step[0] * step[1] * step[2],
+            )
+            weights[i, 1 + 3 * finger], weights[i, 2 + 3 * finger], weights[i, 3 + 3 * finger] = (
+                one - two,
+                two - three,
+                three,
+            )
         forearm = smooth_step((10 * size - y) / (38 * size))
         weights[i, 16] = 0
         weights[i, :16] *= 1 - forearm
@@ -413,13 +578,16 @@ def skin_weights(vertices, by_vertex, planes, size, weights, fingers):
         weights[i, 0] = 1 - weights[i, 1:].sum()
 
 # %% ../../nbs/sim/01_shape.ipynb #611aec66
-HALF_PARENTS = np.array([0 if k == 0 else 3 * finger + k for finger in range(5) for k in range(3)] + [0])  # half bone i lies between this bone
-HALF_CHILDREN = np.arange(1, 17)                                                                              # and this one
-HALF_JOINTS = np.array([1 + 4 * finger + k for finger in range(5) for k in range(3)] + [0])                   # at this joint
+HALF_PARENTS = np.array(
+    [0 if k == 0 else 3 * finger + k for finger in range(5) for k in range(3)] + [0]
+)  # half bone i lies between this bone
+HALF_CHILDREN = np.arange(1, 17)  # and this one
+HALF_JOINTS = np.array([1 + 4 * finger + k for finger in range(5) for k in range(3)] + [0])  # at this joint
+
 
 def with_half_bones(
-    weights, # (V,17)
-)->np.ndarray: # (V,33)
+    weights,  # (V,17)
+) -> np.ndarray:  # (V,33)
     "Hand the shared weight of neighbouring bones to the half bone between them."
     whole, half = weights.copy(), np.zeros((len(weights), len(HALF_CHILDREN)))
     for i in (15, *range(15)):
@@ -431,38 +599,48 @@ def with_half_bones(
 
 # %% ../../nbs/sim/01_shape.ipynb #43bc31b7
 def smooth_over_mesh(
-    values, # (V,C)
-    faces, # (F,3)
-    rounds, # of averaging
-)->np.ndarray:
+    values,  # (V,C)
+    faces,  # (F,3)
+    rounds,  # of averaging
+) -> np.ndarray:
     "Mean over neighbours, repeatedly."
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    average = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (len(values),) * 2).tocsr() + identity(len(values)) * 2
+    average = (
+        coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), (len(values),) * 2).tocsr()
+        + identity(len(values)) * 2
+    )
     average = diags(1 / np.asarray(average.sum(1)).ravel()) @ average
-    for _ in range(rounds): values = average @ values
+    for _ in range(rounds):
+        values = average @ values
     return values
 
 # %% ../../nbs/sim/01_shape.ipynb #fa933dbd
 def strongest(
-    weights, # (V,B)
-    count=4, # bones kept for each vertex
-)->tuple: # bone_index (V,count) i32, bone_weight (V,count) f32, each row sums to 1
+    weights,  # (V,B)
+    count=4,  # bones kept for each vertex
+) -> tuple:  # bone_index (V,count) i32, bone_weight (V,count) f32, each row sums to 1
     "The few bones that matter for each vertex, strongest first."
-    order = np.argsort(-weights, 1, kind='stable')[:, :count]
+    order = np.argsort(-weights, 1, kind="stable")[:, :count]
     kept = np.take_along_axis(weights, order, 1)
     return order.astype(np.int32), (kept / kept.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../../nbs/sim/01_shape.ipynb #32dbb496
 @numba.njit(cache=True)
 def part_of(
-    segments, forearms, fingers, # of the triangle's three corners: (3,) segment coordinate, (3,) forearm share, (3,) finger 0..4
-    first, second, third, # barycentric coordinates
-)->int: # 1 person, 2..16 finger segments tip to base (thumb first), 17 palm: RHD's ids of a left hand; a right hand adds 16 to those above 1
+    segments,
+    forearms,
+    fingers,  # of the triangle's three corners: (3,) segment coordinate, (3,) forearm share, (3,) finger 0..4
+    first,
+    second,
+    third,  # barycentric coordinates
+) -> int:  # 1 person, 2..16 finger segments tip to base (thumb first), 17 palm: RHD's ids of a left hand; a right hand adds 16 to those above 1
     "The part that a point of a triangle belongs to."
-    if first * forearms[0] + second * forearms[1] + third * forearms[2] > .5: return 1
+    if first * forearms[0] + second * forearms[1] + third * forearms[2] > 0.5:
+        return 1
     a, b, c = first * segments[0], second * segments[1], third * segments[2]
     segment = a + b + c
-    if segment < .5: return 17
+    if segment < 0.5:
+        return 17
     finger = fingers[0] if a >= b and a >= c else (fingers[1] if b >= c else fingers[2])
     from_base = 0 if segment < 1.5 else (1 if segment < 2.5 else 2)
     return 2 + 3 * finger + 2 - from_base
@@ -471,74 +649,112 @@ def part_of(
 @dataclass(frozen=True)
 class Person:
     "A right hand at rest: skeleton, skin and how they hang together. mm."
+
     traits: Traits
-    joints: np.ndarray       # (21,3) f64, canonical order
-    frames: np.ndarray       # (5,3,3,3) f64, per finger and bone the rows lateral, along, dorsal
-    radii: np.ndarray        # (5,4) f64, thickness of the finger at its joints
+    joints: np.ndarray  # (21,3) f64, canonical order
+    frames: np.ndarray  # (5,3,3,3) f64, per finger and bone the rows lateral, along, dorsal
+    radii: np.ndarray  # (5,4) f64, thickness of the finger at its joints
     rest_abduction: np.ndarray  # (5,) f64 rad, direction of the finger in the rest pose, positive towards the thumb's side; 0 for the thumb
-    vertices: np.ndarray     # (V,3) f32
-    faces: np.ndarray        # (F,3) i32, outward
-    normals: np.ndarray      # (V,3) f32, outward
-    bone_index: np.ndarray   # (V,4) i32: 0 palm, 1 + 3 * finger + k, 16 forearm, 17.. half bones
+    vertices: np.ndarray  # (V,3) f32
+    faces: np.ndarray  # (F,3) i32, outward
+    normals: np.ndarray  # (V,3) f32, outward
+    bone_index: np.ndarray  # (V,4) i32: 0 palm, 1 + 3 * finger + k, 16 forearm, 17.. half bones
     bone_weight: np.ndarray  # (V,4) f32
-    finger: np.ndarray       # (V,) i32, nearest finger 0..4
-    palm: np.ndarray         # (n,11) round cones of the firm palm, for contact
+    finger: np.ndarray  # (V,) i32, nearest finger 0..4
+    palm: np.ndarray  # (n,11) round cones of the firm palm, for contact
     part_weight: np.ndarray  # (V,2) f32: segment coordinate 0 (palm) .. 3 (last bone), forearm share
 
     @property
-    def size(self): return self.traits.size
+    def size(self):
+        return self.traits.size
 
 # %% ../../nbs/sim/01_shape.ipynb #238b68e6
 def person_from(
-    traits, # Traits
-    detail='fine', # 'fine' or 'fast', see DETAILS
-)->Person:
+    traits,  # Traits
+    detail="fine",  # 'fine' or 'fast', see DETAILS
+) -> Person:
     "Grow the hand that these traits describe."
-    if detail not in DETAILS: raise HandlabError(f'detail {detail!r}', 'there is none of that name', f'use one of {", ".join(DETAILS)}')
+    if detail not in DETAILS:
+        raise HandlabError(
+            f"detail {detail!r}", "there is none of that name", f"use one of {', '.join(DETAILS)}"
+        )
     joints, axes, radii = rest_skeleton(traits)
     cones, groups, firm = hand_cones(joints, axes, radii, traits)
-    spacing = np.array(DETAILS[detail]) * np.clip(radii[4, 3] / FINGER_RADII[4, 3], .75, 1.15)  # the tip of the little finger is the finest thing to resolve
-    vertices, faces, normals, by_vertex = skin_mesh(cones, groups, grid_axes(joints, radii, traits.size, spacing))
+    spacing = np.array(DETAILS[detail]) * np.clip(
+        radii[4, 3] / FINGER_RADII[4, 3], 0.75, 1.15
+    )  # the tip of the little finger is the finest thing to resolve
+    vertices, faces, normals, by_vertex = skin_mesh(
+        cones, groups, grid_axes(joints, radii, traits.size, spacing)
+    )
     weights, finger = np.zeros((len(vertices), BONE_COUNT)), np.zeros(len(vertices), np.int32)
     skin_weights(vertices, by_vertex, joint_planes(joints, axes, radii), traits.size, weights, finger)
     weights = smooth_over_mesh(weights, faces, 2)
     bone_index, bone_weight = strongest(with_half_bones(weights))
-    segment = weights[:, 1:16] @ np.tile([1., 2, 3], 5)
+    segment = weights[:, 1:16] @ np.tile([1.0, 2, 3], 5)
     rest_abduction = np.r_[0, np.radians(FAN_DEGREES) * traits.spread]
-    return Person(traits, joints, axes, radii, rest_abduction, vertices.astype(np.float32), faces, normals.astype(np.float32), bone_index, bone_weight,
-                  finger, cones[:firm], np.stack([segment, weights[:, FOREARM_BONE]], 1).astype(np.float32))
+    return Person(
+        traits,
+        joints,
+        axes,
+        radii,
+        rest_abduction,
+        vertices.astype(np.float32),
+        faces,
+        normals.astype(np.float32),
+        bone_index,
+        bone_weight,
+        finger,
+        cones[:firm],
+        np.stack([segment, weights[:, FOREARM_BONE]], 1).astype(np.float32),
+    )
+
 
 def make_person(
-    generator, # numpy Generator
-    detail='fine', # 'fine' or 'fast'
-    variation=1., # 0 gives the mean adult
-)->Person:
+    generator,  # numpy Generator
+    detail="fine",  # 'fine' or 'fast'
+    variation=1.0,  # 0 gives the mean adult
+) -> Person:
     "Draw a person and grow the hand."
     return person_from(sample_traits(generator, variation), detail)
 
 # %% ../../nbs/sim/01_shape.ipynb #f69fb42b
 def quick_look(
-    vertices, normals, faces, # (V,3), (V,3), (F,3)
-    colours=(.86, .67, .56), # one colour, or one for each strewn point
-    yaw=0., pitch=0., # degrees; 0, 0 shows the back of the hand with the fingers up
-    size=160, # px
-    span=250., # mm across the image
-    centre=(-4, 82, 0), # mm, in the middle of the image
-    density=9, # points along a triangle's edge
-)->np.ndarray: # (size,size,3) 0..1
+    vertices,
+    normals,
+    faces,  # (V,3), (V,3), (F,3)
+    colours=(0.86, 0.67, 0.56),  # one colour, or one for each strewn point
+    yaw=0.0,
+    pitch=0.0,  # degrees; 0, 0 shows the back of the hand with the fingers up
+    size=160,  # px
+    span=250.0,  # mm across the image
+    centre=(-4, 82, 0),  # mm, in the middle of the image
+    density=9,  # points along a triangle's edge
+) -> np.ndarray:  # (size,size,3) 0..1
     "A small shaded picture of a mesh."
     c, s = np.cos(np.radians([yaw, pitch])), np.sin(np.radians([yaw, pitch]))
-    view = np.array([[1, 0, 0], [0, c[1], -s[1]], [0, s[1], c[1]]]) @ np.diag([1., -1, -1]) @ np.array([[c[0], 0, s[0]], [0, 1, 0], [-s[0], 0, c[0]]])
+    view = (
+        np.array([[1, 0, 0], [0, c[1], -s[1]], [0, s[1], c[1]]])
+        @ np.diag([1.0, -1, -1])
+        @ np.array([[c[0], 0, s[0]], [0, 1, 0], [-s[0], 0, c[0]]])
+    )
     share = strewn(density)
-    points = np.einsum('pk,fkc->fpc', share, ((vertices - np.array(centre)) @ view.T)[faces]).reshape(-1, 3)
-    looks = np.einsum('pk,fkc->fpc', share, (normals @ view.T)[faces]).reshape(-1, 3)
-    light = .2 + .6 * np.clip((looks @ [-.45, -.6, -.66] + .15) / 1.15, 0, 1) + .2 * np.clip(-looks[:, 2], 0, 1)
+    points = np.einsum("pk,fkc->fpc", share, ((vertices - np.array(centre)) @ view.T)[faces]).reshape(-1, 3)
+    looks = np.einsum("pk,fkc->fpc", share, (normals @ view.T)[faces]).reshape(-1, 3)
+    light = (
+        0.2
+        + 0.6 * np.clip((looks @ [-0.45, -0.6, -0.66] + 0.15) / 1.15, 0, 1)
+        + 0.2 * np.clip(-looks[:, 2], 0, 1)
+    )
     painted = np.broadcast_to(colours, points.shape) * light[:, None]
-    picture, column, row = np.full((size, size, 3), .16), *np.rint(points[:, :2].T * size / span + size / 2).astype(int)
-    seen = np.flatnonzero((looks[:, 2] < .1) & (column >= 0) & (column < size) & (row >= 0) & (row < size))
-    seen = seen[np.argsort(-points[seen, 2], kind='stable')]
+    picture, column, row = (
+        np.full((size, size, 3), 0.16),
+        *np.rint(points[:, :2].T * size / span + size / 2).astype(int),
+    )
+    seen = np.flatnonzero((looks[:, 2] < 0.1) & (column >= 0) & (column < size) & (row >= 0) & (row < size))
+    seen = seen[np.argsort(-points[seen, 2], kind="stable")]
     picture[row[seen], column[seen]] = painted[seen]
-    return np.clip(picture, 0, 1)**.8
+    return np.clip(picture, 0, 1) ** 0.8
+
 
 def strewn(density):
     "Barycentric coordinates (P,3) of points spread over a triangle."

@@ -27,19 +27,82 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..core import HandlabError, fingerprint, numpy_generator, one_line_errors, progress, project_path, read_json, write_json
+from handlab.core import (
+    HandlabError,
+    fingerprint,
+    numpy_generator,
+    one_line_errors,
+    progress,
+    project_path,
+    read_json,
+    write_json,
+)
 from ..data.files import SOURCE_FILE, source_of
-from ..data.stb import (FRAMES, HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, SPLITS, STB_BONES, WIDTH, decode_frame, encode_depth, frame_name, image_path, label_path,
-                              sk_rotation, stored_joints, write_frame, write_labels)
+from handlab.data.stb import (
+    FRAMES,
+    HEIGHT,
+    SK_COLOR_K,
+    SK_DEPTH_K,
+    SK_SHIFT,
+    SPLITS,
+    STB_BONES,
+    WIDTH,
+    decode_frame,
+    encode_depth,
+    frame_name,
+    image_path,
+    label_path,
+    sk_rotation,
+    stored_joints,
+    write_frame,
+    write_labels,
+)
 from .pose import contact_depths, forward, joint_limits, pose_from, pose_hand, sample_pose
-from .render import Light, Skin, anatomy_table, compiled, depth_of, empty_buffers, fill_bones, numbers, part_ids, raster
-from .scene import (FOREARM, UPPER_ARM, Actor, Arm, Camera, Geometry, arm_pieces, blend, canvas, draw_box, draw_shelf, draw_strip, draw_writing, expose, fractal, grain_tile, ink,
-                               join, mirrored, muted, paint_land, place_hand, sample_materials, see_body, shade_geometry)
+from handlab.sim.render import (
+    Light,
+    Skin,
+    anatomy_table,
+    compiled,
+    depth_of,
+    empty_buffers,
+    fill_bones,
+    numbers,
+    part_ids,
+    raster,
+)
+from handlab.sim.scene import (
+    FOREARM,
+    UPPER_ARM,
+    Actor,
+    Arm,
+    Camera,
+    Geometry,
+    arm_pieces,
+    canvas,
+    draw_box,
+    draw_shelf,
+    draw_strip,
+    draw_writing,
+    expose,
+    fractal,
+    grain_tile,
+    ink,
+    join,
+    mirrored,
+    muted,
+    paint_land,
+    place_hand,
+    sample_materials,
+    see_body,
+    shade_geometry,
+)
 from .shape import Traits, measured_traits, person_from
 from .twins import QUIET, OneLineParser, cores, rate
 
 # %% ../../nbs/sim/06_stb.ipynb #e1aeea2f
-KNUCKLES = np.array([[-12.6, 15.2], [-18.1, 70.2], [0, 76], [17, 75.8], [34.8, 63.6]])  # mm from the wrist, thumb .. little, in the plane of the palm
+KNUCKLES = np.array(
+    [[-12.6, 15.2], [-18.1, 70.2], [0, 76], [17, 75.8], [34.8, 63.6]]
+)  # mm from the wrist, thumb .. little, in the plane of the palm
 
 
 def stb_knuckles():
@@ -54,12 +117,17 @@ def stb_knuckles():
 @functools.lru_cache(maxsize=1)
 def stb_person():
     "The one person's hand, as a right one."
-    return person_from(measured_traits(stb_knuckles(), STB_BONES[:, 1:], Traits(size=.88, thickness=1.04, palm_width=1.03, flesh=.1)), "fine")
+    return person_from(
+        measured_traits(
+            stb_knuckles(), STB_BONES[:, 1:], Traits(size=0.88, thickness=1.04, palm_width=1.03, flesh=0.1)
+        ),
+        "fine",
+    )
 
 # %% ../../nbs/sim/06_stb.ipynb #abf15da1
 NUMBERS = ("fist", "point", "victory", "three", "four", "five")
 THUMB = np.array([0, 1, 2, 3, 20])  # the thumb's entries of a pose vector
-SINK = 2.5                          # mm: how far flesh gives way
+SINK = 2.5  # mm: how far flesh gives way
 
 
 def sink_depth(person, vector):
@@ -74,25 +142,29 @@ def settle_thumb(generator, person, vector, tries=160):
     low, high = joint_limits()
     best, cost = vector, max(sink_depth(person, vector) - SINK, 0)
     for attempt in range(tries):
-        if cost < .3: break
+        if cost < 0.3:
+            break
         trial = best.copy()
         trial[THUMB] += generator.standard_normal(5) * np.radians(4 + 8 * (attempt % 3))
         trial = np.clip(trial, low, high)
         moved = np.linalg.norm(trial[THUMB] - vector[THUMB])
-        now = max(sink_depth(person, trial) - SINK, 0) + .8 * moved
-        if now < cost: best, cost = trial, now
+        now = max(sink_depth(person, trial) - SINK, 0) + 0.8 * moved
+        if now < cost:
+            best, cost = trial, now
     return best
 
 # %% ../../nbs/sim/06_stb.ipynb #0f4938e1
-LEAST_BEND = np.radians([5, 9, 6])  # MCP, PIP, DIP: nobody stretches the fingers of a raised hand to the utmost
+LEAST_BEND = np.radians(
+    [5, 9, 6]
+)  # MCP, PIP, DIP: nobody stretches the fingers of a raised hand to the utmost
 
 
 def key_pose(generator, person, kind, variation):
     "A pose (24,) without wrist motion in which nothing sinks in far; `kind` as in `sample_pose`."
-    drawn = [sample_pose(generator, person, kind, wrist=0., variation=variation).vector for _ in range(2)]
+    drawn = [sample_pose(generator, person, kind, wrist=0.0, variation=variation).vector for _ in range(2)]
     for vector in drawn:
         bends = vector[4:20].reshape(4, 4)[:, 1:]
-        bends[:] = np.maximum(bends, LEAST_BEND * generator.uniform(.4, 1.6, (4, 1)))
+        bends[:] = np.maximum(bends, LEAST_BEND * generator.uniform(0.4, 1.6, (4, 1)))
     settled = [settle_thumb(generator, person, vector) for vector in drawn]
     return min(settled, key=lambda vector: sink_depth(person, vector))
 
@@ -103,14 +175,16 @@ def swing(person, first, second, steps):
     share = (10 * times**3 - 15 * times**4 + 6 * times**5)[:, None]
     low, high = joint_limits()
     best, depth = None, np.inf
-    for outwards in (0, .25, .5, .75):
+    for outwards in (0, 0.25, 0.5, 0.75):
         path = first + share * (second - first)
-        path[:, 0] += outwards * np.sin(np.pi * times)**2
-        path[:, 1] -= .6 * outwards * np.sin(np.pi * times)**2
+        path[:, 0] += outwards * np.sin(np.pi * times) ** 2
+        path[:, 1] -= 0.6 * outwards * np.sin(np.pi * times) ** 2
         path = np.clip(path, low, high)
         deepest = max(sink_depth(person, vector) for vector in path[::3])
-        if deepest < depth - .5: best, depth = path, deepest
-        if depth < SINK + 1: break
+        if deepest < depth - 0.5:
+            best, depth = path, deepest
+        if depth < SINK + 1:
+            break
     return best
 
 # %% ../../nbs/sim/06_stb.ipynb #03e6bdbf
@@ -119,23 +193,24 @@ def counted(generator):
     order = [*range(6), *range(4, 0, -1)]
     while True:
         for number in order:
-            name = "two" if number == 2 and generator.random() < .25 else NUMBERS[number]
+            name = "two" if number == 2 and generator.random() < 0.25 else NUMBERS[number]
             yield name, int(generator.integers(14, 34)), int(generator.integers(16, 28))
 
 
 def roamed(generator):
     "What is shown one after the other in *Random*."
-    while True: yield None, int(generator.integers(1, 10)), int(generator.integers(20, 40))
+    while True:
+        yield None, int(generator.integers(1, 10)), int(generator.integers(20, 40))
 
 
 def finger_path(generator, person, kind):
     "Pose vectors (1500,24) of a sequence without wrist motion; `kind` 'Counting' or 'Random'."
     shown, path, count = (counted if kind == "Counting" else roamed)(generator), [], 0
     name, rest, way = next(shown)
-    here = key_pose(generator, person, name, .6 if kind == "Counting" else 1.)
+    here = key_pose(generator, person, name, 0.6 if kind == "Counting" else 1.0)
     while count < FRAMES:
         name, following_rest, following_way = next(shown)
-        there = key_pose(generator, person, name, .6 if kind == "Counting" else 1.)
+        there = key_pose(generator, person, name, 0.6 if kind == "Counting" else 1.0)
         path += [np.repeat(here[None], rest, 0), swing(person, here, there, way)]
         count, here, rest, way = count + rest + way, there, following_rest, following_way
     return np.concatenate(path)[:FRAMES]
@@ -151,13 +226,16 @@ def wander(generator, count, shortest, longest):
 
 class Motion(NamedTuple):
     "All frames of a sequence, as a right hand in a mirrored world: x to the left of the picture, y up, z towards the camera, which stands at the origin."
-    poses: np.ndarray     # (1500,24) rad
-    forearm: np.ndarray   # (1500,3,3) columns lateral, along, dorsal
-    knuckle: np.ndarray   # (1500,3) mm, where the middle knuckle is
+
+    poses: np.ndarray  # (1500,24) rad
+    forearm: np.ndarray  # (1500,3,3) columns lateral, along, dorsal
+    knuckle: np.ndarray  # (1500,3) mm, where the middle knuckle is
 
 
 STYLES = {  # deviations of: turns of the forearm (sideways, away, roll) and of the wrist, degrees; place, mm; mean turn away, degrees; shortest and longest period, frames
-    "Counting": ((8, 9, 15), (7, 4, 3), (22, 16, 22), 14, (60, 260)), "Random": ((14, 16, 34), (17, 7, 6), (36, 26, 34), 4, (70, 320))}
+    "Counting": ((8, 9, 15), (7, 4, 3), (22, 16, 22), 14, (60, 260)),
+    "Random": ((14, 16, 34), (17, 7, 6), (36, 26, 34), 4, (70, 320)),
+}
 
 # %% ../../nbs/sim/06_stb.ipynb #0a9c8e3d
 def turned(axis, angles):
@@ -176,10 +254,13 @@ def motion_of(seed: int, sequence: str) -> Motion:
     poses = finger_path(generator, stb_person(), kind)
     low, high = joint_limits()
     poses[:, 21:] = np.clip(np.radians(bends) * wander(generator, 3, *periods), low[21:], high[21:])
-    tremor = np.radians(1.) * wander(generator, 21, 25., 90.)
+    tremor = np.radians(1.0) * wander(generator, 21, 25.0, 90.0)
     poses[:, :21] = np.clip(poses[:, :21] + tremor, low[:21], high[:21])
-    sideways, back, roll = (np.radians(turns) * wander(generator, 3, *periods) + np.radians([generator.normal() * 5, away, generator.normal() * 6])).T
-    upright = np.array([[-1., 0, 0], [0, 1, 0], [0, 0, -1]])  # fingers up, palm to the camera
+    sideways, back, roll = (
+        np.radians(turns) * wander(generator, 3, *periods)
+        + np.radians([generator.normal() * 5, away, generator.normal() * 6])
+    ).T
+    upright = np.array([[-1.0, 0, 0], [0, 1, 0], [0, 0, -1]])  # fingers up, palm to the camera
     forearm = turned(2, sideways) @ turned(0, -back) @ upright @ turned(1, roll)
     middle = np.array([generator.uniform(-30, 30), generator.uniform(-25, 15), -generator.uniform(480, 560)])
     knuckle = middle + np.array(places) * wander(generator, 3, *periods)
@@ -187,7 +268,7 @@ def motion_of(seed: int, sequence: str) -> Motion:
     return Motion(poses, forearm, knuckle)
 
 # %% ../../nbs/sim/06_stb.ipynb #9837f935
-FACING = np.diag([1., -1, -1])  # from the body's frame (y up, z towards the camera) to the colour camera's
+FACING = np.diag([1.0, -1, -1])  # from the body's frame (y up, z towards the camera) to the colour camera's
 
 
 def colour_camera():
@@ -207,7 +288,7 @@ def arm_at(motion, index):
     palm = forearm @ transforms[16, :, :3].T
     wrist = motion.knuckle[index] - palm @ joints[9]
     elbow = wrist - FOREARM * forearm[:, 1]
-    shoulder = elbow + UPPER_ARM * np.array([-.80, -.45, -.40])  # beside the picture
+    shoulder = elbow + UPPER_ARM * np.array([-0.80, -0.45, -0.40])  # beside the picture
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
 
@@ -219,16 +300,18 @@ def joints_at(motion, index):
 # %% ../../nbs/sim/06_stb.ipynb #831d58b0
 def wall_with_light(generator, colour):
     "A wall, brighter on one side: (480,640,3) f32."
-    across = np.linspace(*generator.uniform(.78, 1.1, 2), WIDTH, dtype=np.float32)
-    down = np.linspace(1.05, generator.uniform(.75, .95), HEIGHT, dtype=np.float32)[:, None]
+    across = np.linspace(*generator.uniform(0.78, 1.1, 2), WIDTH, dtype=np.float32)
+    down = np.linspace(1.05, generator.uniform(0.75, 0.95), HEIGHT, dtype=np.float32)[:, None]
     stain, plaster = (fractal(generator, cells, 6, size=WIDTH)[:HEIGHT] for cells in (2, 40))
-    return np.asarray(colour, np.float32) * ((across * down) * (.95 + .07 * stain + .04 * plaster))[..., None]
+    return (
+        np.asarray(colour, np.float32) * ((across * down) * (0.95 + 0.07 * stain + 0.04 * plaster))[..., None]
+    )
 
 
-def shade_box(image, x, y, width, height, strength=.5, soft=14.):
+def shade_box(image, x, y, width, height, strength=0.5, soft=14.0):
     "A soft shadow, as of a thing before a wall, drawn in place."
     shadow = np.zeros((HEIGHT, WIDTH), np.float32)
-    cv2.rectangle(shadow, (int(x), int(y)), (int(x + width), int(y + height)), 1., -1)
+    cv2.rectangle(shadow, (int(x), int(y)), (int(x + width), int(y + height)), 1.0, -1)
     image[:] = (image * (1 - strength * cv2.GaussianBlur(shadow, (0, 0), soft))[..., None]).astype(np.uint8)
 
 
@@ -240,110 +323,220 @@ def greyed(image, share):
 # %% ../../nbs/sim/06_stb.ipynb #4f6e05f6
 def paint_shelf(generator):
     "Book-shelves, with a door beside them."
-    image = canvas(wall_with_light(generator, [.74, .72, .66]))
+    image = canvas(wall_with_light(generator, [0.74, 0.72, 0.66]))
     left = generator.uniform(120, 220)
     shade_box(image, left - 24, 0, WIDTH, HEIGHT)
     shelf = np.zeros_like(image)
-    draw_box(shelf, left - 8, 0, WIDTH, HEIGHT, [.30, .22, .15])
+    draw_box(shelf, left - 8, 0, WIDTH, HEIGHT, [0.30, 0.22, 0.15])
     draw_shelf(shelf, left, -20, WIDTH - left, HEIGHT, generator)
-    greyed(shelf, .55)
+    greyed(shelf, 0.55)
     shelf = cv2.convertScaleAbs(shelf, alpha=1.2, beta=14)
-    for y in range(0, HEIGHT, 80): draw_box(shelf, left, y, WIDTH, 9, [.42, .31, .21]), shade_box(shelf, left, y + 9, WIDTH, 12, .45, 7.)
+    for y in range(0, HEIGHT, 80):
+        (
+            draw_box(shelf, left, y, WIDTH, 9, [0.42, 0.31, 0.21]),
+            shade_box(shelf, left, y + 9, WIDTH, 12, 0.45, 7.0),
+        )
     x = int(left - 8)
     image[:, x:] = shelf[:, x:]
-    draw_box(image, -5, 60, left * .55, HEIGHT, [.50, .46, .40])
-    draw_box(image, -5, 66, left * .55 - 8, HEIGHT, [.72, .68, .60])
-    cv2.circle(image, (int(left * .45), 300), 6, ink([.35, .33, .30]), -1, cv2.LINE_AA)
+    draw_box(image, -5, 60, left * 0.55, HEIGHT, [0.50, 0.46, 0.40])
+    draw_box(image, -5, 66, left * 0.55 - 8, HEIGHT, [0.72, 0.68, 0.60])
+    cv2.circle(image, (int(left * 0.45), 300), 6, ink([0.35, 0.33, 0.30]), -1, cv2.LINE_AA)
     return image
 
 # %% ../../nbs/sim/06_stb.ipynb #8d0364b9
 def paint_window(generator):
     "Three bright windows with frames and a sill, plants before them."
-    image = canvas(wall_with_light(generator, [.58, .60, .62]))
-    outside = .45 + .75 * cv2.resize(np.clip(paint_land(generator), 0, 1).astype(np.float32), (WIDTH, 320))
+    image = canvas(wall_with_light(generator, [0.58, 0.60, 0.62]))
+    outside = 0.45 + 0.75 * cv2.resize(np.clip(paint_land(generator), 0, 1).astype(np.float32), (WIDTH, 320))
     for left in (40, 250, 460):
-        image[30:340, left:left + 170] = np.clip(outside[:310, left:left + 170] * 255, 0, 255).astype(np.uint8)
-        for strip in ((left, 30, left, 340), (left + 170, 30, left + 170, 340), (left, 150, left + 170, 150)): draw_strip(image, strip[:2], strip[2:], 9, [.80, .80, .78])
-    draw_box(image, 0, 345, WIDTH, 18, [.78, .77, .74])
-    shade_box(image, 0, 368, WIDTH, 30, .35)
+        image[30:340, left : left + 170] = np.clip(outside[:310, left : left + 170] * 255, 0, 255).astype(
+            np.uint8
+        )
+        for strip in ((left, 30, left, 340), (left + 170, 30, left + 170, 340), (left, 150, left + 170, 150)):
+            draw_strip(image, strip[:2], strip[2:], 9, [0.80, 0.80, 0.78])
+    draw_box(image, 0, 345, WIDTH, 18, [0.78, 0.77, 0.74])
+    shade_box(image, 0, 368, WIDTH, 30, 0.35)
     for x in (generator.uniform(30, 240), generator.uniform(420, 610)):
-        for _ in range(70): draw_strip(image, (x, 312), (x + generator.normal() * 34, 318 - abs(generator.normal()) * 52), generator.uniform(1, 6), np.array([.16, .27, .11]) * generator.uniform(.5, 1.7))
-        draw_box(image, x - 20, 310, 40, 37, [.45, .29, .21])
-        draw_box(image, x - 20, 310, 12, 37, [.55, .36, .26])
+        for _ in range(70):
+            draw_strip(
+                image,
+                (x, 312),
+                (x + generator.normal() * 34, 318 - abs(generator.normal()) * 52),
+                generator.uniform(1, 6),
+                np.array([0.16, 0.27, 0.11]) * generator.uniform(0.5, 1.7),
+            )
+        draw_box(image, x - 20, 310, 40, 37, [0.45, 0.29, 0.21])
+        draw_box(image, x - 20, 310, 12, 37, [0.55, 0.36, 0.26])
     return image
 
 # %% ../../nbs/sim/06_stb.ipynb #a2b85e87
 def paint_board(generator):
     "A whiteboard with lines of writing and a drawing."
-    image = canvas(wall_with_light(generator, [.68, .64, .57]))
-    shade_box(image, 56, 44, 560, 322, .35)
-    draw_box(image, 50, 30, 560, 320, [.60, .61, .63])
-    image[38:342, 58:602] = canvas(wall_with_light(generator, [.90, .91, .92]))[38:342, 58:602]
+    image = canvas(wall_with_light(generator, [0.68, 0.64, 0.57]))
+    shade_box(image, 56, 44, 560, 322, 0.35)
+    draw_box(image, 50, 30, 560, 320, [0.60, 0.61, 0.63])
+    image[38:342, 58:602] = canvas(wall_with_light(generator, [0.90, 0.91, 0.92]))[38:342, 58:602]
     for block in range(3):
-        colour = np.array([[.12, .14, .38], [.48, .12, .12], [.12, .12, .14], [.08, .30, .16]])[generator.integers(4)]
-        x, y, size = 80 + 175 * block + generator.uniform(0, 20), generator.uniform(70, 110), generator.uniform(.4, .6)
-        for line in range(generator.integers(3, 8)): draw_writing(image, x, y + line * 60 * size, size, generator, colour)
+        colour = np.array([[0.12, 0.14, 0.38], [0.48, 0.12, 0.12], [0.12, 0.12, 0.14], [0.08, 0.30, 0.16]])[
+            generator.integers(4)
+        ]
+        x, y, size = (
+            80 + 175 * block + generator.uniform(0, 20),
+            generator.uniform(70, 110),
+            generator.uniform(0.4, 0.6),
+        )
+        for line in range(generator.integers(3, 8)):
+            draw_writing(image, x, y + line * 60 * size, size, generator, colour)
     for _ in range(3):
-        points = np.cumsum(generator.normal(size=(9, 2)) * 16, 0) + [generator.uniform(120, 560), generator.uniform(220, 300)]
-        cv2.polylines(image, [np.int32(points)], False, ink([.15, .16, .35]), 2, cv2.LINE_AA)
-    draw_box(image, 50, 350, 560, 10, [.45, .45, .46])
-    for x in generator.uniform(120, 500, 4): draw_box(image, x, 344, 34, 6, muted(generator, .1, .7))
-    draw_box(image, 0, 420, WIDTH, 70, [.40, .35, .30])
+        points = np.cumsum(generator.normal(size=(9, 2)) * 16, 0) + [
+            generator.uniform(120, 560),
+            generator.uniform(220, 300),
+        ]
+        cv2.polylines(image, [np.int32(points)], False, ink([0.15, 0.16, 0.35]), 2, cv2.LINE_AA)
+    draw_box(image, 50, 350, 560, 10, [0.45, 0.45, 0.46])
+    for x in generator.uniform(120, 500, 4):
+        draw_box(image, x, 344, 34, 6, muted(generator, 0.1, 0.7))
+    draw_box(image, 0, 420, WIDTH, 70, [0.40, 0.35, 0.30])
     return image
 
 # %% ../../nbs/sim/06_stb.ipynb #701cce8e
 def paint_desk(generator):
     "A desk with screens, a lamp and paper."
-    image = canvas(wall_with_light(generator, [.78, .76, .72]))
-    wood = canvas(np.array([.56, .45, .33], np.float32) * (.75 + .4 * fractal(generator, 3, 7, stretch=8, size=WIDTH)[:HEIGHT])[..., None])
+    image = canvas(wall_with_light(generator, [0.78, 0.76, 0.72]))
+    wood = canvas(
+        np.array([0.56, 0.45, 0.33], np.float32)
+        * (0.75 + 0.4 * fractal(generator, 3, 7, stretch=8, size=WIDTH)[:HEIGHT])[..., None]
+    )
     image[310:] = wood[310:]
     for _ in range(9):
-        x, y, wide, tall, lean = generator.uniform(0, WIDTH), generator.uniform(330, 460), generator.uniform(40, 120), generator.uniform(12, 34), generator.uniform(-40, 40)
+        x, y, wide, tall, lean = (
+            generator.uniform(0, WIDTH),
+            generator.uniform(330, 460),
+            generator.uniform(40, 120),
+            generator.uniform(12, 34),
+            generator.uniform(-40, 40),
+        )
         sheet = np.int32([(x, y), (x + wide, y), (x + wide + lean, y + tall), (x + lean, y + tall)])
-        cv2.fillPoly(image, [sheet], ink(np.array([.85, .84, .80]) * generator.uniform(.7, 1.05) if generator.random() < .7 else muted(generator, .15, .6)), cv2.LINE_AA)
+        cv2.fillPoly(
+            image,
+            [sheet],
+            ink(
+                np.array([0.85, 0.84, 0.80]) * generator.uniform(0.7, 1.05)
+                if generator.random() < 0.7
+                else muted(generator, 0.15, 0.6)
+            ),
+            cv2.LINE_AA,
+        )
     for left, wide in ((60, 230), (345, 210)):
-        shade_box(image, left + 6, 100, wide + 6, 150, .4)
-        shade_box(image, left + .25 * wide, 315, .5 * wide, 22, .5, 8.)
-        draw_box(image, left + wide * .44, 235, wide * .12, 85, [.12, .12, .13])
-        draw_box(image, left, 90, wide, 150, [.09, .09, .10])
-        draw_box(image, left + 8, 98, wide - 16, 130, [.66, .70, .76] if left < 100 else [.16, .20, .27])
-        for row in range(9): draw_box(image, left + 16 + 12 * (row % 3), 106 + 13 * row, generator.uniform(30, wide - 80), 5, muted(generator, .3, .7))
-    draw_strip(image, (606, 320), (580, 130), 6, [.30, .30, .32])
-    cv2.ellipse(image, (566, 124), (36, 20), 25, 0, 360, ink([.38, .38, .40]), -1, cv2.LINE_AA)
+        shade_box(image, left + 6, 100, wide + 6, 150, 0.4)
+        shade_box(image, left + 0.25 * wide, 315, 0.5 * wide, 22, 0.5, 8.0)
+        draw_box(image, left + wide * 0.44, 235, wide * 0.12, 85, [0.12, 0.12, 0.13])
+        draw_box(image, left, 90, wide, 150, [0.09, 0.09, 0.10])
+        draw_box(
+            image, left + 8, 98, wide - 16, 130, [0.66, 0.70, 0.76] if left < 100 else [0.16, 0.20, 0.27]
+        )
+        for row in range(9):
+            draw_box(
+                image,
+                left + 16 + 12 * (row % 3),
+                106 + 13 * row,
+                generator.uniform(30, wide - 80),
+                5,
+                muted(generator, 0.3, 0.7),
+            )
+    draw_strip(image, (606, 320), (580, 130), 6, [0.30, 0.30, 0.32])
+    cv2.ellipse(image, (566, 124), (36, 20), 25, 0, 360, ink([0.38, 0.38, 0.40]), -1, cv2.LINE_AA)
     return image
 
 # %% ../../nbs/sim/06_stb.ipynb #90189cf1
 def paint_corridor(generator):
     "A corridor that runs away, with doors and lamps."
-    image = canvas(wall_with_light(generator, [.74, .73, .66]))
+    image = canvas(wall_with_light(generator, [0.74, 0.73, 0.66]))
     end = np.array([generator.uniform(260, 380), generator.uniform(180, 240)])
-    corner = lambda x, y, share: (np.array([x, y]) + share * (end - [x, y])).tolist()
-    quad = lambda *corners, colour: cv2.fillPoly(image, [np.int32(corners)], ink(colour), cv2.LINE_AA)
-    quad((0, HEIGHT), (WIDTH, HEIGHT), corner(WIDTH, HEIGHT, .85), corner(0, HEIGHT, .85), colour=[.44, .42, .40])
-    quad((0, 0), (WIDTH, 0), corner(WIDTH, 0, .85), corner(0, 0, .85), colour=[.86, .85, .82])
-    quad(corner(0, 0, .85), corner(WIDTH, 0, .85), corner(WIDTH, HEIGHT, .85), corner(0, HEIGHT, .85), colour=[.55, .58, .60])
-    for near in (.05, .38, .62):
+
+    def corner(x, y, share):
+        return (np.array([x, y]) + share * (end - [x, y])).tolist()
+
+    def quad(*corners, colour):
+        return cv2.fillPoly(image, [np.int32(corners)], ink(colour), cv2.LINE_AA)
+
+    quad(
+        (0, HEIGHT),
+        (WIDTH, HEIGHT),
+        corner(WIDTH, HEIGHT, 0.85),
+        corner(0, HEIGHT, 0.85),
+        colour=[0.44, 0.42, 0.40],
+    )
+    quad((0, 0), (WIDTH, 0), corner(WIDTH, 0, 0.85), corner(0, 0, 0.85), colour=[0.86, 0.85, 0.82])
+    quad(
+        corner(0, 0, 0.85),
+        corner(WIDTH, 0, 0.85),
+        corner(WIDTH, HEIGHT, 0.85),
+        corner(0, HEIGHT, 0.85),
+        colour=[0.55, 0.58, 0.60],
+    )
+    for near in (0.05, 0.38, 0.62):
         for x in (0, WIDTH):
-            for grow, colour in ((.02, [.60, .58, .54]), (0, np.array([.46, .35, .25]) * generator.uniform(.8, 1.15))):
-                quad(corner(x, HEIGHT, near - grow), corner(x, HEIGHT, near + .16 + grow), corner(x, 110 - 400 * grow, near + .16 + grow), corner(x, 110 - 400 * grow, near - grow), colour=colour)
-        quad(corner(270, 0, near), corner(370, 0, near), corner(370, 0, near + .12), corner(270, 0, near + .12), colour=[.98, .98, .94])
-        quad(corner(270, HEIGHT, near), corner(370, HEIGHT, near), corner(370, HEIGHT, near + .12), corner(270, HEIGHT, near + .12), colour=[.56, .55, .52])
-    return (cv2.GaussianBlur(image, (0, 0), 2.) * (.8 + .4 * fractal(generator, 2, 3, size=WIDTH)[:HEIGHT, :, None])).clip(0, 255).astype(np.uint8)
+            for grow, colour in (
+                (0.02, [0.60, 0.58, 0.54]),
+                (0, np.array([0.46, 0.35, 0.25]) * generator.uniform(0.8, 1.15)),
+            ):
+                quad(
+                    corner(x, HEIGHT, near - grow),
+                    corner(x, HEIGHT, near + 0.16 + grow),
+                    corner(x, 110 - 400 * grow, near + 0.16 + grow),
+                    corner(x, 110 - 400 * grow, near - grow),
+                    colour=colour,
+                )
+        quad(
+            corner(270, 0, near),
+            corner(370, 0, near),
+            corner(370, 0, near + 0.12),
+            corner(270, 0, near + 0.12),
+            colour=[0.98, 0.98, 0.94],
+        )
+        quad(
+            corner(270, HEIGHT, near),
+            corner(370, HEIGHT, near),
+            corner(370, HEIGHT, near + 0.12),
+            corner(270, HEIGHT, near + 0.12),
+            colour=[0.56, 0.55, 0.52],
+        )
+    return (
+        (
+            cv2.GaussianBlur(image, (0, 0), 2.0)
+            * (0.8 + 0.4 * fractal(generator, 2, 3, size=WIDTH)[:HEIGHT, :, None])
+        )
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def paint_curtain(generator):
     "A curtain in folds, a lamp, a chair."
-    fold = np.sin(np.linspace(0, 2 * np.pi * generator.uniform(9, 13), WIDTH) + 2.5 * np.sin(np.linspace(0, 9, WIDTH)))
-    drop = fractal(generator, 2, 5, stretch=.3, size=WIDTH)[:HEIGHT]
-    image = canvas(np.array([.62, .50, .40], np.float32) * ((.85 + .16 * fold)[None] * (.88 + .25 * drop))[..., None])
-    glow = np.exp(-((np.arange(WIDTH) - 90)[None] / 150)**2 - ((np.arange(HEIGHT) - 150)[:, None] / 150)**2).astype(np.float32)
-    image = canvas(image / np.float32(255) + glow[..., None] * np.float32([.22, .18, .10]))
-    draw_box(image, 0, 430, WIDTH, 60, [.32, .27, .22])
-    shade_box(image, 480, 260, 130, 240, .45)
-    draw_box(image, 470, 250, 120, 240, [.24, .27, .33])
-    draw_box(image, 478, 258, 104, 90, [.28, .32, .39])
-    draw_strip(image, (90, 430), (90, 150), 5, [.22, .20, .18])
-    cv2.fillPoly(image, [np.int32([(45, 170), (135, 170), (112, 100), (68, 100)])], ink([.98, .94, .80]), cv2.LINE_AA)
+    fold = np.sin(
+        np.linspace(0, 2 * np.pi * generator.uniform(9, 13), WIDTH) + 2.5 * np.sin(np.linspace(0, 9, WIDTH))
+    )
+    drop = fractal(generator, 2, 5, stretch=0.3, size=WIDTH)[:HEIGHT]
+    image = canvas(
+        np.array([0.62, 0.50, 0.40], np.float32)
+        * ((0.85 + 0.16 * fold)[None] * (0.88 + 0.25 * drop))[..., None]
+    )
+    glow = np.exp(
+        -(((np.arange(WIDTH) - 90)[None] / 150) ** 2) - ((np.arange(HEIGHT) - 150)[:, None] / 150) ** 2
+    ).astype(np.float32)
+    image = canvas(image / np.float32(255) + glow[..., None] * np.float32([0.22, 0.18, 0.10]))
+    draw_box(image, 0, 430, WIDTH, 60, [0.32, 0.27, 0.22])
+    shade_box(image, 480, 260, 130, 240, 0.45)
+    draw_box(image, 470, 250, 120, 240, [0.24, 0.27, 0.33])
+    draw_box(image, 478, 258, 104, 90, [0.28, 0.32, 0.39])
+    draw_strip(image, (90, 430), (90, 150), 5, [0.22, 0.20, 0.18])
+    cv2.fillPoly(
+        image,
+        [np.int32([(45, 170), (135, 170), (112, 100), (68, 100)])],
+        ink([0.98, 0.94, 0.80]),
+        cv2.LINE_AA,
+    )
     return image
 
 
@@ -355,56 +548,102 @@ def place_of(seed: int, number: int):
     "Background `number` (1 .. 6), (480,640,3) f32 in 0..1."
     generator = numpy_generator(seed, "sim-stb", "place", number)
     image = PLACES[number - 1](generator).astype(np.float32) / np.float32(255)
-    image *= (.95 + .1 * fractal(generator, 6, 7, gain=.75, size=WIDTH)[:HEIGHT])[..., None]
+    image *= (0.95 + 0.1 * fractal(generator, 6, 7, gain=0.75, size=WIDTH)[:HEIGHT])[..., None]
     return np.clip(cv2.GaussianBlur(image, (0, 0), float(generator.uniform(2.2, 3.6))), 0, 1)
 
 # %% ../../nbs/sim/06_stb.ipynb #f7508187
-SKIN = Skin(numbers([.87, .67, .56]), numbers([.90, .72, .65]), np.float32(.07), np.float32(.85), np.float32(.8), np.float32(.35), -1, np.float32(11))
-BARE = {1: 130., 2: 400., 3: 60., 4: 400., 5: 25., 6: 110.}  # mm from the wrist to the sleeve's end: 400 is a bare forearm
+SKIN = Skin(
+    numbers([0.87, 0.67, 0.56]),
+    numbers([0.90, 0.72, 0.65]),
+    np.float32(0.07),
+    np.float32(0.85),
+    np.float32(0.8),
+    np.float32(0.35),
+    -1,
+    np.float32(11),
+)
+BARE = {
+    1: 130.0,
+    2: 400.0,
+    3: 60.0,
+    4: 400.0,
+    5: 25.0,
+    6: 110.0,
+}  # mm from the wrist to the sleeve's end: 400 is a bare forearm
 
 
 @functools.lru_cache(maxsize=6)
 def actor_of(seed: int, number: int) -> Actor:
     "The person as dressed before background `number`."
-    person, materials = stb_person(), sample_materials(numpy_generator(seed, "sim-stb", "clothes", number), SKIN)
-    return Actor(person, np.ascontiguousarray(person.faces[:, ::-1]), anatomy_table(person), SKIN, materials, None, None, BARE[number], 12., 0)
+    person, materials = (
+        stb_person(),
+        sample_materials(numpy_generator(seed, "sim-stb", "clothes", number), SKIN),
+    )
+    return Actor(
+        person,
+        np.ascontiguousarray(person.faces[:, ::-1]),
+        anatomy_table(person),
+        SKIN,
+        materials,
+        None,
+        None,
+        BARE[number],
+        12.0,
+        0,
+    )
 
 
 @functools.lru_cache(maxsize=12)
 def brightness_of(seed: int, sequence: str):
     "Slow changes over a sequence (1500,4): brightness, and red, green, blue against each other."
-    waves = wander(numpy_generator(seed, "sim-stb", sequence, "light"), 4, 350., 1500.)
-    return 1 + waves * [.045, .012, .006, .014]
+    waves = wander(numpy_generator(seed, "sim-stb", sequence, "light"), 4, 350.0, 1500.0)
+    return 1 + waves * [0.045, 0.012, 0.006, 0.014]
 
 
 def light_of(seed: int, number: int) -> Light:
     "The light of a session: a lamp or window, a bright ceiling, walls that give light back."
     generator = numpy_generator(seed, "sim-stb", "lamp", number)
-    side, height = generator.uniform(-.8, .8), generator.uniform(.35, .9)
-    direction = np.array([side, -height, -generator.uniform(.25, .8)])  # camera frame: above, on the camera's side of the hand
-    warm = np.array([1 + generator.normal() * .04, 1, 1 - generator.normal() * .05])
-    level = generator.uniform(1., 1.15)
-    return Light(numbers(direction / np.linalg.norm(direction)), numbers([0, -1, 0]), numbers(level * generator.uniform(.34, .52) * warm), numbers(level * .40 * warm[::-1]),
-                 numbers(level * .30 * warm), numbers(level * generator.uniform(.12, .22) * np.ones(3)), np.float32(generator.uniform(.45, .75)))
+    side, height = generator.uniform(-0.8, 0.8), generator.uniform(0.35, 0.9)
+    direction = np.array(
+        [side, -height, -generator.uniform(0.25, 0.8)]
+    )  # camera frame: above, on the camera's side of the hand
+    warm = np.array([1 + generator.normal() * 0.04, 1, 1 - generator.normal() * 0.05])
+    level = generator.uniform(1.0, 1.15)
+    return Light(
+        numbers(direction / np.linalg.norm(direction)),
+        numbers([0, -1, 0]),
+        numbers(level * generator.uniform(0.34, 0.52) * warm),
+        numbers(level * 0.40 * warm[::-1]),
+        numbers(level * 0.30 * warm),
+        numbers(level * generator.uniform(0.12, 0.22) * np.ones(3)),
+        np.float32(generator.uniform(0.45, 0.75)),
+    )
 
 
 def dimmed(light, factors):
     "The same light times factors (3,)."
-    return light._replace(**{name: numbers(np.array(getattr(light, name)) * factors) for name in ("sun", "sky", "ground", "fill")})
+    return light._replace(
+        **{
+            name: numbers(np.array(getattr(light, name)) * factors)
+            for name in ("sun", "sky", "ground", "fill")
+        }
+    )
 
 # %% ../../nbs/sim/06_stb.ipynb #5f47478e
 def webcam(generator, image):
     "What the colour camera makes of light (480,640,3) f32: u8."
-    soft = cv2.GaussianBlur(image, (0, 0), .85)
-    sharp = soft + np.float32(.55) * (soft - cv2.GaussianBlur(soft, (0, 0), 1.6))
+    soft = cv2.GaussianBlur(image, (0, 0), 0.85)
+    sharp = soft + np.float32(0.55) * (soft - cv2.GaussianBlur(soft, (0, 0), 1.6))
     left, top = (int(corner) for corner in generator.integers(0, 512, 2))
-    out = expose(sharp, grain_tile(), left, top, np.float32(.010), np.float32(.007), np.float32(.10))
-    coded = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]  # channels are kept in their order: the file is never seen
+    out = expose(sharp, grain_tile(), left, top, np.float32(0.010), np.float32(0.007), np.float32(0.10))
+    coded = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, 90])[
+        1
+    ]  # channels are kept in their order: the file is never seen
     return cv2.imdecode(coded, cv2.IMREAD_COLOR)
 
 # %% ../../nbs/sim/06_stb.ipynb #499693dc
-PROJECTOR = np.float32(42.)   # mm beside the lens
-REACH = np.float32(1000.)     # mm
+PROJECTOR = np.float32(42.0)  # mm beside the lens
+REACH = np.float32(1000.0)  # mm
 
 
 @compiled
@@ -416,9 +655,10 @@ def structured_light(depth, focal, grain, left, top):
         least = np.float32(1e9)
         for x in range(width - 1, -1, -1):
             z = depth[y, x]
-            if z <= 0 or z > REACH: continue
+            if z <= 0 or z > REACH:
+                continue
             column = x - focal * PROJECTOR / z
-            hidden = column > least + np.float32(.6)
+            hidden = column > least + np.float32(0.6)
             least = min(least, column)
             j, i = (y + top) & 511, (x + left) & 511
             luck, steep, jump, far = grain[j, i, 0], np.float32(0), np.float32(0), z
@@ -427,22 +667,33 @@ def structured_light(depth, focal, grain, left, top):
                 beside = depth[yy, xx] if 0 <= yy < height and 0 <= xx < width else z
                 step = abs(beside - z) if beside > 0 else np.float32(1e3)
                 jump = max(jump, step)
-                if step < 12: steep = max(steep, step)
-                elif 0 < beside - z < 150: far = max(far, beside)
-            if hidden or (jump >= 12 and luck < np.float32(.2)) or (steep > 3 and luck > np.float32(1.7) - np.float32(.25) * steep): continue
-            if far > z and luck > np.float32(1.1): z += np.float32(.5) * (far - z) * min(luck - np.float32(1.1), np.float32(1))
+                if step < 12:
+                    steep = max(steep, step)
+                elif 0 < beside - z < 150:
+                    far = max(far, beside)
+            if (
+                hidden
+                or (jump >= 12 and luck < np.float32(0.2))
+                or (steep > 3 and luck > np.float32(1.7) - np.float32(0.25) * steep)
+            ):
+                continue
+            if far > z and luck > np.float32(1.1):
+                z += np.float32(0.5) * (far - z) * min(luck - np.float32(1.1), np.float32(1))
             wide = grain[(j >> 2) & 511, (i >> 2) & 511, 1]
-            out[y, x] = z + (np.float32(.7) * grain[j, i, 2] + np.float32(.5) * wide) * (z / 500)**2 * (1 + np.float32(.25) * steep)
+            out[y, x] = z + (np.float32(0.7) * grain[j, i, 2] + np.float32(0.5) * wide) * (z / 500) ** 2 * (
+                1 + np.float32(0.25) * steep
+            )
     return out
 
 # %% ../../nbs/sim/06_stb.ipynb #1691ccfe
 @dataclass(frozen=True)
 class StbFrame:
     "One rendered frame, with the truth that files do not hold."
-    color: np.ndarray       # (480,640,3) u8
+
+    color: np.ndarray  # (480,640,3) u8
     depth_code: np.ndarray  # (480,640,3) u8, depth camera
-    stored: np.ndarray      # (3,21) f64 mm, as in `handPara`
-    true_mask: np.ndarray   # (480,640) bool, the hand without forearm in the colour image
+    stored: np.ndarray  # (3,21) f64 mm, as in `handPara`
+    true_mask: np.ndarray  # (480,640) bool, the hand without forearm in the colour image
     true_depth: np.ndarray  # (480,640) f32 mm, colour camera, 0 = nothing
 
 
@@ -462,10 +713,22 @@ def draw_colour(generator, seed, sequence, index, arm):
     actor, factors = actor_of(seed, number), brightness_of(seed, sequence)[index]
     placed, body, body_screen, nearness, triangle = draw_arm(actor, arm, camera)
     parts, bones = (triangle >= 0).astype(np.uint8), np.full(triangle.shape, 255, np.uint8)
-    box = fill_bones(placed.screen, placed.hand.faces, 0, triangle, actor.person.part_weight, actor.person.finger, part_ids("left"), bones, parts)
+    box = fill_bones(
+        placed.screen,
+        placed.hand.faces,
+        0,
+        triangle,
+        actor.person.part_weight,
+        actor.person.finger,
+        part_ids("left"),
+        bones,
+        parts,
+    )
     geometry = Geometry(camera, [placed], body, body_screen, nearness, triangle, bones, parts, [box])
     tint = (factors[0] * factors[1:]).astype(np.float32)
-    image = shade_geometry(geometry, actor, dimmed(light_of(seed, number), tint), place_of(seed, number) * tint)
+    image = shade_geometry(
+        geometry, actor, dimmed(light_of(seed, number), tint), place_of(seed, number) * tint
+    )
     return webcam(generator, image), parts > 1, depth_of(nearness)
 
 # %% ../../nbs/sim/06_stb.ipynb #558f537e
@@ -478,7 +741,9 @@ def render_stb(seed: int, sequence: str, index: int) -> StbFrame:
     nearness = draw_arm(actor_of(seed, int(sequence[1])), arm, depth_camera())[3]
     left, top = (int(corner) for corner in generator.integers(0, 512, 2))
     measured = structured_light(depth_of(nearness), np.float32(SK_DEPTH_K[0, 0]), grain_tile(), left, top)
-    stored = stored_joints(joints_at(motion, index)).astype(np.float32).astype(np.float64)  # the precision of the official files
+    stored = (
+        stored_joints(joints_at(motion, index)).astype(np.float32).astype(np.float64)
+    )  # the precision of the official files
     return StbFrame(color, encode_depth(measured), stored, mask, true_depth)
 
 
@@ -495,7 +760,12 @@ FULL = {split: len(sequences) * FRAMES for split, sequences in SPLITS.items()}
 def shares(split: str, count: int) -> dict:
     "How many frames each sequence of a split gives."
     names = SPLITS[split]
-    if not len(names) <= count <= FULL[split]: raise HandlabError(f"{split} {count}", f"a split of {len(names)} sequences has {len(names)} to {FULL[split]} frames", "give a number between")
+    if not len(names) <= count <= FULL[split]:
+        raise HandlabError(
+            f"{split} {count}",
+            f"a split of {len(names)} sequences has {len(names)} to {FULL[split]} frames",
+            "give a number between",
+        )
     each, more = divmod(count, len(names))
     return {name: each + (number < more) for number, name in enumerate(names)}
 
@@ -507,34 +777,53 @@ def time_of(number: int, count: int) -> int:
 # %% ../../nbs/sim/06_stb.ipynb #9dcaebb2
 def check_split(split):
     "Fail on a split that STB does not have."
-    if split not in SPLITS: raise HandlabError(f"split {split!r}", "STB has no such split", f"choose one of {', '.join(SPLITS)}")
+    if split not in SPLITS:
+        raise HandlabError(f"split {split!r}", "STB has no such split", f"choose one of {', '.join(SPLITS)}")
 
 
 class SimSTB:
     "Frames of the simulated twin of STB, drawn when asked for."
+
     name, source, has_depth, camera = "stb", SOURCE, True, "SK"
 
-    def __init__(self,
-                 split: str = "training",  # or 'evaluation'
-                 count: int = None,         # number of frames of the split, None: 1500 in each sequence
-                 seed: int = 0):
+    def __init__(
+        self,
+        split: str = "training",  # or 'evaluation'
+        count: int = None,  # number of frames of the split, None: 1500 in each sequence
+        seed: int = 0,
+    ):
         check_split(split)
-        self.split, self.count, self.seed, self.skipped = split, FULL[split] if count is None else int(count), int(seed), []
+        self.split, self.count, self.seed, self.skipped = (
+            split,
+            FULL[split] if count is None else int(count),
+            int(seed),
+            [],
+        )
         self.shares = shares(split, self.count)
-        self.frames = [(sequence, number) for sequence, share in self.shares.items() for number in range(share)]
+        self.frames = [
+            (sequence, number) for sequence, share in self.shares.items() for number in range(share)
+        ]
 
     def identity(self) -> str:
         "What the frames depend on: the settings, and the simulator itself, by the content of one frame."
         probe = fingerprint(*stb_frame(self.seed, SPLITS[self.split][0], 0))
         return f"{SOURCE} {self.split} {self.count} seed {self.seed} {probe}"
 
-    def __len__(self): return self.count
-    def __iter__(self): return (self[index] for index in range(self.count))
-    def __repr__(self): return f"SimSTB({self.split!r}, {self.count}, seed={self.seed})"
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return (self[index] for index in range(self.count))
+
+    def __repr__(self):
+        return f"SimSTB({self.split!r}, {self.count}, seed={self.seed})"
 
     def __getitem__(self, index: int):
         sequence, number = self.frames[index]
-        return decode_frame(frame_name(self.split, sequence, number), *stb_frame(self.seed, sequence, time_of(number, self.shares[sequence])))
+        return decode_frame(
+            frame_name(self.split, sequence, number),
+            *stb_frame(self.seed, sequence, time_of(number, self.shares[sequence])),
+        )
 
 # %% ../../nbs/sim/06_stb.ipynb #9a82dd46
 UNFINISHED = ".unfinished"  # folder below the root
@@ -551,7 +840,8 @@ def write_task(task):
     "Write a run of frames; return how many. A worker whose parent was killed stops."
     root, seed, sequence, count, numbers_, parent = task
     for number in numbers_:
-        if parent not in (os.getpid(), os.getppid()): os._exit(1)
+        if parent not in (os.getpid(), os.getppid()):
+            os._exit(1)
         write_one(root, seed, sequence, number, count)
     return len(numbers_)
 
@@ -559,31 +849,50 @@ def write_task(task):
 def run_tasks(tasks, workers, bar):
     "Do all tasks here or in new interpreters; `bar` counts frames."
     if workers == 1 or len(tasks) <= 1:
-        for task in tasks: bar.update(write_task(task))
+        for task in tasks:
+            bar.update(write_task(task))
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"): os.environ.setdefault(name, "1")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), cv2.setNumThreads, (1,)) as pool:
-        for done in pool.imap_unordered(write_task, tasks): bar.update(done)
+        for done in pool.imap_unordered(write_task, tasks):
+            bar.update(done)
 
 
 def frames_missing(root: Path, sequence: str, count: int) -> list:
     "Frames of a growing sequence that lack an image."
     growing = root / UNFINISHED
-    return [number for number in range(count) if not all(image_path(growing, sequence, number, depth=depth).exists() for depth in (False, True))]
+    return [
+        number
+        for number in range(count)
+        if not all(image_path(growing, sequence, number, depth=depth).exists() for depth in (False, True))
+    ]
 
 # %% ../../nbs/sim/06_stb.ipynb #70403abf
 def check_folder(root: Path, settings: dict):
     "What the folder's `source.json` shall say; another set at that place is an error."
     stranger = any((root / name).exists() for name in ("images", "labels", "training", "evaluation"))
     if not (root / SOURCE_FILE).exists():
-        if stranger: raise HandlabError(root, "it holds frames that are not simulated", "name another folder")
+        if stranger:
+            raise HandlabError(root, "it holds frames that are not simulated", "name another folder")
         return settings
-    if source_of(root, "stb") != SOURCE: raise HandlabError(root, f"it holds {source_of(root, 'stb')}", "name another folder")
+    if source_of(root, "stb") != SOURCE:
+        raise HandlabError(root, f"it holds {source_of(root, 'stb')}", "name another folder")
     known = read_json(root / SOURCE_FILE)
-    if any(known.get(name) != settings[name] for name in ("seed", "first_frame")): raise HandlabError(root, "it was written with another seed or by another simulator", "delete it, or name another folder")
+    if any(known.get(name) != settings[name] for name in ("seed", "first_frame")):
+        raise HandlabError(
+            root,
+            "it was written with another seed or by another simulator",
+            "delete it, or name another folder",
+        )
     before = known.get("sequences", {})
     for sequence, count in settings["sequences"].items():
-        if before.get(sequence, count) != count: raise HandlabError(root, f"{sequence} was written with {before[sequence]} frames", "delete it, or name another folder")
+        if before.get(sequence, count) != count:
+            raise HandlabError(
+                root,
+                f"{sequence} was written with {before[sequence]} frames",
+                "delete it, or name another folder",
+            )
     return {**settings, "sequences": {**before, **settings["sequences"]}}
 
 
@@ -594,28 +903,59 @@ def finish_sequence(root: Path, seed: int, sequence: str, count: int):
         place.parent.mkdir(exist_ok=True)
         os.replace(growing, place)
     motion = motion_of(seed, sequence)
-    write_labels(root, sequence, np.stack([stored_joints(joints_at(motion, time_of(number, count))).astype(np.float32) for number in range(count)], -1))
+    write_labels(
+        root,
+        sequence,
+        np.stack(
+            [
+                stored_joints(joints_at(motion, time_of(number, count))).astype(np.float32)
+                for number in range(count)
+            ],
+            -1,
+        ),
+    )
 
 # %% ../../nbs/sim/06_stb.ipynb #37f8f63b
-def write_stb(folder,                      # relative paths count from the project root
-              training: int = 1000,         # number of frames of B2 .. B6, 0 leaves the split out; 15000 is full size
-              evaluation: int = 200,        # of B1; 3000 is full size
-              seed: int = 0,
-              workers: int = 0,             # processes, 0 = one a core
-              show_progress: bool = True) -> Path:
+def write_stb(
+    folder,  # relative paths count from the project root
+    training: int = 1000,  # number of frames of B2 .. B6, 0 leaves the split out; 15000 is full size
+    evaluation: int = 200,  # of B1; 3000 is full size
+    seed: int = 0,
+    workers: int = 0,  # processes, 0 = one a core
+    show_progress: bool = True,
+) -> Path:
     "Write the simulated twin of STB in the official layout; the folder."
     root, counts = project_path(folder), {}
-    if workers < 0: raise HandlabError(f"workers {workers}", "there cannot be fewer than none", "give 0 for one a core, or a number")
+    if workers < 0:
+        raise HandlabError(
+            f"workers {workers}", "there cannot be fewer than none", "give 0 for one a core, or a number"
+        )
     for split, count in (("training", training), ("evaluation", evaluation)):
-        if count: counts.update(shares(split, count))
-    if not counts: return root
-    settings = check_folder(root, dict(source=SOURCE, seed=seed, first_frame=fingerprint(*stb_frame(seed, "B1Counting", 0)), sequences=counts))
+        if count:
+            counts.update(shares(split, count))
+    if not counts:
+        return root
+    settings = check_folder(
+        root,
+        dict(
+            source=SOURCE,
+            seed=seed,
+            first_frame=fingerprint(*stb_frame(seed, "B1Counting", 0)),
+            sequences=counts,
+        ),
+    )
     write_json(root / SOURCE_FILE, settings)
     open_ = [sequence for sequence in counts if not label_path(root, sequence).exists()]
-    with progress(total=sum(counts.values()), desc=SOURCE) if show_progress else contextlib.nullcontext(QUIET) as bar:
+    with (
+        progress(total=sum(counts.values()), desc=SOURCE)
+        if show_progress
+        else contextlib.nullcontext(QUIET) as bar
+    ):
         bar.update(sum(counts[sequence] for sequence in counts if sequence not in open_))
-        for sequence in open_: write_sequence(root, seed, sequence, counts[sequence], workers or cores(), bar)
-    if (root / UNFINISHED).exists(): shutil.rmtree(root / UNFINISHED)
+        for sequence in open_:
+            write_sequence(root, seed, sequence, counts[sequence], workers or cores(), bar)
+    if (root / UNFINISHED).exists():
+        shutil.rmtree(root / UNFINISHED)
     return root
 
 
@@ -624,30 +964,59 @@ def write_sequence(root: Path, seed: int, sequence: str, count: int, workers: in
     if not (root / "images" / sequence).exists():
         missing = frames_missing(root, sequence, count)
         bar.update(count - len(missing))
-        run_tasks([(str(root), seed, sequence, count, missing[start:start + FRAMES_PER_TASK], os.getpid()) for start in range(0, len(missing), FRAMES_PER_TASK)], workers, bar)
-    else: bar.update(count)
+        run_tasks(
+            [
+                (str(root), seed, sequence, count, missing[start : start + FRAMES_PER_TASK], os.getpid())
+                for start in range(0, len(missing), FRAMES_PER_TASK)
+            ],
+            workers,
+            bar,
+        )
+    else:
+        bar.update(count)
     finish_sequence(root, seed, sequence, count)
 
 # %% ../../nbs/sim/06_stb.ipynb #b912d121
 def measure_speed(count=40) -> dict:
     "How often a second and core: a frame drawn, decoded, both; and the motion of a sequence, made once."
     frames = [stb_frame(0, "B2Random", 30 * number) for number in range(4)]
-    speeds = {"complete": rate(lambda number: stb_frame(0, "B2Random", 13 * number % FRAMES), count),
-              "decoding": rate(lambda number: decode_frame("x", *frames[number % 4]), count),
-              "stream": rate(lambda number: SimSTB("evaluation", 100)[7 * number % 100], count),
-              "motion of a sequence": rate(lambda number: motion_of.__wrapped__(number, "B2Random"), 2)}
+    speeds = {
+        "complete": rate(lambda number: stb_frame(0, "B2Random", 13 * number % FRAMES), count),
+        "decoding": rate(lambda number: decode_frame("x", *frames[number % 4]), count),
+        "stream": rate(lambda number: SimSTB("evaluation", 100)[7 * number % 100], count),
+        "motion of a sequence": rate(lambda number: motion_of.__wrapped__(number, "B2Random"), 2),
+    }
     return {name: round(value, 2) for name, value in speeds.items()}
 
 # %% ../../nbs/sim/06_stb.ipynb #82f34814
 def main(words=None):
     "The command line of `write_stb`."
-    parser = OneLineParser(prog="python -m handlab.sim.stb", description="Write the simulated twin of STB in the official layout.", allow_abbrev=False)
-    parser.add_argument("--folder", default="data/sim-stb", help="where to write; relative paths count from the project root (%(default)s)")
-    parser.add_argument("--training", type=int, default=1000, help="frames of B2 to B6, 0 leaves them out (%(default)s)")
-    parser.add_argument("--evaluation", type=int, default=200, help="frames of B1, 0 leaves it out (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other motion, places and clothes (%(default)s)")
+    parser = OneLineParser(
+        prog="python -m handlab.sim.stb",
+        description="Write the simulated twin of STB in the official layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--folder",
+        default="data/sim-stb",
+        help="where to write; relative paths count from the project root (%(default)s)",
+    )
+    parser.add_argument(
+        "--training", type=int, default=1000, help="frames of B2 to B6, 0 leaves them out (%(default)s)"
+    )
+    parser.add_argument(
+        "--evaluation", type=int, default=200, help="frames of B1, 0 leaves it out (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="another seed gives other motion, places and clothes (%(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 = one a core (%(default)s)")
-    with one_line_errors(): print(write_stb(**vars(parser.parse_args(words))))
+    with one_line_errors():
+        print(write_stb(**vars(parser.parse_args(words))))
 
 # %% ../../nbs/sim/06_stb.ipynb #e9a6032f
-if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook is '__main__' too, but has no file
+if __name__ == "__main__" and "__file__" in globals():
+    main()  # a notebook is '__main__' too, but has no file

@@ -22,13 +22,30 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import HandlabError, atomic_file, fingerprint, numpy_generator, one_line_errors, progress, project_path, read_json, write_json
+from handlab.core import (
+    HandlabError,
+    atomic_file,
+    fingerprint,
+    numpy_generator,
+    one_line_errors,
+    progress,
+    project_path,
+    read_json,
+    write_json,
+)
 from ..data.files import SOURCE_FILE, source_of
 from ..data.rhd import SPLITS, annotation_path, decode_frame, encode_depth, frame_name, write_frame
 from ..hand.camera import crop_matrix, crop_zb
 from ..hand.skeleton import RHD_TO_CANONICAL
 from .render import depth_of
-from .scene import POOL_SIZE, make_actor, paint_background, pool_background, render_frame, sample_geometry
+from handlab.sim.scene import (
+    POOL_SIZE,
+    make_actor,
+    paint_background,
+    pool_background,
+    render_frame,
+    sample_geometry,
+)
 
 # %% ../../nbs/sim/05_twins.ipynb #d76de37a
 SOURCE = "sim-rhd"
@@ -60,19 +77,24 @@ def rhd_frame(seed: int, split: str, index: int):
 # %% ../../nbs/sim/05_twins.ipynb #cbf2fe1c
 def check_split(split):
     "Fail on a split that RHD does not have."
-    if split not in SPLITS: raise HandlabError(f"split {split!r}", "RHD has no such split", f"choose one of {', '.join(SPLITS)}")
+    if split not in SPLITS:
+        raise HandlabError(f"split {split!r}", "RHD has no such split", f"choose one of {', '.join(SPLITS)}")
 
 
 class SimRHD:
     "Frames of the simulated twin of RHD, drawn when asked for."
+
     name, source, has_depth = "rhd", SOURCE, True
 
-    def __init__(self,
-                 split: str = "training",  # or 'evaluation'
-                 count: int = 1000,         # number of frames
-                 seed: int = 0):
+    def __init__(
+        self,
+        split: str = "training",  # or 'evaluation'
+        count: int = 1000,  # number of frames
+        seed: int = 0,
+    ):
         check_split(split)
-        if count < 1: raise HandlabError(f"count {count}", "a set has at least one frame", "give a number from 1 on")
+        if count < 1:
+            raise HandlabError(f"count {count}", "a set has at least one frame", "give a number from 1 on")
         self.split, self.count, self.seed, self.skipped = split, int(count), int(seed), []
 
     def identity(self) -> str:
@@ -80,12 +102,18 @@ class SimRHD:
         probe = fingerprint(*rhd_frame(self.seed, self.split, 0))
         return f"{SOURCE} {self.split} {self.count} seed {self.seed} {probe}"
 
-    def __len__(self): return self.count
-    def __iter__(self): return (self[index] for index in range(self.count))
-    def __repr__(self): return f"SimRHD({self.split!r}, {self.count}, seed={self.seed})"
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return (self[index] for index in range(self.count))
+
+    def __repr__(self):
+        return f"SimRHD({self.split!r}, {self.count}, seed={self.seed})"
 
     def __getitem__(self, index: int):
-        if not -self.count <= index < self.count: raise IndexError(index)
+        if not -self.count <= index < self.count:
+            raise IndexError(index)
         index = int(index) % self.count
         return decode_frame(frame_name(self.split, index), *rhd_frame(self.seed, self.split, index))
 
@@ -109,7 +137,8 @@ def write_task(task):
     "Write a run of frames; return how many. A worker whose parent was killed stops."
     root, seed, split, indices, parent = task
     for index in indices:
-        if parent not in (os.getpid(), os.getppid()): os._exit(1)
+        if parent not in (os.getpid(), os.getppid()):
+            os._exit(1)
         write_one(root, seed, split, index)
     return len(indices)
 
@@ -123,16 +152,24 @@ def frames_missing(root: Path, split: str, count: int) -> list:
 # %% ../../nbs/sim/05_twins.ipynb #50674ae4
 def split_state(root: Path, split: str, settings: dict) -> str:
     "'finished', 'growing' or 'new'; anything else at that place is an error."
-    if any((root / each).exists() for each in SPLITS) and source_of(root, 'rhd') != SOURCE:
+    if any((root / each).exists() for each in SPLITS) and source_of(root, "rhd") != SOURCE:
         raise HandlabError(root, "it holds frames that are not simulated", "name another folder")
     if (root / split).exists():
         known = read_json(root / SOURCE_FILE).get(split, {})
-        if all(known.get(name) == settings[name] for name in ("count", "seed", "frames_per_person")): return "finished"
-        raise HandlabError(root / split, "it was written with other settings", "delete it, or name another folder")
+        if all(known.get(name) == settings[name] for name in ("count", "seed", "frames_per_person")):
+            return "finished"
+        raise HandlabError(
+            root / split, "it was written with other settings", "delete it, or name another folder"
+        )
     note = root / UNFINISHED / split / SOURCE_FILE
-    if not note.parent.exists(): return "new"
+    if not note.parent.exists():
+        return "new"
     if not note.exists() or read_json(note) != settings:
-        raise HandlabError(note.parent, "it is the rest of a job with other settings or of another simulator", "delete it, or name another folder")
+        raise HandlabError(
+            note.parent,
+            "it is the rest of a job with other settings or of another simulator",
+            "delete it, or name another folder",
+        )
     return "growing"
 
 
@@ -141,31 +178,40 @@ def finish_split(root: Path, split: str, count: int, settings: dict):
     growing = root / UNFINISHED / split
     annotation = {}
     for index in range(count):
-        with np.load(growing / "labels" / f"{index:05d}.npz") as label: annotation[index] = {key: label[key] for key in ("K", "xyz", "uv_vis")}
-    with atomic_file(annotation_path(root / UNFINISHED, split)) as file: pickle.dump(annotation, file, protocol=2)
+        with np.load(growing / "labels" / f"{index:05d}.npz") as label:
+            annotation[index] = {key: label[key] for key in ("K", "xyz", "uv_vis")}
+    with atomic_file(annotation_path(root / UNFINISHED, split)) as file:
+        pickle.dump(annotation, file, protocol=2)
     known = read_json(root / SOURCE_FILE) if (root / SOURCE_FILE).exists() else {}
     write_json(root / SOURCE_FILE, {**known, "source": SOURCE, split: settings})
     shutil.rmtree(growing / "labels")
     (growing / SOURCE_FILE).unlink()
     os.replace(growing, root / split)
-    if not any((root / UNFINISHED).iterdir()): (root / UNFINISHED).rmdir()
+    if not any((root / UNFINISHED).iterdir()):
+        (root / UNFINISHED).rmdir()
 
 # %% ../../nbs/sim/05_twins.ipynb #596b6016
 def tasks_of(root, seed, split, missing):
     "Runs of at most `FRAMES_PER_TASK` missing frames of one person."
     runs = {}
-    for index in missing: runs.setdefault((index // FRAMES_PER_PERSON, index % FRAMES_PER_PERSON // FRAMES_PER_TASK), []).append(index)
+    for index in missing:
+        runs.setdefault(
+            (index // FRAMES_PER_PERSON, index % FRAMES_PER_PERSON // FRAMES_PER_TASK), []
+        ).append(index)
     return [(str(root), seed, split, run, os.getpid()) for run in runs.values()]
 
 
 def run_tasks(tasks, workers, bar):
     "Do all tasks here or in worker processes; `bar` counts frames."
     if workers == 1 or len(tasks) == 1:
-        for task in tasks: bar.update(write_task(task))
+        for task in tasks:
+            bar.update(write_task(task))
         return
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"): os.environ.setdefault(name, "1")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks)), cv2.setNumThreads, (1,)) as pool:
-        for done in pool.imap_unordered(write_task, tasks): bar.update(done)
+        for done in pool.imap_unordered(write_task, tasks):
+            bar.update(done)
 
 
 def cores() -> int:
@@ -175,12 +221,23 @@ def cores() -> int:
 
 def write_split(root: Path, split: str, count: int, seed: int, workers: int, show_progress: bool):
     "Write one split, or go on with it, or leave it where it is finished."
-    settings = dict(count=count, seed=seed, frames_per_person=FRAMES_PER_PERSON, first_frame=fingerprint(*rhd_frame(seed, split, 0)))
+    settings = dict(
+        count=count,
+        seed=seed,
+        frames_per_person=FRAMES_PER_PERSON,
+        first_frame=fingerprint(*rhd_frame(seed, split, 0)),
+    )
     state = split_state(root, split, settings)
-    if state == "finished": return
-    if state == "new": write_json(root / UNFINISHED / split / SOURCE_FILE, settings)
+    if state == "finished":
+        return
+    if state == "new":
+        write_json(root / UNFINISHED / split / SOURCE_FILE, settings)
     missing = frames_missing(root, split, count)
-    with progress(total=count, desc=f"{SOURCE} {split}") if show_progress else contextlib.nullcontext(QUIET) as bar:
+    with (
+        progress(total=count, desc=f"{SOURCE} {split}")
+        if show_progress
+        else contextlib.nullcontext(QUIET) as bar
+    ):
         bar.update(count - len(missing))
         run_tasks(tasks_of(root, seed, split, missing), workers, bar)
     finish_split(root, split, count, settings)
@@ -188,38 +245,51 @@ def write_split(root: Path, split: str, count: int, seed: int, workers: int, sho
 # %% ../../nbs/sim/05_twins.ipynb #55ad7230
 class Quiet:
     "A progress bar that shows nothing."
-    def update(self, count): pass
+
+    def update(self, count):
+        pass
 
 
 QUIET = Quiet()
 
 
-def write_rhd(folder,                      # relative paths count from the project root
-              training: int = 1000,         # number of frames, 0 leaves the split out
-              evaluation: int = 200,
-              seed: int = 0,
-              workers: int = 0,             # processes, 0 = one a core
-              show_progress: bool = True) -> Path:
+def write_rhd(
+    folder,  # relative paths count from the project root
+    training: int = 1000,  # number of frames, 0 leaves the split out
+    evaluation: int = 200,
+    seed: int = 0,
+    workers: int = 0,  # processes, 0 = one a core
+    show_progress: bool = True,
+) -> Path:
     "Write the simulated twin of RHD in the official layout; the folder."
     root, counts = project_path(folder), dict(training=training, evaluation=evaluation)
     for split, count in counts.items():
-        if count < 0: raise HandlabError(f"{split} {count}", "a split cannot have fewer than no frames", "give 0 or more")
-    if workers < 0: raise HandlabError(f"workers {workers}", "there cannot be fewer than none", "give 0 for one a core, or a number")
+        if count < 0:
+            raise HandlabError(
+                f"{split} {count}", "a split cannot have fewer than no frames", "give 0 or more"
+            )
+    if workers < 0:
+        raise HandlabError(
+            f"workers {workers}", "there cannot be fewer than none", "give 0 for one a core, or a number"
+        )
     for split, count in counts.items():
-        if count: write_split(root, split, count, seed, workers or cores(), show_progress)
+        if count:
+            write_split(root, split, count, seed, workers or cores(), show_progress)
     return root
 
 # %% ../../nbs/sim/05_twins.ipynb #8e911906
 def hand_tile(sample, size=128):
     "The Zimmermann and Brox crop of a sample's hand, (size,size,3) u8; black beyond the picture's edge."
     box = crop_zb(sample.uv, sample.visible, sample.image.shape[:2])
-    return cv2.warpAffine(sample.image, crop_matrix(np.array(box), size)[:2], (size, size), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(
+        sample.image, crop_matrix(np.array(box), size)[:2], (size, size), flags=cv2.INTER_LINEAR
+    )
 
 
 def contact_sheet(tiles, columns=12):
     "Tiles of one size in rows; an unfinished last row is left black."
     blank = np.zeros_like(tiles[0])
-    rows = [list(tiles[start:start + columns]) for start in range(0, len(tiles), columns)]
+    rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
     return np.vstack([np.hstack(row + [blank] * (columns - len(row))) for row in rows])
 
 
@@ -229,8 +299,25 @@ def look_numbers(samples) -> dict:
     for sample in samples:
         hand = sample.image[sample.mask]
         size = crop_zb(sample.uv, sample.visible, sample.image.shape[:2])[2]
-        rows.append([sample.image.mean(), sample.image.std(), hand.mean(), hand.std(), size, sample.joints[9, 2], 100. * (hand.mean() < 40)])
-    names = ("image brightness", "image contrast", "hand brightness", "hand contrast", "crop px", "distance mm")
+        rows.append(
+            [
+                sample.image.mean(),
+                sample.image.std(),
+                hand.mean(),
+                hand.std(),
+                size,
+                sample.joints[9, 2],
+                100.0 * (hand.mean() < 40),
+            ]
+        )
+    names = (
+        "image brightness",
+        "image contrast",
+        "hand brightness",
+        "hand contrast",
+        "crop px",
+        "distance mm",
+    )
     table = dict(zip(names, np.median(np.array(rows)[:, :-1], 0).round(1).tolist()))
     return {**table, "dark hands %": round(float(np.mean(np.array(rows)[:, -1])), 1)}
 
@@ -242,21 +329,28 @@ def closeup(seed: int, index: int, actor, background=None):
 
 def hand_geometry(seed: int, index: int, actor):
     "Depth mm, parts (256,256) and joints (21,3) mm of a hand alone that fills the picture."
-    geometry = sample_geometry(numpy_generator(seed, "sim", "geometry", index), actor, size=256, zoom=2.8, alone=True)
+    geometry = sample_geometry(
+        numpy_generator(seed, "sim", "geometry", index), actor, size=256, zoom=2.8, alone=True
+    )
     return depth_of(geometry.nearness), geometry.parts, geometry.placed[0].joints
 
 
-def rate(draw,         # called with 0, 1, 2, ...
-         count: int):   # how many are timed
+def rate(
+    draw,  # called with 0, 1, 2, ...
+    count: int,
+):  # how many are timed
     "Calls a second and core, in processor time of one thread."
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        for index in range(3): draw(index)
+        for index in range(3):
+            draw(index)
         start = time.process_time()
-        for index in range(count): draw(index)
+        for index in range(count):
+            draw(index)
         return count / (time.process_time() - start)
-    finally: cv2.setNumThreads(threads)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def measure_speed(count=100) -> dict:
@@ -264,29 +358,62 @@ def measure_speed(count=100) -> dict:
     actors = [make_actor(numpy_generator(0, "sim", "speed", number), "fine") for number in range(4)]
     backgrounds = [pool_background(0, "training", number) for number in range(8)]
     quick = [actor_of(0, "training", number) for number in range(4)]
-    speeds = {"complete, 256 px": rate(lambda index: closeup(0, index, actors[index % 4], backgrounds[index % 8]), count),
-              "complete, RHD frame 320 px": rate(lambda index: render_frame(numpy_generator(0, index), quick[index % 4], backgrounds[index % 8]), count),
-              "geometry, 256 px": rate(lambda index: hand_geometry(0, index, quick[index % 4]), 3 * count),
-              "geometry with body, 320 px": rate(lambda index: render_frame(numpy_generator(0, index), quick[index % 4]), count),
-              "persons": rate(lambda index: make_actor(numpy_generator(0, "speed", index)), 5),
-              "backgrounds": rate(lambda index: paint_background(numpy_generator(0, "speed", index)), 12)}
+    speeds = {
+        "complete, 256 px": rate(
+            lambda index: closeup(0, index, actors[index % 4], backgrounds[index % 8]), count
+        ),
+        "complete, RHD frame 320 px": rate(
+            lambda index: render_frame(numpy_generator(0, index), quick[index % 4], backgrounds[index % 8]),
+            count,
+        ),
+        "geometry, 256 px": rate(lambda index: hand_geometry(0, index, quick[index % 4]), 3 * count),
+        "geometry with body, 320 px": rate(
+            lambda index: render_frame(numpy_generator(0, index), quick[index % 4]), count
+        ),
+        "persons": rate(lambda index: make_actor(numpy_generator(0, "speed", index)), 5),
+        "backgrounds": rate(lambda index: paint_background(numpy_generator(0, "speed", index)), 12),
+    }
     return {name: round(value, 1) for name, value in speeds.items()}
 
 # %% ../../nbs/sim/05_twins.ipynb #978431da
 class OneLineParser(argparse.ArgumentParser):
     "An argument parser whose errors are one line, as all of handlab's."
-    def error(self, message): raise HandlabError("command line", message, f"see {self.prog} --help")
+
+    def error(self, message):
+        raise HandlabError("command line", message, f"see {self.prog} --help")
 
 
 def main(words=None):
     "The command line of `write_rhd`."
-    parser = OneLineParser(prog="python -m handlab.sim.twins", description="Write the simulated twin of RHD in the official layout.", allow_abbrev=False)
-    parser.add_argument("--folder", default="data/sim-rhd", help="where to write; relative paths count from the project root (%(default)s)")
-    parser.add_argument("--training", type=int, default=1000, help="frames of the training split, 0 leaves it out (%(default)s)")
-    parser.add_argument("--evaluation", type=int, default=200, help="frames of the evaluation split, 0 leaves it out (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other persons, poses and places (%(default)s)")
+    parser = OneLineParser(
+        prog="python -m handlab.sim.twins",
+        description="Write the simulated twin of RHD in the official layout.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--folder",
+        default="data/sim-rhd",
+        help="where to write; relative paths count from the project root (%(default)s)",
+    )
+    parser.add_argument(
+        "--training",
+        type=int,
+        default=1000,
+        help="frames of the training split, 0 leaves it out (%(default)s)",
+    )
+    parser.add_argument(
+        "--evaluation",
+        type=int,
+        default=200,
+        help="frames of the evaluation split, 0 leaves it out (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other persons, poses and places (%(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 = one a core (%(default)s)")
-    with one_line_errors(): print(write_rhd(**vars(parser.parse_args(words))))
+    with one_line_errors():
+        print(write_rhd(**vars(parser.parse_args(words))))
 
 # %% ../../nbs/sim/05_twins.ipynb #b3f7ddcd
-if __name__ == "__main__" and "__file__" in globals(): main()  # a notebook is '__main__' too, but has no file
+if __name__ == "__main__" and "__file__" in globals():
+    main()  # a notebook is '__main__' too, but has no file

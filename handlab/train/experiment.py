@@ -17,57 +17,97 @@ import pandas as pd
 
 from ..core import HandlabError, atomic_file, fingerprint, project_path
 from ..data.batches import Batches
-from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..data.bighand import BigHand
 from ..data.dexter_object import DexterObject
+from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..data.rhd import RHD, real_rhd_root
 from ..data.stb import STB
 from ..hand.metrics import ALIGNMENTS, pck, scores_3d, scores_tips, thresholds_3d
 from ..hand.skeleton import ROOT
-from ..sim.bighand import FRAMES_PER_PERSON as BIGHAND_FRAMES_PER_PERSON, SimBigHand
+from ..sim.bighand import FRAMES_PER_PERSON as BIGHAND_FRAMES_PER_PERSON
+from ..sim.bighand import SimBigHand
 from ..sim.dexter_object import SimDexterObject
 from ..sim.stb import SimSTB
 from ..sim.twins import FRAMES_PER_PERSON, SimRHD
 
 # %% ../../nbs/train/03_experiment.ipynb #7de14740
-TWINS = {"sim-rhd": (SimRHD, FRAMES_PER_PERSON), "sim-stb": (SimSTB, 1), "sim-bighand": (SimBigHand, BIGHAND_FRAMES_PER_PERSON)}  # reader, frames of a person
+TWINS = {
+    "sim-rhd": (SimRHD, FRAMES_PER_PERSON),
+    "sim-stb": (SimSTB, 1),
+    "sim-bighand": (SimBigHand, BIGHAND_FRAMES_PER_PERSON),
+}  # reader, frames of a person
 READERS = {"rhd": RHD, "stb": STB, "bighand": BigHand}
-DATASETS = (*TWINS, *READERS)                           # to train on
-TEST_SETS = ("sim-dexter-object", "dexter-object")      # to test on, with finger tips alone
+DATASETS = (*TWINS, *READERS)  # to train on
+TEST_SETS = ("sim-dexter-object", "dexter-object")  # to test on, with finger tips alone
 
 
-def reader_of(settings,        # of an experiment
-              split: str):     # 'training' or 'evaluation'
+def reader_of(
+    settings,  # of an experiment
+    split: str,
+):  # 'training' or 'evaluation'
     "The reader of a split of the dataset."
-    if settings.dataset not in DATASETS: raise HandlabError("dataset", f"{settings.dataset!r} is not known", f"choose one of {', '.join(DATASETS)}")
+    if settings.dataset not in DATASETS:
+        raise HandlabError(
+            "dataset", f"{settings.dataset!r} is not known", f"choose one of {', '.join(DATASETS)}"
+        )
     if settings.dataset in READERS:
-        if not settings.data_root: raise HandlabError("data_root", "the real dataset needs a folder", f"give data_root, or choose dataset 'sim-{settings.dataset}'")
+        if not settings.data_root:
+            raise HandlabError(
+                "data_root",
+                "the real dataset needs a folder",
+                f"give data_root, or choose dataset 'sim-{settings.dataset}'",
+            )
         return READERS[settings.dataset](project_path(settings.data_root), split)
     twin, block = TWINS[settings.dataset]
     if settings.train_frames % block:
         whole = (settings.train_frames // block + 1) * block
-        raise HandlabError("train_frames", f"after {settings.train_frames} frames a person would be in training and validation", f"give a multiple of {block} such as {whole}")
-    return twin(split, settings.train_frames + settings.validation_frames if split == "training" else settings.test_frames, seed=settings.data_seed)
+        raise HandlabError(
+            "train_frames",
+            f"after {settings.train_frames} frames a person would be in training and validation",
+            f"give a multiple of {block} such as {whole}",
+        )
+    return twin(
+        split,
+        settings.train_frames + settings.validation_frames if split == "training" else settings.test_frames,
+        seed=settings.data_seed,
+    )
 
 
-def evaluation_reader(dataset: str,      # one of DATASETS or TEST_SETS
-                root: str = "",    # the folder of a real set
-                frames: int = 600, # of a twin
-                seed: int = 0):
+def evaluation_reader(
+    dataset: str,  # one of DATASETS or TEST_SETS
+    root: str = "",  # the folder of a real set
+    frames: int = 600,  # of a twin
+    seed: int = 0,
+):
     "The reader of the frames a dataset is tested on; Dexter+Object's twin is spread over all its sequences."
-    if dataset == "sim-dexter-object": return SimDexterObject(frames, seed, every=max(1, 3145 // frames))
+    if dataset == "sim-dexter-object":
+        return SimDexterObject(frames, seed, every=max(1, 3145 // frames))
     if dataset == "dexter-object":
-        if not root: raise HandlabError("data_root", "the real dataset needs a folder", "name it, or choose 'sim-dexter-object'")
+        if not root:
+            raise HandlabError(
+                "data_root", "the real dataset needs a folder", "name it, or choose 'sim-dexter-object'"
+            )
         return DexterObject(project_path(root))
-    return reader_of(SimpleNamespace(dataset=dataset, data_root=root, data_seed=seed, train_frames=0, validation_frames=0, test_frames=frames), "evaluation")
+    return reader_of(
+        SimpleNamespace(
+            dataset=dataset,
+            data_root=root,
+            data_seed=seed,
+            train_frames=0,
+            validation_frames=0,
+            test_frames=frames,
+        ),
+        "evaluation",
+    )
 
 # %% ../../nbs/train/03_experiment.ipynb #d6422d73
 @dataclass(frozen=True)
 class ExperimentData:
     "Where the prepared crops lie; opened on demand, so that it can be handed to other processes."
-    training_folder: str     # training and validation frames
-    test_folder: str         # evaluation split
-    validation_frames: int   # the last ones of the training folder
+
+    training_folder: str  # training and validation frames
+    test_folder: str  # evaluation split
+    validation_frames: int  # the last ones of the training folder
 
     @property
     def train(self):
@@ -80,18 +120,24 @@ class ExperimentData:
         return whole.subset(slice(len(whole) - self.validation_frames, None))
 
     @property
-    def test(self): return open_prepared(self.test_folder)
+    def test(self):
+        return open_prepared(self.test_folder)
 
     @property
-    def training_fingerprint(self) -> str: return fingerprint(open_prepared(self.training_folder).fingerprint, self.validation_frames)
+    def training_fingerprint(self) -> str:
+        return fingerprint(open_prepared(self.training_folder).fingerprint, self.validation_frames)
 
     @property
-    def fingerprint(self) -> str: return fingerprint(self.training_fingerprint, self.test.fingerprint)
+    def fingerprint(self) -> str:
+        return fingerprint(self.training_fingerprint, self.test.fingerprint)
 
 # %% ../../nbs/train/03_experiment.ipynb #45e9334f
 def prepared_folder(reader, crops: CropSettings) -> Path:
     "The folder of a reader's prepared crops, named by what they depend on."
-    return project_path("data/prepared") / f"{reader.source}-{reader.split}-{fingerprint(reader_identity(reader), crops)}"
+    return (
+        project_path("data/prepared")
+        / f"{reader.source}-{reader.split}-{fingerprint(reader_identity(reader), crops)}"
+    )
 
 
 def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
@@ -99,9 +145,11 @@ def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
     return prepare(reader, prepared_folder(reader, crops), crops, show_progress=show_progress)
 
 
-def experiment_data(settings,               # of an experiment
-                    crops: CropSettings,
-                    show_progress: bool = True) -> ExperimentData:
+def experiment_data(
+    settings,  # of an experiment
+    crops: CropSettings,
+    show_progress: bool = True,
+) -> ExperimentData:
     "Prepare the crops of both splits, or find them prepared."
     folders = {}
     for split in ("training", "evaluation"):
@@ -109,7 +157,9 @@ def experiment_data(settings,               # of an experiment
         folders[split] = prepared_reader(reader, crops, show_progress).folder
     count = len(open_prepared(folders["training"]))
     if count <= settings.validation_frames:
-        raise HandlabError("validation_frames", f"only {count} training frames are there", "give fewer validation frames")
+        raise HandlabError(
+            "validation_frames", f"only {count} training frames are there", "give fewer validation frames"
+        )
     return ExperimentData(str(folders["training"]), str(folders["evaluation"]), settings.validation_frames)
 
 # %% ../../nbs/train/03_experiment.ipynb #d1af6f50
@@ -118,42 +168,78 @@ def has_root(prepared) -> bool:
     return bool(np.isfinite(prepared.joints[:1, ROOT]).all())
 
 
-def ordered_batches(prepared, batch_size: int, device, modalities=("image", "depth", "mask"), cloud_points: int = 0):
+def ordered_batches(
+    prepared, batch_size: int, device, modalities=("image", "depth", "mask"), cloud_points: int = 0
+):
     "Every sample once, in order, as it is; where there is no root the tips' mean stands in for it."
-    return Batches(prepared, batch_size, device=device, augment=None, shuffle=False, modalities=modalities, cloud_points=cloud_points, root="middle_mcp" if has_root(prepared) else "tips")
+    return Batches(
+        prepared,
+        batch_size,
+        device=device,
+        augment=None,
+        shuffle=False,
+        modalities=modalities,
+        cloud_points=cloud_points,
+        root="middle_mcp" if has_root(prepared) else "tips",
+    )
 
 # %% ../../nbs/train/03_experiment.ipynb #a5a60ba9
 REAL_MISSING = "No real RHD frames here: put RHD's evaluation/ (color, mask, anno_evaluation.pickle) into data/rhd, or name its folder in HANDLAB_REAL_RHD, to measure on them."
 
 
-def real_frames(crops: CropSettings,
-                root: str = "") -> tuple:  # the prepared crops or None, and a line on what was found
+def real_frames(
+    crops: CropSettings, root: str = ""
+) -> tuple:  # the prepared crops or None, and a line on what was found
     "The real evaluation frames that are there."
     root = project_path(root) if root else real_rhd_root()
-    if root is None: return None, REAL_MISSING
+    if root is None:
+        return None, REAL_MISSING
     reader = RHD(root, "evaluation", partial=True)
-    if reader.source != "rhd": raise HandlabError(root, f"it holds {reader.source}, not the real RHD", "name the real one's folder, or leave real_root empty")
+    if reader.source != "rhd":
+        raise HandlabError(
+            root,
+            f"it holds {reader.source}, not the real RHD",
+            "name the real one's folder, or leave real_root empty",
+        )
     skipped = "; ".join(f"{frame}: {reason}" for frame, reason in reader.skipped)
     line = f"{len(reader)} real frames, depth {'there' if reader.has_depth else 'missing'}; left out of the whole annotation: {skipped or 'none'}"
     return prepared_reader(reader, crops, show_progress=False), line
 
 # %% ../../nbs/train/03_experiment.ipynb #43d7fc44
-def evaluate(predicted: np.ndarray,      # (N, 21, 3) mm
-             true: np.ndarray,           # (N, 21, 3) mm
-             protocol: str = "pooled") -> dict:
+def evaluate(
+    predicted: np.ndarray,  # (N, 21, 3) mm
+    true: np.ndarray,  # (N, 21, 3) mm
+    protocol: str = "pooled",
+) -> dict:
     "The scores of a set of predictions, with the PCK curve."
-    return {**scores_3d(predicted, true, protocol=protocol), "pck": pck(predicted, true, thresholds_3d(), protocol=protocol)}
+    return {
+        **scores_3d(predicted, true, protocol=protocol),
+        "pck": pck(predicted, true, thresholds_3d(), protocol=protocol),
+    }
 
 
-def evaluate_on(prepared, predictions: dict, protocol: str = "pooled") -> dict:  # {name: (N, 21, 3) mm} -> {name: scores}
+def evaluate_on(
+    prepared, predictions: dict, protocol: str = "pooled"
+) -> dict:  # {name: (N, 21, 3) mm} -> {name: scores}
     "The scores of several sets of predictions on some frames."
-    return {name: evaluate(predicted, np.asarray(prepared.joints), protocol) for name, predicted in predictions.items()}
+    return {
+        name: evaluate(predicted, np.asarray(prepared.joints), protocol)
+        for name, predicted in predictions.items()
+    }
 
 # %% ../../nbs/train/03_experiment.ipynb #29ee2959
-def evaluate_tips(prepared, predictions: dict) -> dict:  # {name: (N, 21, 3) mm} -> {name: {alignment: scores}}
+def evaluate_tips(
+    prepared, predictions: dict
+) -> dict:  # {name: (N, 21, 3) mm} -> {name: {alignment: scores}}
     "The scores of several sets of predictions on finger tips, under every alignment."
     sequences = [name.split("/")[0] for name in np.asarray(prepared.name, str)]
-    return {name: {alignment: scores_tips(predicted, prepared.joints, prepared.visible, alignment, sequences) for alignment in ALIGNMENTS} for name, predicted in predictions.items()}
+    return {
+        name: {
+            alignment: scores_tips(predicted, prepared.joints, prepared.visible, alignment, sequences)
+            for alignment in ALIGNMENTS
+        }
+        for name, predicted in predictions.items()
+    }
 
 
 def table_tips(scores: dict) -> pd.DataFrame:  # of `evaluate_tips`
@@ -162,8 +248,15 @@ def table_tips(scores: dict) -> pd.DataFrame:  # of `evaluate_tips`
     return pd.DataFrame(rows).T.drop(columns="alignment").rename_axis(["network", "alignment"])
 
 # %% ../../nbs/train/03_experiment.ipynb #e0798049
-def write_predictions(path, prepared, predictions: dict, true=None):  # true: the joints in mm, or `prepared.uv` where the predictions are pixels
+def write_predictions(
+    path, prepared, predictions: dict, true=None
+):  # true: the joints in mm, or `prepared.uv` where the predictions are pixels
     "Truth and predictions as one .npz, atomically."
     with atomic_file(path) as file:
-        np.savez_compressed(file, true=np.asarray(prepared.joints if true is None else true, np.float32), visible=np.asarray(prepared.visible), name=np.asarray(prepared.name, str),
-                            **{name: np.asarray(predicted, np.float32) for name, predicted in predictions.items()})
+        np.savez_compressed(
+            file,
+            true=np.asarray(prepared.joints if true is None else true, np.float32),
+            visible=np.asarray(prepared.visible),
+            name=np.asarray(prepared.name, str),
+            **{name: np.asarray(predicted, np.float32) for name, predicted in predictions.items()},
+        )

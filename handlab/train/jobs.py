@@ -28,20 +28,24 @@ from .loop import Lines, clock
 @dataclass(frozen=True)
 class Job:
     "A training to run: `function(**arguments, report=...)`."
-    name: str              # shown in the progress and in errors
-    function: Callable     # importable by name: not defined in a notebook
+
+    name: str  # shown in the progress and in errors
+    function: Callable  # importable by name: not defined in a notebook
     arguments: dict = field(default_factory=dict)
 
 
-def practice_job(steps: int = 3,          # how many steps to pretend
-                 seconds: float = 0.01,   # length of a step
-                 fail: str = "",         # fail with this message after the last step
-                 report: Callable = None):
+def practice_job(
+    steps: int = 3,  # how many steps to pretend
+    seconds: float = 0.01,  # length of a step
+    fail: str = "",  # fail with this message after the last step
+    report: Callable = None,
+):
     "A pretended training, to try `run_jobs` with."
     for step in range(1, steps + 1):
         time.sleep(seconds)
         report(step, steps, 1 / step, 1 / seconds, (steps - step) * seconds)
-    if fail: raise HandlabError("practice", fail, "ask for nothing")
+    if fail:
+        raise HandlabError("practice", fail, "ask for nothing")
     return {"steps": steps, "threads": torch.get_num_threads(), "process": os.getpid()}
 
 # %% ../../nbs/train/02_jobs.ipynb #e7059441
@@ -53,18 +57,23 @@ def one_thread():
     "Processes started within this block use one thread each."
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    try: yield
+    try:
+        yield
     finally:
         for name, value in before.items():
-            if value is None: del os.environ[name]
-            else: os.environ[name] = value
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def leave_with_parent():
     "End this process at once when its parent is gone."
+
     def watch():
         wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -73,16 +82,25 @@ def child_main(pipe, job: Job):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     leave_with_parent()
     torch.set_num_threads(1)
-    try: message = ("result", job.function(**job.arguments, report=lambda *state: pipe.send(("report", state))))
-    except HandlabError as error: message = ("error", error)
+    try:
+        message = (
+            "result",
+            job.function(**job.arguments, report=lambda *state: pipe.send(("report", state))),
+        )
+    except HandlabError as error:
+        message = ("error", error)
     except BaseException as error:
-        message = ("error", HandlabError(job.name, f"{type(error).__name__}: {error}", "see the traceback on stderr"))
+        message = (
+            "error",
+            HandlabError(job.name, f"{type(error).__name__}: {error}", "see the traceback on stderr"),
+        )
         traceback.print_exc(file=sys.stderr)
     pipe.send(message)
 
 # %% ../../nbs/train/02_jobs.ipynb #5fd4cb8c
 class Together:
     "The state of several jobs and the line that shows it."
+
     def __init__(self, jobs, seconds: float = 10.0, show: bool = True):
         self.states, self.seconds, self.show = {job.name: None for job in jobs}, seconds, show
         self.begun = self.last = time.perf_counter()
@@ -91,13 +109,27 @@ class Together:
     def line(self) -> str:
         "The running jobs' steps and losses, their speed together, and the longest time left."
         running = {name: state for name, state in self.states.items() if state and name not in self.ended}
-        parts = [f"{name} {step}/{total} loss {loss:.4g}" for name, (step, total, loss, _, _) in running.items()]
-        speed, left = sum(state[3] for state in running.values()), max((state[4] for state in running.values()), default=0)
-        return f"[{clock(time.perf_counter() - self.begun)}] " + " | ".join(parts) + f" | {speed:,.0f} images/s, {clock(left)} left"
+        parts = [
+            f"{name} {step}/{total} loss {loss:.4g}" for name, (step, total, loss, _, _) in running.items()
+        ]
+        speed, left = (
+            sum(state[3] for state in running.values()),
+            max((state[4] for state in running.values()), default=0),
+        )
+        return (
+            f"[{clock(time.perf_counter() - self.begun)}] "
+            + " | ".join(parts)
+            + f" | {speed:,.0f} images/s, {clock(left)} left"
+        )
 
     def tick(self):
         "Print the line when it is time."
-        if not self.show or time.perf_counter() - self.last < self.seconds or not any(state and name not in self.ended for name, state in self.states.items()): return
+        if (
+            not self.show
+            or time.perf_counter() - self.last < self.seconds
+            or not any(state and name not in self.ended for name, state in self.states.items())
+        ):
+            return
         self.last = time.perf_counter()
         print(self.line(), flush=True)
 
@@ -106,12 +138,17 @@ class Together:
         self.ended.append(name)
         state = self.states[name]
         how = "failed" if error else f"{state[0]} steps, loss {state[2]:.4g}" if state else "done"
-        if self.show: print(f"[{clock(time.perf_counter() - self.begun)}] {name}: {how}, after {clock(seconds)}", flush=True)
+        if self.show:
+            print(
+                f"[{clock(time.perf_counter() - self.begun)}] {name}: {how}, after {clock(seconds)}",
+                flush=True,
+            )
 
 # %% ../../nbs/train/02_jobs.ipynb #cc1cc2e1
 @dataclass
 class Child:
     "A running job: its process, the reading end of its pipe, when it began."
+
     job: Job
     process: multiprocessing.Process
     pipe: object
@@ -123,28 +160,37 @@ def start_child(job: Job) -> Child:
     context = multiprocessing.get_context("spawn")
     reading, writing = context.Pipe(duplex=False)
     process = context.Process(target=child_main, args=(writing, job), name=job.name, daemon=True)
-    with one_thread(): process.start()
+    with one_thread():
+        process.start()
     writing.close()  # so that the pipe ends with the child
     return Child(job, process, reading, time.perf_counter())
 
 
 def read_child(child: Child, view: Together):  # None while it runs, else ('result' or 'error', value)
     "Take what a child has sent; a child that ended without a word is an error."
-    try: kind, value = child.pipe.recv()
+    try:
+        kind, value = child.pipe.recv()
     except EOFError:
         child.process.join()
-        return "error", HandlabError(child.job.name, f"its process ended with code {child.process.exitcode}", "code -9 often means that memory ran out: run fewer at once")
-    if kind != "report": return kind, value
+        return "error", HandlabError(
+            child.job.name,
+            f"its process ended with code {child.process.exitcode}",
+            "code -9 often means that memory ran out: run fewer at once",
+        )
+    if kind != "report":
+        return kind, value
     view.states[child.job.name] = value
     return None
 
 
 def stop_children(children):
     "End the processes that still run."
-    for child in children: child.process.terminate()
+    for child in children:
+        child.process.terminate()
     for child in children:
         child.process.join(5)
-        if child.process.is_alive(): child.process.kill()
+        if child.process.is_alive():
+            child.process.kill()
 
 # %% ../../nbs/train/02_jobs.ipynb #1b8e627e
 def side_by_side(jobs, places: int, view: Together) -> dict:  # {name: ('result' or 'error', value)}
@@ -157,13 +203,15 @@ def side_by_side(jobs, places: int, view: Together) -> dict:  # {name: ('result'
                 running[child.pipe] = child
             for pipe in wait(list(running), timeout=0.5):
                 outcome = read_child(running[pipe], view)
-                if outcome is None: continue
+                if outcome is None:
+                    continue
                 child = running.pop(pipe)
                 child.process.join(5)
                 outcomes[child.job.name] = outcome
                 view.end(child.job.name, time.perf_counter() - child.begun, outcome[0] == "error")
             view.tick()
-    finally: stop_children(running.values())
+    finally:
+        stop_children(running.values())
     return outcomes
 
 
@@ -173,25 +221,40 @@ def one_by_one(jobs, show: bool = True) -> dict:
     torch.set_num_threads(1)
     try:
         for job in jobs:
-            try: outcomes[job.name] = "result", job.function(**job.arguments, report=Lines(job.name) if show else lambda *state: None)
-            except HandlabError as error: outcomes[job.name] = "error", error
-    finally: torch.set_num_threads(threads)
+            try:
+                outcomes[job.name] = (
+                    "result",
+                    job.function(**job.arguments, report=Lines(job.name) if show else lambda *state: None),
+                )
+            except HandlabError as error:
+                outcomes[job.name] = "error", error
+    finally:
+        torch.set_num_threads(threads)
     return outcomes
 
 # %% ../../nbs/train/02_jobs.ipynb #70b704fc
-def run_jobs(jobs,                     # the Jobs, the longest first
-             device="cpu",             # on a GPU they run one after the other
-             places: int = 0,           # how many at once on a CPU; 0 = as many as there are cores
-             seconds: float = 10.0,     # between two lines of progress
-             show: bool = True,
-             own_processes: bool = True) -> dict:  # False: in this process also on a CPU (for the tiniest); returns {name: the function's result}
+def run_jobs(
+    jobs,  # the Jobs, the longest first
+    device="cpu",  # on a GPU they run one after the other
+    places: int = 0,  # how many at once on a CPU; 0 = as many as there are cores
+    seconds: float = 10.0,  # between two lines of progress
+    show: bool = True,
+    own_processes: bool = True,
+) -> dict:  # False: in this process also on a CPU (for the tiniest); returns {name: the function's result}
     "Run several trainings, side by side on a CPU; the first job's error is raised after all have ended."
     jobs = list(jobs)
-    if len({job.name for job in jobs}) < len(jobs): raise HandlabError("run_jobs", "two jobs have the same name", "give each its own")
+    if len({job.name for job in jobs}) < len(jobs):
+        raise HandlabError("run_jobs", "two jobs have the same name", "give each its own")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if pick_device(str(device)).type == "cuda" or not own_processes: outcomes = one_by_one(jobs, show)
-    else: outcomes = side_by_side(jobs, min(len(jobs), places or cores), Together(jobs, seconds, show))
-    errors = [outcomes[job.name][1] for job in jobs if outcomes[job.name][0] == "error"]  # in the order of the jobs, whichever ended first
-    for error in errors[1:]: print(error, file=sys.stderr)
-    if errors: raise errors[0]
+    if pick_device(str(device)).type == "cuda" or not own_processes:
+        outcomes = one_by_one(jobs, show)
+    else:
+        outcomes = side_by_side(jobs, min(len(jobs), places or cores), Together(jobs, seconds, show))
+    errors = [
+        outcomes[job.name][1] for job in jobs if outcomes[job.name][0] == "error"
+    ]  # in the order of the jobs, whichever ended first
+    for error in errors[1:]:
+        print(error, file=sys.stderr)
+    if errors:
+        raise errors[0]
     return {job.name: outcomes[job.name][1] for job in jobs}

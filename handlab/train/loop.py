@@ -15,10 +15,11 @@ import ctypes
 import io
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,59 +28,96 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from ..core import HandlabError, atomic_file, check_settings, fingerprint, pick_device, plain, read_json, seed_words, write_json
+from handlab.core import (
+    HandlabError,
+    atomic_file,
+    check_settings,
+    fingerprint,
+    pick_device,
+    plain,
+    read_json,
+    seed_words,
+    write_json,
+)
 
 # %% ../../nbs/train/01_loop.ipynb #a4014969
 @dataclass(frozen=True)
 class TrainSettings:
     "The settings of one training."
-    steps: int = 1000               # optimiser steps in all
-    batch_size: int = 32            # images a step (for images/s; the batches are made by the caller)
-    optimiser: str = "adam"         # 'adam' or 'adamw'
-    learning_rate: float = 1e-3     # the highest rate, reached after the warm-up
-    warm_up: int = 0                # steps over which the rate rises linearly from near zero
-    schedule: str = "cosine"        # 'cosine', 'step' or 'constant'
-    final_fraction: float = 0.01    # 'cosine' ends at this fraction of learning_rate
-    drop_first: float = 0.6         # 'step' divides by ten at this fraction of the steps ...
-    drop_second: float = 0.85       # ... and again at this one
-    weight_decay: float = 0.0       # L2 for 'adam', decoupled for 'adamw'
-    clip_gradient: float = 0.0      # largest norm of the gradient, 0 = no clipping
-    precision: str = "auto"         # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
-    channels_last: bool = True      # memory order NHWC: faster convolutions on CPU and GPU
-    compile: bool = False           # torch.compile: helps on a GPU only
-    log_every: int = 20             # steps a row of losses.csv; the only places where the device is waited for
-    validate_every: int = 0         # steps between calls of `validate`, 0 = never
-    checkpoint_every: int = 200     # steps between checkpoints
-    seed: int = 0                   # of the random numbers drawn inside the network (dropout, sampling)
-    PROFILES: ClassVar[dict] = {"smoke": {"steps": 20, "log_every": 5, "checkpoint_every": 10}, "quick": {}, "full": {"steps": 20000, "log_every": 100, "checkpoint_every": 1000}}
+
+    steps: int = 1000  # optimiser steps in all
+    batch_size: int = 32  # images a step (for images/s; the batches are made by the caller)
+    optimiser: str = "adam"  # 'adam' or 'adamw'
+    learning_rate: float = 1e-3  # the highest rate, reached after the warm-up
+    warm_up: int = 0  # steps over which the rate rises linearly from near zero
+    schedule: str = "cosine"  # 'cosine', 'step' or 'constant'
+    final_fraction: float = 0.01  # 'cosine' ends at this fraction of learning_rate
+    drop_first: float = 0.6  # 'step' divides by ten at this fraction of the steps ...
+    drop_second: float = 0.85  # ... and again at this one
+    weight_decay: float = 0.0  # L2 for 'adam', decoupled for 'adamw'
+    clip_gradient: float = 0.0  # largest norm of the gradient, 0 = no clipping
+    precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
+    channels_last: bool = True  # memory order NHWC: faster convolutions on CPU and GPU
+    compile: bool = False  # torch.compile: helps on a GPU only
+    log_every: int = 20  # steps a row of losses.csv; the only places where the device is waited for
+    validate_every: int = 0  # steps between calls of `validate`, 0 = never
+    checkpoint_every: int = 200  # steps between checkpoints
+    seed: int = 0  # of the random numbers drawn inside the network (dropout, sampling)
+    PROFILES: ClassVar[dict] = {
+        "smoke": {"steps": 20, "log_every": 5, "checkpoint_every": 10},
+        "quick": {},
+        "full": {"steps": 20000, "log_every": 100, "checkpoint_every": 1000},
+    }
 
 # %% ../../nbs/train/01_loop.ipynb #a43fc299
-CHOICES = {"optimiser": ("adam", "adamw"), "schedule": ("cosine", "step", "constant"), "precision": ("auto", "bf16", "fp32")}
+CHOICES = {
+    "optimiser": ("adam", "adamw"),
+    "schedule": ("cosine", "step", "constant"),
+    "precision": ("auto", "bf16", "fp32"),
+}
 
 
 def check_training(settings: TrainSettings) -> TrainSettings:
     "The settings with types and values checked."
-    return check_settings(settings, CHOICES, positive=("steps", "batch_size", "log_every", "checkpoint_every", "learning_rate"),
-                          not_negative=("warm_up", "validate_every", "weight_decay", "clip_gradient"))
+    return check_settings(
+        settings,
+        CHOICES,
+        positive=("steps", "batch_size", "log_every", "checkpoint_every", "learning_rate"),
+        not_negative=("warm_up", "validate_every", "weight_decay", "clip_gradient"),
+    )
 
 # %% ../../nbs/train/01_loop.ipynb #696f4d1e
-def learning_rate(step: int,                 # from 0
-                  settings: TrainSettings) -> float:
+def learning_rate(
+    step: int,  # from 0
+    settings: TrainSettings,
+) -> float:
     "The learning rate of one step, a pure function of the step."
-    if step < settings.warm_up: return settings.learning_rate * (step + 1) / settings.warm_up
+    if step < settings.warm_up:
+        return settings.learning_rate * (step + 1) / settings.warm_up
     done = min(1.0, (step - settings.warm_up) / max(1, settings.steps - settings.warm_up))
     if settings.schedule == "cosine":
-        return settings.learning_rate * (settings.final_fraction + (1 - settings.final_fraction) * (1 + math.cos(math.pi * done)) / 2)
+        return settings.learning_rate * (
+            settings.final_fraction + (1 - settings.final_fraction) * (1 + math.cos(math.pi * done)) / 2
+        )
     if settings.schedule == "step":
-        return settings.learning_rate * 0.1 ** ((step >= settings.drop_first * settings.steps) + (step >= settings.drop_second * settings.steps))
+        return settings.learning_rate * 0.1 ** (
+            (step >= settings.drop_first * settings.steps) + (step >= settings.drop_second * settings.steps)
+        )
     return settings.learning_rate
 
 # %% ../../nbs/train/01_loop.ipynb #06dec377
-def make_optimiser(network: nn.Module, settings: TrainSettings, device: torch.device) -> torch.optim.Optimizer:
+def make_optimiser(
+    network: nn.Module, settings: TrainSettings, device: torch.device
+) -> torch.optim.Optimizer:
     "Adam or AdamW over the network's trainable parameters."
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return kind(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=device.type in ("cuda", "cpu"))
+    return kind(
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=device.type in ("cuda", "cpu"),
+    )
 
 # %% ../../nbs/train/01_loop.ipynb #0c9e4e6a
 def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and losses
@@ -88,49 +126,83 @@ def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and loss
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows)
-    with atomic_file(path, "w") as file: file.write(text.getvalue())
+    writer.writerows(
+        {name: f"{value:.8g}" if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    )
+    with atomic_file(path, "w") as file:
+        file.write(text.getvalue())
 
 
-def read_losses(path,                        # a losses.csv
-                split: str = "training"):    # 'training' or 'validation'
+def read_losses(
+    path,  # a losses.csv
+    split: str = "training",
+):  # 'training' or 'validation'
     "The table's columns of one split: {name: (n,) array}; NaN where a cell is empty."
-    with open(path, newline="", encoding="utf-8") as file: rows = [row for row in csv.DictReader(file) if row["split"] == split]
-    names = [name for name in (rows[0] if rows else ()) if name not in ("split", "network") and any(row[name] for row in rows)]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    names = [
+        name
+        for name in (rows[0] if rows else ())
+        if name not in ("split", "network") and any(row[name] for row in rows)
+    ]
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
 
 # %% ../../nbs/train/01_loop.ipynb #3cd6720c
 def state_on_cpu(network: nn.Module) -> dict:
     "Copies of the network's weights and buffers, contiguous and on the CPU."
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.state_dict().items()}
+    return {
+        name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.state_dict().items()
+    }
 
 
 def weights_fingerprint(network: nn.Module) -> str:
     "A short name for the network's present weights and buffers."
-    return fingerprint(*(part for name, value in state_on_cpu(network).items() for part in (name, value.numpy())))
+    return fingerprint(
+        *(part for name, value in state_on_cpu(network).items() for part in (name, value.numpy()))
+    )
 
 
 def save_network(path, network: nn.Module):
     "Write the network's weights as safetensors, atomically."
     data = save_tensors(state_on_cpu(network))
-    with atomic_file(path) as file: file.write(data)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def load_network(path, network: nn.Module) -> nn.Module:
     "Read safetensors weights into the network."
-    try: network.load_state_dict(load_tensors(Path(path).read_bytes()))
-    except FileNotFoundError: raise HandlabError(path, "the weights are not there", "run the training that writes them") from None
-    except SafetensorError as error: raise HandlabError(path, f"it is not a whole safetensors file ({error})", "delete its folder and train again") from None
+    try:
+        network.load_state_dict(load_tensors(Path(path).read_bytes()))
+    except FileNotFoundError:
+        raise HandlabError(path, "the weights are not there", "run the training that writes them") from None
+    except SafetensorError as error:
+        raise HandlabError(
+            path, f"it is not a whole safetensors file ({error})", "delete its folder and train again"
+        ) from None
     except RuntimeError as error:
-        raise HandlabError(path, f"its weights are of another network ({str(error).splitlines()[-1].strip()})", "use the settings it was trained with") from None
+        raise HandlabError(
+            path,
+            f"its weights are of another network ({str(error).splitlines()[-1].strip()})",
+            "use the settings it was trained with",
+        ) from None
     return network
 
 # %% ../../nbs/train/01_loop.ipynb #60ef59b3
 def save_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: dict):
     "Write weights, optimiser, random state and `progress` (step, rows, sums, ...), atomically."
-    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "random": random, "progress": progress}
-    with atomic_file(path) as file: torch.save(state, file)
+    random = {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    state = {
+        "network": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "random": random,
+        "progress": progress,
+    }
+    with atomic_file(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict:  # `progress`
@@ -140,36 +212,54 @@ def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) 
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
     except Exception as error:  # a damaged file raises many kinds
-        raise HandlabError(path, f"the checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})", "delete the file to train from the start") from None
+        raise HandlabError(
+            path,
+            f"the checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})",
+            "delete the file to train from the start",
+        ) from None
     torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    if torch.cuda.is_available() and len(state["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return state["progress"]
 
 # %% ../../nbs/train/01_loop.ipynb #1dc93825
 def flat(value, prefix: str = "") -> dict:
     "Nested dicts as one dict with dotted names."
-    if not isinstance(value, dict): return {prefix: value}
-    return {name: item for key, part in value.items() for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: item
+        for key, part in value.items()
+        for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def claim_folder(folder: Path, made_with: dict):
     "Record in `run.json` what a folder is made with, or check that it was made with the same."
     path, made_with = Path(folder) / "run.json", plain(made_with)
-    if not path.exists(): return write_json(path, made_with)
+    if not path.exists():
+        return write_json(path, made_with)
     before, now = flat(read_json(path)), flat(made_with)
     for name in [*now, *before]:
         if before.get(name) != now.get(name):
-            raise HandlabError(folder, f"it was made with {name} = {before.get(name)!r}, now it is {now.get(name)!r}", "name another folder, or delete this one to train again")
+            raise HandlabError(
+                folder,
+                f"it was made with {name} = {before.get(name)!r}, now it is {now.get(name)!r}",
+                "name another folder, or delete this one to train again",
+            )
 
 # %% ../../nbs/train/01_loop.ipynb #4584aa88
 def clock(seconds: float) -> str:  # '1:05' or '2:00:09'
     "Seconds as minutes and seconds, or hours."
     minutes, seconds = divmod(int(round(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    )
 
 
 class Lines:
     "Prints a line on how a training goes, not too often."
+
     def __init__(self, name: str, seconds: float = 10.0, parts: int = 20):
         self.name, self.seconds, self.parts = name, seconds, parts
         self.last_time, self.last_step = time.perf_counter(), None
@@ -178,14 +268,20 @@ class Lines:
         "Print if it is time: `speed` in images/s, `left` in seconds."
         now, begun = time.perf_counter(), self.last_step is not None
         due = now - self.last_time >= self.seconds and step - (self.last_step or 0) >= total / self.parts
-        if begun and not due and step < total: return
+        if begun and not due and step < total:
+            return
         self.last_time, self.last_step = now, step
-        print(f"{self.name:<12s} step {step:>{len(str(total))}}/{total}  loss {loss:.4g}  {speed:,.0f} images/s  {clock(left)} left", flush=True)
+        print(
+            f"{self.name:<12s} step {step:>{len(str(total))}}/{total}  loss {loss:.4g}  {speed:,.0f} images/s  {clock(left)} left",
+            flush=True,
+        )
 
 # %% ../../nbs/train/01_loop.ipynb #23c1329d
 class RunningMeans:
     "Sums of named losses, kept on the device until they are read."
-    def __init__(self, sums: dict = None, count: int = 0): self.sums, self.count = sums or {}, count
+
+    def __init__(self, sums: dict = None, count: int = 0):
+        self.sums, self.count = sums or {}, count
 
     def add(self, losses: dict):
         "Add one step's losses."
@@ -241,114 +337,208 @@ def precision_of(settings: TrainSettings, device: torch.device):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def train_step(network: nn.Module, optimiser: torch.optim.Optimizer, loss_function: Callable, batch, rate: float, settings: TrainSettings, device: torch.device) -> dict:
+def train_step(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss_function: Callable,
+    batch,
+    rate: float,
+    settings: TrainSettings,
+    device: torch.device,
+) -> dict:
     "One optimiser step; the losses come back as tensors on the device."
-    for group in optimiser.param_groups: group["lr"] = rate
+    for group in optimiser.param_groups:
+        group["lr"] = rate
     optimiser.zero_grad(set_to_none=True)
-    with precision_of(settings, device): losses = loss_function(network, batch)
+    with precision_of(settings, device):
+        losses = loss_function(network, batch)
     losses["loss"].backward()
-    if settings.clip_gradient: nn.utils.clip_grad_norm_((parameter for group in optimiser.param_groups for parameter in group["params"]), settings.clip_gradient)
+    if settings.clip_gradient:
+        nn.utils.clip_grad_norm_(
+            (parameter for group in optimiser.param_groups for parameter in group["params"]),
+            settings.clip_gradient,
+        )
     optimiser.step()
     return losses
 
 # %% ../../nbs/train/01_loop.ipynb #afa1bc7b
 def keep_memory() -> bool:  # whether the system could be asked
     "Ask the C library to keep freed memory for the next step; changes nothing but the time."
-    try: tune = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError): return False  # not glibc
-    trim_threshold, top_pad, map_threshold = (-1, 1 << 30), (-2, 64 << 20), (-3, 32 << 20)  # numbers from malloc.h, bytes
-    return all([bool(tune(*option)) for option in (trim_threshold, top_pad, map_threshold)])
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False  # not glibc
+    trim_threshold, top_pad, map_threshold = (
+        (-1, 1 << 30),
+        (-2, 64 << 20),
+        (-3, 32 << 20),
+    )  # numbers from malloc.h, bytes
+    return all(bool(tune(*option)) for option in (trim_threshold, top_pad, map_threshold))
 
 # %% ../../nbs/train/01_loop.ipynb #c121afeb
 class Training:
     "A training in its run folder: what `fit` steps through."
-    def __init__(self, network: nn.Module, settings: TrainSettings, folder, device: torch.device, report: Callable):
-        self.network, self.settings, self.folder, self.device, self.report = network, settings, Path(folder), device, report
-        if device.type == "cpu": keep_memory()
+
+    def __init__(
+        self, network: nn.Module, settings: TrainSettings, folder, device: torch.device, report: Callable
+    ):
+        self.network, self.settings, self.folder, self.device, self.report = (
+            network,
+            settings,
+            Path(folder),
+            device,
+            report,
+        )
+        if device.type == "cpu":
+            keep_memory()
         self.optimiser = make_optimiser(network, settings, device)
         self.step, self.rows, self.means, self.seconds = 0, [], RunningMeans(), 0.0
         torch.manual_seed(int(seed_words(settings.seed, "training")[0]))
-        if self.checkpoint.exists(): self.resume()
+        if self.checkpoint.exists():
+            self.resume()
         self.started, self.first_step = time.perf_counter(), self.step
 
     @property
-    def checkpoint(self) -> Path: return self.folder / "checkpoint.pt"
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
 
     @property
-    def spent(self) -> float: return self.seconds + time.perf_counter() - self.started
+    def spent(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
 
     def resume(self):
         "Go back to the last checkpoint, and take the loss table back with it."
         state = load_checkpoint(self.checkpoint, self.network, self.optimiser)
         self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
-        self.means = RunningMeans({name: value.to(self.device) for name, value in state["sums"].items()}, state["count"])
+        self.means = RunningMeans(
+            {name: value.to(self.device) for name, value in state["sums"].items()}, state["count"]
+        )
         write_losses(self.folder / "losses.csv", self.rows)
 
     def save(self):
         "Write the checkpoint; weights that are not numbers are never saved."
         self.check_finite()
-        state = {"step": self.step, "rows": self.rows, "sums": self.means.sums, "count": self.means.count, "seconds": self.spent}
+        state = {
+            "step": self.step,
+            "rows": self.rows,
+            "sums": self.means.sums,
+            "count": self.means.count,
+            "seconds": self.spent,
+        }
         save_checkpoint(self.checkpoint, self.network, self.optimiser, state)
 
     def check_finite(self):
         "Stop where a loss or a weight is no longer a number."
-        weights = torch.stack([parameter.detach().isfinite().all() for parameter in self.network.parameters()]).all()
-        if self.means.finite() and bool(weights): return
-        raise HandlabError(self.folder, f"the loss is no longer a number at step {self.step}", "lower learning_rate or set clip_gradient, and name another folder")
+        weights = torch.stack(
+            [parameter.detach().isfinite().all() for parameter in self.network.parameters()]
+        ).all()
+        if self.means.finite() and bool(weights):
+            return
+        raise HandlabError(
+            self.folder,
+            f"the loss is no longer a number at step {self.step}",
+            "lower learning_rate or set clip_gradient, and name another folder",
+        )
 
 # %% ../../nbs/train/01_loop.ipynb #d3260498
 def log_row(run: Training):
     "Read the means, write a row of `losses.csv`, tell how it goes."
     run.check_finite()
     means = run.means.read()
-    run.rows.append({"step": run.step, "split": "training", "learning_rate": learning_rate(run.step - 1, run.settings), **means})
+    run.rows.append(
+        {
+            "step": run.step,
+            "split": "training",
+            "learning_rate": learning_rate(run.step - 1, run.settings),
+            **means,
+        }
+    )
     write_losses(run.folder / "losses.csv", run.rows)
-    pace = (time.perf_counter() - run.started) / (run.step - run.first_step)  # seconds a step, since this start
-    run.report(run.step, run.settings.steps, means["loss"], run.settings.batch_size / pace, pace * (run.settings.steps - run.step))
+    pace = (time.perf_counter() - run.started) / (
+        run.step - run.first_step
+    )  # seconds a step, since this start
+    run.report(
+        run.step,
+        run.settings.steps,
+        means["loss"],
+        run.settings.batch_size / pace,
+        pace * (run.settings.steps - run.step),
+    )
 
 
 def validate_row(run: Training, validate: Callable):
     "Call `validate(network)` in evaluation mode and add what it returns to the table."
     run.network.eval()
-    with torch.no_grad(), precision_of(run.settings, run.device): values = validate(run.network)
+    with torch.no_grad(), precision_of(run.settings, run.device):
+        values = validate(run.network)
     run.network.train()
-    run.rows.append({"step": run.step, "split": "validation", **{name: float(value) for name, value in values.items()}})
+    run.rows.append(
+        {"step": run.step, "split": "validation", **{name: float(value) for name, value in values.items()}}
+    )
 
 
 def finish(run: Training):
     "Write weights and, last of all, the mark that the training is complete."
     write_losses(run.folder / "losses.csv", run.rows)
     save_network(run.folder / "model.safetensors", run.network)
-    write_json(run.folder / "finished.json", {"steps": run.step, "seconds": run.spent, "images_per_second": run.step * run.settings.batch_size / run.spent, "precision": run.settings.precision, "weights": weights_fingerprint(run.network)})
+    write_json(
+        run.folder / "finished.json",
+        {
+            "steps": run.step,
+            "seconds": run.spent,
+            "images_per_second": run.step * run.settings.batch_size / run.spent,
+            "precision": run.settings.precision,
+            "weights": weights_fingerprint(run.network),
+        },
+    )
 
 # %% ../../nbs/train/01_loop.ipynb #c72827d9
-def fit(network: nn.Module,            # trained in place
-        loss_function: Callable,        # (network, batch) -> {'loss': scalar tensor, other named scalars}
-        batch_at: Callable,             # step -> batch on the device, a pure function of the step
-        settings: TrainSettings,
-        folder,                         # the run folder: a stopped training goes on there, a finished one is loaded
-        device="cpu",                  # a device or its name
-        validate: Callable = None,      # network -> {name: number}, called every settings.validate_every steps
-        about: dict = None,             # what else the result depends on, e.g. the data's fingerprint
-        report: Callable = None,        # (step, total, loss, images/s, seconds left); by default prints lines
-        name: str = "training") -> nn.Module:  # the trained network, in evaluation mode
+def fit(
+    network: nn.Module,  # trained in place
+    loss_function: Callable,  # (network, batch) -> {'loss': scalar tensor, other named scalars}
+    batch_at: Callable,  # step -> batch on the device, a pure function of the step
+    settings: TrainSettings,
+    folder,  # the run folder: a stopped training goes on there, a finished one is loaded
+    device="cpu",  # a device or its name
+    validate: Callable = None,  # network -> {name: number}, called every settings.validate_every steps
+    about: dict = None,  # what else the result depends on, e.g. the data's fingerprint
+    report: Callable = None,  # (step, total, loss, images/s, seconds left); by default prints lines
+    name: str = "training",
+) -> nn.Module:  # the trained network, in evaluation mode
     "Train a network, or finish or load its training where the folder already holds one."
     settings, device, folder = check_training(settings), pick_device(str(device)), Path(folder)
     settings = replace(settings, precision=chosen_precision(settings, folder, device))
-    claim_folder(folder, {"settings": asdict(settings), "start": weights_fingerprint(network), "about": about or {}})
-    network = network.to(device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format)
-    if (folder / "finished.json").exists(): return load_network(folder / "model.safetensors", network).eval()
+    claim_folder(
+        folder, {"settings": asdict(settings), "start": weights_fingerprint(network), "about": about or {}}
+    )
+    network = network.to(
+        device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format
+    )
+    if (folder / "finished.json").exists():
+        return load_network(folder / "model.safetensors", network).eval()
     with torch.random.fork_rng():
         run = Training(network.train(), settings, folder, device, report or Lines(name))
         stepped = torch.compile(network) if settings.compile else network
-        if run.step == 0 and validate and settings.validate_every: validate_row(run, validate)
+        if run.step == 0 and validate and settings.validate_every:
+            validate_row(run, validate)
         while run.step < settings.steps:
-            losses = train_step(stepped, run.optimiser, loss_function, batch_at(run.step), learning_rate(run.step, settings), settings, device)
+            losses = train_step(
+                stepped,
+                run.optimiser,
+                loss_function,
+                batch_at(run.step),
+                learning_rate(run.step, settings),
+                settings,
+                device,
+            )
             run.means.add(losses)
             run.step += 1
             last = run.step == settings.steps
-            if last or run.step % settings.log_every == 0: log_row(run)
-            if validate and settings.validate_every and (last or run.step % settings.validate_every == 0): validate_row(run, validate)
-            if last or run.step % settings.checkpoint_every == 0: run.save()
+            if last or run.step % settings.log_every == 0:
+                log_row(run)
+            if validate and settings.validate_every and (last or run.step % settings.validate_every == 0):
+                validate_row(run, validate)
+            if last or run.step % settings.checkpoint_every == 0:
+                run.save()
         finish(run)
     return network.eval()
