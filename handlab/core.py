@@ -78,7 +78,7 @@ def project_root() -> Path:
             return folder
     return Path.cwd().resolve()
 
-
+# %% ../nbs/00_core.ipynb #1954a5d2
 def project_path(path) -> Path:  # an absolute path
     "`path` itself where it is absolute, else taken from the project's root."
     return project_root() / Path(path).expanduser()
@@ -101,7 +101,7 @@ def full_disk_named(path):  # the file or folder that is being written
             "free some space or name another folder",
         ) from None
 
-
+# %% ../nbs/00_core.ipynb #eeca4fc9
 @contextlib.contextmanager
 def atomic_file(
     path,  # where the finished file shall stand
@@ -124,7 +124,7 @@ def atomic_file(
                 os.unlink(temporary)
             raise
 
-
+# %% ../nbs/00_core.ipynb #b4653ffd
 def _umask():
     "The process's umask, which can only be read by setting it."
     mask = os.umask(0)
@@ -166,13 +166,13 @@ def plain(value):  # anything made of numbers, strings, arrays, containers, data
         return None
     return value
 
-
+# %% ../nbs/00_core.ipynb #3a927671
 def write_json(path, value):
     "Write `value` to `path` as readable JSON, atomically."
     with atomic_file(path, "w") as file:
         file.write(json.dumps(plain(value), indent=1) + "\n")
 
-
+# %% ../nbs/00_core.ipynb #e63ab0b5
 def read_json(path):
     "Read a JSON file; a broken one is an error that names it."
     try:
@@ -210,7 +210,7 @@ class ArrayUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-
+# %% ../nbs/00_core.ipynb #cc148bbb
 def read_pickle(path):
     "Read a pickle that holds arrays and plain containers only; Python 2's are welcome."
     try:
@@ -253,7 +253,7 @@ def check_settings(
             refuse(name, f"{value} is negative", "give 0 or more")
     return dataclasses.replace(settings, **changes) if changes else settings
 
-
+# %% ../nbs/00_core.ipynb #1dd9ac91
 def make_settings(
     cls,  # a frozen dataclass with a class attribute PROFILES: {profile: {field: value}}
     profile: str = "quick",  # 'smoke', 'quick' or 'full'
@@ -292,7 +292,7 @@ def assigned_names(source: str):  # the text of a cell
         [target.id for target in targets] if all(isinstance(target, ast.Name) for target in targets) else []
     )
 
-
+# %% ../nbs/00_core.ipynb #d09b34f4
 def check_parameters(
     namespace: dict,  # `globals()` of the notebook
     optional=(),
@@ -331,7 +331,7 @@ def numpy_generator(seed: int, *labels) -> np.random.Generator:
     "A NumPy generator of its own for `(seed, *labels)`."
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed_words(seed, *labels).tolist())))
 
-
+# %% ../nbs/00_core.ipynb #2ce03297
 def torch_generator(seed: int, *labels, device="cpu"):
     "A torch generator of its own for `(seed, *labels)`."
     import torch  # not at the top: the simulator's worker processes do without it
@@ -404,7 +404,7 @@ def package_versions() -> dict:
             versions[name] = metadata.version(name)
     return versions
 
-
+# %% ../nbs/00_core.ipynb #fe09407a
 def git_commit() -> str:
     "The checkout's commit, marked '+' where files differ from it; 'unknown' outside a checkout."
 
@@ -418,7 +418,7 @@ def git_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
-
+# %% ../nbs/00_core.ipynb #5f80aa98
 def hardware() -> dict:
     "The processor and, where torch is loaded and sees one, the GPU."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -438,7 +438,7 @@ def hardware() -> dict:
         found["gpu"] = torch.cuda.get_device_name(0)
     return found
 
-
+# %% ../nbs/00_core.ipynb #d50e654f
 def provenance() -> dict:
     "Commit, versions and hardware, for `metrics.json`."
     return {"commit": git_commit(), "versions": package_versions(), "hardware": hardware()}

@@ -43,7 +43,7 @@ def seed_variants(
         for name, changes in variants.items()
     }
 
-
+# %% ../../nbs/aligned/09_comparison.ipynb #66f57385
 def strategies_as_variants(strategies=TABLE_1) -> dict:
     return {strategy: {"strategy": strategy} for strategy in strategies}
 
@@ -89,7 +89,7 @@ def train_variants(
     )
     return predict_variants(settings, folder, data.test, variants, seeds, device)
 
-
+# %% ../../nbs/aligned/09_comparison.ipynb #aedb8e74
 def predict_variants(
     settings, folder, prepared, variants: dict, seeds, device="cpu"
 ) -> dict:  # {name: (seeds, N, 21, 3) mm}
@@ -104,7 +104,7 @@ def predict_variants(
 
     return {name: np.stack([say(**jobs[f"{name}, seed {seed}"]) for seed in seeds]) for name in variants}
 
-
+# %% ../../nbs/aligned/09_comparison.ipynb #c4e5cbab
 def job_size(job) -> float:
     "About how long a job takes, for the longest to be begun first."
     settings = job.arguments["settings"]
@@ -112,7 +112,7 @@ def job_size(job) -> float:
         settings.strategy, 2
     )
 
-
+# %% ../../nbs/aligned/09_comparison.ipynb #b8c45b00
 def frame_errors(
     predictions: dict, prepared
 ) -> dict:  # {name: (seeds, N, 21, 3) mm} -> {name: (seeds, N) mm}
@@ -187,7 +187,7 @@ def fig_validation(
     figure.tight_layout()
     return figure
 
-
+# %% ../../nbs/aligned/09_comparison.ipynb #67c651b1
 def fig_budgets(
     errors: dict,  # {budget: {name: (seeds, N) mm}}
     source: str,

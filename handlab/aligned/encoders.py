@@ -42,7 +42,7 @@ def conv_bn(channels_in, channels_out, kernel, stride=1):
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
 
-
+# %% ../../nbs/aligned/01_encoders.ipynb #d361ed5a
 class ResidualBlock(nn.Module):
     "Two 3x3 convolutions and a way around them"
 
@@ -112,7 +112,7 @@ class ResidualPair(nn.Module):
     def forward(self, x):  # (B, N, C)
         return F.relu(x + self.second(F.relu(self.first(x))))
 
-
+# %% ../../nbs/aligned/01_encoders.ipynb #2e979194
 class ResPELBlock(nn.Module):
     "Seven permutation-equivariant layers: one to the block's width, three residual pairs"
 
@@ -222,7 +222,7 @@ class ShapeTable(list):
 def _shape(output):  # a tensor, a Gaussian or a tuple of these
     return tuple(output.shape) if isinstance(output, torch.Tensor) else _shape(output[0])
 
-
+# %% ../../nbs/aligned/01_encoders.ipynb #1e35b3cf
 def shape_table(
     network,  # a module
     example,  # its input

@@ -311,7 +311,7 @@ def modality_tensors(
     }
     return {letter: make[letter]() for letter in letters}
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #2342ae3f
 def needed_pixels(letters):
     "What the batches have to hold for these modalities"
     return tuple(
@@ -327,7 +327,7 @@ def joined(parts):  # dicts {letter: (B,...)}
         else parts[0]
     )
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #3ccd29bb
 class ViewsAt:
     "The views of every step of a training"
 
@@ -405,7 +405,7 @@ def make_network(settings):
         torch.manual_seed(settings.seed)
         return AlignedNetwork(make_recipe(settings.strategy), part_of(NetworkSettings, settings))
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #6c6bd78e
 class AlignedLoss:
     "The loss of a strategy, as `fit` calls it"
 
@@ -415,7 +415,7 @@ class AlignedLoss:
     def __call__(self, network, views):
         return aligned_loss(network, views, self.recipe, self.settings)
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #693c8365
 class Validation:
     "Mean joint error in mm over the validation frames, from each encoder alone; plain `epe` is that of RGB"
 
@@ -467,7 +467,7 @@ def depends_on(settings, data):
         **{name: value for name, value in asdict(settings).items() if name not in NOT_TRAINING},
     }
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #ea87b368
 def train_strategy(
     settings,  # AlignedSettings
     data,  # of `aligned_data`
@@ -492,7 +492,7 @@ def train_strategy(
     )
     return read_json(Path(folder) / "finished.json")
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #ded34de3
 def trained_network(settings, folder, device="cpu"):
     "The trained network of a run folder, in evaluation mode"
     return (
@@ -598,7 +598,7 @@ def decode_all(network, code):  # (N,latent)
         letter: decoder(code).float().cpu().numpy() for letter, decoder in network.eval().decoders.items()
     }
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #f19a908f
 @torch.no_grad()
 def reconstruct(network, prepared, settings, device="cpu", letter="R"):  # a few prepared crops
     "Truth and reconstructions of some frames: ({letter: true}, {letter: decoded}, codes)"
@@ -661,7 +661,7 @@ def time_parts(settings, data, device="cpu", report=None):
     median = {name: float(np.median(values[2:])) if values else 0.0 for name, values in parts.items()}
     return {**median, "step": median["step"] + median["batch"]}
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #82f363a0
 def equal_time_steps(settings, times, reference="S4"):  # times: {strategy: milliseconds a step}
     "The steps of each strategy that take as long as the reference's"
     return {name: max(1, round(settings.steps * times[reference] / own)) for name, own in times.items()}

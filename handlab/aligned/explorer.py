@@ -60,7 +60,7 @@ def across(direction):  # (...,3) unit vectors
     first /= np.linalg.norm(first, axis=-1, keepdims=True).clip(1e-6)
     return first, np.cross(direction, first)
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #7b010ca2
 def capsules(start, end, radius_start, radius_end):  # (...,3), (...,3), (...), (...)
     "Vertices (...,6*ROUND,3): six rings from one round end to the other"
     along = end - start
@@ -95,7 +95,7 @@ def capsule_faces():
         [np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)]) for a, b, c, d in quads]
     )
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #eedcb533
 def hand_faces():
     "Triangles (F,3) of a hand's 20 capsules and palm, and each vertex's colour (V,)"
     capsule, count = capsule_faces(), 6 * ROUND
@@ -110,7 +110,7 @@ def hand_faces():
     ] + [PALM_COLOUR] * 2 * len(CORNERS)
     return faces, np.array(colours)
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #c715bdf1
 def palm_sheets(poses):  # (...,21,3)
     "Vertices (...,12,3): wrist and MCPs, moved to either side of the palm"
     corners = poses[..., CORNERS, :]
@@ -118,7 +118,7 @@ def palm_sheets(poses):  # (...,21,3)
     aside = SHEET * normal / np.linalg.norm(normal, axis=-1, keepdims=True).clip(1e-6)
     return np.concatenate([corners + aside[..., None, :], corners - aside[..., None, :]], -2)
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #659b37e8
 def hand_vertices(poses):  # (...,21,3) in hand scales
     "Vertices (...,V,3) of capsules and palm"
     poses = np.asarray(poses, float)
@@ -147,7 +147,7 @@ class Walk:
     clouds: np.ndarray = None  # (F,N,3), or None where no decoder makes them
     names: tuple = ("", "")  # of the two frames
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #3977eb5a
 def make_walk(
     network, prepared, settings, first, second, count=41, device="cpu", letter="R"
 ):  # first, second: frames of `prepared`
@@ -215,7 +215,7 @@ def middle(walk):
     "The middle (3,) of the room that the hand takes up during a walk"
     return (walk.poses.min((0, 1)) + walk.poses.max((0, 1))) / 2
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #306390c1
 def moving(walk, step):
     "What changes with a step of a walk: the hand's vertices, and the cloud"
     parts = [go.Mesh3d(**places(hand_vertices(walk.poses[step]) - middle(walk)))]
@@ -227,7 +227,7 @@ def moving(walk, step):
         )
     return parts
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #6c1200f6
 def reach(walks):
     "Half the edge of a cube that holds each walk's hands, and its clouds but for a few stray points, in 1/1000 of the hand's scale"
     spans = [np.abs(walk.poses - middle(walk)).max() + THICKNESS[0] for walk in walks] + [
@@ -235,7 +235,7 @@ def reach(walks):
     ]
     return round(1000 * float(np.clip(max(spans), 0.5, 4)))
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #03a766e0
 def scene(edge, **more):
     "A cube of fixed size without frame or ticks"
     axis = dict(visible=False, range=[-edge, edge], autorange=False)
@@ -433,7 +433,7 @@ def packed(text):
     "Text as gzip in base64, the same bytes every time"
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #ef7e6e35
 def explorer_page(walks, title, lead, note):  # plain text
     "The page as one string"
     figure = fig_walks(walks)
@@ -462,7 +462,7 @@ def explorer_page(walks, title, lead, note):  # plain text
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}{data}<script>{SCRIPT}{START}</script></body></html>\n'
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #91637609
 def write_explorer(path, walks, title="A walk through the latent space", lead="", note=""):
     "Write the page, atomically; returns its size in MB"
     page = explorer_page(walks, title, lead, note).encode()
@@ -502,7 +502,7 @@ def in_jupyterlab():
     "Whether a Jupyter server has started this kernel for somebody's notebook, rather than papermill or a test"
     return bool(os.environ.get("JPY_SESSION_NAME"))
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #b11f8d5a
 class LiveExplorer:
     "Two frames, the way between them, and the decoded hand and cloud, as widgets"
 

@@ -49,7 +49,7 @@ def draw_cloud(
     )  # as pixels also within an SVG, which stays small
     return ax
 
-
+# %% ../../nbs/aligned/07_figures.ipynb #f1639193
 def bare_3d(ax, reach=1.7, view=(8, -80)):
     "Equal axes about the root, without frame or ticks"
     frame_hands_3d(ax, np.array([[-reach] * 3, [reach] * 3]), view)
@@ -154,7 +154,7 @@ def decoded_walk(network, prepared, settings, first, second, count=7, device="cp
         letter: decoded[letter] for letter in "PC" if letter in decoded
     }
 
-
+# %% ../../nbs/aligned/07_figures.ipynb #e2e7e9f6
 def fig_walks(network, prepared, settings, pairs, count=7, device="cpu", letter="R"):
     "Several walks one under the other: two frames, and the decoded hands and clouds between them"
     walks = [decoded_walk(network, prepared, settings, *pair, count, device, letter) for pair in pairs]
@@ -176,7 +176,7 @@ def fig_walks(network, prepared, settings, pairs, count=7, device="cpu", letter=
     figure.subplots_adjust(0, 0, 1, 1, 0, 0)
     return figure
 
-
+# %% ../../nbs/aligned/07_figures.ipynb #d440ce6d
 def fig_walk(network, prepared, settings, first, second, count=7, device="cpu", letter="R"):
     "Two frames and the decoded hands and clouds between them"
     return fig_walks(network, prepared, settings, [(first, second)], count, device, letter)

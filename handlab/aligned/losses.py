@@ -51,7 +51,7 @@ def all_distances(
     "Distance of every point to every point, (B,N,M), without gradients"
     return torch.cdist(first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist")
 
-
+# %% ../../nbs/aligned/03_losses.ipynb #2625a7c8
 def pair_distances(
     points,  # (B,N,3)
     others,  # (B,M,3)
@@ -83,7 +83,7 @@ def _search(first, second, there, back):  # (B,N,3), (B,M,3), f32; zeros (B,N), 
                     there[b, i] = j
                     break
 
-
+# %% ../../nbs/aligned/03_losses.ipynb #4cf446e8
 @torch.no_grad()
 def nearest_neighbours(
     first,  # (B,N,3)
@@ -145,7 +145,7 @@ def gpu_matcher():
         return None
     return batch_linear_assignment
 
-
+# %% ../../nbs/aligned/03_losses.ipynb #f03c1573
 @torch.no_grad()
 def match(cost):  # (B,N,N)
     "The one-to-one partner of each row at the least total cost, (B,N)"
@@ -163,7 +163,7 @@ def subsets(
     keys = torch.rand(2, batch, points, generator=generator, device=generator.device)
     return keys.argsort(2)[..., :count]
 
-
+# %% ../../nbs/aligned/03_losses.ipynb #29784036
 def emd(
     prediction,  # (B,N,3)
     truth,  # (B,N,3)
@@ -195,7 +195,7 @@ class LossSettings:
     align_weight: float = 1.0  # beta' of Eq. 3
     kl_on_joint: bool = False  # S4: KL of the product to the prior too, as in MVAE; Eq. 4 has none
 
-
+# %% ../../nbs/aligned/03_losses.ipynb #af1b74ca
 def reconstruction_terms(
     letter,  # of the modality: P, H, C or D
     prediction,  # (B,...)

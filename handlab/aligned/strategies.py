@@ -40,7 +40,7 @@ class NetworkSettings:
     start_spread: float = 1.0  # standard deviation of the posteriors at the start; not in the paper
     prior_expert: bool = False  # S4: N(0, I) as a further expert, as in MVAE; Eq. 5 has none
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #22ba5b0e
 @dataclass(frozen=True)
 class Modality:
     "How one kind of data is encoded, decoded and compared"
@@ -109,7 +109,7 @@ class Recipe:
     def __str__(self):
         return f"{self.encoders}2{self.decoders}" + (f":{self.alignment}" if len(self.encoders) > 1 else "")
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #11e8bf56
 def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
     "The recipe of a strategy"
     notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(":")
@@ -161,7 +161,7 @@ def posterior_names(recipe):
         return *recipe.encoders, "joint"
     return ("one",)  # alternating: a single encoder a step
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #5fe073de
 def alternating_pair(recipe, step):
     "The encoder and the decoder that step number `step` trains"
     pairs = list(itertools.product(recipe.encoders, recipe.decoders))
@@ -246,7 +246,7 @@ def carries(
         has = seen if has is None else has & seen
     return has
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #6bb2930d
 def mean_over(values, has=None):  # (B,), (B,) bool
     "The mean over the samples that carry a term; 0 where there is none"
     return values.mean() if has is None else (values * has).sum() / has.sum().clamp(min=1)
@@ -269,7 +269,7 @@ def divergences(found, views, recipe, settings):
         )
     return terms
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #512ae2b8
 def reconstructions(found, drawn, views, recipe, settings):
     "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)"
     means, total = {}, 0.0
@@ -284,7 +284,7 @@ def reconstructions(found, drawn, views, recipe, settings):
                 total = total + weight * mean
     return means, total
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #13d02616
 def aligned_loss(
     network,  # AlignedNetwork
     views,  # Views

@@ -66,7 +66,7 @@ class Augment:
     def colours(self):
         return any((self.hue, self.brightness, self.contrast))
 
-
+# %% ../../nbs/data/04_batches.ipynb #73683fe1
 def check_augment(augment) -> Augment:
     "Return the augmentation (None means none), or say what cannot be."
     augment = check_settings(augment or Augment.none())
@@ -94,7 +94,7 @@ class Change(NamedTuple):
     brightness: torch.Tensor  # (B,)
     contrast: torch.Tensor  # (B,)
 
-
+# %% ../../nbs/data/04_batches.ipynb #3cc87412
 def draw_change(augment: Augment, count: int, generator: np.random.Generator, device="cpu") -> Change:
     "Random changes for `count` samples."
     unit = generator.uniform(-1, 1, (7, count)).astype(np.float32)
@@ -127,7 +127,7 @@ def change_matrix(change: Change, size: int):  # size: px of the crop
     "Affine maps (B,3,3) of crop pixels."
     return similarity_matrix(change.angle, change.scale, change.shift * size, (size - 1) / 2)
 
-
+# %% ../../nbs/data/04_batches.ipynb #88a1e990
 def change_labels(
     change: Change, size: int, pose, root, uv, K
 ):  # (B,21,3), (B,3), (B,21,2) and (B,3,3) of the crop
@@ -152,7 +152,7 @@ def colour_matrix(hue, contrast):  # (B,) turns, (B,)
         third + angle.cos() * (torch.eye(3).to(hue) - third) + angle.sin() * cross
     )
 
-
+# %% ../../nbs/data/04_batches.ipynb #e5a50b72
 def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
     "The images in another light."
     matrix = colour_matrix(change.hue, change.contrast)
@@ -175,7 +175,7 @@ def change_pixels(
         stored, None, size, mode=mode, grid=change_grid(stored, change, size) if grid is None else grid
     )
 
-
+# %% ../../nbs/data/04_batches.ipynb #28c48890
 def stored_matrix(change, edge: int, size: int):  # edge: P
     "Affine maps (B,3,3) from stored pixels to crop pixels."
     matrix = change_matrix(change, size)
@@ -208,7 +208,7 @@ def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
                 value, within = value + share * stored[row + down, column + across, channel], within + share
     return value, within
 
-
+# %% ../../nbs/data/04_batches.ipynb #f2dc2c8b
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _draw_line(
     stored, back, v, line
@@ -275,7 +275,7 @@ def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), 
                         half,
                     )
 
-
+# %% ../../nbs/data/04_batches.ipynb #88655a68
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), counts in one, (B,S,S) f32 to fill
     "Crops of the nearest pixels; 0 beyond the border"
@@ -294,7 +294,7 @@ def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), count
                     else np.float32(0)
                 )
 
-
+# %% ../../nbs/data/04_batches.ipynb #1bc8fd81
 def change_back(change, edge: int, size: int):  # edge: P
     "Affine maps (B,2,3) from crop to stored pixels, an array."
     return invert_affine(stored_matrix(change, edge, size))[:, :2].contiguous().numpy()
@@ -403,7 +403,7 @@ def read_at_random(arrays: list):  # memory maps
         for array in arrays:
             array._mmap.madvise(mmap.MADV_RANDOM)
 
-
+# %% ../../nbs/data/04_batches.ipynb #955a2521
 class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
 
@@ -466,7 +466,7 @@ def crop_labels(
         "visible": torch.from_numpy(prepared.arrays["visible"][rows]).to(device),
     }
 
-
+# %% ../../nbs/data/04_batches.ipynb #7871d6f8
 class LabelStore:
     "Labels of prepared rows, on the device or worked out when asked for."
 
@@ -586,7 +586,7 @@ def _rows(self, step):
 def _at_once(self):
     return self.augment.moves and self.device.type == "cpu"  # by compiled code
 
-
+# %% ../../nbs/data/04_batches.ipynb #e0ed1194
 def _pixels(self, rows, change):
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
     if _at_once(self):
@@ -703,7 +703,7 @@ def _on_hand(
                 count += 1
     return count
 
-
+# %% ../../nbs/data/04_batches.ipynb #6695ef19
 @numba.njit(cache=True, nogil=True)
 def _draw_points(
     depth, mask, back, ray, root, scale, size, chance, cloud

@@ -49,7 +49,7 @@ def format_line(frame: int, joints) -> bytes:  # (21,3) mm, canonical order
     numbers[:] = np.asarray(joints)[np.argsort(BIGHAND_TO_CANONICAL)]
     return b"%08d\t" % frame + b"\t".join([b"%.4f" % value for value in numbers.ravel().tolist()]) + b"\n"
 
-
+# %% ../../nbs/data/07_bighand.ipynb #989ed638
 def parse_line(line: bytes, where):  # the file and the line or frame, for messages
     "The frame and the 63 numbers (63,) f32 of a line."
     first, *columns = line.split() or [b""]
@@ -97,7 +97,7 @@ def index_annotation(path):
         raise HandlabError(path, f"frame {twice[0]} is there twice", "use the dataset's own annotation")
     return frames, starts, digest.digest()
 
-
+# %% ../../nbs/data/07_bighand.ipynb #1f9d6736
 def read_label(path, start: int, frame: int):
     "The 63 numbers of a frame whose line begins at `start`."
     try:
@@ -127,7 +127,7 @@ def decode_depth16(data: bytes):
         raise ValueError("its pixels make no sense")
     return pixels
 
-
+# %% ../../nbs/data/07_bighand.ipynb #cfb6f6e8
 def encode_depth16(millimetres) -> bytes:  # (480,640) u16
     "A PNG file's bytes."
     return cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
@@ -236,14 +236,14 @@ def natural(name: str):
     "A key that sorts numbers in names as numbers."
     return [(bool(text), int(number or 0), text) for number, text in re.findall(r"(\d+)|(\D+)", name)]
 
-
+# %% ../../nbs/data/07_bighand.ipynb #c82cc81a
 def texts_in(folder: Path):
     return sorted(
         (path for path in folder.glob("*.txt") if not path.name.lower().startswith("readme")),
         key=lambda path: natural(path.name),
     )
 
-
+# %% ../../nbs/data/07_bighand.ipynb #dd6f02d6
 def find_parts(root: Path) -> list:
     "The parts of a dataset in either of its forms."
     if not root.is_dir():
@@ -288,7 +288,7 @@ def stated(root: Path) -> dict:
         raise HandlabError(root, "it was never finished", "call the writer again, it goes on where it was")
     return found
 
-
+# %% ../../nbs/data/07_bighand.ipynb #995c89d1
 def choose_subjects(
     subjects: list,  # in natural order
     split: str,
@@ -337,7 +337,7 @@ def frames_in(folder: Path):
     )
     return np.sort(names.astype(np.int32))
 
-
+# %% ../../nbs/data/07_bighand.ipynb #2b28aef2
 def frames_of(part: Part, partial: bool):
     "Frames (N,) i32 of a part, where their lines begin (N,) i64, and the text's digest."
     frames, starts, digest = index_annotation(part.annotation)
@@ -360,7 +360,7 @@ def frames_of(part: Part, partial: bool):
         )
     return frames, starts, digest
 
-
+# %% ../../nbs/data/07_bighand.ipynb #56aba22a
 def image_sizes(folder: Path, frames: list):
     "The sizes (N,) i64 of image files, bytes."
     start = f"{folder}/"
@@ -461,7 +461,7 @@ def write_frame(root, part: str, frame: int, millimetres):  # (480,640) u16
     with full_disk_named(path):
         path.write_bytes(encode_depth16(millimetres))
 
-
+# %% ../../nbs/data/07_bighand.ipynb #cfa32259
 def write_drawn(root, parts=("Subject_1/1 75", "Subject_1/ego", "Subject_2/1 75"), count: int = 3):
     "Write drawn frames in the official layout."
     for number, part in enumerate(parts):

@@ -48,7 +48,7 @@ def image_path(
         / (f"Color_{number:04d}.bmp" if kind == "color" else f"Depth_{number:04d}.png")
     )
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #8eed4de6
 def annotation_path(root, sequence: str, dimensions: int) -> Path:  # 2 or 3
     "Where a sequence's annotation lies."
     return Path(root) / "data" / sequence / "annotations" / f"{sequence}{dimensions}D.txt"
@@ -65,7 +65,7 @@ def to_color(points):  # (...,3) mm, depth camera's frame
     "The same points in the colour camera's frame."
     return points @ DEPTH_TO_COLOR[:, :3].T + DEPTH_TO_COLOR[:, 3]
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #b720e491
 def from_file(points):  # (...,3) mm, as annotated
     "Annotated points in the depth camera's frame; what is missing becomes NaN."
     points = np.array(points, float)
@@ -80,7 +80,7 @@ def digest_of(data: bytes) -> str:
     "Thirty-two digits that name the bytes."
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #66e78fe6
 def write_digests(root):
     "Note the digest of every file of a dataset, for readers to compare."
     root = project_path(root)
@@ -93,7 +93,7 @@ def write_digests(root):
         root / DIGESTS, {path.relative_to(root).as_posix(): digest_of(path.read_bytes()) for path in files}
     )
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #416acecb
 def read_digests(root):
     "Digests by relative path, or None where the folder has none."
     path = Path(root) / DIGESTS
@@ -106,7 +106,7 @@ def read_digests(root):
         path, "it does not hold digests by file", "delete it, and call write_digests when you trust the files"
     )
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #0388d03b
 def read_whole(root, path, digests) -> bytes:  # digests: as of `read_digests`
     "A file's bytes, compared with its digest where there is one."
     try:
@@ -159,7 +159,7 @@ def decode_bmp(where, data: bytes):
     pixels = np.frombuffer(data, np.uint8, size, offset).reshape(height, width, bits // 8)[..., 2::-1]
     return np.ascontiguousarray(pixels if field(22) < 0 else pixels[::-1])
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #969dbbb4
 def decode_depth_png(where, data: bytes):
     "Raw depth (240,320) u16 of a 16-bit PNG."
     try:
@@ -203,7 +203,7 @@ def encode_bmp(pixels) -> bytes:  # (H,W,3) u8 RGB, W a multiple of 4
     )
     return b"BM" + number(54 + len(body)) + number(0) + number(54) + header + body
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #32ddea75
 def encode_depth_png(raw) -> bytes:  # (H,W) u16
     "A PNG of 16 bits."
     done, data = cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, 3])
@@ -232,7 +232,7 @@ def parse_line(where, text: str, dimensions: int):  # 2 or 3
         raise HandlabError(where, "a number is too large", UNPACK)
     return points
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #65eeac81
 def parse_annotation(path, data: bytes, dimensions: int):
     "All points (N,8,dimensions) of a file."
     try:
@@ -245,7 +245,7 @@ def parse_annotation(path, data: bytes, dimensions: int):
         [parse_line(f"{path}, line {number}", line, dimensions) for number, line in enumerate(lines, 1)]
     )
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #55010709
 def format_line(points) -> str:  # (8,2) or (8,3)
     "A line of an annotation file."
     return "; ".join(", ".join(f"{value:.3f}" for value in point) for point in points) + ";"
@@ -260,7 +260,7 @@ def depth_points(raw):  # (240,320) u16 mm
     z = raw[v, u].astype(float)
     return np.stack([(u - DEPTH_K[0, 2]) * z / DEPTH_K[0, 0], (v - DEPTH_K[1, 2]) * z / DEPTH_K[1, 1], z], -1)
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #023a2623
 def register_depth(raw):  # (240,320) u16 mm
     "Depth (480,640) f32 metres as the colour camera sees it, NaN where nothing was measured."
     points = to_color(depth_points(raw))
@@ -367,7 +367,7 @@ def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
     }
     return left_out, noted
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #a90598b8
 def numbers_in(folder: Path, kind: str) -> set:
     "The frame numbers of a folder's images."
     if not folder.is_dir():
@@ -464,7 +464,7 @@ def check_sequences(sequences) -> tuple:
             )
     return sequences
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #9f0fea47
 def _stated(self):
     "Source and expected frames of each sequence: the official ones, or what `source.json` says."
     path = self.root / SOURCE_FILE
@@ -480,7 +480,7 @@ def _stated(self):
         return stated["source"], stated.get("frames", {})
     raise HandlabError(path, "it does not name a 'source'", "write the dataset again")
 
-
+# %% ../../nbs/data/06_dexter_object.ipynb #9298d03e
 def _read_labels(self, sequence, expected, partial):
     "The points (N,8,2) and (N,8,3) of a sequence, as annotated."
     paths = [annotation_path(self.root, sequence, dimensions) for dimensions in (2, 3)]

@@ -36,7 +36,7 @@ def check_png(data: bytes):
     if at != len(data):
         raise ValueError("it goes on after its end")
 
-
+# %% ../../nbs/data/00_files.ipynb #3b67d2d4
 def read_png(
     path,  # the file
     mode: str,  # 'RGB' or 'L', as Pillow names it

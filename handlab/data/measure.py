@@ -30,7 +30,7 @@ def resident(pid: int) -> tuple:
     }
     return sizes.get("RssAnon", 0), sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
 
-
+# %% ../../nbs/data/08_measure.ipynb #503fc78f
 def family(pid: int) -> list:
     "A process and all that it has started."
     try:
@@ -43,7 +43,7 @@ def family(pid: int) -> list:
         children = []
     return [pid, *(each for child in children for each in family(child))]
 
-
+# %% ../../nbs/data/08_measure.ipynb #60e66161
 class MemoryWatch:
     "Within its block: the highest anonymous and mapped memory, in bytes, of this process and of its largest worker."
 
@@ -88,7 +88,7 @@ def measured(step: str, count: int, work) -> dict:
         result=result,
     )
 
-
+# %% ../../nbs/data/08_measure.ipynb #afb58969
 def bytes_of(folder) -> int:
     "What the files of a folder take on disk."
     return sum(path.stat().st_blocks * 512 for path in Path(folder).rglob("*") if path.is_file())

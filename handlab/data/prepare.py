@@ -62,7 +62,7 @@ class CropSettings:
     def stored(self):
         return self.size + 2 * self.margin
 
-
+# %% ../../nbs/data/03_prepare.ipynb #b33dedcf
 def check_crop_settings(settings):
     "Return the settings, or say which of them cannot be."
     settings = check_settings(settings)
@@ -122,7 +122,7 @@ def crop_colour(
     )
     return drawn if finer == 1 else cv2.resize(drawn, (edge, edge), interpolation=cv2.INTER_AREA)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #0e55ad97
 def crop_nearest(
     pixels,  # (H,W)
     matrix,  # (3,3) from image px to crop px
@@ -151,7 +151,7 @@ def crop_box(sample: Sample, settings: CropSettings):
     except HandlabError as error:
         raise HandlabError(f"{sample.name}, {error.where}", error.what, error.way_out) from None
 
-
+# %% ../../nbs/data/03_prepare.ipynb #8603b0e5
 def crop_sample(sample: Sample, settings: CropSettings = CropSettings()) -> dict:
     "A frame's row of every array."
     fold = check_sample(sample).side == "left" and settings.fold == "right"
@@ -190,14 +190,14 @@ def array_header(shape, dtype) -> bytes:
     )
     return header.getvalue()
 
-
+# %% ../../nbs/data/03_prepare.ipynb #8aa60204
 def create_array(path, shape, dtype):
     "A .npy file of zeros, its pages not yet taken on disk."
     with full_disk_named(path), open(path, "wb") as file:
         file.write(array_header(shape, dtype))
         file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #eea21586
 def write_rows(path, shape, start: int, rows):  # rows: (n, *shape[1:])
     "Write rows `start` and following of a file made by `create_array`."
     rows = np.ascontiguousarray(rows)
@@ -222,7 +222,7 @@ def row_digest(row: dict) -> bytes:
         )
     return digest.digest()
 
-
+# %% ../../nbs/data/03_prepare.ipynb #b2aae3d3
 @dataclass(frozen=True)
 class CropFiles:
     "The array files that crops of one kind go to."
@@ -262,7 +262,7 @@ class CropFiles:
                 "mend the reader: give it a shorter one",
             )
 
-
+# %% ../../nbs/data/03_prepare.ipynb #c268bd73
 @dataclass(frozen=True)
 class CropJob:
     "What a worker needs: frames, and the files for each kind of crops of them."
@@ -296,7 +296,7 @@ def create_arrays(folder, first: dict, count: int):
         create_array(folder / f"{key}.npy", shape, f"<U{NAME_LENGTH}" if key == "name" else first[key].dtype)
     create_array(folder / f"{DIGESTS}.npy", (count, 16), np.uint8)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #78e49529
 def rows_done(folder, shapes: dict, count: int):
     "The rows (N,) bool of a growing folder that are whole."
     arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in shapes}
@@ -311,7 +311,7 @@ def rows_done(folder, shapes: dict, count: int):
         done[index] = row_digest(row) == digests[index].tobytes()
     return done
 
-
+# %% ../../nbs/data/03_prepare.ipynb #affeb890
 def spans_left(done, chunk: int) -> list:
     "Runs (start, stop) of at most `chunk` rows that are not done."
     ends = np.flatnonzero(np.diff(np.r_[True, done, True].astype(np.int8)))
@@ -334,7 +334,7 @@ def _start_worker(job):
         sys.modules["numba"].set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-
+# %% ../../nbs/data/03_prepare.ipynb #fa4a8c43
 def _end_with_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
@@ -487,7 +487,7 @@ def folder_lock(folder):
     finally:
         lock.release()
 
-
+# %% ../../nbs/data/03_prepare.ipynb #cad6049d
 @contextlib.contextmanager
 def growing_folder(folder, name: str):
     "A folder beside `folder`, renamed to it when the block ends well; removed after a `HandlabError`, else left to go on with. The lock must be held."
@@ -507,14 +507,14 @@ def growing_folder(folder, name: str):
         shutil.rmtree(growing, ignore_errors=True)
         raise
 
-
+# %% ../../nbs/data/03_prepare.ipynb #72fbb4a3
 def write_to_disk(folder):
     "Make sure that the files of a folder outlive a power cut."
     for path in Path(folder).iterdir():
         with full_disk_named(path), open(path, "rb") as file:
             os.fsync(file.fileno())
 
-
+# %% ../../nbs/data/03_prepare.ipynb #baff6604
 def check_space(folder, need: int):
     "Refuse to begin what cannot end; what the folder's files take already counts as there."
     free = shutil.disk_usage(folder).free + sum(
@@ -542,7 +542,7 @@ def reader_identity(reader) -> str:
 def source_name(reader):
     return getattr(reader, "source", type(reader).__name__)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #cb0b0298
 def check_same(prepared: Prepared, settings: CropSettings, identity: str):
     "A prepared folder serves only the settings and the data it was made with."
     for name, value in asdict(settings).items():
@@ -570,7 +570,7 @@ def begin(folder, first: dict, count: int):
         create_arrays(folder, first, count)
     return np.zeros(count, bool)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #8907c517
 def crop_all(job: CropJob, done, workers: int, show_progress: bool):
     "Fill the rows that are not done."
     spans = spans_left(done, max(1, min(32, ceil(len(done) / (4 * workers)))))
@@ -586,7 +586,7 @@ def crop_all(job: CropJob, done, workers: int, show_progress: bool):
             if show_progress:
                 bar.update(count)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #47dd6be5
 def shorten_names(path, step: int = 65536):
     "Store names with no more letters than the longest needs."
     names = np.load(path, mmap_mode="r")
@@ -607,7 +607,7 @@ def already_prepared(folder, settings: CropSettings, identity: str):
     check_same(prepared := open_prepared(folder), settings, identity)
     return prepared
 
-
+# %% ../../nbs/data/03_prepare.ipynb #86440cee
 def prepare_each(
     reader,  # len(), [i] -> Sample, .source; must be picklable for more than one worker
     wanted: dict,  # {folder: CropSettings}
@@ -649,7 +649,7 @@ def prepare_each(
                 (folder / f"{DIGESTS}.npy").unlink(missing_ok=True)
     return [open_prepared(folder) for folder in wanted]
 
-
+# %% ../../nbs/data/03_prepare.ipynb #81d114e4
 def _fill(reader, wanted, identity, workers, show_progress):
     "Make the folders, or what is missing of them."
     sample, count, files, done = reader[0], len(reader), [], np.ones(len(reader), bool)
@@ -668,7 +668,7 @@ def _fill(reader, wanted, identity, workers, show_progress):
         for each in files:
             _finish(each, reader, identity)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #f6ab4463
 def _finish(files: CropFiles, reader, identity):
     "Write what a folder says of itself, when all rows are there."
     shorten_names(files.folder / "name.npy")
@@ -689,7 +689,7 @@ def _finish(files: CropFiles, reader, identity):
     )
     write_to_disk(files.folder)
 
-
+# %% ../../nbs/data/03_prepare.ipynb #f6899f94
 def prepare(
     reader,  # as of `prepare_each`
     folder,  # where the arrays go

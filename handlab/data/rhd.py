@@ -47,7 +47,7 @@ def frame_path(root, split: str, folder: str, frame: int) -> Path:  # folder: 'c
     "Where one image of a frame lies."
     return Path(root) / split / folder / f"{frame:05d}.png"
 
-
+# %% ../../nbs/data/02_rhd.ipynb #b0371c70
 def frame_name(split: str, frame: int) -> str:
     "How a frame is called in samples and messages."
     return f"{split}/{frame:05d}"
@@ -63,7 +63,7 @@ def decode_depth(code):  # (H,W,3) uint8, RHD's colour-coded depth
     metres[(steps == 65535) | (steps == 0)] = np.nan
     return metres
 
-
+# %% ../../nbs/data/02_rhd.ipynb #efdc64ff
 def encode_depth(metres):  # (H,W) metres, NaN for background
     "RHD's colour code (H,W,3) uint8 of a depth map."
     steps = np.rint(np.nan_to_num(np.clip(metres, 0, FAR), nan=FAR) * (65535 / FAR)).astype(np.uint16)
@@ -211,7 +211,7 @@ def _labels_of(path, frame, entry):
         "use the dataset's own file, unpacked anew",
     )
 
-
+# %% ../../nbs/data/02_rhd.ipynb #09be7de9
 def read_annotation(path):
     "Frame numbers (N,) and a dict of stacked labels: K (N,3,3), xyz (N,42,3) metres, uv_vis (N,42,3)."
     entries = read_pickle(path)
@@ -242,7 +242,7 @@ def nearest_in_view(labels: dict):  # as of `read_annotation`
     in_view = (hands[0] == 1).any(-1)
     return np.where(in_view, hands[1].min(-1), np.inf).min(-1)
 
-
+# %% ../../nbs/data/02_rhd.ipynb #d9927e41
 def not_finite(labels: dict):
     "Frames (N,) bool where K or a label of a hand in view is not a finite number."
     visible = labels["uv_vis"][..., 2].reshape(-1, 2, 21)
@@ -426,7 +426,7 @@ def write_frame(root, split: str, number: int, color, depth_rgb, part_ids):  # c
         with full_disk_named(path):
             Image.fromarray(pixels).save(path, compress_level=1)  # a little larger, much faster
 
-
+# %% ../../nbs/data/02_rhd.ipynb #c79437a3
 def write_annotation(root, split: str, annotation: dict, source: str):  # {number: {'K', 'xyz', 'uv_vis'}}
     "Write a split's labels, as Python 2 would, and what the folder holds. To be done last: without it no reader takes the split for whole."
     write_json(Path(root) / SOURCE_FILE, {"source": source})

@@ -60,7 +60,7 @@ def _complaint(sample, field):
     if value.ndim != len(shape) or any(wanted not in (None, got) for wanted, got in zip(shape, value.shape)):
         return f"its shape is {value.shape}, not {shape}".replace("None", "any")
 
-
+# %% ../../nbs/data/01_sample.ipynb #6d508fb5
 def check_sample(sample):
     "Return the sample, or say which field of it is not as promised."
     for field in FIELDS:

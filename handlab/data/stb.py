@@ -46,7 +46,7 @@ def label_path(root, sequence: str, camera: str = "SK") -> Path:
     "Where a sequence's labels lie."
     return Path(root) / "labels" / f"{sequence}_{camera[:2]}.mat"
 
-
+# %% ../../nbs/data/05_stb.ipynb #a457e082
 def image_prefix(camera: str, depth: bool = False) -> str:
     "How a camera's files begin."
     return ("SK_depth_" if depth else "SK_color_") if camera == "SK" else f"{camera}_"
@@ -66,7 +66,7 @@ def intrinsics(fx, fy, cx, cy):
     "A camera matrix (3,3)."
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
-
+# %% ../../nbs/data/05_stb.ipynb #1435cf22
 SK_COLOR_K = intrinsics(607.92271, 607.88192, 314.78337, 236.42484)
 SK_DEPTH_K = intrinsics(475.62768, 474.77709, 336.41179, 238.77962)
 SK_TURN, SK_SHIFT = (
@@ -80,7 +80,7 @@ def sk_rotation():
     "R (3,3) of the SK calibration."
     return cv2.Rodrigues(np.array(SK_TURN))[0]
 
-
+# %% ../../nbs/data/05_stb.ipynb #d0205277
 def depth_to_colour(points):  # (...,3) mm, SK depth camera
     "The same points in the frame of the SK colour camera."
     return (points - SK_SHIFT) @ sk_rotation()
@@ -104,7 +104,7 @@ def camera_joints(
         return depth_to_colour(joints)
     return joints - [BB_BASELINE if camera == "BB_right" else 0, 0, 0]
 
-
+# %% ../../nbs/data/05_stb.ipynb #a248b7ff
 def stored_joints(joints):  # (...,21,3) mm, canonical, SK colour camera
     "The same joints as a label file of SK holds them, (...,3,21) mm."
     joints = colour_to_depth(np.asarray(joints, np.float64))
@@ -147,7 +147,7 @@ def mat_elements(data, order):  # bytes; '<' or '>'
         yield kind, data[at + 8 : at + 8 + length]
         at += 8 + length + (-length % 8 if kind != MAT_PACKED else 0)
 
-
+# %% ../../nbs/data/05_stb.ipynb #e7f6b932
 def unpacked(data):
     "The bytes of a packed element."
     opened = zlib.decompressobj()
@@ -178,7 +178,7 @@ def mat_array(data, order, wanted):
         raise ValueError(f"{wanted} has {len(values)} numbers for the shape {tuple(shape)}")
     return values.reshape(shape, order="F")
 
-
+# %% ../../nbs/data/05_stb.ipynb #fc2506cf
 def read_mat(data: bytes, wanted: str):
     "The real array of that name in the bytes of a MATLAB file, or None."
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
@@ -221,7 +221,7 @@ def bone_lengths(stored):  # (3,21,N) mm
     joints = from_stb(np.transpose(stored, (2, 1, 0)), wrist=False)
     return np.linalg.norm(joints[:, BONES[:, 1]] - joints[:, BONES[:, 0]], axis=-1)
 
-
+# %% ../../nbs/data/05_stb.ipynb #b8be9439
 def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numbers that need not be right
     "Stop at the first frame whose label is no number, is no hand of this sequence, or lies behind the camera."
     kept = ~np.isin(np.arange(stored.shape[2]), list(skip))
@@ -410,7 +410,7 @@ def _check_raw(name, color, depth_code, stored, camera):
     if not np.isfinite(stored).all():
         raise HandlabError(f"{name}, label", "a label is not a finite number", SKIP_IT)
 
-
+# %% ../../nbs/data/05_stb.ipynb #60c42580
 def _check_hand(name, mask, uv, visible):
     "The mask must be where the joints are."
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
@@ -463,7 +463,7 @@ def drawn_joints(index: int):
     about_z = np.array([[np.cos(sway), -np.sin(sway), 0], [np.sin(sway), np.cos(sway), 0], [0, 0, 1]])
     return mirror_joints(example_hand(0.0)) @ about_z.T + [4.0 * index - 10, 10, 480 + 8 * index]
 
-
+# %% ../../nbs/data/05_stb.ipynb #5930bf1f
 def draw_discs(joints, K, depth, color=None):
     "Draw a hand of discs, far to near, into depth (H,W) mm and colour (H,W,3), in place."
     discs = [
@@ -480,7 +480,7 @@ def draw_discs(joints, K, depth, color=None):
         if color is not None:
             cv2.circle(color, centre, size, (215 - 9 * finger, 165, 140), -1)
 
-
+# %% ../../nbs/data/05_stb.ipynb #1340da2a
 def drawn_frame(index: int):
     "A drawn frame in STB's terms: color, coded depth, label (3,21)."
     joints = drawn_joints(index)
@@ -498,7 +498,7 @@ def read_image(path):
     "The pixels (480,640,3) u8 of an RGB PNG; anything else is an error that names the file."
     return read_png(path, "RGB", (WIDTH, HEIGHT), SKIP_IT)
 
-
+# %% ../../nbs/data/05_stb.ipynb #15b5e13e
 def write_frame(root, sequence: str, index: int, color, depth_code):
     "Write the two images of one frame in the official layout."
     for pixels, depth in ((color, False), (depth_code, True)):
@@ -509,7 +509,7 @@ def write_frame(root, sequence: str, index: int, color, depth_code):
             Image.fromarray(pixels).save(partial, "PNG", compress_level=1)  # a little larger, much faster
         os.replace(partial, path)
 
-
+# %% ../../nbs/data/05_stb.ipynb #cfc4c455
 def write_labels(root, sequence: str, stored):  # (3,21,N) mm
     "Write a sequence's label file."
     path = label_path(root, sequence)
@@ -539,7 +539,7 @@ def images_in(folder: Path, prefix: str) -> set:
         if number.isascii() and number.isdecimal() and str(int(number)) == number
     }
 
-
+# %% ../../nbs/data/05_stb.ipynb #55dac2a8
 def usable_frames(folder, there: dict, labelled: int, partial: bool):  # {prefix: set of numbers}
     "The sorted frames of a sequence that have a label and all their images; what is missing or too many is an error unless `partial`."
     wanted = set(range(labelled))
@@ -574,7 +574,7 @@ def sequence_labels(
     check_labels(path, stored, [number for name, number in skipped if name == sequence], rigid)
     return stored
 
-
+# %% ../../nbs/data/05_stb.ipynb #c98d0d96
 def sequence_there(root, sequence: str, camera: str) -> bool:
     "Are labels and a folder of images there?"
     return label_path(root, sequence, camera).exists() and (Path(root) / "images" / sequence).is_dir()
@@ -589,7 +589,7 @@ def skip_key(text) -> tuple:
         )
     return sequence, int(number)
 
-
+# %% ../../nbs/data/05_stb.ipynb #99cd7459
 def check_choice(root, split: str, camera: str):
     "Split, camera and folder must be of STB."
     if split not in SPLITS:

@@ -37,7 +37,7 @@ def _entry(K, row, column):
     "One number of each matrix, ready to be broadcast over the points of its sample"
     return K[row, column] if K.ndim == 2 else K[..., row, column, None]
 
-
+# %% ../../nbs/hand/02_camera.ipynb #459e0599
 def pixel_rays(
     uv,  # (...,N,2) px
     K,
@@ -49,7 +49,7 @@ def pixel_rays(
     x = (uv[..., 0] - _entry(K, 0, 2) - _entry(K, 0, 1) * y) / _entry(K, 0, 0)
     return library.stack([x, y, library.ones_like(x)], -1)
 
-
+# %% ../../nbs/hand/02_camera.ipynb #371fdc06
 def unproject(
     uv,  # (...,N,2) px
     z,  # (...,N) mm along the camera's axis
@@ -130,7 +130,7 @@ def _affine(a, b, c, d, e, f):  # six (...) arrays or tensors
     zero, one = library.zeros_like(a), library.ones_like(a)
     return library.stack([a, b, c, d, e, f, zero, zero, one], -1).reshape(*a.shape, 3, 3)
 
-
+# %% ../../nbs/hand/02_camera.ipynb #89c980e1
 def crop_matrix(
     box,  # Box or (...,3) px: centre u, centre v, size
     out_size,
@@ -152,7 +152,7 @@ def transform_uv(
         matrix[:2, 2] if matrix.ndim == 2 else matrix[..., None, :2, 2]
     )
 
-
+# %% ../../nbs/hand/02_camera.ipynb #35c9acdd
 def invert_affine(matrix):  # (...,3,3)
     "The map back, (...,3,3)"
     a, b, c, d, e, f = (matrix[..., row, column] for row in (0, 1) for column in (0, 1, 2))
@@ -168,7 +168,7 @@ def mirror_uv(
     uv = as_array(uv)
     return uv * as_like([-1, 1], uv) + as_like([width - 1, 0], uv)
 
-
+# %% ../../nbs/hand/02_camera.ipynb #e56ee413
 def mirror_intrinsics(
     K,  # (...,3,3) px
     width,
@@ -191,7 +191,7 @@ def crop_intrinsics(
         matrix = as_like(matrix, K)
     return matrix @ as_like(K, matrix)
 
-
+# %% ../../nbs/hand/02_camera.ipynb #340ca92e
 def image_uv(
     uv,  # (...,N,2) px of the crop
     box,  # Box or (...,3) px
@@ -237,7 +237,7 @@ def warp_grid(
     )  # source px to torch's -1..1
     return F.affine_grid((norm @ back @ unit)[:, :2], (count, 1, out_size, out_size), align_corners=False)
 
-
+# %% ../../nbs/hand/02_camera.ipynb #3fb6d091
 def warp(
     images,  # (B,C,H,W) float
     matrix,  # (B,3,3) or (3,3), from source px to output px
@@ -283,7 +283,7 @@ def rotate(
     points = as_array(points)
     return points @ library_of(points).swapaxes(as_like(rotation, points), -1, -2)
 
-
+# %% ../../nbs/hand/02_camera.ipynb #cb59266b
 def rotate_back(
     points,  # (...,N,3)
     rotation,
@@ -360,7 +360,7 @@ def sample_clouds(
     )
     return torch.where((found > 0)[:, None, None], points, root_mm[:, None]), found
 
-
+# %% ../../nbs/hand/02_camera.ipynb #3f57df00
 def within(
     flat,  # (B,H*W) metres
     width,  # W
@@ -398,7 +398,7 @@ def cell_centres(
     "Crop pixels (size,) at the centres of a map's cells"
     return (np.arange(size) + 0.5) * (crop_size or size) / size - 0.5
 
-
+# %% ../../nbs/hand/02_camera.ipynb #428fec86
 def heatmaps(
     uv,  # (...,21,2) px of the crop
     size=256,  # cells of the square map

@@ -31,7 +31,7 @@ def _numbers(values):
         else np.asarray(values, float)
     )
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #97adde39
 def joint_errors(
     pred,  # (N,21,D) mm or px
     true,  # (N,21,D), NaN where not annotated
@@ -80,7 +80,7 @@ def _per_joint(errors):  # (N,J) -> the errors of each joint that counts at leas
     columns = [column[~np.isnan(column)] for column in errors.T]
     return [column for column in columns if len(column)]
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #d6f2e6e9
 def epe(
     pred,  # (N,21,D) mm or px
     true,  # (N,21,D), NaN where not annotated
@@ -111,7 +111,7 @@ def thresholds_2d():  # (20,) px
     "0 to 30 px of the original image"
     return np.linspace(0, 30, 20)
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #afac1928
 def thresholds_mmpose():  # (20,) px
     "0 to 28.5 px, the 20 left ends of mmpose's sum up to 30 px"
     return np.arange(20) * 1.5
@@ -176,7 +176,7 @@ def scores_3d(
         auc_20_50=auc(thresholds_20_50(), curve[8:], protocol),
     )
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #b3161fd7
 def scores_2d(
     pred,  # (N,21,2) px of the original image
     true,  # (N,21,2) px, NaN where not annotated
@@ -227,7 +227,7 @@ def _centred(pred, true, visible):
     )
     return pred - middle, np.where(counted[..., None], true - target, 0), target, counted
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #7f5ed894
 def align_root(
     pred,  # (N,21,3) mm
     true,  # (N,21,3) mm, NaN where not annotated
@@ -237,7 +237,7 @@ def align_root(
     centred, _, target, _ = _centred(pred, true, visible)
     return centred + target
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #60a8a0d1
 def align_root_scale(
     pred,  # (N,21,3) in any unit
     true,  # (N,21,3) mm, NaN where not annotated
@@ -268,7 +268,7 @@ def thresholds_100():  # (100,) mm
     "0 to 100 mm, as in the published curves of Dexter+Object"
     return np.linspace(0, 100, 100)
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #5f61bbdb
 def align(
     pred,  # (N,21,3)
     true,  # (N,21,3) mm, NaN where not annotated
@@ -290,7 +290,7 @@ def align(
         None if alignment == "root_scale" else np.zeros(len(true), int) if groups is None else groups,
     )
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #80cc6dfc
 def scores_tips(
     pred,  # (N,21,3) mm; any unit for the alignments with a scale
     true,  # (N,21,3) mm, NaN where not annotated
@@ -326,7 +326,7 @@ class Difference(NamedTuple):
     low: float
     high: float
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #708557a4
 def paired_difference(
     first,  # (seeds,N) error of each frame
     second,  # (seeds,N) on the same frames; seed k of both belong together

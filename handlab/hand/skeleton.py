@@ -45,7 +45,7 @@ def as_array(values):  # an array, a tensor or a sequence of numbers
     values = np.asarray(values)
     return values if np.issubdtype(values.dtype, np.floating) else values.astype(np.float64)
 
-
+# %% ../../nbs/hand/01_skeleton.ipynb #4346ec75
 def as_like(
     values,  # an array, a tensor or a sequence of numbers
     reference,
@@ -102,7 +102,7 @@ def stb_wrist(joints):  # (...,21,3) canonical order, the palm's centre at 0
     wrist = ring_mcp + 2 * (palm - ring_mcp)
     return library_of(joints).concatenate([wrist, joints[..., 1:, :]], -2)
 
-
+# %% ../../nbs/hand/01_skeleton.ipynb #6ed352da
 def from_stb(
     joints,  # (...,21,3) as STB stores them, mm
     wrist=True,
@@ -169,7 +169,7 @@ def root_of(
         return library_of(joints).nanmean(joints[..., list(DEXTER_TIPS), :], -2)
     raise HandlabError("root_of", f"unknown root {root!r}", "use 'middle_mcp', 'palm', 'wrist' or 'tips'")
 
-
+# %% ../../nbs/hand/01_skeleton.ipynb #180b0d36
 def hand_scale(joints):  # (...,21,3) mm
     "Length of the middle finger's first bone, MCP to PIP, (...) mm"
     return ((joints[..., ROOT, :] - joints[..., ROOT + 1, :]) ** 2).sum(-1) ** 0.5
@@ -188,7 +188,7 @@ def normalise(
         scale = library_of(joints).where(scale == scale, scale, as_like(STAND_IN_SCALE, scale))
     return (joints - root_mm[..., None, :]) / scale[..., None, None], root_mm, scale
 
-
+# %% ../../nbs/hand/01_skeleton.ipynb #78f1e10b
 def denormalise(
     pose,  # (...,21,3) root-relative, scale 1
     root_mm,  # (...,3) mm
@@ -205,7 +205,7 @@ def bone_colours(colour=None):  # one colour for the whole hand; None: one a fin
     "A colour for each of the 20 bones"
     return [colour] * 20 if colour is not None else [FINGER_COLOURS[bone // 4] for bone in range(20)]
 
-
+# %% ../../nbs/hand/01_skeleton.ipynb #acbb7978
 def _bone_style(bone, colour, width, dashed):
     return dict(
         color=colour,

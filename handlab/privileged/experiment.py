@@ -264,7 +264,7 @@ def train_settings(
         **{name: getattr(settings, name) for name in shared},
     )
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #4e02eb84
 def augmentation(settings: PiSettings) -> Augment:
     "The augmentation of the training batches."
     return Augment(
@@ -319,7 +319,7 @@ def make_network(settings: PiSettings, stage: str) -> BaseCNN:
         settings.seed,
     )
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #cd4793f9
 def trained_network(
     settings: PiSettings, stage: str, folder, device="cpu", make: Callable = make_network
 ) -> torch.nn.Module:  # make: (settings, stage) -> network
@@ -331,7 +331,7 @@ def trained_network(
         network = network.to(memory_format=torch.channels_last)
     return network.requires_grad_(False)
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #a8afe390
 class PoseLoss:
     "Loss_C of stage 1."
 
@@ -380,7 +380,7 @@ class PiLoss:
         }  # Loss_C itself, comparable with stage 1
         return {"loss": sum(terms.values()), **logged}
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #87d9a7fa
 def carries_mask(index: torch.Tensor, settings: PiSettings) -> torch.Tensor:  # (B,) bool
     "Whether each image carries the mask loss: a fixed share, scattered by a multiplicative hash of its number."
     scattered = (index.long() + 7919 * settings.seed) * 2654435761 % 2**32
@@ -459,7 +459,7 @@ def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
         **{name: value for name, value in asdict(settings).items() if name not in left_out},
     }
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #764f07af
 def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
     "The network a stage starts with: fresh, the Depth Net of `depth_first`, or the trained RGB Net."
     network = make_network(settings, stage)
@@ -472,7 +472,7 @@ def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
         network.head.load_state_dict(trained_network(settings, "depth", folder).head.state_dict())
     return network
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #76dfdc84
 def train_stage(
     stage: str,  # a key of STAGES
     settings: PiSettings,
@@ -521,7 +521,7 @@ def before_data(settings: PiSettings, show_progress: bool = True):
     )
     return prepared_reader(reader, crop_settings(settings), show_progress)
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #cd8c2b4d
 def train_before(settings: PiSettings, folder, device="cpu", report: Callable = None) -> dict:
     "Train Depth Net on `depth_first`, or finish or load it; returns its `finished.json`."
     here, prepared = Path(folder) / "before", before_data(settings, show_progress=False)
@@ -567,7 +567,7 @@ def stage_jobs(
         for stage, steps in stages.items()
     ]
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #46d79419
 def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
     "Stage 1: Depth Net and RGB Net."
     settings = check_pi(settings)
@@ -620,7 +620,7 @@ def time_steps(
         seconds.append(time.perf_counter() - begun)
     return float(np.median(seconds[3:]))
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #f5b9e70f
 def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> float:
     "Seconds of a privileged step over seconds of a control's, measured once a run folder."
     path = Path(folder) / "step_time.json"
@@ -661,14 +661,14 @@ def predict(
             poses.append(denormalise(pose, batch.root, batch.scale).cpu().numpy())
     return np.concatenate(poses)
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #15386e15
 def mean_pose(data: ExperimentData) -> np.ndarray:  # (21, 3) relative to the root, in hand scales
     "The mean pose of the training frames: what a network without eyes would say."
     return np.mean(
         np.concatenate([batch.pose.numpy() for batch in ordered_batches(data.train, 256, "cpu", ())]), 0
     )
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #c2fa2601
 def predict_mean(data: ExperimentData) -> np.ndarray:  # (N, 21, 3) mm
     "The mean training pose at each test frame's root and scale."
     pose = torch.from_numpy(mean_pose(data))
@@ -712,7 +712,7 @@ def scale_settings(settings: PiSettings, name: str) -> PiSettings:
         pose_reduction=pose,
     )
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #01bb6453
 def choose_scale(
     settings: PiSettings,
     data: ExperimentData,
@@ -776,7 +776,7 @@ def gather_losses(folder, stages=STAGES):
             ]
     write_losses(Path(folder) / "losses.csv", rows)
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #9a30311a
 def write_run(
     folder,
     settings: PiSettings,

@@ -236,12 +236,12 @@ def make_machine(settings: Pi2dSettings, stage: str) -> PoseMachine:
         settings.seed,
     )
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #e1e840ba
 def trained_machine(settings: Pi2dSettings, stage: str, folder, device="cpu") -> PoseMachine:
     "A stage's trained network, frozen, in evaluation mode."
     return trained_network(settings, stage, folder, device, make_machine)
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #835296f6
 class MapLoss(PiLoss):
     "The loss of each stage: the maps, and in stage 2 Eq. 1 or Eq. 3 where the stage has it."
 
@@ -278,7 +278,7 @@ class MapLoss(PiLoss):
             "pose": terms["pose"] / (self.settings.lambda_c if self.kind.second else 1.0),
         }  # Loss_C itself, comparable with stage 1
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #603c57a9
 def maps_error(maps: torch.Tensor, batch, settings: Pi2dSettings) -> torch.Tensor:  # maps (T, B, 21, s, s)
     "Loss_C of a batch."
     return loss_maps(
@@ -330,7 +330,7 @@ def start_machine(settings: Pi2dSettings, stage: str, folder) -> PoseMachine:
         else network
     )
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #46c6cf0f
 def train_stage_2d(
     stage: str,  # a key of STAGES_2D
     settings: Pi2dSettings,
@@ -360,7 +360,7 @@ def train_stage_2d(
     )
     return read_json(here / "finished.json")
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #8fe3d3dc
 def train_stages_2d(
     second: bool, settings: Pi2dSettings, data: ExperimentData, folder, device="cpu", show: bool = True
 ) -> dict:
@@ -408,7 +408,7 @@ def predict_2d(
             )
     return image_uv(np.concatenate(found), np.asarray(prepared.box, float), settings.crop).astype(np.float32)
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #0f5168b3
 def mean_position(data: ExperimentData) -> np.ndarray:  # (21, 2) px of the crop
     "Where each joint lies in the training crops on average."
     batches = ordered_batches(data.train, 256, "cpu", ())
@@ -446,7 +446,7 @@ def predict_all_2d(
     }
     return {**predictions, "mean_pose": position_everywhere(mean_position(data), prepared)}
 
-
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #46cb803d
 def evaluate_2d(
     prepared, predictions: dict
 ) -> dict:  # {stage: {protocol: {'epe_mean', 'epe_median', 'auc', 'pck'}}}

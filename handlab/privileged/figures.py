@@ -58,7 +58,7 @@ def stage_curves(folder, stage: str, offset: int) -> tuple:
     tables = [read_losses(Path(folder) / stage / "losses.csv", split) for split in ("validation", "training")]
     return tuple({**table, "step": table["step"] + offset} for table in tables)
 
-
+# %% ../../nbs/privileged/04_figures.ipynb #575317ba
 def draw_curve(axis, folder, stage: str, offset: int, name: str):
     "One network's curve of one loss, where it has it."
     validation, training = stage_curves(folder, stage, offset)
@@ -75,7 +75,7 @@ def draw_curve(axis, folder, stage: str, offset: int, name: str):
     if name == "pose":
         axis.plot(training["step"], training[name], color=kind.colour, linewidth=0.6, alpha=0.35)
 
-
+# %% ../../nbs/privileged/04_figures.ipynb #dee9de30
 def fig_losses(folder, steps_first: int):  # steps_first: where stage 2 begins
     "Pose, intermediate and joint loss of the networks over the training."
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.1), dpi=85)
@@ -111,7 +111,7 @@ def draw_map(axis, background, values, text: str):
     )
     axis.set_xlabel(text, fontsize=7)
 
-
+# %% ../../nbs/privileged/04_figures.ipynb #6d27998c
 def plain_axes(axes):
     "No ticks, no frame."
     for axis in np.ravel(axes):
@@ -119,7 +119,7 @@ def plain_axes(axes):
         for spine in axis.spines.values():
             spine.set_visible(False)
 
-
+# %% ../../nbs/privileged/04_figures.ipynb #53ff3e02
 def fig_activations(
     networks: dict,  # {stage: trained network}
     prepared,  # prepared crops

@@ -43,7 +43,7 @@ def draw_maps(axis, image: np.ndarray, maps: torch.Tensor):  # image (S, S, 3), 
     axis.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=1)
     axis.imshow(large, cmap="magma", alpha=0.7, vmin=0, vmax=1)
 
-
+# %% ../../nbs/privileged/08_figures_2d.ipynb #4ceb263b
 def fig_maps(
     network,  # a pose machine
     prepared,  # prepared crops
@@ -173,7 +173,7 @@ def share_of(stage: str) -> float:
     "The share of training images that carry the mask loss; 0 for the control."
     return STAGES_2D[stage].mask_share
 
-
+# %% ../../nbs/privileged/08_figures_2d.ipynb #96eafa7c
 def fig_shares(
     values: dict,  # {stage: {protocol: scores}}
     energy: dict,  # {stage: share on the hand, 'hand': ...}, of `activation_energy`

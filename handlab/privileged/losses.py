@@ -73,7 +73,7 @@ def off_hand(
         return 1 - functional.adaptive_max_pool2d(1 - off, size)
     raise HandlabError("mask_pooling", f"{pooling!r} is not known", "choose one of area, max, min")
 
-
+# %% ../../nbs/privileged/02_losses.ipynb #a6cb0f2d
 def loss_mask(
     features: torch.Tensor,  # (B, C, h, w) A_k of the RGB net
     mask: torch.Tensor,  # (B, 1, S, S), 1 on the hand

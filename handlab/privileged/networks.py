@@ -43,7 +43,7 @@ def make_trunk(in_channels: int, width: float, batch_norm: bool, negative_slope:
         channels = scaled(count, width)
     return nn.Sequential(*layers)
 
-
+# %% ../../nbs/privileged/01_networks.ipynb #92bf510d
 def scaled(count: int, width: float) -> int:
     "A channel count times the width, at least 1."
     return max(1, round(count * width))
@@ -87,7 +87,7 @@ class BaseCNN(nn.Module):
         features = self.trunk(image)
         return self.head(features).unflatten(1, (21, 3)).float(), features
 
-
+# %% ../../nbs/privileged/01_networks.ipynb #d1a1fce8
 def start_weights(network: nn.Module, generator: torch.Generator):
     "He's normal distribution for every layer with a ReLU, a tenth of it for the output; biases zero."
     layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
@@ -105,7 +105,7 @@ def multiplications(layer: nn.Module, output: torch.Tensor) -> int:
         return layer.weight[0].numel() * output[0].numel()
     return layer.weight.numel() if isinstance(layer, nn.Linear) else 0
 
-
+# %% ../../nbs/privileged/01_networks.ipynb #1d7ede13
 def layer_table(
     network: BaseCNN, in_channels: int, crop: int
 ) -> list:  # dicts: layer, output, parameters, gmac

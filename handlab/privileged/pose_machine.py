@@ -40,7 +40,7 @@ def make_trunk(
             layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
-
+# %% ../../nbs/privileged/06_pose_machine.ipynb #ea57fd25
 def make_stage(
     in_channels: int, widths: tuple, kernels: tuple, batch_norm: bool, negative_slope: float
 ) -> nn.Sequential:
@@ -92,7 +92,7 @@ class PoseMachine(nn.Module):
             maps.append(stage(torch.cat([maps[-1], features], 1) if maps else features))
         return torch.stack(maps).float(), features
 
-
+# %% ../../nbs/privileged/06_pose_machine.ipynb #3baf5d01
 def check_shape(crop: int, poolings: int, stages: int):
     "Complain where no such network can be."
     if poolings not in (1, 2, 3):

@@ -79,7 +79,7 @@ def predict_on(
     }
     return {**predictions, "mean_pose": pose_everywhere(mean_pose(data), prepared)}
 
-
+# %% ../../nbs/privileged/05_results.ipynb #24866a8e
 def pose_everywhere(
     pose: np.ndarray,  # (21, 3) relative to the root, in hand scales
     prepared: Prepared,

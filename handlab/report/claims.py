@@ -129,7 +129,7 @@ class Estimate:
             min(1, 2 * (1 + min((self.draws <= 0).sum(), (self.draws >= 0).sum())) / (1 + len(self.draws)))
         )
 
-
+# %% ../../nbs/report/08_claims.ipynb #cf659da7
 def known(value: float) -> Estimate:  # such as a count of weights
     "A number without any uncertainty."
     return Estimate(float(value), np.full(DRAWS, float(value)))
@@ -145,7 +145,7 @@ def mean_estimate(
     by_seed = frame_weights(values.shape[1], block) @ values.T.astype(np.float32)
     return Estimate(float(values.mean()), (by_seed * seed_weights(len(values))).sum(1))
 
-
+# %% ../../nbs/report/08_claims.ipynb #0e09346e
 def seeds_estimate(values) -> Estimate:  # (seeds,)
     "The mean over seeds of what is known of each run as a whole; one seed says nothing of the spread."
     values = np.asarray(values, float)
@@ -170,7 +170,7 @@ def weighted_medians(
         medians.append(values[np.minimum((grown < grown[:, -1:] / 2).sum(1), len(values) - 1)])
     return np.concatenate(medians)
 
-
+# %% ../../nbs/report/08_claims.ipynb #b4f4bdd0
 def median_estimate(
     errors,  # (seeds, frames, joints)
     block: int = 1,
@@ -237,7 +237,7 @@ def about(amount, margin):
 def same(margin):
     return about(0, margin)
 
-
+# %% ../../nbs/report/08_claims.ipynb #3d5791ab
 def at_most(amount):
     return Rule(upper=amount)
 
@@ -384,7 +384,7 @@ class Measured:
     estimates: list  # positive where the claim is true
     base: float = 1.0  # one hundred per cent
 
-
+# %% ../../nbs/report/08_claims.ipynb #da295908
 @dataclass(frozen=True)
 class Measure:
     "The runs that a claim needs and what is made of them."
@@ -400,7 +400,7 @@ def pi(test, key):
 def flat(test, key):
     return f"train_pi_2d-{{{test}}}", key  # 2D, paper 1
 
-
+# %% ../../nbs/report/08_claims.ipynb #36689c4d
 def aligned(strategy, test="rhd", key="RGB"):
     return f"train_aligned-{strategy}-{{{test}}}", key
 
@@ -426,7 +426,7 @@ def steps_up(*networks, **options) -> Measure:
         down.patterns, lambda evidence: Measured([each * -1.0 for each in down.of(evidence).estimates])
     )
 
-
+# %% ../../nbs/report/08_claims.ipynb #168e4834
 def gap_closed(first, second, best, of: str = "error") -> Measure:
     "Which share of the way from the first network's error to the best one's the second has gone; negative if it is worse than the first, wherever the best one is."
 
@@ -436,7 +436,7 @@ def gap_closed(first, second, best, of: str = "error") -> Measure:
 
     return Measure((first[0], second[0], best[0]), measured)
 
-
+# %% ../../nbs/report/08_claims.ipynb #d2ec0e90
 def relative_steps(*pairs, sign: float = 1.0) -> Measure:  # of networks: worse, better
     "How much lower each second error is, as a share of the first."
 
@@ -457,7 +457,7 @@ def on_its_set(world: World, networks) -> Estimate:  # one network, or a worse a
     each = [evidence.error(*network) for network in networks]
     return each[0] - each[1] if len(each) > 1 else each[0]
 
-
+# %% ../../nbs/report/08_claims.ipynb #4a03bf42
 def across_sets(first, second) -> Measure:  # networks of one set, networks of another
     "How much larger an error, or a gain, is on the first set than on the second."
 
@@ -481,13 +481,13 @@ def curve_of(run, stage: str, column: str) -> tuple:  # (steps, values)
         )
     return table["step"], table[column]
 
-
+# %% ../../nbs/report/08_claims.ipynb #d0c6e851
 def loss_at(run, stage: str, column: str, share: float) -> float:
     "The validation loss when a share of a stage's steps is done."
     steps, values = curve_of(run, stage, column)
     return float(np.interp(share * steps[-1], steps, values))
 
-
+# %% ../../nbs/report/08_claims.ipynb #90dc9fb5
 def loss_falls(
     pattern: str, stage: str, column: str, start: float = 0.0, end: float = 1.0, to: str = ""
 ) -> Measure:
@@ -499,7 +499,7 @@ def loss_falls(
 
     return Measure((pattern,), lambda evidence: Measured([evidence.over_seeds(pattern, fall)]))
 
-
+# %% ../../nbs/report/08_claims.ipynb #4c50aae1
 def steps_to(steps, errors, goal: float) -> float:  # inf where it is never reached
     "The step at which a curve first comes down to a goal, linear between its points."
     steps, errors = np.asarray(steps, float), np.minimum.accumulate(np.asarray(errors, float))
@@ -511,7 +511,7 @@ def steps_to(steps, errors, goal: float) -> float:  # inf where it is never reac
     share = (errors[after - 1] - goal) / (errors[after - 1] - errors[after])
     return float(steps[after - 1] + share * (steps[after] - steps[after - 1]))
 
-
+# %% ../../nbs/report/08_claims.ipynb #6132c814
 def steps_saved(slow, fast) -> Measure:  # patterns of two trainings of equal steps
     "Which share of the slow training's steps the fast one saves on the way to its final error; negative if it is the other that saves them."
 
@@ -553,7 +553,7 @@ def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {s
         shares[stage] = torch.cat(parts).double().numpy()
     return shares
 
-
+# %% ../../nbs/report/08_claims.ipynb #04a098e6
 def on_hand(pattern: str, before: str, after: str) -> Measure:  # two stages
     "How much more of the activation energy lies on the hand."
 
@@ -584,7 +584,7 @@ def there(run, name: str) -> Path:
         raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {name}")
     return run.path / name
 
-
+# %% ../../nbs/report/08_claims.ipynb #a1e25965
 def weights_at_test(run) -> int:
     "How many weights a test from RGB uses."
     with safe_open(there(run, "model.safetensors"), "np") as file:
@@ -592,7 +592,7 @@ def weights_at_test(run) -> int:
             sum(np.prod(file.get_slice(name).get_shape()) for name in file.keys() if name.startswith(AT_TEST))
         )
 
-
+# %% ../../nbs/report/08_claims.ipynb #2f6d200a
 def size_apart(first: str, second: str) -> Measure:  # patterns
     "By which share of the first's weights the second has more at test time."
 
@@ -626,7 +626,7 @@ def milliseconds_at_test(runs, count: int = TIMINGS) -> np.ndarray:  # (len(runs
             times[place, turn] = 1000 * (time.perf_counter() - started)
     return times[:, 3:]  # the first ones warm up
 
-
+# %% ../../nbs/report/08_claims.ipynb #32210b11
 def time_apart(first: str, second: str) -> Measure:  # patterns
     "By which share of the first's time the second takes longer at test time."
 
@@ -683,7 +683,7 @@ class Claim:
     real_only: str = ""  # the real set it can be weighed on alone
     paper: str = ""
 
-
+# %% ../../nbs/report/08_claims.ipynb #24fcd060
 def claims_of(paper: str, *claims) -> list:
     "Claims with their paper's name."
     return [Claim(**{**claim.__dict__, "paper": paper}) for claim in claims]
@@ -870,7 +870,7 @@ def claims_losses() -> list:
 def table_2(test: str, *methods, metric="mean"):
     return partial(pi_table, test, f"2D EPE {metric}", *methods)
 
-
+# %% ../../nbs/report/08_claims.ipynb #92ac5f97
 def claims_2d(
     claim_id: str, place: str, text: str, worse, better, control, row: tuple, other: str = ""
 ) -> list:  # row: (set, worse, better) of Table 2
@@ -958,7 +958,7 @@ def claims_2d_rhd() -> list:
         ),
     ]
 
-
+# %% ../../nbs/report/08_claims.ipynb #6649d7b7
 def published_gap() -> tuple:
     "The share of the gap that Table 2 shows closed on RHD."
     gain, gap = (
@@ -967,7 +967,7 @@ def published_gap() -> tuple:
     )
     return gain / gap, 1.0
 
-
+# %% ../../nbs/report/08_claims.ipynb #7a32d51d
 def claims_2d_stereo() -> list:
     "Table 2's rows on Stereo: the share of the images that carries the mask loss."
     net, at, rgb, part, most = (
@@ -1056,7 +1056,7 @@ def margin_to(
         (network[0],), lambda evidence: Measured([(known(others()) - getattr(evidence, of)(*network)) * sign])
     )
 
-
+# %% ../../nbs/report/08_claims.ipynb #b7718c18
 def best_area(benchmark: str, *methods) -> float:
     "The largest published area of some methods."
     curves = published_curves(benchmark)
@@ -1170,7 +1170,7 @@ def claims_others_pi() -> list:
         speed("time-2d", 8, "2D"),
     ]
 
-
+# %% ../../nbs/report/08_claims.ipynb #3cda684a
 def forward_time(kind: str) -> Measure:  # '3D' or '2D'
     "The median time of a forward pass at the paper's size, on the paper's device alone."
 
@@ -1201,7 +1201,7 @@ def pair_of_strategies(
         published=partial(strategies, *methods),
     )
 
-
+# %% ../../nbs/report/08_claims.ipynb #dfda0e42
 def claims_strategies() -> list:
     "Paper 2's Table 1 and Fig. 5."
     chain = ("S1", "R2CHP", "S3", "S4")
@@ -1342,7 +1342,7 @@ def claims_ablations() -> list:
         ),
     ]
 
-
+# %% ../../nbs/report/08_claims.ipynb #dc6a38f2
 def claims_weak(shares) -> list:  # labelled shares, as the profile trains them
     "Paper 2's Fig. 8, and the end of its supplement's section E."
 
@@ -1646,7 +1646,7 @@ def all_claims(profile: str = "quick") -> list:
     )
     return claims_of(PI_PAPER, *of_pi) + claims_of(ALIGNED_PAPER, *of_aligned)
 
-
+# %% ../../nbs/report/08_claims.ipynb #acc4eddf
 def published_effect(claim: Claim) -> tuple:  # (effect, base, where it is printed, remark)
     "What the paper has, as far as it is a number."
     noted = noted_facts()
@@ -1698,7 +1698,7 @@ def command_for(world: World, name: str) -> str:  # without the seed
             )
     return f"papermill nbs/{name}.ipynb runs/{name}.ipynb -p profile {world.profile} -p seeds {world.seeds}"
 
-
+# %% ../../nbs/report/08_claims.ipynb #84cd48b8
 def weigh(claim: Claim, world: World) -> dict:
     "A claim's row."
     effect, base, where, remark = published_effect(claim)
@@ -1738,7 +1738,7 @@ def weigh(claim: Claim, world: World) -> dict:
     except (Unfit, HandlabError) as why:
         return {**row, "reason": str(why)}
 
-
+# %% ../../nbs/report/08_claims.ipynb #9905347c
 def measured_row(claim: Claim, world: World) -> dict:
     "What our runs say of a claim."
     if claim.real_only and not world.real:
@@ -1784,7 +1784,7 @@ def holm(chances) -> np.ndarray:  # (n,) p values, NaN where there is none -> (n
     kept[order[: np.argmin(passed) if not passed.all() else len(order)]] = True
     return kept
 
-
+# %% ../../nbs/report/08_claims.ipynb #14acac21
 def claims_table(world: World, claims=None) -> pd.DataFrame:
     "One row a claim."
     table = pd.DataFrame(
@@ -1794,7 +1794,7 @@ def claims_table(world: World, claims=None) -> pd.DataFrame:
         **{"also together": np.where(table.p.isna(), "", np.where(holm(table.p), "yes", "no"))}
     )
 
-
+# %% ../../nbs/report/08_claims.ipynb #e5dc6d86
 def by_chance(table: pd.DataFrame) -> str:
     "How many claims hold, and how many would by chance."
     weighed = table[table.p.notna()]
@@ -1837,7 +1837,7 @@ def caption(world: World, table: pd.DataFrame) -> str:
         ";"
     )
 
-
+# %% ../../nbs/report/08_claims.ipynb #a06fcae8
 def shown_table(table: pd.DataFrame, paper: str) -> pd.DataFrame:
     "A paper's rows, as a reader wants them."
 
@@ -1868,7 +1868,7 @@ def known_reasons() -> pd.DataFrame:
     "Reasons that were looked into: id, source ('twin' or 'real'), profile, reason."
     return facts("reasons.csv")
 
-
+# %% ../../nbs/report/08_claims.ipynb #b7fe815a
 def failures(table: pd.DataFrame, reasons: pd.DataFrame = None) -> pd.DataFrame:
     "The claims that do not hold, each with its reason if one is known."
     reasons = known_reasons() if reasons is None else reasons
@@ -1909,7 +1909,7 @@ def in_percent(table: pd.DataFrame) -> pd.DataFrame:
         published=rows.published * theirs.where(~points, 100),
     )
 
-
+# %% ../../nbs/report/08_claims.ipynb #f88f78f8
 def fig_forest(table: pd.DataFrame, paper: str, source: str):
     "Every claim of a paper that has an effect, ours or the published one."
     rows = in_percent(table[table.paper == paper])
@@ -1987,7 +1987,7 @@ def count_table(table: pd.DataFrame) -> pd.DataFrame:
     )
     return counts.rename(index=PAPER_NAMES).rename_axis("paper").rename_axis(None, axis=1)
 
-
+# %% ../../nbs/report/08_claims.ipynb #a255917d
 def undecided(table: pd.DataFrame) -> pd.DataFrame:
     "The claims without a verdict, each with the reason."
     rows = table[table.verdict.isin((CANNOT_TELL, NOT_RUN))]
@@ -1999,7 +1999,7 @@ def require_graph(world: World):
     names = dict.fromkeys(run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.profile))
     require([name.replace("sim-", "") if world.real else name for name in names], world.folder, world.seeds)
 
-
+# %% ../../nbs/report/08_claims.ipynb #5543b694
 SAVED = (
     "paper",
     "section",

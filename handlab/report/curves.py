@@ -38,7 +38,7 @@ def auc_text(areas) -> str:  # one a seed
     areas = np.asarray(areas, float)
     return f"{areas.mean():.3f}" + (f" ± {areas.std(ddof=1):.3f}" if len(areas) > 1 else "")
 
-
+# %% ../../nbs/report/05_curves.ipynb #c21c4368
 def draw_ours(
     axis,
     thresholds,  # (T,) mm or px

@@ -51,7 +51,7 @@ def count_frames(
             counts[split], counts["source"] = (len(opened), len(opened.skipped)), opened.source
     return counts
 
-
+# %% ../../nbs/report/03_datasets.ipynb #a6cda7f3
 def table_datasets(
     roots: dict = {},
 ) -> pd.DataFrame:  # {dataset: folder}; others are looked for where real data usually lie

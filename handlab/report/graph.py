@@ -70,7 +70,7 @@ def notebook_cells(path) -> list[str]:
         for cell in cells
     ]
 
-
+# %% ../../nbs/report/10_graph.ipynb #9d42dc54
 def meaning(tree) -> str:
     "A syntax tree without docstrings, as text."
     for node in ast.walk(tree):
@@ -93,7 +93,7 @@ def module_file(name: str):  # such as 'handlab.hand.camera'
         if (project_root() / file).exists():
             return file.as_posix()
 
-
+# %% ../../nbs/report/10_graph.ipynb #a2180e6d
 def imported_names(node, package: str) -> list[str]:  # package: what a relative import starts from
     "The modules that an import statement may mean."
     if isinstance(node, ast.Import):
@@ -108,7 +108,7 @@ def imported_names(node, package: str) -> list[str]:  # package: what a relative
     )
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
-
+# %% ../../nbs/report/10_graph.ipynb #e68d732c
 def needed_files(tree, package: str = PACKAGE) -> set:
     "The package's files that a syntax tree imports or names."
     nodes = list(ast.walk(tree))
@@ -121,7 +121,7 @@ def needed_files(tree, package: str = PACKAGE) -> set:
         file for word in words for file in data_files().get(word, ())
     }
 
-
+# %% ../../nbs/report/10_graph.ipynb #5ee96b76
 @lru_cache
 def data_files() -> dict:  # {name: [file]}
     "The data files within the package."
@@ -147,7 +147,7 @@ def parsed(file: str) -> tuple:  # (meaning, the package's files it needs)
     )
     return "\n".join(map(meaning, trees)), needs
 
-
+# %% ../../nbs/report/10_graph.ipynb #59396191
 def closure(*files: str) -> list[str]:  # from the project's root
     "The files and all that they need, directly or by way of others."
     found, waiting = set(), list(files)
@@ -159,7 +159,7 @@ def closure(*files: str) -> list[str]:  # from the project's root
         waiting.extend(parsed(file)[1])
     return sorted(found)
 
-
+# %% ../../nbs/report/10_graph.ipynb #954eeabe
 def code_fingerprint(*files: str) -> str:
     "A short name for what some files and all that they need mean."
     return fingerprint({file: parsed(file)[0] for file in closure(*files)})
@@ -187,7 +187,7 @@ NOT_TRAINING = {
 def notebook_file(notebook: str) -> str:
     return f"nbs/{notebook}.ipynb"
 
-
+# %% ../../nbs/report/10_graph.ipynb #b6deebff
 def training_code(notebook: str) -> list[str]:
     "The modules a notebook trains with: the experiments it imports, or all it imports where there is none."
     needs = parsed(notebook_file(notebook))[1]
@@ -198,7 +198,7 @@ def training_code(notebook: str) -> list[str]:
     ]
     return sorted(own) or sorted(needs)
 
-
+# %% ../../nbs/report/10_graph.ipynb #786fb359
 def training_fingerprint(notebook: str, parameters: dict) -> str:
     "A short name for what the trained weights depend on, beside the data."
     return fingerprint(
@@ -206,7 +206,7 @@ def training_fingerprint(notebook: str, parameters: dict) -> str:
         {name: value for name, value in parameters.items() if name not in NOT_TRAINING},
     )
 
-
+# %% ../../nbs/report/10_graph.ipynb #3931c9af
 def claim(folder, made_with: str):
     "Make a run folder ready: kept where it was made with the same, else set aside for an empty one."
     folder = Path(folder)
@@ -218,7 +218,7 @@ def claim(folder, made_with: str):
         folder.rename(before)
     write_json(stamp, made_with)
 
-
+# %% ../../nbs/report/10_graph.ipynb #3a57ed7d
 def adopt(profile: str, seeds: int, real: str = "") -> list[str]:  # the names of the runs
     "Take finished runs that were made by hand for runs of the present code."
     made = [(run, project_path(run_folder(run, profile))) for run in whole_graph(profile, seeds, real)[0]]
@@ -245,7 +245,7 @@ SMALLER = {"size": "smoke", "repeats": 1}  # where a page also times networks, i
 def there(notebook: str) -> bool:
     return (project_root() / notebook_file(notebook)).exists()
 
-
+# %% ../../nbs/report/10_graph.ipynb #3c20effe
 def accepted(notebook: str) -> list[str]:
     "The names of a notebook's parameters."
     return next(
@@ -257,12 +257,12 @@ def accepted(notebook: str) -> list[str]:
         [],
     )
 
-
+# %% ../../nbs/report/10_graph.ipynb #cf76e70d
 def what_matters(parameters: dict) -> dict:
     "Parameters without those that say where data lie: to move them is no reason to make anything again."
     return {name: value for name, value in parameters.items() if name not in ROOTS}
 
-
+# %% ../../nbs/report/10_graph.ipynb #3c13749c
 def page_run(notebook: str, profile: str, seeds: int, real: str = "") -> Run:
     "A page as a run of the graph."
     given = {"seeds": seeds, "strict": True}
@@ -282,7 +282,7 @@ def page_run(notebook: str, profile: str, seeds: int, real: str = "") -> Run:
         }
     return Run(page_folder(notebook, bool(real)), notebook, given, 0, 1, PAGE_MINUTES)
 
-
+# %% ../../nbs/report/10_graph.ipynb #65bdf5a0
 def page_parameters(run: Run, profile: str) -> dict:
     "What the notebook of a page is given."
     usual = {
@@ -298,7 +298,7 @@ def figures_folder(profile: str) -> str:
     "Where tables and figures go; those of tests do not go to the page."
     return "runs/smoke/figures" if profile == "smoke" else "figures"
 
-
+# %% ../../nbs/report/10_graph.ipynb #8e23adf1
 def whole_graph(
     profile: str, seeds: int, real: str = ""
 ) -> tuple:  # (trainings, pages), those whose notebooks are there
@@ -319,7 +319,7 @@ def find_run(name: str, profile: str, seeds: int, real: str = "") -> Run:
         f"choose among {', '.join(run.name for run in (*trainings, *pages))}",
     )
 
-
+# %% ../../nbs/report/10_graph.ipynb #5d9f4701
 def gpu_count() -> int:
     "The GPUs that this process may use, without loading torch."
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -332,7 +332,7 @@ def gpu_count() -> int:
         sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
     )
 
-
+# %% ../../nbs/report/10_graph.ipynb #941fb25f
 @contextlib.contextmanager
 def one_gpu():
     "Within this block one GPU that no other run uses is the only visible one; a scheduler's allocation is left as it is."
@@ -380,7 +380,7 @@ def execute(notebook: str, output: Path, parameters: dict):
             if not left or not str(error).startswith(NOT_BEGUN):
                 raise
 
-
+# %% ../../nbs/report/10_graph.ipynb #324003f0
 def run_one(name: str, profile: str, seeds: int, real: str = ""):
     "Make one run of the graph; a page notes at its end what it was made with."
     run, pages = find_run(name, profile, seeds, real), whole_graph(profile, seeds, real)[1]
@@ -416,7 +416,7 @@ def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: [(no
         for dataset in sorted({dataset for _, dataset, _ in wanted})
     }
 
-
+# %% ../../nbs/report/10_graph.ipynb #6c612945
 def data_name(dataset: str) -> str:
     return f"data-{dataset}"
 
@@ -427,7 +427,7 @@ def experiment_of(notebook: str) -> tuple:  # (module, settings class)
     name = next(name for name in parsed_names(notebook) if name.endswith("Settings"))
     return module, getattr(module, name)
 
-
+# %% ../../nbs/report/10_graph.ipynb #73ee8244
 def parsed_names(notebook: str) -> list[str]:
     "What a notebook imports by name."
     trees = [ast.parse(cell) for cell in notebook_cells(project_root() / notebook_file(notebook))]
@@ -439,7 +439,7 @@ def parsed_names(notebook: str) -> list[str]:
         for alias in node.names
     ]
 
-
+# %% ../../nbs/report/10_graph.ipynb #73d32588
 def frames_wanted(
     wanted, profile: str, roots: dict
 ) -> list:  # [(notebook, dataset, other set)] -> [(reader, {folder: CropSettings})]
@@ -466,7 +466,7 @@ def frames_wanted(
             ] = kind
     return list(found.values())
 
-
+# %% ../../nbs/report/10_graph.ipynb #b2ef1040
 def prepare_data(name: str, profile: str, seeds: int, output, real: str = ""):
     "Prepare all crops of a dataset, and those of the other set that its networks are tested on."
     from handlab.data.prepare import prepare_each
@@ -496,7 +496,7 @@ def event_of(record) -> str:
     "What one of Snakemake's log records is about."
     return str(getattr(record, "event", "") or "").lower().split(".")[-1]
 
-
+# %% ../../nbs/report/10_graph.ipynb #8bed67e6
 class Errors(logging.Handler):
     "Shows what Snakemake says of an error when it is told to be quiet; `Progress` tells of failed runs."
 
@@ -627,7 +627,7 @@ def hold(path: Path):
         ) from None
     os.set_inheritable(descriptor, True)
 
-
+# %% ../../nbs/report/10_graph.ipynb #07e73050
 def snakemake_words(profile: str, seeds: int, cores: int = 0, more=(), real: str = "") -> list[str]:
     "The command line of Snakemake."
     cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
@@ -651,7 +651,7 @@ def snakemake_words(profile: str, seeds: int, cores: int = 0, more=(), real: str
         *more,
     ]
 
-
+# %% ../../nbs/report/10_graph.ipynb #1dcfcea5
 def forget_incomplete_pages(profile: str):
     "Have pages made again whose files are gone."
     for notebook in missing_files(figures_folder(profile)):
@@ -660,7 +660,7 @@ def forget_incomplete_pages(profile: str):
                 missing_ok=True
             )
 
-
+# %% ../../nbs/report/10_graph.ipynb #301d4dea
 def targets(words, profile: str, seeds: int, real: str = "") -> list[str]:
     "The words for Snakemake: options, then what is named before them, as files; Snakemake's own error over an unknown name tells nothing."
     trainings, pages = whole_graph(profile, seeds, real)
@@ -683,7 +683,7 @@ def targets(words, profile: str, seeds: int, real: str = "") -> list[str]:
         )
     return [*words[len(named) :], *(["--"] if named else []), *(files.get(word, word) for word in named)]
 
-
+# %% ../../nbs/report/10_graph.ipynb #6244d9ea
 def begin(
     profile: str, seeds: int, cores: int = 0, more=(), real: str = ""
 ):  # more: further words for Snakemake
@@ -727,7 +727,7 @@ def command_line() -> argparse.ArgumentParser:
     add("adopt", "take finished runs made by hand for runs of the present code")
     return parser
 
-
+# %% ../../nbs/report/10_graph.ipynb #7e5d076d
 def main(arguments=None):
     "The command line."
     parser = command_line()

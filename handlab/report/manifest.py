@@ -24,13 +24,13 @@ def items(folder="figures") -> list:  # dicts of `ABOUT`, with 'name' and the 'f
             found.append({**about, "name": path.stem, "files": files})
     return sorted(found, key=lambda about: (about["paper"], kind_and_number(about["item"]), about["name"]))
 
-
+# %% ../../nbs/report/09_manifest.ipynb #f7f5b69b
 def kind_and_number(item: str) -> tuple:  # 'Fig. 10' comes after 'Fig. 2'
     "What to sort an item by."
     digits = "".join(letter if letter.isdigit() else " " for letter in item).split()
     return item.split()[0] if item else "", "suppl" in item.lower(), int(digits[0]) if digits else 0, item
 
-
+# %% ../../nbs/report/09_manifest.ipynb #7864896c
 def missing_files(folder="figures") -> dict:  # {notebook: [file]}
     "The files that a notebook has written and that are gone."
     folder, gone = project_path(folder), {}
@@ -41,7 +41,7 @@ def missing_files(folder="figures") -> dict:  # {notebook: [file]}
                 gone.setdefault(about["notebook"], []).append(name)
     return gone
 
-
+# %% ../../nbs/report/09_manifest.ipynb #f382160b
 def other_files(folder="figures") -> list:  # names
     "The files of a folder that no item names, such as what single runs drew."
     folder = project_path(folder)
@@ -79,7 +79,7 @@ def cell(
         return f"[{value}]({nbs}/{value}.ipynb)"
     return f"`{value}`" if column == "command" else str(value)
 
-
+# %% ../../nbs/report/09_manifest.ipynb #9e6cf062
 def manifest_page(
     found: list,  # of `items`
     command: str = "make figures",
@@ -122,7 +122,7 @@ def write_manifest(folder="figures", command: str = "make figures") -> list:  # 
         file.write(manifest_page(found, command, other_files(folder), nbs))
     return found
 
-
+# %% ../../nbs/report/09_manifest.ipynb #d944aed2
 def main(arguments=None):
     "The command line."
     parser = argparse.ArgumentParser(

@@ -81,7 +81,7 @@ def markdown_table(
     ]
     return "\n".join([*([f"*{caption}*", ""] if caption else []), *lines])
 
-
+# %% ../../nbs/report/02_output.ipynb #f8ec6647
 def save_table(
     table: pd.DataFrame, name: str, caption: str = "", digits: int = 2, folder="figures", about: dict = None
 ) -> list:  # the files

@@ -93,7 +93,7 @@ def base(variant: str) -> str:
     "A variant without its number of steps, under which it is labelled and coloured."
     return re.sub(r"-steps\d+", "", variant)
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #3f507bfc
 def reference_variant(
     strategy: str,  # 'S1' or 'S4'
     profile: str,
@@ -119,7 +119,7 @@ def weak_variants(
     }
     return sorted(found, key=lambda variant: (labelled_share(variant), variant))
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #e42a333a
 def labelled_share(variant: str) -> float:
     "The share of training frames with labels."
     match = re.search(r"-labelled([\d.]+)", variant)
@@ -237,7 +237,7 @@ def every_run(runs) -> list:  # {variant: [RunFolder]}, {dataset: {variant: [Run
 def _opened(path, device, changed):
     return open_run(path, device)
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #842d6266
 def opened(run, device="cpu") -> tuple:
     "Settings, data and network of a run; opened once, as many items need them."
     return _opened(str(run.path), str(device), (Path(run.path) / "metrics.json").stat().st_mtime_ns)
@@ -286,7 +286,7 @@ def table_variants(
         table[f"on {frames.pop()} real RHD frames (mm)"] = pd.Series(real)
     return table.rename(index=lambda variant: LABELS.get(base(variant), variant))
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #6afed07b
 def table_strategies(runs: dict):
     return table_variants(runs, "S1", published_strategies())
 
@@ -432,7 +432,7 @@ def model_places(recipe) -> dict:
         (column, name): (x, y) for column, (names, x) in columns.items() for name, y in heights(names).items()
     }
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #5953ad0d
 def draw_node(axis, place, column: str, name: str):
     "A node: shaded where it is observed, with the modality's name beside it."
     axis.add_patch(
@@ -483,7 +483,7 @@ def draw_model(axis, strategy: str, title: str):
     axis.set(xlim=(-1.45, 4.05), ylim=(-1.45, 1.45), aspect="equal")
     axis.axis("off")
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #80bad8ae
 def fig_models(
     strategies={
         "S1": "(a) S1, cross modal",
@@ -518,7 +518,7 @@ def spread(
     "Frame numbers, spread evenly."
     return ((np.arange(wanted) + 0.5 + offset) * count / wanted).astype(int) % count
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #0b89b257
 def sign(figure, run, text: str = ""):
     "A line under a picture: what it was drawn from."
     figure.text(
@@ -531,7 +531,7 @@ def sign(figure, run, text: str = ""):
     )
     return figure
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #d4b74640
 def fig_walks_of(
     run, pairs: int = 2, split: str = "test", count: int = 7, device="cpu"
 ):  # split: 'test' or 'train'
@@ -545,7 +545,7 @@ def fig_walks_of(
         figure, run, f"frames of the {'evaluation' if split == 'test' else 'training'} split, from RGB alone"
     )
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #3dcdd43c
 def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu"):
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)
@@ -565,14 +565,14 @@ def weak_errors(runs: dict) -> dict:  # {variant: [RunFolder]} with 'S4' and its
                 ]
     return {regime: by_share for regime, by_share in found.items() if by_share}
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #bdeb7c9e
 def split_reference(runs: dict) -> tuple:  # {variant: [RunFolder]}
     "S4 and its labelled shares, and S1's runs."
     return {variant: each for variant, each in runs.items() if base(variant) != "S1"}, [
         run for variant, each in runs.items() if base(variant) == "S1" for run in each
     ]
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #53c0050a
 def fig_weak_of(runs: dict):  # {variant: [RunFolder]} with S4, its labelled shares and S1
     "Mean EPE over the labelled share; S1 with all labels as a line."
     shares, baseline = split_reference(runs)
@@ -640,7 +640,7 @@ def tip_curves(
         for alignment in TIP_ALIGNMENTS
     }
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #2c0e679b
 def measure_tips(
     runs: dict,  # {variant: [RunFolder]}
     dataset: str,  # 'sim-dexter-object' or 'dexter-object'
@@ -730,7 +730,7 @@ def forward_time(
         times.append(1000 * (perf_counter() - begun))
     return min(times[3:])
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #659e2b31
 def table_test_time(
     runs: dict, side: int = 0, device="cpu", repeats: int = 30
 ):  # {variant: [RunFolder]}; side 0: the runs' own
@@ -766,7 +766,7 @@ def step_lengths(walks):  # (...,T,J,3)
     "The mean distance that joints move in every step, (...,T-1)."
     return np.linalg.norm(np.diff(walks, axis=-3), axis=-1).mean(-1)
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #ff5b2be4
 def bone_drift(walks):  # (...,T,21,3)
     "How far bone lengths are from even change between the two ends, (...,T) per cent of the hand's bones."
     lengths = np.linalg.norm(walks[..., BONES[:, 1], :] - walks[..., BONES[:, 0], :], axis=-1)
@@ -801,7 +801,7 @@ def walk_measures(
     away = scale * nearest_distance(walks, real)
     return {**found, "from_real": away[:, 1:-1].mean(-1), "from_real_ends": away[:, [0, -1]].mean(-1)}
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #c0d3ef4f
 def walk_profiles(walks) -> dict:  # (K,T,21,3)
     "The mean over the walks of each step's length, relative to a walk's mean step (T-1,), and of the bones' drift (T,)."
     steps = step_lengths(walks)
@@ -818,7 +818,7 @@ def codes_of(network, prepared, settings, device="cpu", letter="R"):
         [network.encode(modality_tensors(batch, letter, settings)[letter], letter) for batch in batches]
     )
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #62ff862b
 @torch.no_grad()
 def pose_walks(
     decoder,  # codes (N,latent) -> poses (N,21,3)
@@ -873,7 +873,7 @@ def latent_smoothness(
         for name, ways in (("latent", walks), ("joints", straight_walks(walks)))
     }
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #f8fe3d9b
 def smoothness_of(
     runs: dict,  # {variant: [RunFolder]}
     joints_of: str = "S4",  # whose ends the straight way of the joints connects
@@ -926,7 +926,7 @@ def table_smoothness(
             }
     return pd.DataFrame(rows).T.rename_axis("mean over the walks")
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #65a04370
 def fig_smoothness(measured: dict, source: str):
     "Left the length of each step over the way, right how far bone lengths are off."
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
@@ -984,7 +984,7 @@ def cloud_variation(network, prepared, settings, device="cpu") -> dict:  # {'put
             found[name] += [surface_variation(cloud).mean() for cloud in clouds.float().cpu().numpy()]
     return {name: np.array(values) for name, values in found.items()}
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #81e3984b
 def cloud_smoothness_of(
     runs: list, device="cpu"
 ) -> dict:  # [RunFolder] -> {'clouds': {'measures': {'put_in' | 'reconstructed': (seeds, N)}}}
@@ -997,7 +997,7 @@ def cloud_smoothness_of(
         "clouds": {"measures": {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}}
     }
 
-
+# %% ../../nbs/report/07_paper_aligned.ipynb #cb29d610
 def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothness_of`}
     "One row a dataset: both mean variations and their difference with its 95 % interval over seeds and frames."
     rows = {}

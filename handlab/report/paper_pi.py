@@ -81,7 +81,7 @@ def look(network: str) -> dict:  # colour and linestyle
     "How a network's curve is drawn."
     return {"colour": COLOURS.get(network, "#555555"), "linestyle": ":" if network in CONTROLS else "-"}
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #c85e1a60
 def label_of(runs, network: str) -> str:
     "The network's name in its run."
     return {"mean_pose": "mean training pose", **runs[0].metrics.get("labels", {})}.get(network, network)
@@ -101,7 +101,7 @@ def predictions_of(
         )
     return run.predictions_on(test_set)
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #40d04e16
 def networks_of(runs, test_set: str = "") -> list:  # names of networks
     "The networks that all the runs have predictions of."
     found = [
@@ -110,7 +110,7 @@ def networks_of(runs, test_set: str = "") -> list:  # names of networks
     ]
     return [name for name in found[0] if all(name in each for each in found)]
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #754e0002
 def on_test_set(runs, network: str, measure, test_set: str = "") -> np.ndarray:  # (seeds, ...)
     "`measure(pred, true, visible)` of each run; in 3D all annotated joints count, in 2D the visible ones."
     rows = []
@@ -144,7 +144,7 @@ def draw_networks(
         )
         draw_ours(axis, thresholds, curves, label_of(runs, network), **look(network), auc_range=auc_range)
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #9ac241b4
 def panel_3d(axis, runs, title: str):
     "3D PCK of Depth Net, RGB Net, RGB PI Net and the controls."
     draw_networks(axis, runs, [name for name in networks_of(runs) if name in STAGES], "mm")
@@ -172,7 +172,7 @@ def panel_published(axis, runs, title: str):
     draw_networks(axis, runs, ["rgb_pi"], "mm", auc_range=(20, 50))
     return finish_pck(axis, title, source_line(runs), limits=(20, 50), auc_range="20-50 mm")
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #9fcbef20
 def table_state_of_the_art(
     runs,
 ) -> pd.DataFrame:  # ours has no number in the published column, nor a published one in ours
@@ -234,7 +234,7 @@ def fig_panel(runs, place: str, *more):  # more: the other test set, for the bot
     draw(axis, runs, *arguments, *more)
     return figure
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #ca1257c5
 def fig_3(rhd, stereo, rhd_2d, stereo_2d, test_set: str):  # runs of each kind, perhaps none
     "Fig. 3 as in the paper: 3D above, 2D below; a panel without runs says so."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
@@ -295,7 +295,7 @@ def table_3d(sets: dict) -> pd.DataFrame:  # {name: runs}
             )
     return pd.DataFrame(rows).set_index(["set", "network"])
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #7574e60a
 def table_3d_of_both(rhd, stereo) -> pd.DataFrame:  # runs
     "`table_3d` of both sets of the paper."
     return table_3d({"RHD": rhd, "Stereo": stereo})
@@ -322,7 +322,7 @@ def our_2d(runs, network: str, test_set: str = "") -> dict:  # columns of Table 
                 columns[f"ours, {protocol}, {name}, sd"] = float(values.std(ddof=1))
     return columns
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #06513544
 def table_2(
     tests: dict,
 ) -> (
@@ -376,7 +376,7 @@ def table_2(
         ]
     return pd.DataFrame(rows).set_index(["test", "method"])
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #69cb03ce
 def table_2_of(
     rhd_2d, stereo_2d, test_set: str
 ) -> pd.DataFrame:  # runs, perhaps none; the set that those of RHD are tested on, too
@@ -394,7 +394,7 @@ def draw_over_shares(axis, shares, values, label: str, colour: str):  # values (
     if values.shape[1] > 1:
         axis.fill_between(shares, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #1d37d299
 def fig_mask_share(runs):
     "2D EPE and energy on the hand over the share of training images with the mask loss; what is published is dashed."
     there = {name: share for name, share in SHARES.items() if name in networks_of(runs)}
@@ -462,7 +462,7 @@ def test_frames(run, root: str = ""):  # root: the real set's folder where it is
         )
     return prepared
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #4a469bde
 def spread(count: int, shown: int = 6) -> np.ndarray:
     "Frames from first to last at equal distances: nobody has chosen them."
     return np.linspace(0, count - 1, min(shown, count)).astype(int)
@@ -480,7 +480,7 @@ def fig_4(runs, root: str = "", count: int = 6):
     figure.suptitle(source_line(runs[:1]), fontsize=8, y=1.01)
     return figure
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #1c22fccf
 def table_4(rhd, stereo, rhd_2d=(), stereo_2d=()) -> pd.DataFrame:  # runs
     "The mean share of activation energy on the hand over all test frames, and of the crop that the hand covers."
     rows = []
@@ -528,7 +528,7 @@ def fig_6(runs, root: str = "", count: int = 6):
     figure.suptitle(f"{source_line(runs[:1])}; green: truth; mean error of each frame", fontsize=8, y=1.03)
     return figure
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #f2a0cbdd
 def fig_2d(runs, networks, root: str = "", count: int = 8):
     "Figs. 7 and 8 of the first run: crops, the true 2D pose, and the networks' with their mean error over the visible joints."
     run, frames = runs[0], test_frames(runs[0], root)
@@ -580,7 +580,7 @@ def forward_times(network, image, device="cpu", repeats: int = 10) -> list:  # m
             times.append(1000 * (time.perf_counter() - begun))
     return times[warm_up:]
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #9da44838
 def paper_networks(profile: str = "full") -> dict:  # {'3D', '2D': (network, image (1,3,S,S))}
     "The RGB networks of both experiments, at the paper's size unless another profile is named."
     settings = make_settings(PiSettings, profile)
@@ -590,7 +590,7 @@ def paper_networks(profile: str = "full") -> dict:  # {'3D', '2D': (network, ima
         "2D": (PoseMachine(3, settings.crop, settings.width), image),
     }
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #11eecef9
 def device_name(device="cpu") -> str:
     "What computes: a GPU's name, or the processor's and how many threads are used."
     device = pick_device(str(device))
@@ -600,7 +600,7 @@ def device_name(device="cpu") -> str:
         f"{hardware()['machine']} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     )
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #3fd3ec9a
 def table_time(
     device="cpu", repeats: int = 10, profile: str = "full"
 ) -> pd.DataFrame:  # profile: the networks' size
@@ -632,7 +632,7 @@ def layer_groups(rows) -> list:  # of `layer_table`; dicts: layer, output, count
         number += groups[-1]["count"]
     return groups
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #e46d2076
 def shape_text(output: str) -> str:  # '64x256x256'
     "An output's channels over its sides: '64', '256²'."
     sides = output.split("x")
@@ -644,7 +644,7 @@ def bar_height(output: str, scale: float = 0.14) -> float:  # inch
     sides = output.split("x")
     return scale * np.log2(int(sides[1])) if len(sides) == 3 else scale * np.log2(int(sides[0])) / 2
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #8504f7b4
 def draw_layers(
     axis, rows, left: float, base: float, pitch: float = 0.125, least: float = 0.4
 ) -> list:  # rows of `layer_table`
@@ -694,7 +694,7 @@ def draw_box(axis, place: tuple, text: str, colour: str = "white"):
         bbox=dict(boxstyle="round,pad=0.3", facecolor=colour, edgecolor="0.3", linewidth=0.8),
     )
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #37eec674
 def draw_arrow(axis, start: tuple, end: tuple, both: bool = False):
     "An arrow, or one with two heads."
     axis.add_patch(
@@ -711,7 +711,7 @@ def draw_arrow(axis, start: tuple, end: tuple, both: bool = False):
         )
     )
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #e17bdaa1
 def diagram(width: float, height: float):
     "An empty figure whose unit is the inch."
     figure, axis = plt.subplots(figsize=(width, height), dpi=100)
@@ -720,7 +720,7 @@ def diagram(width: float, height: float):
     figure.subplots_adjust(0, 0, 1, 1)
     return figure, axis
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #49682ca1
 def layer_legend(axis, rows, place: tuple):
     "The colours of the layers with their counts."
     counts = {name: sum(row["layer"] == name for row in rows) for name in LAYER_COLOURS}
@@ -771,7 +771,7 @@ def draw_network(
     layer_legend(axis, rows, (left, base - 0.58))
     return rows, places
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #d6c6e5a4
 def fig_1(profile: str = "full"):
     "Both networks of the 3D experiment, and where the losses act."
     settings, bases = make_settings(PiSettings, profile), {"depth": 2.95, "rgb": 0.7}
@@ -806,7 +806,7 @@ def fig_1(profile: str = "full"):
     )
     return figure
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #2f8eb1ed
 def trunk_layers(network) -> int:
     "How many convolutions and poolings lead to the mid-level features: the paper's k."
     return sum(
@@ -840,7 +840,7 @@ def fig_2(profile: str = "full"):
         draw_mask(axis, places[k - 1], base + 1.3, k, settings.crop, int(rows[k - 1]["output"].split("x")[1]))
     return figure
 
-
+# %% ../../nbs/report/06_paper_pi.ipynb #48ee9a23
 def draw_mask(axis, place: tuple, y: float, k: int, crop: int, side: int):
     "The mask's way to the features: from the crop's size to the map's, then the product."
     x, top = place

@@ -25,7 +25,7 @@ def facts(name) -> pd.DataFrame:  # of a file in handlab/report
     with resources.files("handlab.report").joinpath(name).open(encoding="utf-8") as file:
         return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
-
+# %% ../../nbs/report/01_published.ipynb #a34cffb0
 def published_numbers(
     paper: str,  # 'privileged_depth' or 'aligned_latent_spaces'
     table: str = "",  # such as 'Table 1'; empty: all

@@ -51,7 +51,7 @@ def regime_of(parameters: dict) -> list:  # of train_aligned
     )
     return words
 
-
+# %% ../../nbs/report/04_runs.ipynb #74f2be75
 def name_of(
     notebook: str, parameters: dict, reference: bool = False
 ) -> str:  # without the seed; reference: of an ablation, with its steps
@@ -95,7 +95,7 @@ def stb_steps(notebook: str, profile: str) -> dict:
     "The steps of a notebook on Stereo where they are others than on RHD."
     return STB_STEPS.get(profile, {}).get(notebook, {})
 
-
+# %% ../../nbs/report/04_runs.ipynb #d5375f6c
 def aligned_parameters(profile: str) -> list:  # [(parameters, whether it is the reference of the ablations)]
     "The trainings of paper 2."
     table = [
@@ -122,7 +122,7 @@ def aligned_parameters(profile: str) -> list:  # [(parameters, whether it is the
     )
     return [(each, False) for each in (*table, *apart)] + [(each, True) for each in references]
 
-
+# %% ../../nbs/report/04_runs.ipynb #0e86e778
 def pi_parameters(notebook: str, profile: str) -> list:
     "The trainings of paper 1, of 3D and 2D alike: on RHD they are tested on Dexter+Object, too."
     return [dict(dataset="sim-rhd", other_set=OTHER), dict(dataset="sim-stb", **stb_steps(notebook, profile))]
@@ -182,7 +182,7 @@ def graph_runs(
         runs = [on_real(run, roots) for run in runs]
     return sorted(runs, key=lambda run: (run.seed, -run.minutes * run.threads))
 
-
+# %% ../../nbs/report/04_runs.ipynb #05e008fa
 def reference_name(strategy: str, profile: str) -> str:  # S1 or S4
     "The run that the ablations of a profile are measured against, without its seed."
     steps = ABLATION_STEPS[profile]
@@ -210,7 +210,7 @@ def real_roots(folder) -> dict:  # {'rhd': folder, ...}
         )
     return {name: root.as_posix() for name, root in roots.items()}
 
-
+# %% ../../nbs/report/04_runs.ipynb #a1303873
 def on_real(run: Run, roots: dict) -> Run:
     "The run's counterpart on the real set."
     given = {
@@ -222,7 +222,7 @@ def on_real(run: Run, roots: dict) -> Run:
         given["other_root"] = roots[given["other_set"]]
     return replace(run, name=run.name.replace(f"-{run.dataset}-", f"-{given['dataset']}-"), parameters=given)
 
-
+# %% ../../nbs/report/04_runs.ipynb #1b43f5a7
 def page_folder(notebook: str, real: bool = False) -> str:
     "The name of a page's own folder: pages about the real sets have others than those about the twins."
     return f"{notebook}{'-real' * real}"
@@ -237,7 +237,7 @@ def run_parameters(run: Run, profile: str) -> dict:
     "All that the notebook is given."
     return {"profile": profile, "seed": run.seed, **run.parameters, "out": run_folder(run, profile)}
 
-
+# %% ../../nbs/report/04_runs.ipynb #d74ce6cc
 def run_command(run: Run, profile: str) -> str:
     "The same by hand."
     words = " ".join(
@@ -289,7 +289,7 @@ class RunFolder:
         ]
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in numbers}
 
-
+# %% ../../nbs/report/04_runs.ipynb #7c5e89a3
 def open_runs(
     name: str,  # without the seed, such as 'train_pi-sim-rhd'
     folder="runs/quick",
@@ -312,7 +312,7 @@ def make_command(folder="runs/quick", seeds: int = 1, real: bool = False) -> str
     "What makes every run of a profile."
     return f"make figures PROFILE={Path(folder).name} SEEDS={seeds}{' REAL=<folder of the real sets>' * real}"
 
-
+# %% ../../nbs/report/04_runs.ipynb #cf50fea0
 def command_of(names, folder="runs/quick", seeds: int = 1) -> str:
     "What makes some runs, and all others with them."
     return make_command(folder, seeds, not any("-sim-" in name for name in names))
@@ -325,7 +325,7 @@ def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where
         return ""
     return f"{len(missing)} run{'s are' if len(missing) > 1 else ' is'} not in {Path(folder).parent.name}/{Path(folder).name}: {', '.join(missing)}; make with: {command_of(missing, folder, seeds)}"
 
-
+# %% ../../nbs/report/04_runs.ipynb #16b4ee01
 def require(names, folder="runs/quick", seeds: int = 1):
     "An error that names every missing run, if there is one."
     missing = missing_runs(names, folder, seeds)
@@ -347,7 +347,7 @@ def seed_count(runs) -> int:
     "How many seeds are among the runs."
     return len({re.search(r"-seed(\d+)$", run.name)[1] for run in runs})
 
-
+# %% ../../nbs/report/04_runs.ipynb #36ff8442
 def source_line(runs) -> str:  # RunFolders
     "Data, profile and seeds in one line."
     runs = list(runs)

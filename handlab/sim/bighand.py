@@ -81,7 +81,7 @@ def place_of(split: str, index: int) -> tuple:
         rest % FRAMES_PER_FOLDER + 1,
     )
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #8b385d2c
 def sample_name(split: str, index: int) -> str:
     "How a frame is called in samples."
     _, part, frame = place_of(split, index)
@@ -122,7 +122,7 @@ def sample_direction(generator, folder: int, target):
         [math.sin(azimuth) * math.sqrt(1 - height**2), height, math.cos(azimuth) * math.sqrt(1 - height**2)]
     )
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #bfc9100c
 def sample_camera(generator, folder: int, target) -> Camera:  # target: (3,) mm, the middle knuckle
     "A depth camera that sees the hand."
     direction = sample_direction(generator, folder, target)
@@ -147,7 +147,7 @@ def surroundings(generator, actor, arm, camera):
         return body_pieces(generator, actor, [arm])
     return join(arm_pieces(arm, actor)) if generator.random() < 0.8 else None
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #0d6f5d70
 def plane_nearness(
     normal,  # (3,) unit vector, camera frame
     distance,
@@ -161,7 +161,7 @@ def plane_nearness(
     )
     return np.maximum(across + (down[:, None] + np.float32(normal[2] / distance)), 0)
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #35fd623f
 def sample_plane(generator, joints):
     "A wall or table behind the hand."
     tilt = generator.normal(size=2) * 0.35
@@ -224,7 +224,7 @@ def sense_rows(nearness, grain, left, top, shift, strength, lost, farthest):
                 out[y, x] = np.uint16(z + np.float32(0.5))
     return out
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #752f41d8
 def sense_depth(generator, nearness):
     "What a depth camera makes of nearness (480,640): u16 mm, 0 where it sees nothing."
     left, top = generator.integers(0, 512, 2)
@@ -265,7 +265,7 @@ def acceptable(depth, own, joints) -> bool:  # (480,640) u16 mm, (480,640) bool,
     seen = (depth[row, column] > 0) & (before < np.where(own[row, column], HAND_BEFORE, BEFORE))
     return inside.sum() >= FEWEST_INSIDE and seen.sum() >= FEWEST_SEEN
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #7a842e58
 def bighand_frame(seed: int, split: str, index: int, tries: int = 100):
     "Depth (480,640) u16 mm and the text line of one frame."
     generator = numpy_generator(seed, "sim", "bighand", split, "frame", index)
@@ -341,7 +341,7 @@ def text_path(root, split: str, index: int) -> Path:
     "Where the text of a frame's folder lies."
     return Path(root) / ANNOTATION / f"{place_of(split, index)[1]}_sim.txt"
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #64d738dd
 def write_part(root, seed: int, split: str, start: int, stop: int):
     "Write the images of a folder, then its text."
     lines = []
@@ -353,7 +353,7 @@ def write_part(root, seed: int, split: str, start: int, stop: int):
     with atomic_file(text_path(root, split, start)) as file:
         file.write(b"".join(lines))
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #2b2fdcc8
 def write_task(task) -> int:
     "Write some folders of one person; how many frames. A worker whose parent was killed stops."
     root, seed, split, spans, parent = task
@@ -376,7 +376,7 @@ def run_tasks(tasks, workers: int, bar):
         for done in pool.imap_unordered(write_task, tasks):
             bar.update(done)
 
-
+# %% ../../nbs/sim/08_bighand.ipynb #9770c165
 def twin_state(root: Path, growing: Path, settings: dict) -> str:
     "'finished', 'growing' or 'new'; anything else at that place is an error."
     if root.exists() and any(root.iterdir()):

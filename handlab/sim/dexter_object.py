@@ -116,7 +116,7 @@ class Sway(NamedTuple):
         "The coordinates (n,) at a time."
         return (self.strength * np.sin(2 * np.pi * self.pace * seconds + self.phase)).sum(0)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #a6ce9474
 def make_sway(generator, coordinates, slow=0.06, fast=0.45):  # turns a second
     "Draw the waves."
     pace = np.exp(generator.uniform(math.log(slow), math.log(fast), (4, coordinates)))
@@ -127,7 +127,7 @@ def make_sway(generator, coordinates, slow=0.06, fast=0.45):  # turns a second
         generator.uniform(0, 2 * np.pi, (4, coordinates)),
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #e4316912
 def ease(x):
     "From 0 to 1 as a hand moves: no jerk at either end."
     x = np.clip(x, 0, 1)
@@ -147,7 +147,7 @@ def box_distance(x, y, z, centre, axes, half):
         deepest = max(deepest, q)
     return math.sqrt(outside) + min(deepest, 0.0)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #b40c8aaa
 @numba.njit(cache=True)
 def finger_depth(finger, posed, radii, centre, axes, half):
     "How deep (mm) a finger sinks into the box: balls along its bones."
@@ -163,7 +163,7 @@ def finger_depth(finger, posed, radii, centre, axes, half):
             deepest = max(deepest, radius - box_distance(p[0], p[1], p[2], centre, axes, half))
     return deepest
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #2909b842
 @numba.njit(cache=True)
 def share_depth(
     share,
@@ -190,7 +190,7 @@ def share_depth(
     forward_finger(finger, joints, frames, rest_abduction, trial, posed, transforms)
     return finger_depth(finger, posed, radii, centre, axes, half)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #02fcb144
 @numba.njit(cache=True)
 def close_fingers(
     person_joints,
@@ -286,7 +286,7 @@ class Grip(NamedTuple):
     closed: np.ndarray  # (24,) rad, beyond contact
     pivot: np.ndarray  # (3,) mm, where it turns between the tips
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #40855847
 def turned(axis, angle):
     "Rotation (3,3) about a unit axis."
     x, y, z = axis
@@ -298,7 +298,7 @@ def palm_skin(person):
     "Points (n,3) of the palm that no finger moves."
     return person.vertices[(person.part_weight[:, 0] < 0.35) & (person.part_weight[:, 1] < 0.5)].astype(float)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #b64fcda6
 def pushed_off(centre, axes, skin, way):
     "The box's centre, moved along `way` until no point of the skin is more than 1 mm inside."
     for step in range(120):
@@ -325,7 +325,7 @@ def bent(
     vector[:4] += np.radians(thumb)
     return vector
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #22f31911
 def whole_hand_grip(person, upright):
     "The box under the palm, across the fingers; flat, or on its narrow side."
     fist, flat = pose_vector(person, "fist"), pose_vector(person, "cylinder")
@@ -348,7 +348,7 @@ def whole_hand_grip(person, upright):
         np.zeros(3),
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #e40d3edb
 def tip_grip(
     person, gesture, fingers, lift
 ):  # fingers that meet the thumb; how far (mm) the box stands out beyond the tips
@@ -374,7 +374,7 @@ def tip_grip(
         pushed_off(pivot + lift * middle, axes, palm_skin(person), middle), axes, opened, closed, pivot
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #ac11fb41
 GRIPS = dict(Grasp1="over", Grasp2="over", Occlusion="tips", Pinch="pinch", Rigid="whole", Rotate="tips")
 
 
@@ -388,7 +388,7 @@ def make_grip(person, kind):
         else tip_grip(person, "beak", (1, 2, 3), 14.0)
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #ef5b42eb
 def held_pose(
     person, grip, centre, axes, reach, allowed=1.2
 ):  # reach (5,): 0 open .. 1 as far as the box lets
@@ -433,7 +433,7 @@ class Stage(NamedTuple):
     centre: np.ndarray  # (3,) mm, of the box
     axes: np.ndarray  # (3,3) columns, the box's directions
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #f6135d62
 def hand_axes(forward, back):
     "R (3,3) from the forearm's direction and, roughly, where the back of the hand looks."
     forward = unit_vector(forward)
@@ -464,13 +464,13 @@ def sways(seed, sequence):
         make_sway(generator, 3, 0.02, 0.06),
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #9362c7e3
 def swayed_axes(body):
     "R (3,3) of an open palm with the box in it; the forearm comes from below left."
     forward = unit_vector(np.array([0.42, -0.72, 0.42]) + 0.22 * body[:3])
     return hand_axes(forward, turned(forward, np.radians(135 + 45 * body[3])) @ np.array([0.1, -0.55, -0.82]))
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #665620e7
 def shown_axes(sequence, grip, body):
     "R (3,3) that turns the line from thumb to finger tips, through the box, where the sequence wants it."
 
@@ -485,7 +485,7 @@ def shown_axes(sequence, grip, body):
     )
     return frame(line, forward) @ frame(MIRROR * grip.axes[:, 2], np.array([0, 1.0, 0])).T
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #78205aa5
 def in_the_air(seed, sequence, seconds, person, grip):
     "Hand and box held in the air."
     body, fingers, spin, _ = (sway.at(seconds) for sway in sways(seed, sequence))
@@ -582,7 +582,7 @@ def actor_of(seed, number):
 def grip_of(seed, number, kind):
     return make_grip(actor_of(seed, number).person, kind)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #9ae58eb5
 def stage_at(seed, sequence, index):
     "Hand and box of a frame."
     number = PERSONS[sequence]
@@ -591,7 +591,7 @@ def stage_at(seed, sequence, index):
         seed, sequence, index / RATE, actor_of(seed, number).person, grip_of(seed, number, GRIPS[sequence])
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #b16b98a7
 CORNERS = np.array([[-1, -1, 1], [1, -1, 1], [-1, 1, 1]])  # of the eight, the three that are annotated
 
 
@@ -599,7 +599,7 @@ def box_corners(stage):
     "The three annotated corners (3,3) mm."
     return stage.centre + (CORNERS * BOX) @ stage.axes.T
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #c6d304fc
 def box_piece(stage):
     "The box as a mesh: six faces with edges of their own."
     rows = []
@@ -650,7 +650,7 @@ def materials_of(seed, number):
     )
     return Materials(main, other, pattern, scale, folds, gloss)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #fc7d4b00
 TOP = (1000, 1400)  # px of the desk's picture, 1.5 mm each: away from the person, across
 TOP_MM = 1.5
 
@@ -682,7 +682,7 @@ def paint_desk(generator):
         )
     return image.astype(np.float32) / 255
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #12d0dbd5
 def draw_paper(image, generator):
     "A sheet, a folder or a mat with writing on it, turned, drawn in place."
     size, centre, angle = (
@@ -704,7 +704,7 @@ def draw_paper(image, generator):
             image, start, start + (c - a) * generator.uniform(0.3, 0.8), 2, np.clip(colour * 0.45, 0, 1)
         )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #248463a5
 def draw_keyboard(image, generator):
     "A keyboard seen from above, drawn in place."
     x, y, dark = generator.uniform(100, 1000), generator.uniform(60, 330), generator.random() < 0.6
@@ -724,7 +724,7 @@ def desk_map(height):  # mm, of the camera over the desk
     )  # picture px to (across, away) mm
     return COLOR_K @ np.stack([np.array([1.0, 0, 0]), AWAY, nearest], 1) @ metres
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #63ad85b9
 def desk_light(generator):
     "A lamp or a window above, the ceiling, and the desk's own reflection."
     azimuth, height = generator.uniform(-np.pi, np.pi), generator.uniform(0.45, 0.85)
@@ -742,7 +742,7 @@ def desk_light(generator):
         np.float32(0.7),
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #430aa53b
 class Room(NamedTuple):
     "What stays the same in a sequence."
 
@@ -750,7 +750,7 @@ class Room(NamedTuple):
     light: Light
     lens: tuple  # blur (px), gamma, grain, its colour, vignette
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #2c15ad6c
 @functools.lru_cache(maxsize=6)
 def room_of(seed, sequence):
     "Desk, light and lens of a sequence."
@@ -798,7 +798,7 @@ def arm_of(stage, actor):
     )
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #ff9af41b
 class Meshes(NamedTuple):
     "What a camera draws."
 
@@ -809,7 +809,7 @@ class Meshes(NamedTuple):
     triangle: np.ndarray
     first: int  # number of the body's first triangle
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #8c45f23c
 def draw_meshes(actor, arm, pieces, camera, size):
     "Hand, arm and box in one depth buffer."
     placed = place_hand(actor, arm, camera)
@@ -819,7 +819,7 @@ def draw_meshes(actor, arm, pieces, camera, size):
     raster(screen, body.faces, len(placed.hand.faces), nearness, triangle)
     return Meshes(placed, body, screen, nearness, triangle, len(placed.hand.faces))
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #a09b7eed
 def fallen(points, light, height):  # (n,3) mm; mm, of the camera over the desk
     "Where the light throws points on the desk: pixels of the colour image (m,2), and how far (mm) they were above it."
     direction = np.array(light.direction, float)
@@ -828,7 +828,7 @@ def fallen(points, light, height):  # (n,3) mm; mm, of the camera over the desk
     there = (down > 0) & (ground[:, 2] > 100)
     return project(ground[there], COLOR_K), down[there]
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #91840cbf
 def desk_shadow(skin, corners, light, height):  # (n,3) and (8,3) mm
     "How much light (480,640) f32 the hand and the box leave on the desk."
     small = np.zeros((COLOR_SIZE[0] // 4, COLOR_SIZE[1] // 4), np.float32)
@@ -856,7 +856,7 @@ def expose_frame(generator, image, lens):
         image, grain_tile(), left, top, np.float32(grain), np.float32(grain * coloured), np.float32(vignette)
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #f3119f06
 def color_frame(generator, seed, sequence, actor, arm, pieces):
     "The colour image (480,640,3) u8."
     room, materials = room_of(seed, sequence), materials_of(seed, PERSONS[sequence])
@@ -921,7 +921,7 @@ def desk_depth(height):  # mm, of the colour camera over the desk
     z = (height + UP @ to_color(np.zeros(3))) / np.maximum(-(rays @ normal), 1e-3)
     return np.where(z < 1450, z, 0).astype(np.float32)
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #d58d7dd5
 def sensed_depth(generator, depth):  # (240,320) mm, 0 where there is nothing
     "Raw values (240,320) u16 of the depth camera."
     left, top = generator.integers(0, 512, 2)
@@ -935,7 +935,7 @@ def sensed_depth(generator, depth):  # (240,320) mm, 0 where there is nothing
     raw[edge | (depth <= 0)] = 0
     return raw
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #07a00101
 def depth_frame(generator, sequence, actor, arm, pieces):
     "Raw depth (240,320) u16, and depth (240,320) mm without noise."
     drawn = draw_meshes(actor, arm, pieces, DEPTH_CAMERA, DEPTH_SIZE)
@@ -965,7 +965,7 @@ def annotated(points, clean):  # (8,3) mm, depth camera's frame; depth without n
         seen[:, None], uv, 0
     )
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #a969e923
 def raw_frame(seed: int, sequence: str, index: int):  # index from 0
     "Colour (480,640,3) u8, raw depth (240,320) u16, and the lines of the 2D and the 3D annotation."
     actor, stage = actor_of(seed, PERSONS[sequence]), stage_at(seed, sequence, index)
@@ -996,7 +996,7 @@ def frames_of(count, sequences) -> dict:
         if each + (number < more)
     }
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #995f38cb
 class SimDexterObject:
     "Frames of the simulated twin of Dexter+Object, drawn when asked for."
 
@@ -1057,7 +1057,7 @@ def write_frame(root, seed, sequence, number, index):
         path.write_bytes(data)
     return line_2d, line_3d
 
-
+# %% ../../nbs/sim/07_dexter_object.ipynb #ba807eec
 def write_dexter_object(
     folder,  # relative paths count from the project root
     count: int = None,  # frames in all; None: 3145, as the real set

@@ -69,7 +69,7 @@ class Pose:
             [self.angles.ravel(), [self.thumb_twist], np.zeros(3) if self.wrist is None else self.wrist]
         )
 
-
+# %% ../../nbs/sim/02_pose.ipynb #15ef471e
 def pose_from(
     vector,  # (24,) rad
     name="",
@@ -92,7 +92,7 @@ def turn(axis, angle):
         ]
     )
 
-
+# %% ../../nbs/sim/02_pose.ipynb #95f8f2a7
 @numba.njit(cache=True)
 def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms):
     "Fill the posed joints and bone transforms of one finger."
@@ -109,7 +109,7 @@ def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transf
         transforms[bone, :, 3] = posed[start] - placed @ joints[start]
         posed[start + 1] = posed[start] + placed @ (joints[start + 1] - joints[start])
 
-
+# %% ../../nbs/sim/02_pose.ipynb #cad8cb2d
 @numba.njit(cache=True)
 def forward(joints, frames, rest_abduction, vector, posed, transforms):
     "Fill posed joints (21,3) and the 17 bone transforms (17,3,4), palm frame, mm."
@@ -164,7 +164,7 @@ def half_rotation(rotation):
         ]
     )
 
-
+# %% ../../nbs/sim/02_pose.ipynb #16c35f81
 @numba.njit(cache=True)
 def add_half_bones(joints, transforms, parents, children, at, full):
     "Fill (33,3,4) float32 transforms: the 17 bones, then the half bones."
@@ -210,7 +210,7 @@ def blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, tu
         scale = np.float32(1) / (math.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-9))
         turned[i, 0], turned[i, 1], turned[i, 2] = nx * scale, ny * scale, nz * scale
 
-
+# %% ../../nbs/sim/02_pose.ipynb #13bdab63
 def skin_hand(
     person,  # Person
     transforms,  # (17,3,4) as `pose_hand` gives them
@@ -294,7 +294,7 @@ def contact_depths(posed, radii, palm):
                 fingers = max(fingers, depth)
     return thumb, fingers
 
-
+# %% ../../nbs/sim/02_pose.ipynb #184ea19f
 def penetration_depth(
     joints,  # (21,3) posed, mm
     person,  # Person
@@ -369,7 +369,7 @@ def finger_angles(
     bend = 96 * max(curl, 0) ** 0.85
     return (84 * curl, bend, 0.55 * bend)
 
-
+# %% ../../nbs/sim/02_pose.ipynb #b2334c6b
 def gesture_style(
     name,  # a key of GESTURES
 ) -> np.ndarray:  # (24,): rad, but the fingers' direction entries hold the fan, 0 .. 1
@@ -401,7 +401,7 @@ def closed_directions(joints, radii, closed):
         lean = max(-0.06, min(0.12, lean))
         closed[finger] = lean if finger == 1 else closed[inner] - lean
 
-
+# %% ../../nbs/sim/02_pose.ipynb #744c06c1
 GATHER = np.radians([0, -1, 0, 3, 6])  # how a closed finger leans towards the base of the thumb, rad
 
 
@@ -442,7 +442,7 @@ def rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, p
             vector[4 * finger + 1 : 4 * finger + 4] *= 0.975
             forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
 
-
+# %% ../../nbs/sim/02_pose.ipynb #e94612cf
 @numba.njit(cache=True)
 def try_style(
     style, joints, frames, radii, rest_abduction, palm, gather, low, high, vector, posed, transforms
@@ -474,7 +474,7 @@ def vary(style, noise, amount):
         style[i] += amount * (0.10, 0.10, 0.12, 0.14)[i] * noise[23 + i]
     style[20] += amount * 0.09 * noise[27]
 
-
+# %% ../../nbs/sim/02_pose.ipynb #eb6f583f
 @numba.njit(cache=True)
 def free_style(noise, uniform, low, high, style):
     "A pose of no name, from 32 normal and 8 uniform numbers: one common curl, coupled neighbours."

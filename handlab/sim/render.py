@@ -111,7 +111,7 @@ def spot_weights(screen, faces, t, x, y):
     scale = np.float32(1) / (na + nb + nc)
     return a, b, c, na * scale, nb * scale, nc * scale
 
-
+# %% ../../nbs/sim/03_render.ipynb #b9fbd946
 @compiled
 def blend3(values, a, b, c, wa, wb, wc):
     "A 3-vector interpolated between three corners."
@@ -148,7 +148,7 @@ def depth_of(nearness):  # (H,W) f32
                 depth[y, x] = np.float32(1) / nearness[y, x]
     return depth
 
-
+# %% ../../nbs/sim/03_render.ipynb #f4989c5a
 @compiled
 def fill_weights(screen, faces, first, triangle, weights):
     "Write the perspective weights of this mesh's pixels into `weights` (H,W,3)."
@@ -159,7 +159,7 @@ def fill_weights(screen, faces, first, triangle, weights):
                 a, b, c, wa, wb, wc = spot_weights(screen, faces, t, x, y)
                 weights[y, x, 0], weights[y, x, 1], weights[y, x, 2] = wa, wb, wc
 
-
+# %% ../../nbs/sim/03_render.ipynb #84be77af
 def rasterise(meshes, K, height, width) -> Raster:
     "Draw several meshes into one depth buffer."
     nearness, triangle = empty_buffers(height, width)
@@ -185,7 +185,7 @@ def unit(x, y, z):
     scale = np.float32(1) / math.sqrt(x * x + y * y + z * z + np.float32(1e-12))
     return x * scale, y * scale, z * scale
 
-
+# %% ../../nbs/sim/03_render.ipynb #47981536
 def tube_faces(rings, points):
     "Faces (F,3) i32 of a tube with `rings` rings of `points` points, closed by a point at either end."
     ring, k = np.arange(rings - 1)[:, None] * points, np.arange(points)
@@ -232,7 +232,7 @@ def draw_ring(path, radii, side, i, arc, points, vertices, normals, texture):
         normals[row, 0], normals[row, 1], normals[row, 2] = sign * ax, sign * ay, sign * az
         texture[row, 0], texture[row, 1] = 0, arc[i]
 
-
+# %% ../../nbs/sim/03_render.ipynb #a194928d
 @compiled
 def draw_rings(path, radii, side, points, vertices, normals, texture):
     "Fill all rings of a tube."
@@ -274,13 +274,13 @@ def bone_at(part_weight, finger, a, b, c, wa, wb, wc):
         return 0
     return 1 + 3 * ((part - 2) // 3) + 2 - (part - 2) % 3
 
-
+# %% ../../nbs/sim/03_render.ipynb #20c5ec1c
 def part_ids(side):
     "RHD's mask id (17,) u8 of each bone: the thumb's from tip to base, then the other fingers', then the palm; the forearm counts as person."
     ids = [17] + [2 + 3 * finger + 2 - k for finger in range(5) for k in range(3)] + [1]
     return np.array([number + 16 if side == "right" and number > 1 else number for number in ids], np.uint8)
 
-
+# %% ../../nbs/sim/03_render.ipynb #8f485130
 @compiled
 def fill_bones(screen, faces, first, triangle, part_weight, finger, ids, bones, parts):
     "Write the bone under each of this mesh's pixels into `bones` (H,W) u8 and `ids[bone]` into `parts`; return their box x0, y0, x1, y1 (exclusive)."
@@ -304,7 +304,7 @@ def noise_cube(generator):
     "A cube (32,32,32) f32 of white noise between -1/2 and 1/2, to be read by `noise`."
     return generator.random((NOISE_SIZE,) * 3, np.float32) - np.float32(0.5)
 
-
+# %% ../../nbs/sim/03_render.ipynb #bf9fe422
 @compiled
 def noise(cube, x, y, z):
     "Smooth noise at a point; one cell of the cube is one unit."
@@ -333,7 +333,7 @@ class Light(NamedTuple):
     fill: tuple  # colour, from the camera's side
     umbra: np.float32  # how much of the sun a shadow takes away, 0..1
 
-
+# %% ../../nbs/sim/03_render.ipynb #b7375dd3
 def numbers(values):
     "A tuple of 32-bit floats: inside compiled loops cheaper to hand on than an array, whose users are counted."
     return tuple(np.float32(value) for value in np.ravel(values))
@@ -344,7 +344,7 @@ def wrapped(cosine, wrap):
     "Lambert's law, reaching a little beyond the terminator."
     return max(np.float32(0), (cosine + wrap) / (1 + wrap))
 
-
+# %% ../../nbs/sim/03_render.ipynb #fa3c1805
 @compiled
 def shine(nx, ny, nz, vx, vy, vz, light, sharpness):
     "Blinn's highlight for unit normal and unit view direction."
@@ -362,7 +362,7 @@ class Shadow(NamedTuple):
     nearness: np.ndarray  # (T,T) f32 mm towards the sun, 0 = nothing
     matrix: tuple  # 12 numbers: the rows of the (3,4) matrix from a camera-frame point to u, v, nearness
 
-
+# %% ../../nbs/sim/03_render.ipynb #198ff900
 def sun_matrix(direction, points):
     "The map (3,4) that fits `points` (N,3) mm into the shadow picture, seen from the unit `direction`."
     side = np.cross([0.0, 1, 0] if abs(direction[1]) < 0.9 else [1.0, 0, 0], direction)
@@ -376,7 +376,7 @@ def sun_matrix(direction, points):
     shift = np.array([2 - low[0] * scale, 2 - low[1] * scale, 100 - low[2]])
     return np.concatenate([axes * [[scale], [scale], [1]], shift[:, None]], 1).astype(np.float32)
 
-
+# %% ../../nbs/sim/03_render.ipynb #17f77df1
 @compiled
 def through(matrix, points):
     "Points (N,3) f32 mapped by a (3,4) matrix."
@@ -391,7 +391,7 @@ def through(matrix, points):
             )
     return out
 
-
+# %% ../../nbs/sim/03_render.ipynb #45b309b9
 def cast_shadow(direction, vertices, faces, fitted) -> Shadow:
     "The shadow map of one hand; `fitted` (N,3) are the points which it must hold."
     matrix = sun_matrix(np.asarray(direction, np.float64), fitted)
@@ -427,7 +427,7 @@ def disc_taps():
     angle = turns + k * np.pi * (3 - 5**0.5)
     return (np.stack([np.cos(angle), np.sin(angle)], -1) * np.sqrt((k + 0.6) / 8)[:, None]).astype(np.float32)
 
-
+# %% ../../nbs/sim/03_render.ipynb #4ced4af0
 TAPS = disc_taps()
 
 
@@ -456,7 +456,7 @@ class Hand(NamedTuple):
     rest: np.ndarray  # (V,3) f32 mm
     anatomy: np.ndarray  # (16,16) f32 as `anatomy_table` makes it
 
-
+# %% ../../nbs/sim/03_render.ipynb #6bb0d743
 class Skin(NamedTuple):
     "How a person's skin looks."
 
@@ -469,7 +469,7 @@ class Skin(NamedTuple):
     ring: int  # the bone that wears a ring, -1 = none
     shift: np.float32  # where this person reads the noise
 
-
+# %% ../../nbs/sim/03_render.ipynb #3981f195
 def anatomy_table(person):
     "What the rules ask about the bones of a `Person`, (16,16) f32: a row a bone with start (3), axes (9), length, radius at start, at end and at the fingertip; row 0 starts with the size."
     table = np.zeros((16, 16), np.float32)
@@ -511,7 +511,7 @@ def smoothstep(low, high, x):
     t = min(max((x - low) / (high - low), np.float32(0)), np.float32(1))
     return t * t * (3 - 2 * t)
 
-
+# %% ../../nbs/sim/03_render.ipynb #8583e207
 @compiled
 def bell(t):
     "A bump of height 1 and width about 1 that ends at t = 1.7: a Gaussian's cheap cousin."
@@ -525,7 +525,7 @@ def line_profile(distance, width, footprint):
     wide = max(np.float32(width), np.float32(0.5) * footprint)
     return bell(distance / wide) * (width / wide)
 
-
+# %% ../../nbs/sim/03_render.ipynb #148a0570
 @compiled
 def stroke_distance(x, y, strokes):
     "Distance from (x, y) to the nearest of line segments (N,4)."
@@ -548,7 +548,7 @@ def bone_coordinates(anatomy, bone, x, y, z):
         dx * anatomy[bone, 9] + dy * anatomy[bone, 10] + dz * anatomy[bone, 11],
     )
 
-
+# %% ../../nbs/sim/03_render.ipynb #3ec1084e
 @compiled
 def joint_marks(lateral, along, dorsal, radius, wobble, footprint):
     "Darkness of the creases and redness of the knuckle around a finger joint at `along` 0."
@@ -569,7 +569,7 @@ def joint_marks(lateral, along, dorsal, radius, wobble, footprint):
         + np.float32(0.5) * line_profile(along - 2.4 + wobble, 0.55, footprint)
     ), np.float32(0)
 
-
+# %% ../../nbs/sim/03_render.ipynb #0bec821b
 @compiled
 def nail_field(lateral, along, dorsal, length, radius):
     "Super-ellipse value (below 1: on the nail) and the position along it, -1 cuticle .. 1 free edge."
@@ -712,7 +712,7 @@ def facing_us(nx, ny, nz, vx, vy, vz):
         return nx, ny, nz
     return unit(nx - cosine * vx, ny - cosine * vy, nz - cosine * vz)
 
-
+# %% ../../nbs/sim/03_render.ipynb #ea252dae
 @compiled
 def lit(albedo, channel, cosine, sky_side, fill, reach, open_sky, light, wrap):
     "One channel of a lit surface, without its highlight."
@@ -807,7 +807,7 @@ class Materials(NamedTuple):
     folds: np.ndarray  # (M,) f32, 0 smooth .. 1 crumpled
     gloss: np.ndarray  # (M,) f32
 
-
+# %% ../../nbs/sim/03_render.ipynb #3c63c5bc
 @compiled
 def pattern_mix(pattern, u, v, scale, cube):
     "How much of the second colour (0..1) a pattern shows at (u, v) mm."
@@ -945,7 +945,7 @@ def on_outline(nearness, y, x):
     high = max(max(left, right), max(max(above, below), here))
     return high - min(min(left, right), min(min(above, below), here)) > np.float32(0.015) * high
 
-
+# %% ../../nbs/sim/03_render.ipynb #b4391385
 @compiled
 def soften_outlines(image, nearness):
     "A copy of `image` (H,W,3) f32 with smooth outlines."

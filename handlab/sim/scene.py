@@ -80,7 +80,7 @@ def fractal(generator, cells, octaves=5, stretch=1.0, gain=0.55, size=BACKGROUND
     low, high = np.float32(-2.2 * total.std()), np.float32(2.2 * total.std())
     return np.clip((total - low) / (high - low), 0, 1)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #c83b0e41
 def blend(first, second, share):
     "Mix two colours by a share (H,W) in 0..1: (H,W,3) f32."
     share = np.asarray(share, np.float32)[..., None]
@@ -133,7 +133,7 @@ def paint_sky(generator, size=BACKGROUND_SIZE):
         np.clip((clouds - generator.uniform(0.4, 0.8)) * 2.2, 0, 1) * generator.uniform(0.2, 0.9),
     )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #80084a77
 def paint_ground(generator, size=BACKGROUND_SIZE):
     "A piece of rough ground (size,size,3): grass, rock, earth, snow or water."
     dark, light = GROUNDS[generator.integers(len(GROUNDS))]
@@ -152,7 +152,7 @@ def paint_ground(generator, size=BACKGROUND_SIZE):
         * relief(height, generator.uniform(4, 11), generator.uniform(0, 3))[..., None]
     )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #739ad93c
 def paint_land(generator):
     "Sky above ridges of land."
     size, image = BACKGROUND_SIZE, paint_sky(generator)
@@ -204,7 +204,7 @@ def ink(colour):
     "A colour in 0..1 as OpenCV's drawing functions want it."
     return tuple(float(np.clip(255 * c, 0, 255)) for c in colour)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #9902c5cd
 def draw_strip(image, start, end, width, colour):
     "A straight strip, drawn in place."
     points = tuple(int(round(value)) for value in start), tuple(int(round(value)) for value in end)
@@ -215,13 +215,13 @@ def draw_box(image, x, y, width, height, colour):
     "A filled upright box, drawn in place."
     cv2.rectangle(image, (int(x), int(y)), (int(x + width), int(y + height)), ink(colour), -1)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #bc8a601e
 def muted(generator, low=0.1, high=0.9):
     "A random colour, seldom a loud one."
     grey = generator.uniform(low, high)
     return np.clip(grey * (1 + (generator.random(3) - 0.5) * 2 * generator.beta(1.1, 3.2)), 0, 1)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #24a39fdd
 def draw_writing(image, x, y, size, generator, colour):
     "A word of random letters, drawn in place."
     word = "".join(chr(65 + letter) for letter in generator.integers(0, 26, generator.integers(2, 9)))
@@ -265,7 +265,7 @@ def draw_building(image, x, y, width, height, generator, night):
             muted(generator),
         )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #99071a6d
 def paint_street(generator):
     "Houses along a street, with cars, posts, people and writing."
     size, night = BACKGROUND_SIZE, generator.random() < 0.15
@@ -327,7 +327,7 @@ def draw_car_or_person(image, x, y, size, generator):
             cv2.LINE_AA,
         )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #2b67da10
 def paint_room(generator):
     "Walls, floor, furniture, shelves full of things, pictures with writing."
     size, image = BACKGROUND_SIZE, np.empty((BACKGROUND_SIZE, BACKGROUND_SIZE, 3), np.uint8)
@@ -429,7 +429,7 @@ def paint_blobs(generator):
         )
     return image / np.float32(255) * relief(fractal(generator, 12, 5, gain=0.8), 6)[..., None]
 
-
+# %% ../../nbs/sim/04_scene.ipynb #182db4dc
 def paint_crowd(generator):
     "People-like clutter: faces, limbs and clothes."
     image = canvas(paint_room(generator) if generator.random() < 0.5 else paint_street(generator))
@@ -519,7 +519,7 @@ def tilt(generator, image):
         borderMode=cv2.BORDER_REFLECT,
     )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #ca47260c
 def paint_something(generator):
     "A painting, or parts of two with a ragged or straight border between them."
     first = tilt(
@@ -538,7 +538,7 @@ def paint_something(generator):
     )
     return blend(first, second, np.clip(height * generator.choice([3, 30, 300]) + 0.5, 0, 1))
 
-
+# %% ../../nbs/sim/04_scene.ipynb #bceaf48e
 def paint_background(generator):
     "One painted background (320,320,3) u8."
     image = paint_something(generator)
@@ -560,7 +560,7 @@ def pool_background(seed, split, number):
     "Background `number` of a split's pool (320,320,3) u8."
     return paint_background(numpy_generator(seed, "sim", split, "background", number))
 
-
+# %% ../../nbs/sim/04_scene.ipynb #79b0d5d0
 def take_background(generator, pool_image, size):
     "A window of a background, (size,size,3) f32 in 0..1."
     full = pool_image.shape[0]
@@ -591,7 +591,7 @@ class Piece(NamedTuple):
     texture: np.ndarray  # (V,3) f32: mm around, mm along, material
     faces: np.ndarray  # (F,3) i32
 
-
+# %% ../../nbs/sim/04_scene.ipynb #6594631e
 @functools.lru_cache(maxsize=64)
 def cached_tube_faces(rings, points):
     return tube_faces(rings, points)
@@ -607,7 +607,7 @@ def make_piece(path, radii, side, material, points=14):
         cached_tube_faces(len(path), points),
     )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #167b6beb
 def ball_piece(centre, radii, material, rings=9, points=14):
     "An ellipsoid; radii (3,) mm along x, y, z."
     turn = np.linspace(0.08, np.pi - 0.08, rings)
@@ -620,7 +620,7 @@ def ball_piece(centre, radii, material, rings=9, points=14):
         points,
     )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #3c247391
 def join(pieces):
     "Several pieces as one."
     shifts = np.cumsum([0] + [len(piece.vertices) for piece in pieces[:-1]])
@@ -698,7 +698,7 @@ def trunk_piece(generator):
         )
     return join(pieces)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #befabf6e
 def head_piece(generator):
     "Neck, head with a face, nose, hair."
     wide, long_hair = generator.uniform(0.92, 1.08), generator.random() < 0.35
@@ -735,7 +735,7 @@ class Actor:
     loose: float  # mm of cloth around the arm
     strap: int  # 0 none, 1 on the right wrist, 2 on the left
 
-
+# %% ../../nbs/sim/04_scene.ipynb #f5ab7bbc
 def sample_skin(generator):
     "A skin between two neighbours of a list from pale to dark."
     order = SKIN_COLOURS[np.argsort(-SKIN_COLOURS.sum(1))]
@@ -877,7 +877,7 @@ def sample_materials(generator, skin):
 
     return Materials(as_f32(main), as_f32(other), pattern, as_f32(scale), as_f32(folds), as_f32(gloss))
 
-
+# %% ../../nbs/sim/04_scene.ipynb #f5b1ba18
 def make_actor(generator, detail="fast"):
     "Draw a person and dress them."
     person, skin = make_person(generator, detail), sample_skin(generator)
@@ -904,7 +904,7 @@ def unit_vector(vector):
     "Scaled to length 1."
     return vector / np.linalg.norm(vector)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #0f82ee89
 def bend_elbow(shoulder, wrist, hint):
     "Elbow and wrist (moved into reach) of an arm; the elbow leans towards `hint`."
     way = wrist - shoulder
@@ -914,7 +914,7 @@ def bend_elbow(shoulder, wrist, hint):
     off = unit_vector(hint - along * (hint @ along))
     return shoulder + along * x + off * math.sqrt(max(UPPER_ARM**2 - x**2, 0)), shoulder + along * reach
 
-
+# %% ../../nbs/sim/04_scene.ipynb #c2a51426
 def sample_arm(generator):
     "Shoulder, elbow and wrist (3,) mm of a right arm."
     if generator.random() < 0.16:
@@ -935,7 +935,7 @@ def sample_roll(generator, along):
     dorsal = math.cos(angle) * dorsal + math.sin(angle) * lateral
     return np.stack([np.cross(along, dorsal), along, dorsal], 1)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #b1f4281b
 @dataclass(frozen=True)
 class Arm:
     "One arm and its hand in the body's frame, as a right one."
@@ -957,7 +957,7 @@ class Arm:
         "Points of the palm's frame in the body's frame."
         return (points @ self.palm.T + self.wrist) * self.mirror
 
-
+# %% ../../nbs/sim/04_scene.ipynb #b4b8eae4
 def pose_arm(generator, actor, side):
     "Draw the pose of one arm with its hand."
     shoulder, elbow, wrist = sample_arm(generator)
@@ -1040,7 +1040,7 @@ def arm_pieces(arm, actor):
         )
     return pieces
 
-
+# %% ../../nbs/sim/04_scene.ipynb #b3b5ed4d
 def mirrored(piece):
     "A piece of the other side."
     flip = np.array([-1, 1, 1], np.float32)
@@ -1110,14 +1110,14 @@ class Camera(NamedTuple):
     K: np.ndarray  # (3,3) f32
     size: int  # px, height and width
 
-
+# %% ../../nbs/sim/04_scene.ipynb #37f75b87
 def hidden_by_body(eye, target):
     "Does trunk or head stand between two points (3,)?"
     way = eye + np.linspace(0, 0.93, 12)[:, None] * (target - eye)
     trunk = ((way[:, 0] / 215) ** 2 + (way[:, 2] / 150) ** 2 < 1) & (way[:, 1] < 20) & (way[:, 1] > -680)
     return bool((trunk | (np.linalg.norm(way - [0, 175, 10], axis=1) < 135)).any())
 
-
+# %% ../../nbs/sim/04_scene.ipynb #d8699ef6
 def look(eye_direction, roll):
     "Rotation (3,3) of a camera that stands in direction `eye_direction` of what it looks at."
     forward = -eye_direction
@@ -1214,7 +1214,7 @@ def grain_tile():
     grain = cv2.GaussianBlur(grain, (0, 0), 0.55, borderType=cv2.BORDER_REFLECT)
     return grain / grain.std()
 
-
+# %% ../../nbs/sim/04_scene.ipynb #17c636a0
 @compiled
 def expose(image, grain, left, top, common, coloured, vignette):
     "Add grain and vignette, cut to 8 bits: (H,W,3) u8."
@@ -1276,7 +1276,7 @@ class Frame:
     K: np.ndarray  # (3,3) f32
     side: str  # the hand that the camera was placed for
 
-
+# %% ../../nbs/sim/04_scene.ipynb #66654e57
 class Placed(NamedTuple):
     "A hand in the camera's frame."
 
@@ -1285,7 +1285,7 @@ class Placed(NamedTuple):
     hand: Hand
     screen: np.ndarray  # (V,3) f32
 
-
+# %% ../../nbs/sim/04_scene.ipynb #348fc662
 SIDES = ("left", "right")
 HIDDEN_BY = 15.0  # mm: how much nearer than the joint another surface must be to hide it
 
@@ -1328,7 +1328,7 @@ def body_pieces(generator, actor, arms):
         pieces += [mirrored(piece) for piece in own] if arm.side == "left" else own
     return join(pieces)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #548de76a
 def see_body(pieces, camera):
     "The body in the camera's frame, and its screen corners."
     turn = camera.rotation.T.astype(np.float32)
@@ -1337,7 +1337,7 @@ def see_body(pieces, camera):
         seen, pieces.normals @ turn, pieces.texture, np.ascontiguousarray(pieces.faces)
     ), project_vertices(seen, camera.K)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #0d006ced
 class Geometry(NamedTuple):
     "All that a frame needs before it gets its colours."
 
@@ -1393,7 +1393,7 @@ def hand_pixels(geometry, number):
     ids, window = part_ids(geometry.placed[number].side), geometry.parts[y0:y1, x0:x1]
     return int(((window >= ids[1:16].min()) & (window <= ids[0])).sum())
 
-
+# %% ../../nbs/sim/04_scene.ipynb #dd9edcc3
 def acceptable(geometry, size):
     "Is the hand with more pixels there to be seen, and no hand in view so near that it hits the lens?"
     pixels = [hand_pixels(geometry, number) for number in range(len(geometry.placed))]
@@ -1408,7 +1408,7 @@ def acceptable(geometry, size):
         >= FEWEST_VISIBLE
     )
 
-
+# %% ../../nbs/sim/04_scene.ipynb #82bc2808
 def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12):
     "Draw poses and cameras until a hand is in sight; `alone` leaves out the body and the other hand."
     for attempt in range(tries):
@@ -1423,7 +1423,7 @@ def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12)
             break
     return geometry
 
-
+# %% ../../nbs/sim/04_scene.ipynb #6983e7ce
 def fitted_shadow(placed, light):
     "The shadow map of one hand: it must hold its joints and the flesh around them."
     around = (placed.joints[:, None] + 14 * np.array([[-1.0, -1, -1], [1, 1, 1]])).reshape(-1, 3)
@@ -1434,7 +1434,7 @@ def fitted_shadow(placed, light):
 def scene_noise():
     return noise_cube(numpy_generator(0, "sim", "noise"))
 
-
+# %% ../../nbs/sim/04_scene.ipynb #fa5d8377
 def shade_geometry(geometry, actor, light, image):
     "Colour body and hands on `image` (S,S,3) f32, in place."
     shadows, first = [fitted_shadow(each, light) for each in geometry.placed], 0
@@ -1469,7 +1469,7 @@ def shade_geometry(geometry, actor, light, image):
     )
     return soften_outlines(image, geometry.nearness)
 
-
+# %% ../../nbs/sim/04_scene.ipynb #92089633
 def render_frame(generator, actor, background=None, size=320, zoom=1.0) -> Frame:
     "Draw one frame of an actor; without a `background` (320,320,3) u8 only its geometry."
     geometry = sample_geometry(generator, actor, size, zoom)

@@ -364,7 +364,7 @@ def smooth_minimum(first, second, reach):
     overlap = max(1 - abs(first - second) / reach, 0.0)
     return min(first, second) - overlap * overlap * overlap * reach / 6
 
-
+# %% ../../nbs/sim/01_shape.ipynb #85099089
 @numba.njit(cache=True, fastmath=True)
 def skin_distance(x, y, z, cones, groups, by_group):
     "Signed distance (mm) from a point to the skin; `by_group` (6,) receives the distance to palm and fingers."
@@ -396,7 +396,7 @@ def nearby(x, y, z, cones, limit):
             count += 1
     return chosen[:count]
 
-
+# %% ../../nbs/sim/01_shape.ipynb #93fc3915
 @numba.njit(cache=True, fastmath=True)
 def field_on_grid(xs, ys, zs, cones, groups):
     "The field on a grid (float32), exact only in blocks that can hold skin."
@@ -451,7 +451,7 @@ def gradient(x, y, z, cones, groups, by_group):
         gx, gy, gz, mean = gx + value * sx, gy + value * sy, gz + value * sz, mean + value / 4
     return gx / (4 * step), gy / (4 * step), gz / (4 * step), mean
 
-
+# %% ../../nbs/sim/01_shape.ipynb #a5372638
 @numba.njit(cache=True, fastmath=True)
 def settle(vertices, cones, groups, normals, by_vertex, steps):
     "Move vertices onto the skin in place; fill their unit normals and their distances to palm and fingers (V,6)."
@@ -524,7 +524,7 @@ def joint_planes(joints, axes, radii):
             ]
     return planes
 
-
+# %% ../../nbs/sim/01_shape.ipynb #90085d44
 @numba.njit(cache=True)
 def smooth_step(x):
     "0 below 0, 1 above 1, smooth between."
@@ -544,7 +544,7 @@ def finger_share(distances, nearest, planes, x, y, z, size, share):
     for finger in range(5):
         share[finger] = soft * share[finger] / total + (1 - soft) * (finger == nearest)
 
-
+# %% ../../nbs/sim/01_shape.ipynb #6915f39a
 @numba.njit(cache=True)
 def skin_weights(vertices, by_vertex, planes, size, weights, fingers):
     "Weights of the 17 bones for each vertex (V,17) and its nearest finger (V,)."
@@ -708,7 +708,7 @@ def person_from(
         np.stack([segment, weights[:, FOREARM_BONE]], 1).astype(np.float32),
     )
 
-
+# %% ../../nbs/sim/01_shape.ipynb #0eaf7946
 def make_person(
     generator,  # numpy Generator
     detail="fine",  # 'fine' or 'fast'
@@ -755,7 +755,7 @@ def quick_look(
     picture[row[seen], column[seen]] = painted[seen]
     return np.clip(picture, 0, 1) ** 0.8
 
-
+# %% ../../nbs/sim/01_shape.ipynb #3963ce9c
 def strewn(density):
     "Barycentric coordinates (P,3) of points spread over a triangle."
     a, b = np.meshgrid(np.arange(density), np.arange(density))

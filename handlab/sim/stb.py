@@ -113,7 +113,7 @@ def stb_knuckles():
     flat = palm + rays * (radii / np.linalg.norm(rays, axis=1))[:, None]
     return np.concatenate([flat, np.zeros((5, 1))], 1)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #4eda2d99
 @functools.lru_cache(maxsize=1)
 def stb_person():
     "The one person's hand, as a right one."
@@ -136,7 +136,7 @@ def sink_depth(person, vector):
     forward(person.joints, person.frames, person.rest_abduction, vector, posed, transforms)
     return max(contact_depths(posed, person.radii, person.palm))
 
-
+# %% ../../nbs/sim/06_stb.ipynb #d1fbb1bc
 def settle_thumb(generator, person, vector, tries=160):
     "The pose (24,) with its thumb moved, as little as helps, to where it sinks in least."
     low, high = joint_limits()
@@ -168,7 +168,7 @@ def key_pose(generator, person, kind, variation):
     settled = [settle_thumb(generator, person, vector) for vector in drawn]
     return min(settled, key=lambda vector: sink_depth(person, vector))
 
-
+# %% ../../nbs/sim/06_stb.ipynb #cef79896
 def swing(person, first, second, steps):
     "Poses (steps,24) from the first to just before the second, the thumb swinging outwards if it has to."
     times = np.arange(steps) / steps
@@ -202,7 +202,7 @@ def roamed(generator):
     while True:
         yield None, int(generator.integers(1, 10)), int(generator.integers(20, 40))
 
-
+# %% ../../nbs/sim/06_stb.ipynb #580ebdb8
 def finger_path(generator, person, kind):
     "Pose vectors (1500,24) of a sequence without wrist motion; `kind` 'Counting' or 'Random'."
     shown, path, count = (counted if kind == "Counting" else roamed)(generator), [], 0
@@ -223,7 +223,7 @@ def wander(generator, count, shortest, longest):
     waves = np.sin(2 * np.pi * np.arange(FRAMES)[:, None, None] / period + phase)
     return 2 * np.tanh(waves.sum(1) * math.sqrt(2 / 5) / 2)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #a554d066
 class Motion(NamedTuple):
     "All frames of a sequence, as a right hand in a mirrored world: x to the left of the picture, y up, z towards the camera, which stands at the origin."
 
@@ -245,7 +245,7 @@ def turned(axis, angles):
     out[:, axis, axis], out[:, i, i], out[:, j, j], out[:, i, j], out[:, j, i] = 1, c, c, -s, s
     return out
 
-
+# %% ../../nbs/sim/06_stb.ipynb #07e6beb5
 @functools.lru_cache(maxsize=4)
 def motion_of(seed: int, sequence: str) -> Motion:
     "The motion of a sequence; the last few are kept."
@@ -280,7 +280,7 @@ def depth_camera():
     "The SK depth camera."
     return Camera(sk_rotation() @ FACING, SK_SHIFT, SK_DEPTH_K.astype(np.float32), WIDTH)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #4ff8a848
 def arm_at(motion, index):
     "The arm (`handlab.sim.scene.Arm`) of one frame."
     person, forearm = stb_person(), motion.forearm[index]
@@ -291,7 +291,7 @@ def arm_at(motion, index):
     shoulder = elbow + UPPER_ARM * np.array([-0.80, -0.45, -0.40])  # beside the picture
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #7618cbbf
 def joints_at(motion, index):
     "Joints (21,3) mm, SK colour camera."
     arm = arm_at(motion, index)
@@ -307,7 +307,7 @@ def wall_with_light(generator, colour):
         np.asarray(colour, np.float32) * ((across * down) * (0.95 + 0.07 * stain + 0.04 * plaster))[..., None]
     )
 
-
+# %% ../../nbs/sim/06_stb.ipynb #2ddd3b4b
 def shade_box(image, x, y, width, height, strength=0.5, soft=14.0):
     "A soft shadow, as of a thing before a wall, drawn in place."
     shadow = np.zeros((HEIGHT, WIDTH), np.float32)
@@ -511,7 +511,7 @@ def paint_corridor(generator):
         .astype(np.uint8)
     )
 
-
+# %% ../../nbs/sim/06_stb.ipynb #e434f5fd
 def paint_curtain(generator):
     "A curtain in folds, a lamp, a chair."
     fold = np.sin(
@@ -592,14 +592,14 @@ def actor_of(seed: int, number: int) -> Actor:
         0,
     )
 
-
+# %% ../../nbs/sim/06_stb.ipynb #51a2c0eb
 @functools.lru_cache(maxsize=12)
 def brightness_of(seed: int, sequence: str):
     "Slow changes over a sequence (1500,4): brightness, and red, green, blue against each other."
     waves = wander(numpy_generator(seed, "sim-stb", sequence, "light"), 4, 350.0, 1500.0)
     return 1 + waves * [0.045, 0.012, 0.006, 0.014]
 
-
+# %% ../../nbs/sim/06_stb.ipynb #0f7ebc71
 def light_of(seed: int, number: int) -> Light:
     "The light of a session: a lamp or window, a bright ceiling, walls that give light back."
     generator = numpy_generator(seed, "sim-stb", "lamp", number)
@@ -619,7 +619,7 @@ def light_of(seed: int, number: int) -> Light:
         np.float32(generator.uniform(0.45, 0.75)),
     )
 
-
+# %% ../../nbs/sim/06_stb.ipynb #59f4bd87
 def dimmed(light, factors):
     "The same light times factors (3,)."
     return light._replace(
@@ -696,7 +696,7 @@ class StbFrame:
     true_mask: np.ndarray  # (480,640) bool, the hand without forearm in the colour image
     true_depth: np.ndarray  # (480,640) f32 mm, colour camera, 0 = nothing
 
-
+# %% ../../nbs/sim/06_stb.ipynb #0056a295
 def draw_arm(actor, arm, camera):
     "Hand and arm in one camera's buffers."
     placed, pieces = place_hand(actor, arm, camera), mirrored(join(arm_pieces(arm, actor)))
@@ -706,7 +706,7 @@ def draw_arm(actor, arm, camera):
     raster(body_screen, body.faces, len(placed.hand.faces), nearness, triangle)
     return placed, body, body_screen, nearness, triangle
 
-
+# %% ../../nbs/sim/06_stb.ipynb #bc9b12dd
 def draw_colour(generator, seed, sequence, index, arm):
     "Colour image, true mask, true depth."
     number, camera = int(sequence[1]), colour_camera()
@@ -746,7 +746,7 @@ def render_stb(seed: int, sequence: str, index: int) -> StbFrame:
     )  # the precision of the official files
     return StbFrame(color, encode_depth(measured), stored, mask, true_depth)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #6a2c345f
 def stb_frame(seed: int, sequence: str, index: int):
     "Colour (480,640,3) u8, coded depth (480,640,3) u8 and label (3,21) mm of one frame."
     frame = render_stb(seed, sequence, index)
@@ -769,7 +769,7 @@ def shares(split: str, count: int) -> dict:
     each, more = divmod(count, len(names))
     return {name: each + (number < more) for number, name in enumerate(names)}
 
-
+# %% ../../nbs/sim/06_stb.ipynb #23ace42b
 def time_of(number: int, count: int) -> int:
     "Which of the 1500 frames is number `number` of `count`."
     return number * FRAMES // count
@@ -780,7 +780,7 @@ def check_split(split):
     if split not in SPLITS:
         raise HandlabError(f"split {split!r}", "STB has no such split", f"choose one of {', '.join(SPLITS)}")
 
-
+# %% ../../nbs/sim/06_stb.ipynb #c272b3ac
 class SimSTB:
     "Frames of the simulated twin of STB, drawn when asked for."
 
@@ -835,7 +835,7 @@ def write_one(root, seed, sequence, number, count):
     color, depth_code, _ = stb_frame(seed, sequence, time_of(number, count))
     write_frame(Path(root) / UNFINISHED, sequence, number, color, depth_code)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #27e7345a
 def write_task(task):
     "Write a run of frames; return how many. A worker whose parent was killed stops."
     root, seed, sequence, count, numbers_, parent = task
@@ -845,7 +845,7 @@ def write_task(task):
         write_one(root, seed, sequence, number, count)
     return len(numbers_)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #2fac29e1
 def run_tasks(tasks, workers, bar):
     "Do all tasks here or in new interpreters; `bar` counts frames."
     if workers == 1 or len(tasks) <= 1:
@@ -858,7 +858,7 @@ def run_tasks(tasks, workers, bar):
         for done in pool.imap_unordered(write_task, tasks):
             bar.update(done)
 
-
+# %% ../../nbs/sim/06_stb.ipynb #25c3fca3
 def frames_missing(root: Path, sequence: str, count: int) -> list:
     "Frames of a growing sequence that lack an image."
     growing = root / UNFINISHED
@@ -895,7 +895,7 @@ def check_folder(root: Path, settings: dict):
             )
     return {**settings, "sequences": {**before, **settings["sequences"]}}
 
-
+# %% ../../nbs/sim/06_stb.ipynb #14290d59
 def finish_sequence(root: Path, seed: int, sequence: str, count: int):
     "Move a complete sequence to its place, and write its labels."
     growing, place = root / UNFINISHED / "images" / sequence, root / "images" / sequence
@@ -958,7 +958,7 @@ def write_stb(
         shutil.rmtree(root / UNFINISHED)
     return root
 
-
+# %% ../../nbs/sim/06_stb.ipynb #bcd89d98
 def write_sequence(root: Path, seed: int, sequence: str, count: int, workers: int, bar):
     "Write one sequence, or go on with it."
     if not (root / "images" / sequence).exists():

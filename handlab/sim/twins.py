@@ -65,7 +65,7 @@ def rhd_annotation(frame) -> dict:  # frame: handlab.sim.scene.Frame
     uv_vis = np.concatenate([frame.uv[:, order], frame.visible[:, order, None]], 2).reshape(42, 3)
     return dict(K=frame.K.astype(np.float32), xyz=xyz.astype(np.float32), uv_vis=uv_vis.astype(np.float32))
 
-
+# %% ../../nbs/sim/05_twins.ipynb #28ce7838
 def rhd_frame(seed: int, split: str, index: int):
     "Colour (320,320,3) u8, coded depth (320,320,3) u8, parts (320,320) u8 and annotation of one frame."
     generator = numpy_generator(seed, "sim", split, "frame", index)
@@ -80,7 +80,7 @@ def check_split(split):
     if split not in SPLITS:
         raise HandlabError(f"split {split!r}", "RHD has no such split", f"choose one of {', '.join(SPLITS)}")
 
-
+# %% ../../nbs/sim/05_twins.ipynb #1b68aa88
 class SimRHD:
     "Frames of the simulated twin of RHD, drawn when asked for."
 
@@ -132,7 +132,7 @@ def write_one(root, seed, split, index):
     np.savez(label.with_suffix(".partial.npz"), **annotation)
     os.replace(label.with_suffix(".partial.npz"), label)
 
-
+# %% ../../nbs/sim/05_twins.ipynb #5e4767bf
 def write_task(task):
     "Write a run of frames; return how many. A worker whose parent was killed stops."
     root, seed, split, indices, parent = task
@@ -142,7 +142,7 @@ def write_task(task):
         write_one(root, seed, split, index)
     return len(indices)
 
-
+# %% ../../nbs/sim/05_twins.ipynb #a1310164
 def frames_missing(root: Path, split: str, count: int) -> list:
     "The frames of a growing split that have no label yet."
     labels = root / UNFINISHED / split / "labels"
@@ -172,7 +172,7 @@ def split_state(root: Path, split: str, settings: dict) -> str:
         )
     return "growing"
 
-
+# %% ../../nbs/sim/05_twins.ipynb #fdc2d17d
 def finish_split(root: Path, split: str, count: int, settings: dict):
     "Collect the labels, say what the folder holds, and move the split to its place."
     growing = root / UNFINISHED / split
@@ -200,7 +200,7 @@ def tasks_of(root, seed, split, missing):
         ).append(index)
     return [(str(root), seed, split, run, os.getpid()) for run in runs.values()]
 
-
+# %% ../../nbs/sim/05_twins.ipynb #49882e54
 def run_tasks(tasks, workers, bar):
     "Do all tasks here or in worker processes; `bar` counts frames."
     if workers == 1 or len(tasks) == 1:
@@ -213,12 +213,12 @@ def run_tasks(tasks, workers, bar):
         for done in pool.imap_unordered(write_task, tasks):
             bar.update(done)
 
-
+# %% ../../nbs/sim/05_twins.ipynb #eed4117e
 def cores() -> int:
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
+# %% ../../nbs/sim/05_twins.ipynb #1553b5dc
 def write_split(root: Path, split: str, count: int, seed: int, workers: int, show_progress: bool):
     "Write one split, or go on with it, or leave it where it is finished."
     settings = dict(
@@ -249,7 +249,7 @@ class Quiet:
     def update(self, count):
         pass
 
-
+# %% ../../nbs/sim/05_twins.ipynb #57538fa1
 QUIET = Quiet()
 
 
@@ -292,7 +292,7 @@ def contact_sheet(tiles, columns=12):
     rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
     return np.vstack([np.hstack(row + [blank] * (columns - len(row))) for row in rows])
 
-
+# %% ../../nbs/sim/05_twins.ipynb #f917afab
 def look_numbers(samples) -> dict:
     "Medians over samples: brightness and contrast of image and hand (0..255), crop size (px), distance (mm), share of dark hands."
     rows = []
@@ -334,7 +334,7 @@ def hand_geometry(seed: int, index: int, actor):
     )
     return depth_of(geometry.nearness), geometry.parts, geometry.placed[0].joints
 
-
+# %% ../../nbs/sim/05_twins.ipynb #c1453a83
 def rate(
     draw,  # called with 0, 1, 2, ...
     count: int,
@@ -352,7 +352,7 @@ def rate(
     finally:
         cv2.setNumThreads(threads)
 
-
+# %% ../../nbs/sim/05_twins.ipynb #51f25151
 def measure_speed(count=100) -> dict:
     "Images a second and core of the simulator's ways to draw, and the seconds that a split's backgrounds take once."
     actors = [make_actor(numpy_generator(0, "sim", "speed", number), "fine") for number in range(4)]
@@ -382,7 +382,7 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
         raise HandlabError("command line", message, f"see {self.prog} --help")
 
-
+# %% ../../nbs/sim/05_twins.ipynb #b9a54ab4
 def main(words=None):
     "The command line of `write_rhd`."
     parser = OneLineParser(

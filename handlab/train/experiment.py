@@ -72,7 +72,7 @@ def reader_of(
         seed=settings.data_seed,
     )
 
-
+# %% ../../nbs/train/03_experiment.ipynb #8d9d8139
 def evaluation_reader(
     dataset: str,  # one of DATASETS or TEST_SETS
     root: str = "",  # the folder of a real set
@@ -144,7 +144,7 @@ def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
     "The prepared crops of a reader, made or found."
     return prepare(reader, prepared_folder(reader, crops), crops, show_progress=show_progress)
 
-
+# %% ../../nbs/train/03_experiment.ipynb #1b2c9272
 def experiment_data(
     settings,  # of an experiment
     crops: CropSettings,
@@ -167,7 +167,7 @@ def has_root(prepared) -> bool:
     "Whether the root joint is annotated; a set that has finger tips alone has none, and nothing to tell depth from."
     return bool(np.isfinite(prepared.joints[:1, ROOT]).all())
 
-
+# %% ../../nbs/train/03_experiment.ipynb #b5d2769b
 def ordered_batches(
     prepared, batch_size: int, device, modalities=("image", "depth", "mask"), cloud_points: int = 0
 ):
@@ -217,7 +217,7 @@ def evaluate(
         "pck": pck(predicted, true, thresholds_3d(), protocol=protocol),
     }
 
-
+# %% ../../nbs/train/03_experiment.ipynb #4bcf7bf3
 def evaluate_on(
     prepared, predictions: dict, protocol: str = "pooled"
 ) -> dict:  # {name: (N, 21, 3) mm} -> {name: scores}
@@ -241,7 +241,7 @@ def evaluate_tips(
         for name, predicted in predictions.items()
     }
 
-
+# %% ../../nbs/train/03_experiment.ipynb #875e2931
 def table_tips(scores: dict) -> pd.DataFrame:  # of `evaluate_tips`
     "One row a set of predictions and alignment."
     rows = {(name, alignment): row for name, each in scores.items() for alignment, row in each.items()}

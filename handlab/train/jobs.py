@@ -33,7 +33,7 @@ class Job:
     function: Callable  # importable by name: not defined in a notebook
     arguments: dict = field(default_factory=dict)
 
-
+# %% ../../nbs/train/02_jobs.ipynb #a30df8b1
 def practice_job(
     steps: int = 3,  # how many steps to pretend
     seconds: float = 0.01,  # length of a step
@@ -66,7 +66,7 @@ def one_thread():
             else:
                 os.environ[name] = value
 
-
+# %% ../../nbs/train/02_jobs.ipynb #9af9c8cf
 def leave_with_parent():
     "End this process at once when its parent is gone."
 
@@ -76,7 +76,7 @@ def leave_with_parent():
 
     threading.Thread(target=watch, daemon=True).start()
 
-
+# %% ../../nbs/train/02_jobs.ipynb #c4a6e320
 def child_main(pipe, job: Job):
     "Run one job and send back its reports and its result or error."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -154,7 +154,7 @@ class Child:
     pipe: object
     begun: float
 
-
+# %% ../../nbs/train/02_jobs.ipynb #972a2baa
 def start_child(job: Job) -> Child:
     "Start a job in a process of its own with one thread."
     context = multiprocessing.get_context("spawn")
@@ -165,7 +165,7 @@ def start_child(job: Job) -> Child:
     writing.close()  # so that the pipe ends with the child
     return Child(job, process, reading, time.perf_counter())
 
-
+# %% ../../nbs/train/02_jobs.ipynb #fd592426
 def read_child(child: Child, view: Together):  # None while it runs, else ('result' or 'error', value)
     "Take what a child has sent; a child that ended without a word is an error."
     try:
@@ -182,7 +182,7 @@ def read_child(child: Child, view: Together):  # None while it runs, else ('resu
     view.states[child.job.name] = value
     return None
 
-
+# %% ../../nbs/train/02_jobs.ipynb #18c9a6f3
 def stop_children(children):
     "End the processes that still run."
     for child in children:
@@ -214,7 +214,7 @@ def side_by_side(jobs, places: int, view: Together) -> dict:  # {name: ('result'
         stop_children(running.values())
     return outcomes
 
-
+# %% ../../nbs/train/02_jobs.ipynb #de0214c3
 def one_by_one(jobs, show: bool = True) -> dict:
     "Run jobs one after the other in this process, with one CPU thread as everywhere."
     outcomes, threads = {}, torch.get_num_threads()

@@ -133,7 +133,7 @@ def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and loss
     with atomic_file(path, "w") as file:
         file.write(text.getvalue())
 
-
+# %% ../../nbs/train/01_loop.ipynb #e430fdaf
 def read_losses(
     path,  # a losses.csv
     split: str = "training",
@@ -162,14 +162,14 @@ def weights_fingerprint(network: nn.Module) -> str:
         *(part for name, value in state_on_cpu(network).items() for part in (name, value.numpy()))
     )
 
-
+# %% ../../nbs/train/01_loop.ipynb #9c167c51
 def save_network(path, network: nn.Module):
     "Write the network's weights as safetensors, atomically."
     data = save_tensors(state_on_cpu(network))
     with atomic_file(path) as file:
         file.write(data)
 
-
+# %% ../../nbs/train/01_loop.ipynb #306bca0d
 def load_network(path, network: nn.Module) -> nn.Module:
     "Read safetensors weights into the network."
     try:
@@ -204,7 +204,7 @@ def save_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer, 
     with atomic_file(path) as file:
         torch.save(state, file)
 
-
+# %% ../../nbs/train/01_loop.ipynb #7dd4563b
 def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict:  # `progress`
     "Put network, optimiser and random generators back where the checkpoint left them."
     try:
@@ -233,7 +233,7 @@ def flat(value, prefix: str = "") -> dict:
         for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
-
+# %% ../../nbs/train/01_loop.ipynb #a989d650
 def claim_folder(folder: Path, made_with: dict):
     "Record in `run.json` what a folder is made with, or check that it was made with the same."
     path, made_with = Path(folder) / "run.json", plain(made_with)
@@ -256,7 +256,7 @@ def clock(seconds: float) -> str:  # '1:05' or '2:00:09'
         f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
     )
 
-
+# %% ../../nbs/train/01_loop.ipynb #c8e459ca
 class Lines:
     "Prints a line on how a training goes, not too often."
 
@@ -310,7 +310,7 @@ def convolution_time(device: torch.device, bf16: bool) -> float:
         nn.functional.conv2d(image, weights, padding=1).sum().backward()
     return time.perf_counter() - begun
 
-
+# %% ../../nbs/train/01_loop.ipynb #eab90f44
 @lru_cache
 def faster_precision(device: torch.device) -> str:  # 'bf16' or 'fp32'
     "The faster precision on a device: asked of a GPU, measured on a CPU; bf16 only where it is clearly faster."
@@ -322,7 +322,7 @@ def faster_precision(device: torch.device) -> str:  # 'bf16' or 'fp32'
             measured.append(convolution_time(device, bf16))
     return "bf16" if min(seconds[True][1:]) < 0.8 * min(seconds[False][1:]) else "fp32"
 
-
+# %% ../../nbs/train/01_loop.ipynb #ab688b55
 def chosen_precision(settings: TrainSettings, folder, device: torch.device) -> str:  # 'bf16' or 'fp32'
     "The precision of a training; 'auto' keeps what the folder's training was begun with, on any machine."
     if settings.precision != "auto":
@@ -336,7 +336,7 @@ def precision_of(settings: TrainSettings, device: torch.device):
     precision = faster_precision(device) if settings.precision == "auto" else settings.precision
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
-
+# %% ../../nbs/train/01_loop.ipynb #a52674a6
 def train_step(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -465,7 +465,7 @@ def log_row(run: Training):
         pace * (run.settings.steps - run.step),
     )
 
-
+# %% ../../nbs/train/01_loop.ipynb #513f7054
 def validate_row(run: Training, validate: Callable):
     "Call `validate(network)` in evaluation mode and add what it returns to the table."
     run.network.eval()
@@ -476,7 +476,7 @@ def validate_row(run: Training, validate: Callable):
         {"step": run.step, "split": "validation", **{name: float(value) for name, value in values.items()}}
     )
 
-
+# %% ../../nbs/train/01_loop.ipynb #d207c5ce
 def finish(run: Training):
     "Write weights and, last of all, the mark that the training is complete."
     write_losses(run.folder / "losses.csv", run.rows)
