@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 # Snakefile says what depends on what; FLAGS go to Snakemake, such as FLAGS=--dry-run.
 figures: $(READY)
-	@$(BIN)/python -m handlab.report.graph figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL),--real "$(REAL)") $(FLAGS)
+	@$(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL),--real "$(REAL)") $(FLAGS)
 
 # One thread a worker: two notebooks at a time share two cores without their threads waiting on each other.
 test: export OMP_NUM_THREADS := 1

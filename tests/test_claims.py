@@ -15,24 +15,21 @@ from scipy import stats
 from handlab.core import HandlabError, project_root
 from handlab.hand.metrics import paired_difference
 from handlab.report import claims
-from handlab.report.claims import (
+from handlab.results.claims import (
     CANNOT_TELL,
-    DRAWS,
     FAILS,
     HOLDS,
     MORE,
     NOT_RUN,
     ORDER,
-    Estimate,
     World,
     about,
     at_most,
-    mean_estimate,
     same,
-    seeds_estimate,
     up_to,
 )
-from handlab.report.runs import graph_runs, page_folder, reference_name
+from handlab.results.statistics import DRAWS, Estimate, mean_estimate, seeds_estimate
+from handlab.results.runs import graph_runs, page_folder, reference_name
 
 
 def spread(low, high):

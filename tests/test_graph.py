@@ -13,8 +13,8 @@ import pytest
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.core import HandlabError, make_settings, project_root, write_json
-from handlab.report.graph import TRIES, data_names, execute, whole_graph
-from handlab.report.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
+from handlab.graph.run import TRIES, data_names, execute, whole_graph
+from handlab.results.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
 
 
 def aligned_settings(run, profile):

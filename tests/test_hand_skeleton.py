@@ -25,10 +25,7 @@ from handlab.hand.skeleton import (
     TIPS,
     WRIST,
     denormalise,
-    draw_hand_2d,
-    draw_hand_3d,
     example_hand,
-    frame_hands_3d,
     from_bighand,
     from_dexter,
     from_rhd,
@@ -40,6 +37,7 @@ from handlab.hand.skeleton import (
     root_of,
     stb_wrist,
 )
+from handlab.hand.draw import draw_hand_2d, draw_hand_3d, frame_hands_3d
 
 matplotlib.use("Agg")
 examples = settings(deadline=None, max_examples=40)

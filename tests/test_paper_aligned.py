@@ -24,7 +24,7 @@ from handlab.core import HandlabError, make_settings, project_root, read_json, w
 from handlab.hand.metrics import auc, scores_tips, thresholds_100
 from handlab.hand.skeleton import BONES
 from handlab.report import paper_aligned as paper
-from handlab.report.runs import source_line
+from handlab.results.runs import source_line
 
 matplotlib.use("Agg")
 THRESHOLDS = np.linspace(0, 50, 20)

@@ -21,7 +21,7 @@ from handlab.data.prepare import CropSettings
 from handlab.privileged.experiment import STAGES, PiSettings, make_network
 from handlab.privileged.networks import layer_table
 from handlab.report import paper_pi
-from handlab.report.curves import (
+from handlab.pages.curves import (
     METHOD_COLOURS,
     PUBLISHED,
     area_between,
@@ -29,10 +29,11 @@ from handlab.report.curves import (
     draw_published,
     finish_pck,
 )
-from handlab.report.paper_pi import PANELS, STATE_OF_THE_ART, PaperPi
-from handlab.report.published import published_curves, published_numbers
-from handlab.report.runs import open_runs
-from handlab.train.experiment import prepared_reader, reader_of
+from handlab.pages.paper_pi import PANELS, STATE_OF_THE_ART, PaperPi
+from handlab.results.published import published_curves, published_numbers
+from handlab.results.runs import open_runs
+from handlab.train.experiment import prepared_reader
+from handlab.train.sets import reader_of
 from handlab.train.loop import save_network, write_losses
 
 LABELS_2D = {

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from handlab.core import HandlabError, project_root
-from handlab.report.output import markdown_table, save_table
-from handlab.report.published import curve_auc, published_curves, published_numbers
+from handlab.pages.output import markdown_table, save_table
+from handlab.results.published import curve_auc, published_curves, published_numbers
 
 
 def test_published_numbers_are_the_papers():

@@ -44,14 +44,7 @@ from ..data.prepare import CropSettings
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
-from handlab.train.experiment import (
-    DATASETS,
-    evaluate,
-    experiment_data,
-    has_root,
-    ordered_batches,
-    write_predictions,
-)
+from ..train.experiment import experiment_data, has_root, ordered_batches, write_predictions
 from ..train.jobs import Job
 from handlab.train.loop import (
     TrainSettings,
@@ -62,6 +55,8 @@ from handlab.train.loop import (
     make_optimiser,
     train_step,
 )
+from ..train.scores import evaluate
+from ..train.sets import DATASETS
 
 # %% ../../nbs/aligned/06_experiment.ipynb #37ee2b87
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ from handlab.aligned.experiment import (
 )
 from .posteriors import interpolate
 from ..core import HandlabError, atomic_file
-from ..hand.skeleton import BONES, FINGER_COLOURS
-from ..train.experiment import evaluate_on
+from ..hand.draw import FINGER_COLOURS
+from ..hand.skeleton import BONES
+from ..train.scores import evaluate_on
 
 # %% ../../nbs/aligned/08_explorer.ipynb #70666113
 ROUND = 10  # corners of a ring

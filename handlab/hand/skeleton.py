@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['FINGERS', 'JOINTS', 'WRIST', 'ROOT', 'TIPS', 'PARENTS', 'BONES', 'RHD_TO_CANONICAL', 'STB_TO_CANONICAL',
-           'BIGHAND_TO_CANONICAL', 'DEXTER_TIPS', 'DEXTER_MISSING', 'STAND_IN_SCALE', 'FINGER_COLOURS', 'library_of',
-           'as_array', 'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand', 'from_dexter',
-           'mirror_joints', 'handedness', 'root_of', 'hand_scale', 'normalise', 'denormalise', 'bone_colours',
-           'draw_hand_2d', 'draw_hand_3d', 'frame_hands_3d']
+           'BIGHAND_TO_CANONICAL', 'DEXTER_TIPS', 'DEXTER_MISSING', 'STAND_IN_SCALE', 'library_of', 'as_array',
+           'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand', 'from_dexter',
+           'mirror_joints', 'handedness', 'root_of', 'hand_scale', 'normalise', 'denormalise']
 
 # %% ../../nbs/hand/01_skeleton.ipynb #24c7b263
 import numpy as np
@@ -196,113 +195,3 @@ def denormalise(
 ):  # (...) mm
     "Joints (...,21,3) in mm"
     return pose * scale[..., None, None] + root_mm[..., None, :]
-
-# %% ../../nbs/hand/01_skeleton.ipynb #1f3b3437
-FINGER_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")  # thumb to little
-
-
-def bone_colours(colour=None):  # one colour for the whole hand; None: one a finger
-    "A colour for each of the 20 bones"
-    return [colour] * 20 if colour is not None else [FINGER_COLOURS[bone // 4] for bone in range(20)]
-
-# %% ../../nbs/hand/01_skeleton.ipynb #acbb7978
-def _bone_style(bone, colour, width, dashed):
-    return dict(
-        color=colour,
-        lw=width,
-        ls=(0, (1.2, 1)) if dashed else "-",
-        solid_capstyle="round",
-        dash_capstyle="butt",
-        zorder=3 + bone / 100,
-    )
-
-# %% ../../nbs/hand/01_skeleton.ipynb #bca94557
-def draw_hand_2d(
-    ax,  # matplotlib axes
-    uv,  # (21,2) px; NaN joints are left out
-    visible=None,  # (21,) bool; bones to a hidden joint are dashed
-    colour=None,  # one colour for the whole hand; None: one a finger
-    width=2.0,  # line width, points
-    outline=True,  # white edge, so that the hand stands out from a photograph
-    label=None,
-):  # legend entry
-    "A hand's bones and joints over an image"
-    uv = np.asarray(uv, float)
-    visible = np.ones(21, bool) if visible is None else np.asarray(visible, bool)
-    colours = bone_colours(colour)
-    for bone, (parent, child) in enumerate(BONES):
-        ends, dashed = uv[[parent, child]].T, not visible[[parent, child]].all()
-        if outline:
-            ax.plot(*ends, color="white", lw=width * 1.9, alpha=0.8, solid_capstyle="round", zorder=2.9)
-        ax.plot(*ends, **_bone_style(bone, colours[bone], width, dashed), label=label if bone == 0 else None)
-    faces = [colour or "#333333"] + colours
-    ax.scatter(
-        *uv.T,
-        s=(2.2 * width) ** 2,
-        c=[face if seen else "white" for face, seen in zip(faces, visible)],
-        edgecolors=["white" if seen and outline else face for face, seen in zip(faces, visible)],
-        linewidths=0.4 * width,
-        zorder=4,
-    )
-    return ax
-
-# %% ../../nbs/hand/01_skeleton.ipynb #50253b7d
-def draw_hand_3d(
-    ax,  # matplotlib 3d axes
-    joints,  # (21,3) mm, camera frame
-    colour=None,  # one colour for the whole hand; None: one a finger
-    width=2.0,  # line width, points
-    label=None,  # legend entry
-    alpha=1.0,
-):
-    "A hand's bones and joints in space; the plot's upward axis is the camera's -y"
-    x, y, z = np.asarray(joints, float).T
-    colours = bone_colours(colour)
-    for bone, (parent, child) in enumerate(BONES):
-        ends = [parent, child]
-        ax.plot(
-            x[ends],
-            z[ends],
-            -y[ends],
-            color=colours[bone],
-            lw=width,
-            alpha=alpha,
-            solid_capstyle="round",
-            label=label if bone == 0 else None,
-        )
-    ax.scatter(
-        x,
-        z,
-        -y,
-        s=(1.9 * width) ** 2,
-        c=[colour or "#333333"] + colours,
-        edgecolors="white",
-        linewidths=0.25 * width,
-        alpha=alpha,
-        depthshade=False,
-    )
-    return ax
-
-# %% ../../nbs/hand/01_skeleton.ipynb #f805c5a8
-def frame_hands_3d(
-    ax,  # matplotlib 3d axes
-    joints,  # (...,21,3) mm: everything that is drawn in these axes
-    view=(12, -70),  # elevation and azimuth, degrees; azimuth -90 looks along the camera's axis
-    ticks=False,
-):  # show millimetres along the axes
-    "Equal millimetres on all three axes, a calm background, and a view from slightly beside the camera"
-    points = np.asarray(joints, float).reshape(-1, 3)
-    low, high = np.nanmin(points, 0), np.nanmax(points, 0)
-    centre, half = (low + high) / 2, max((high - low).max() / 2, 1.0) * 1.05
-    for setter, middle in zip((ax.set_xlim, ax.set_ylim, ax.set_zlim), (centre[0], centre[2], -centre[1])):
-        setter(middle - half, middle + half)
-    ax.set_box_aspect((1, 1, 1), zoom=1.15)
-    ax.view_init(*view)
-    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.set_pane_color((0.97, 0.97, 0.97, 1.0))
-        axis._axinfo["grid"].update(color="#dddddd", linewidth=0.5)
-        if not ticks:
-            axis.set_ticklabels([])
-    if ticks:
-        ax.set(xlabel="x mm", ylabel="z mm", zlabel="-y mm")
-    return ax

@@ -38,9 +38,7 @@ from .losses import REDUCTIONS, loss_c, loss_inter, loss_joint, loss_mask, term_
 from .networks import BaseCNN
 from ..sim.bighand import SimBigHand
 from handlab.train.experiment import (
-    DATASETS,
     ExperimentData,
-    evaluate_on,
     experiment_data,
     ordered_batches,
     prepared_reader,
@@ -59,6 +57,8 @@ from handlab.train.loop import (
     weights_fingerprint,
     write_losses,
 )
+from ..train.scores import evaluate_on
+from ..train.sets import DATASETS
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
 @dataclass(frozen=True)

@@ -49,7 +49,6 @@ from handlab.privileged.pose_machine import (
 )
 from handlab.train.experiment import (
     ExperimentData,
-    evaluation_reader,
     has_root,
     ordered_batches,
     prepared_reader,
@@ -57,6 +56,7 @@ from handlab.train.experiment import (
 )
 from ..train.jobs import run_jobs
 from ..train.loop import fit, load_network, save_network, weights_fingerprint
+from ..train.sets import evaluation_reader
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #3481261a
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional
 
 from ..hand.camera import crop_matrix, transform_uv
+from ..hand.draw import draw_over, plain_axes
 from ..hand.metrics import thresholds_2d
 from .experiment_2d import MASKS, MEAN_POSITION, STAGES_2D
-from .figures import TRUTH_COLOUR, draw_over, plain_axes, stage_curves
+from .figures import TRUTH_COLOUR, stage_curves
 from .pose_machine import target_maps
 from ..train.experiment import ordered_batches
 
