@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from .comparison import COLOURS, LABELS
+from .comparison import LABELS
+from ..hand.draw import COLOURS
 from .experiment import modality_tensors, needed_pixels
 from ..core import numpy_generator
 from ..hand.metrics import paired_difference

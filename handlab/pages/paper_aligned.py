@@ -23,7 +23,6 @@ import torch
 from IPython.display import Markdown, display
 
 from handlab.aligned.comparison import (
-    COLOURS,
     LABELS,
     TABLE_1,
     base,
@@ -44,6 +43,7 @@ from handlab.aligned.experiment import (
 from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
 from ..aligned.smoothness import CLOUD_LABELS, cloud_variation, latent_smoothness
 from ..core import HandlabError, atomic_file, provenance, write_json
+from ..hand.draw import COLOURS
 from ..hand.metrics import align, joint_errors, paired_difference, pck, thresholds_100
 from .curves import draw_ours, draw_published, finish_pck
 from .output import markdown_table, save_figure, save_table
@@ -390,7 +390,7 @@ def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)
     figure = fig_reconstructions(network, data.test, settings, spread(len(data.test), count, offset), device)
-    return sign(figure, run, "blue: true pose; red: from RGB alone; clouds: red is near")
+    return sign(figure, run, "green: true pose; orange: from RGB alone; clouds: red is near")
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #4c189d85
 def weak_errors(runs: dict) -> dict:  # {variant: [RunFolder]} with 'S4' and its labelled shares
