@@ -71,7 +71,7 @@ def walk_measures(
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #c0d3ef4f
 def walk_profiles(walks) -> dict:  # (K,T,21,3)
-    "Means over the walks: each step's length over the walk's mean step, (T-1,), and the drift of the bones, (T,)."
+    "Means over the walks: each step's length over the mean step, (T-1,), and the bone drift, (T,)."
     steps = step_lengths(walks)
     return {"step": (steps / steps.mean(-1, keepdims=True)).mean(0), "bone_drift": bone_drift(walks).mean(0)}
 
@@ -174,7 +174,9 @@ def fig_smoothness(
     return figure
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #eccb611c
-NEIGHBOURS = 8  # of a point, itself included; few: 256 points on a hand lie 5 mm apart, a finger is 15 mm thick
+NEIGHBOURS = (
+    8  # of a point, itself included; few: 256 points on a hand lie 5 mm apart, a finger is 15 mm thick
+)
 
 
 def surface_variation(
