@@ -174,7 +174,9 @@ def fig_smoothness(
     return figure
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #eccb611c
-NEIGHBOURS = 8  # of a point, itself included; few: 256 points on a hand lie 5 mm apart, a finger is 15 mm thick
+NEIGHBOURS = (
+    8  # of a point, itself included; few: 256 points on a hand lie 5 mm apart, a finger is 15 mm thick
+)
 
 
 def surface_variation(
