@@ -126,7 +126,7 @@ def write_manifest(folder="figures", command: str = "make figures") -> list:  # 
 def main(arguments=None):
     "The command line."
     parser = argparse.ArgumentParser(
-        prog="python -m handlab.report.manifest",
+        prog="python -m handlab.pages.manifest",
         description="Write README.md of a folder of tables and figures.",
     )
     parser.add_argument("folder", nargs="?", default="figures", help="the folder (figures)")
