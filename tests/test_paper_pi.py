@@ -18,11 +18,11 @@ from matplotlib.patches import Rectangle
 from handlab.core import HandlabError, make_settings, project_root
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
+from handlab.hand.draw import COLOURS
 from handlab.privileged.experiment import STAGES, PiSettings, make_network
 from handlab.privileged.networks import layer_table
 from handlab.report import paper_pi
 from handlab.pages.curves import (
-    METHOD_COLOURS,
     PUBLISHED,
     area_between,
     draw_ours,
@@ -355,7 +355,7 @@ def test_legend_is_in_the_order_of_the_areas():
 
 
 def test_every_method_has_its_own_colour():
-    assert len({METHOD_COLOURS[method] for method in STATE_OF_THE_ART}) == len(STATE_OF_THE_ART)
+    assert len({COLOURS[method] for method in STATE_OF_THE_ART}) == len(STATE_OF_THE_ART)
 
 
 # ---- figures with networks and frames

@@ -17,8 +17,7 @@ from .posteriors import interpolate
 from ..data.batches import Batches
 from ..hand.camera import project
 from handlab.hand.draw import (
-    ESTIMATED_COLOUR,
-    TRUE_COLOUR,
+    COLOURS,
     bare_3d,
     draw_cloud,
     draw_hand_2d,
@@ -107,7 +106,7 @@ def fig_reconstructions(network, prepared, settings, indices, device="cpu"):
                 draw_hand_3d(
                     bare_3d(ax),
                     values["P"][column],
-                    TRUE_COLOUR if values is true else ESTIMATED_COLOUR,
+                    COLOURS["truth" if values is true else "predicted"],
                     width=1.2,
                 )
             if letter == "C":
@@ -146,7 +145,7 @@ def fig_walks(network, prepared, settings, pairs, count=7, device="cpu", letter=
                 ax.axis("off")
         for column, value in enumerate(values, 1):
             ax = bare_3d(place(column, projection="3d"))
-            draw_hand_3d(ax, value, ESTIMATED_COLOUR, width=1.2) if kind == "P" else draw_cloud(ax, value)
+            draw_hand_3d(ax, value, COLOURS["predicted"], width=1.2) if kind == "P" else draw_cloud(ax, value)
     figure.subplots_adjust(0, 0, 1, 1, 0, 0)
     return figure
 
@@ -223,7 +222,7 @@ def fig_overlays(
                 ax,
                 image,
                 project(joints[index], camera),
-                TRUE_COLOUR if name == "truth" else ESTIMATED_COLOUR,
+                COLOURS["truth" if name == "truth" else "predicted"],
             )
         row[0].set_ylabel(name, fontsize=8)
     plain_axes(axes)

@@ -15,6 +15,7 @@ import torch
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from ..core import make_settings
+from ..hand.draw import COLOURS
 from .experiment import STAGES, PiSettings, make_network
 from .losses import off_hand
 from .networks import layer_table
@@ -190,7 +191,7 @@ def fig_1(profile: str = "full"):
             bases[stage],
             f"{title}   ({type(network).__name__})",
             target,
-            STAGES[stage].colour,
+            COLOURS[stage],
         )
     k = trunk_layers(network)
     (x, top), below = places[k - 1], bases["depth"] - 0.36
