@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'DATA_SUFFIXES', 'ROOTS', 'NOT_TRAINING', 'notebook_cells', 'meaning', 'module_file', 'imported_names',
            'needed_files', 'data_files', 'parsed', 'closure', 'code_fingerprint', 'notebook_file', 'training_code',
-           'training_fingerprint', 'claim']
+           'training_fingerprint', 'reserve_folder']
 
 # %% ../../nbs/graph/01_code.ipynb #19c50158
 import ast
@@ -170,7 +170,7 @@ def training_fingerprint(notebook: str, parameters: dict) -> str:
     )
 
 # %% ../../nbs/graph/01_code.ipynb #3931c9af
-def claim(folder, made_with: str):
+def reserve_folder(folder, made_with: str):
     "Make a run folder ready: kept where it was made with the same, else set aside for an empty one."
     folder = Path(folder)
     stamp, before = folder / "code.json", folder.parent / "before" / folder.name
