@@ -34,7 +34,7 @@ from handlab.core import HandlabError, make_settings, read_json
 from handlab.data.batches import Augment, Batches
 from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.camera import project, rotate
-from handlab.sim.twins import SimRHD
+from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, ordered_batches
 from handlab.train.loop import fit, read_losses, weights_fingerprint
 

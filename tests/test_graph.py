@@ -84,7 +84,7 @@ if dataset == "sim-stb" and not Path("mended").exists(): raise ValueError("no ha
 FAKE_PAGE = (
     """profile: str = "quick"
 seeds: int = 1""",
-    """if False: from handlab.report.published import published_numbers""",
+    """if False: from handlab.results.published import published_numbers""",
 )
 
 
@@ -128,7 +128,7 @@ def figures(tree, *more):
     words = [
         sys.executable,
         "-m",
-        "handlab.report.graph",
+        "handlab.graph.run",
         "figures",
         "--profile",
         "smoke",
@@ -276,16 +276,16 @@ def test_only_what_depends_on_a_change_is_made_again(finished):
     append(finished / "handlab/hand/metrics.py", "\n# a comment\n")
     append(finished / "handlab/aligned/losses.py", "\nNEW = 1\n")  # nothing here needs it
     assert to_be_made(finished) == set()
-    append(finished / "handlab/report/published.py", "\nNEW = 1\n")
+    append(finished / "handlab/results/published.py", "\nNEW = 1\n")
     assert to_be_made(finished) == {"paper_pi", "manifest"}
-    append(finished / "handlab/report/published_numbers.csv", "\n")
+    append(finished / "handlab/results/published_numbers.csv", "\n")
     assert to_be_made(finished) == {"paper_pi", "manifest"}
     append(finished / "handlab/hand/metrics.py", "\nNEW = 1\n")
     assert {*trainings, "paper_pi", "manifest"} <= to_be_made(finished)
 
 
 def test_a_changed_parameter_makes_its_runs_again(finished):
-    source = finished / "handlab/report/runs.py"
+    source = finished / "handlab/results/runs.py"
     source.write_text(
         source.read_text().replace('dict(dataset="sim-rhd", other_set=OTHER)', 'dict(dataset="sim-rhd")')
     )
@@ -299,7 +299,7 @@ def test_a_killed_graph_goes_on_and_two_do_not_meet(tiny):
     )
     write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0], slow))
     first = subprocess.Popen(
-        [sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2"],
+        [sys.executable, "-m", "handlab.graph.run", "figures", "--profile", "smoke", "--cores", "2"],
         cwd=tiny,
         env=environment(tiny),
         stdout=subprocess.DEVNULL,
@@ -355,7 +355,7 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
             [
                 sys.executable,
                 "-c",
-                "from handlab.report.graph import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))",
+                "from handlab.graph.code import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))",
             ],
             cwd=tree,
             env=environment(tree),
@@ -365,7 +365,7 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
         ).stdout.split()
 
     before = say()
-    append(tree / "handlab/report/output.py", "\nNEW = 1\n")
+    append(tree / "handlab/pages/output.py", "\nNEW = 1\n")
     plot = say()
     append(tree / "handlab/aligned/losses.py", "\nNEW = 1\n")
     loss = say()

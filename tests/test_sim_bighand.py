@@ -1,37 +1,22 @@
 """BigHand's twin: stream and disk agree, frames are sound and broad, and a stopped job leaves nothing that looks finished."""
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 
-from handlab.core import HandlabError, numpy_generator, project_root
-from handlab.data.bighand import CAMERA, BigHand
+from handlab.core import numpy_generator
+from handlab.data.bighand import CAMERA
 from handlab.hand.camera import project
 from handlab.hand.skeleton import BONES, handedness
 from handlab.sim import bighand as twin
-from handlab.sim import twins
-from handlab.sim.bighand import SimBigHand, write_bighand
-
-FIELDS = ("image", "depth", "mask", "joints", "uv", "visible", "K", "side", "name")
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from handlab.sim import rhd
+from handlab.sim.bighand import SimBigHand
+from handlab.sim.write import write
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_bighand(
+    return write(
+        "sim-bighand",
         tmp_path_factory.mktemp("twin") / "set",
         training=230,
         evaluation=30,
@@ -44,30 +29,6 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples():
     return [SimBigHand("training", 4000, seed=3)[index] for index in range(0, 4000, 20)]
-
-
-@pytest.mark.parametrize(
-    "split, count, some", [("training", 230, (0, 1, 24, 25, 199, 200, 229)), ("evaluation", 30, (0, 25, 29))]
-)
-def test_stream_and_disk_are_the_same_bit_for_bit(written, split, count, some):
-    disk, stream = BigHand(written, split), SimBigHand(split, count, seed=5)
-    assert len(disk) == len(stream) == count and disk.source == stream.source == "sim-bighand"
-    assert [disk.sample_name(index) for index in range(count)] == [
-        twin.sample_name(split, index) for index in range(count)
-    ]
-    for index in some:
-        one, two = disk[index].check(), stream[index].check()
-        for field in FIELDS:
-            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
-            assert getattr(getattr(one, field), "dtype", None) == getattr(getattr(two, field), "dtype", None)
-
-
-def test_files_do_not_depend_on_the_number_of_workers(written, tmp_path):
-    alone = contents(
-        write_bighand(tmp_path / "alone", training=230, evaluation=30, seed=5, workers=1, show_progress=False)
-    )
-    many = contents(written)
-    assert many.keys() == alone.keys() and [name for name in many if many[name] != alone[name]] == []
 
 
 def test_the_layout_is_bighand_s(written):
@@ -174,7 +135,7 @@ def test_persons_come_in_blocks_and_splits_share_nothing():
         twin.actor_of(5, split, number).person.joints.tobytes()
         for split in twin.SPLITS
         for number in range(2)
-    ] + [twins.actor_of(5, "training", number).person.joints.tobytes() for number in range(2)]
+    ] + [rhd.actor_of(5, "training", number).person.joints.tobytes() for number in range(2)]
     assert len(set(people)) == 6  # nor with the twin of RHD
     knuckles = [
         SimBigHand(split, 1, seed=5)[0].joints[9] for split in twin.SPLITS
@@ -251,97 +212,3 @@ def test_samples_have_holes(samples):
 
 
 # ---- jobs
-
-
-def command(*words):
-    environment = {**os.environ, "PYTHONPATH": str(project_root()), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "handlab.sim.bighand", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_killed_job_counts_for_nothing_and_goes_on(written, tmp_path):
-    root, growing = tmp_path / "killed", tmp_path / ".killed.unfinished"
-    process = command(
-        "--folder", str(root), "--training", "230", "--evaluation", "30", "--seed", "5", "--workers", "1"
-    )
-    until = time.monotonic() + 60
-    while len(list(growing.glob("full_annotation/*/*.txt"))) < 3:
-        time.sleep(0.02)
-        assert process.poll() is None and time.monotonic() < until
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not root.exists()
-    with pytest.raises(HandlabError, match="it was never finished"):
-        BigHand(growing)
-    kept = {path: path.stat().st_mtime_ns for path in growing.glob("full_annotation/*/*.txt")}
-    assert 3 <= len(kept) < 11
-    with pytest.raises(HandlabError, match="other settings"):
-        write_bighand(root, training=230, evaluation=30, seed=6, workers=1, show_progress=False)
-    (growing / "Subject_2/1 75").mkdir(parents=True, exist_ok=True)
-    (growing / "Subject_2/1 75/image_D00000002.png").write_bytes(b"half an image")
-    write_bighand(root, training=230, evaluation=30, seed=5, workers=1, show_progress=False)
-    whole, again = contents(written), contents(root)
-    assert (
-        [name for name in whole if whole[name] != again.get(name)] == []
-        and whole.keys() == again.keys()
-        and not growing.exists()
-    )
-    assert all(
-        (root / path.relative_to(growing)).stat().st_mtime_ns == time_ for path, time_ in kept.items()
-    )  # what was whole was kept
-
-
-def test_a_finished_twin_is_left_alone_and_other_folders_are_refused(written, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-    write_bighand(written, training=230, evaluation=30, seed=5, show_progress=False)
-    assert before == {path: path.stat().st_mtime_ns for path in written.rglob("*")}
-    with pytest.raises(HandlabError, match="other settings"):
-        write_bighand(written, training=231, evaluation=30, seed=5, show_progress=False)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(HandlabError, match="it holds something else"):
-        write_bighand(tmp_path / "mine", 2, 0, show_progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_bad_arguments_are_one_line(tmp_path, capsys):
-    for arguments, message in ((dict(split="all"), "no such split"), (dict(count=0), "at least one frame")):
-        with pytest.raises(HandlabError, match=message):
-            SimBigHand(**arguments)
-    for words, message in (
-        (["--training", "many"], "invalid int"),
-        (["--frames", "3"], "unrecognized"),
-        (["--training", "-1", "--folder", str(tmp_path)], "0 or more"),
-        (["--workers", "-2", "--folder", str(tmp_path)], "0 for one a core"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            twin.main(words)
-        printed = capsys.readouterr()
-        assert (
-            stop.value.code == 2
-            and printed.out == ""
-            and printed.err.count("\n") == 1
-            and message in printed.err
-        )
-    assert not any(tmp_path.iterdir())
-
-
-def test_reader_protocol():
-    reader = SimBigHand("evaluation", 3)
-    with pytest.raises(IndexError):
-        reader[3]
-    np.testing.assert_array_equal(reader[-1].depth, reader[2].depth)
-    assert [sample.name for sample in reader] == [
-        f"Subject_e1/1 75/image_D0000000{frame}" for frame in (1, 2, 3)
-    ]
-    assert (
-        reader.identity()
-        == SimBigHand("evaluation", 3).identity()
-        != SimBigHand("evaluation", 3, seed=1).identity()
-    )
-    assert pickle.loads(pickle.dumps(reader)).identity() == reader.identity()

@@ -1,23 +1,14 @@
 "The twin of STB: one left hand with STB's bones, smooth motion, two cameras; stream and disk agree; a stopped job leaves nothing that looks finished."
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
-
 import cv2
 import numpy as np
 import pytest
 import scipy.io
 
-from handlab.core import HandlabError, project_root
 from handlab.data.stb import (
     SK_COLOR_K,
     SK_DEPTH_K,
     SPLITS,
-    STB,
     STB_BONES,
     bone_lengths,
     camera_joints,
@@ -25,7 +16,6 @@ from handlab.data.stb import (
     decode_frame,
     image_path,
     label_path,
-    read_labels,
     sk_rotation,
 )
 from handlab.hand.camera import project
@@ -42,31 +32,14 @@ from handlab.sim.stb import (
     stb_frame,
     structured_light,
     time_of,
-    write_stb,
 )
-
-FIELDS = ("image", "depth", "mask", "joints", "uv", "visible", "K", "side", "name")
-
-
-def command(*words):
-    "A process of the command line, at the project's root."
-    environment = {**os.environ, "PYTHONPATH": str(project_root()), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "handlab.sim.stb", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def images(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+from handlab.sim.write import write
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_stb(
+    return write(
+        "sim-stb",
         tmp_path_factory.mktemp("twin") / "set",
         training=12,
         evaluation=5,
@@ -225,7 +198,7 @@ def test_shadow_of_the_pattern_by_hand():
 
 def test_the_twin_is_not_rhd_s():
     "Differences that the real sets have too: brighter, larger hands, one place in all frames of a sequence."
-    from handlab.sim.twins import SimRHD
+    from handlab.sim.rhd import SimRHD
 
     ours, other = (
         list(SimSTB("training", 10)),
@@ -251,22 +224,6 @@ def test_the_twin_is_not_rhd_s():
 # ---- stream and disk
 
 
-@pytest.mark.parametrize("split, count", [("training", 12), ("evaluation", 5)])
-def test_stream_and_disk_are_the_same_bit_for_bit(written, split, count):
-    disk, stream = STB(written, split), SimSTB(split, count, seed=5)
-    assert (
-        len(disk) == len(stream) == count
-        and disk.source == stream.source == "sim-stb"
-        and disk.skipped == stream.skipped == []
-        and disk.frames == stream.frames
-    )
-    for index in range(0, count, 2):
-        one, two = disk[index].check(), stream[index].check()
-        for field in FIELDS:
-            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
-            assert getattr(getattr(one, field), "dtype", None) == getattr(getattr(two, field), "dtype", None)
-
-
 def test_the_layout_is_stb_s(written):
     assert sorted(path.name for path in written.iterdir()) == ["images", "labels", "source.json"]
     assert sorted(path.name for path in (written / "images").iterdir()) == sorted(sum(SPLITS.values(), ()))
@@ -284,13 +241,6 @@ def test_the_layout_is_stb_s(written):
     assert 380 < np.median(mm[mm > 0]) < 700
 
 
-def test_files_do_not_depend_on_the_number_of_workers(written, tmp_path, monkeypatch):
-    monkeypatch.setattr(stb, "FRAMES_PER_TASK", 1)
-    many = write_stb(tmp_path / "many", training=0, evaluation=5, seed=5, workers=2, show_progress=False)
-    ours, theirs = images(many), images(written)
-    assert len(ours) == 10 and all(theirs[name] == data for name, data in ours.items())
-
-
 def test_shares_of_a_small_set():
     assert shares("evaluation", 5) == {"B1Counting": 3, "B1Random": 2}
     assert (
@@ -301,122 +251,3 @@ def test_shares_of_a_small_set():
     assert [time_of(number, 3) for number in range(3)] == [0, 500, 1000] and time_of(1499, 1500) == 1499
     stored = SimSTB("evaluation", 5, seed=5)[1]
     assert np.abs(stored.joints - joints_at(motion_of(5, "B1Counting"), 500)).max() < 1e-3
-
-
-def test_a_killed_job_counts_for_nothing_and_goes_on(tmp_path):
-    root, count = tmp_path / "killed", 80
-    process = command(
-        "--folder", str(root), "--training", "0", "--evaluation", str(count), "--seed", "5", "--workers", "1"
-    )
-    growing, waited = root / stb.UNFINISHED / "images/B1Counting", 0
-    while not (growing.is_dir() and len(list(growing.glob("SK_depth_*"))) > 5):
-        time.sleep(0.02)
-        waited += 1
-        assert process.poll() is None and waited < 6000
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (root / "images").exists() and not (root / "labels").exists()
-    with pytest.raises(HandlabError, match="not there"):
-        STB(root, "evaluation")
-    for wrong in (dict(evaluation=count, seed=6), dict(evaluation=count + 2, seed=5)):
-        with pytest.raises(HandlabError, match="was written with"):
-            write_stb(root, training=0, workers=1, show_progress=False, **wrong)
-    whole = {
-        number
-        for number in range(count // 2)
-        if all((growing / f"SK_{kind}_{number}.png").exists() for kind in ("color", "depth"))
-    }
-    kept = {path: path.stat().st_mtime_ns for number in whole for path in growing.glob(f"SK_*_{number}.png")}
-    (growing / f"SK_color_{len(whole)}.png").write_bytes(b"half a frame")  # its depth image is not there yet
-    write_stb(root, training=0, evaluation=count, seed=5, workers=1, show_progress=False)
-    assert (
-        not (root / stb.UNFINISHED).exists()
-        and len(STB(root, "evaluation")) == count
-        and 5 < len(whole) < count // 2
-    )
-    assert all((root / "images/B1Counting" / path.name).stat().st_mtime_ns == at for path, at in kept.items())
-    for index in (0, len(whole) - 1, len(whole), count - 1):  # as if it had never been stopped
-        np.testing.assert_array_equal(
-            STB(root, "evaluation")[index].image, SimSTB("evaluation", count, seed=5)[index].image
-        )
-
-
-def test_stopped_between_images_and_labels(tmp_path):
-    root = write_stb(tmp_path / "set", training=0, evaluation=2, seed=5, workers=1, show_progress=False)
-    before = label_path(root, "B1Random").read_bytes()
-    whole = read_labels(label_path(root, "B1Random"))
-    label_path(root, "B1Random").unlink()
-    with pytest.raises(HandlabError, match="B1Random_SK.mat: the label file is not there"):
-        STB(root, "evaluation")
-    write_stb(root, training=0, evaluation=2, seed=5, workers=1, show_progress=False)
-    assert np.array_equal(read_labels(label_path(root, "B1Random")), whole) and len(before) == len(
-        label_path(root, "B1Random").read_bytes()
-    )
-
-
-def test_a_finished_set_is_left_alone_and_others_are_refused(written, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in written.rglob("*.png")}
-    write_stb(written, training=12, evaluation=5, seed=5, show_progress=False)
-    assert before == {path: path.stat().st_mtime_ns for path in written.rglob("*.png")}
-    with pytest.raises(HandlabError, match="B2Counting was written with 2 frames"):
-        write_stb(written, training=22, evaluation=0, seed=5, show_progress=False)
-    with pytest.raises(HandlabError, match="another seed"):
-        write_stb(written, training=12, evaluation=0, seed=4, show_progress=False)
-    official = tmp_path / "official"
-    (official / "labels").mkdir(parents=True)
-    with pytest.raises(HandlabError, match="not simulated"):
-        write_stb(official, training=0, evaluation=2, show_progress=False)
-    (official / "source.json").write_text('{"source": "sim-rhd"}')
-    with pytest.raises(HandlabError, match="it holds sim-rhd"):
-        write_stb(official, training=0, evaluation=2, show_progress=False)
-    assert sorted(path.name for path in official.iterdir()) == ["labels", "source.json"]
-
-
-def test_a_split_can_be_added(tmp_path):
-    root = write_stb(tmp_path / "set", training=0, evaluation=2, seed=5, workers=1, show_progress=False)
-    write_stb(root, training=10, evaluation=0, seed=5, workers=1, show_progress=False)
-    assert (len(STB(root, "training")), len(STB(root, "evaluation"))) == (10, 2) and not (
-        root / stb.UNFINISHED
-    ).exists()
-
-
-def test_bad_arguments_are_one_line(tmp_path, capsys):
-    for arguments, message in (
-        (dict(split="test"), "no such split"),
-        (dict(count=0), "has 10 to 15000 frames"),
-        (dict(split="evaluation", count=3001), "has 2 to 3000 frames"),
-    ):
-        with pytest.raises(HandlabError, match=message):
-            SimSTB(**arguments)
-    for words, message in (
-        (["--training", "many"], "invalid int"),
-        (["--frames", "3"], "unrecognized"),
-        (["--training", "-1", "--folder", str(tmp_path)], "10 to 15000"),
-        (["--workers", "-2", "--folder", str(tmp_path)], "0 for one a core"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            stb.main(words)
-        printed = capsys.readouterr()
-        assert (
-            stop.value.code == 2
-            and printed.out == ""
-            and printed.err.count("\n") == 1
-            and message in printed.err
-        )
-    assert not any(tmp_path.iterdir())
-
-
-def test_reader_protocol():
-    reader = SimSTB("evaluation", 3)
-    with pytest.raises(IndexError):
-        reader[3]
-    np.testing.assert_array_equal(reader[-1].image, reader[2].image)
-    assert [sample.name for sample in reader] == [
-        "evaluation/B1Counting/0000",
-        "evaluation/B1Counting/0001",
-        "evaluation/B1Random/0000",
-    ]
-    assert (
-        reader.identity() == SimSTB("evaluation", 3).identity() != SimSTB("evaluation", 3, seed=1).identity()
-    )
-    assert pickle.loads(pickle.dumps(reader)).identity() == reader.identity()  # workers get a copy

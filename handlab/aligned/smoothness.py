@@ -4,60 +4,58 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'WALK_LABELS', 'NEIGHBOURS', 'CLOUD_LABELS', 'step_lengths', 'bone_drift', 'nearest_distance',
-           'walk_measures', 'walk_profiles', 'codes_of', 'pose_walks', 'straight_walks', 'random_pairs',
-           'latent_smoothness', 'table_smoothness', 'fig_smoothness', 'surface_variation', 'cloud_variation',
-           'table_clouds']
+           'walk_measures', 'walk_profiles', 'random_pairs', 'pose_walks', 'straight_walks', 'codes_of',
+           'latent_smoothness', 'stack_seeds', 'fig_smoothness', 'surface_variation', 'cloud_variation']
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #b539f62c
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from scipy.spatial import cKDTree
 
-from .comparison import COLOURS, LABELS
 from .experiment import modality_tensors, needed_pixels
+from .strategies import LABELS
 from ..core import numpy_generator
-from ..hand.metrics import paired_difference
+from ..hand.draw import COLOURS
 from ..hand.skeleton import BONES, hand_scale
 from ..train.experiment import ordered_batches
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #1c3578b7
 MEASURES = {
-    "path_ratio": "way / straight line",
+    "path_ratio": "path / straight line",
     "largest_step": "largest / mean step",
     "bone_drift": "bone lengths off (%)",
     "from_real": "to the nearest training pose (mm)",
     "from_real_ends": "the same at the ends (mm)",
 }
 
-
+# %% ../../nbs/aligned/10_smoothness.ipynb #d2bbad44
 def step_lengths(walks):  # (...,T,J,3)
-    "The mean distance that joints move in every step, (...,T-1)."
+    "The mean distance that the joints move in every step, (...,T-1)."
     return np.linalg.norm(np.diff(walks, axis=-3), axis=-1).mean(-1)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #ff5b2be4
 def bone_drift(walks):  # (...,T,21,3)
-    "How far bone lengths are from even change between the two ends, (...,T) per cent of the hand's bones."
+    "How far bone lengths are from an even change between the two ends, (...,T) per cent of all bones."
     lengths = np.linalg.norm(walks[..., BONES[:, 1], :] - walks[..., BONES[:, 0], :], axis=-1)
     share = np.linspace(0, 1, lengths.shape[-2])[:, None]
     between = (1 - share) * lengths[..., :1, :] + share * lengths[..., -1:, :]
     return 100 * np.abs(lengths - between).sum(-1) / between.sum(-1).clip(1e-9)
 
-
+# %% ../../nbs/aligned/10_smoothness.ipynb #9eee25a6
 def nearest_distance(poses, real):  # (...,21,3), (N,21,3)
-    "The smallest root mean square distance of the joints to any of the real poses, (...,)."
-    flat = torch.as_tensor(np.asarray(poses, np.float32)).reshape(-1, 63)
+    "The smallest RMS distance of the joints to any of the real poses, (...,)."
+    rows = torch.as_tensor(np.asarray(poses, np.float32)).reshape(-1, 63)
     others = torch.as_tensor(np.asarray(real, np.float32)).reshape(-1, 63)
-    nearest = torch.cat([torch.cdist(part, others).amin(1) for part in flat.split(512)])
+    nearest = torch.cat([torch.cdist(part, others).amin(1) for part in rows.split(512)])
     return (nearest / 21**0.5).numpy().reshape(np.shape(poses)[:-2])
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #8bfea600
 def walk_measures(
     walks,  # (K,T,21,3) in hand scales
     real=None,  # (N,21,3) training poses in hand scales
-    scale: float = 1.0,
-) -> dict:  # mm of a hand scale -> {measure: (K,)}
+    scale: float = 1.0,  # mm of a hand scale
+) -> dict:  # {measure: (K,)}
     "The measures of each walk."
     steps = step_lengths(walks)
     straight = np.linalg.norm(walks[:, -1] - walks[:, 0], axis=-1).mean(-1)
@@ -73,20 +71,16 @@ def walk_measures(
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #c0d3ef4f
 def walk_profiles(walks) -> dict:  # (K,T,21,3)
-    "The mean over the walks of each step's length, relative to a walk's mean step (T-1,), and of the bones' drift (T,)."
+    "Means over the walks: each step's length over the mean step, (T-1,), and the bone drift, (T,)."
     steps = step_lengths(walks)
     return {"step": (steps / steps.mean(-1, keepdims=True)).mean(0), "bone_drift": bone_drift(walks).mean(0)}
 
-# %% ../../nbs/aligned/10_smoothness.ipynb #f2423544
-@torch.no_grad()
-def codes_of(network, prepared, settings, device="cpu", letter="R"):
-    "The code of every frame (N,latent), from one encoder alone."
-    batches = ordered_batches(
-        prepared, 64, device, needed_pixels(letter), settings.points if letter == "C" else 0
-    )
-    return torch.cat(
-        [network.encode(modality_tensors(batch, letter, settings)[letter], letter) for batch in batches]
-    )
+# %% ../../nbs/aligned/10_smoothness.ipynb #b97e7297
+def random_pairs(count: int, pairs: int, seed: int = 0) -> np.ndarray:  # (pairs,2)
+    "Pairs of different frames out of `count`."
+    generator = numpy_generator(seed, "walks")
+    first = generator.integers(0, count, pairs)
+    return np.stack([first, (first + generator.integers(1, count, pairs)) % count], 1)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #62ff862b
 @torch.no_grad()
@@ -104,16 +98,24 @@ def pose_walks(
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #7ccb110b
 def straight_walks(walks):  # (K,T,21,3)
-    "Walks with the same ends, on which every joint goes straight."
+    "Walks with the same ends, on which every joint moves straight."
     share = np.linspace(0, 1, walks.shape[1])[:, None, None]
     return (1 - share) * walks[:, :1] + share * walks[:, -1:]
 
+# %% ../../nbs/aligned/10_smoothness.ipynb #f2423544
+@torch.no_grad()
+def codes_of(network, prepared, settings, device="cpu", letter="R"):
+    "The code of every frame (N,latent), from one encoder."
+    points = settings.points if letter == "C" else 0
+    batches = ordered_batches(prepared, 64, device, needed_pixels(letter), points)
+    return torch.cat(
+        [network.encode(modality_tensors(batch, letter, settings)[letter], letter) for batch in batches]
+    )
 
-def random_pairs(count: int, pairs: int, seed: int = 0) -> np.ndarray:  # (pairs,2)
-    "Pairs of different frames out of `count`."
-    generator = numpy_generator(seed, "walks")
-    first = generator.integers(0, count, pairs)
-    return np.stack([first, (first + generator.integers(1, count, pairs)) % count], 1)
+# %% ../../nbs/aligned/10_smoothness.ipynb #cc4468a0
+def _poses_of(prepared, settings) -> np.ndarray:  # (N,21,3) in hand scales
+    batches = ordered_batches(prepared, 256, "cpu", ())
+    return torch.cat([modality_tensors(batch, "P", settings)["P"] for batch in batches]).numpy()
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #2c11acfe
 def latent_smoothness(
@@ -126,69 +128,45 @@ def latent_smoothness(
     seed: int = 0,
     device="cpu",
     letter: str = "R",
-) -> dict:
-    "Walks between random pairs of frames, {'latent' | 'joints': {'measures': {measure: (pairs,)}, 'profiles': {...}}}; 'joints' moves the joints of the same ends straight."
+) -> dict:  # {'latent' | 'joints': {'measures': {measure: (pairs,)}, 'profiles': {...}}}
+    "Measures of walks between random pairs of frames; 'joints' moves the joints of the same ends straight."
     codes = codes_of(network, prepared, settings, device, letter)
     walks = pose_walks(network.decoders["P"], codes, random_pairs(len(codes), pairs, seed), steps)
-    real = (
-        None
-        if train is None
-        else torch.cat(
-            [modality_tensors(batch, "P", settings)["P"] for batch in ordered_batches(train, 256, "cpu", ())]
-        ).numpy()
-    )
+    real = None if train is None else _poses_of(train, settings)
     scale = float(np.nanmean(hand_scale(np.asarray(prepared.joints))))
     return {
-        name: {"measures": walk_measures(ways, real, scale), "profiles": walk_profiles(ways)}
-        for name, ways in (("latent", walks), ("joints", straight_walks(walks)))
+        name: {"measures": walk_measures(each, real, scale), "profiles": walk_profiles(each)}
+        for name, each in (("latent", walks), ("joints", straight_walks(walks)))
     }
+
+# %% ../../nbs/aligned/10_smoothness.ipynb #9f7a31d5
+def stack_seeds(each: list) -> dict:  # nested dicts of arrays, one per seed
+    "The same nested dict with the seeds as the arrays' first axis."
+    first = each[0]
+    if not isinstance(first, dict):
+        return np.stack(each)
+    return {name: stack_seeds([one[name] for one in each]) for name in first}
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #6466acd8
 WALK_LABELS = {**LABELS, "joints": "joints moved straight"}
 
-
-def table_smoothness(
-    measured: dict,  # of `smoothness_of`
-    first: str = "S4",
-):
-    "One row a measure: each kind of walk, and the first one's differences from the others with 95 % intervals over seeds and pairs."
-    rows = {}
-    for measure, label in MEASURES.items():
-        each = {
-            row: parts["measures"][measure] for row, parts in measured.items() if measure in parts["measures"]
-        }
-        rows[label] = {WALK_LABELS.get(row, row): values.mean() for row, values in each.items()}
-        for row, values in each.items():
-            if first not in each or row == first or len(values) != len(each[first]):
-                continue
-            apart = paired_difference(each[first], values)
-            rows[label] |= {
-                f"{first} minus {row}": apart.mean,
-                f"{row}: 95 % from": apart.low,
-                f"{row}: to": apart.high,
-            }
-    return pd.DataFrame(rows).T.rename_axis("mean over the walks")
-
 # %% ../../nbs/aligned/10_smoothness.ipynb #65a04370
-def fig_smoothness(measured: dict, source: str):
-    "Left the length of each step over the way, right how far bone lengths are off."
+def fig_smoothness(
+    measured: dict,  # {row: of `latent_smoothness`, stacked over seeds}
+    source: str,
+):
+    "Left the length of each step along the path, right how far bone lengths are off."
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
     for row, parts in measured.items():
+        colour, style = COLOURS.get(row, "black"), "-" if row in COLOURS else ":"
         for axis, name in zip(axes, ("step", "bone_drift")):
-            values, grid = parts["profiles"][name], np.linspace(0, 100, parts["profiles"][name].shape[1])
-            axis.plot(
-                grid,
-                values.mean(0),
-                color=COLOURS.get(row, "black"),
-                linestyle="-" if row in COLOURS else ":",
-                label=WALK_LABELS.get(row, row),
-            )
+            values = parts["profiles"][name]
+            grid = np.linspace(0, 100, values.shape[1])
+            axis.plot(grid, values.mean(0), color=colour, linestyle=style, label=WALK_LABELS.get(row, row))
             if len(values) > 1:
-                axis.fill_between(
-                    grid, values.min(0), values.max(0), color=COLOURS.get(row, "black"), alpha=0.2, lw=0
-                )
+                axis.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
     for axis, label in zip(axes, ("step / mean step of the walk", "bone lengths off (%)")):
-        axis.set(xlabel="share of the way (%)", ylabel=label, xlim=(0, 100), ylim=(0, None))
+        axis.set(xlabel="share of the path (%)", ylabel=label, xlim=(0, 100), ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize=7.5)
     figure.suptitle(f"Walks between random test images; {source}", fontsize=8)
@@ -196,19 +174,21 @@ def fig_smoothness(measured: dict, source: str):
     return figure
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #eccb611c
-NEIGHBOURS = 8  # of a point, itself among them: few, for 256 points on a hand lie 5 mm apart and a finger is 15 mm thick
+NEIGHBOURS = (
+    8  # of a point, itself included; few: 256 points on a hand lie 5 mm apart, a finger is 15 mm thick
+)
 
 
 def surface_variation(
     cloud,  # (N,3)
     neighbours: int = NEIGHBOURS,
 ) -> np.ndarray:  # (N,)
-    "How far from flat the surface is about each point, 0 to 1/3."
+    "How far from a plane the surface is about each point, 0 to 1/3."
     cloud = np.asarray(cloud, float)
     near = cloud[cKDTree(cloud).query(cloud, neighbours)[1]]
     away = near - near.mean(1, keepdims=True)
-    spread = np.linalg.eigvalsh(away.swapaxes(1, 2) @ away).clip(0)
-    return spread[:, 0] / spread.sum(1).clip(1e-12)
+    eigenvalues = np.linalg.eigvalsh(away.swapaxes(1, 2) @ away).clip(0)
+    return eigenvalues[:, 0] / eigenvalues.sum(1).clip(1e-12)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #b6aa9a7f
 CLOUD_LABELS = {"put_in": "clouds put in", "reconstructed": "reconstructed from RGB"}
@@ -220,25 +200,7 @@ def cloud_variation(network, prepared, settings, device="cpu") -> dict:  # {'put
     found = {name: [] for name in CLOUD_LABELS}
     for batch in ordered_batches(prepared, 64, device, needed_pixels("R"), settings.points):
         views = modality_tensors(batch, "RC", settings)
-        for name, clouds in (
-            ("put_in", views["C"]),
-            ("reconstructed", network.decoders["C"](network.encode(views["R"], "R"))),
-        ):
+        decoded = network.decoders["C"](network.encode(views["R"], "R"))
+        for name, clouds in (("put_in", views["C"]), ("reconstructed", decoded)):
             found[name] += [surface_variation(cloud).mean() for cloud in clouds.float().cpu().numpy()]
     return {name: np.array(values) for name, values in found.items()}
-
-# %% ../../nbs/aligned/10_smoothness.ipynb #cb29d610
-def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothness_of`}
-    "One row a dataset: both mean variations and their difference with its 95 % interval over seeds and frames."
-    rows = {}
-    for dataset, found in measured.items():
-        put_in, reconstructed = (found["clouds"]["measures"][name] for name in CLOUD_LABELS)
-        apart = paired_difference(put_in, reconstructed)
-        rows[dataset] = {
-            CLOUD_LABELS["put_in"]: put_in.mean(),
-            CLOUD_LABELS["reconstructed"]: reconstructed.mean(),
-            "smoother by": apart.mean,
-            "95 % from": apart.low,
-            "to": apart.high,
-        }
-    return pd.DataFrame(rows).T.rename_axis("surface variation")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'COMPARED', 'TIP_ALIGNMENTS', 'reference_variant', 'weak_variants', 'labelled_share', 'item_of', 'Page',
-           'every_run', 'opened', 'run_errors', 'table_variants', 'table_strategies', 'train_for_equal_time',
-           'table_state_of_the_art', 'fig_pck_of', 'spread', 'sign', 'fig_walks_of', 'fig_reconstructions_of',
-           'weak_errors', 'split_reference', 'fig_weak_of', 'table_weak', 'tip_curves', 'measure_tips', 'fig_tips',
-           'fig_convergence', 'forward_time', 'table_test_time', 'smoothness_of', 'cloud_smoothness_of', 'write_paper']
+           'every_run', 'opened', 'run_errors', 'comparison_table', 'table_variants', 'table_strategies',
+           'train_for_equal_time', 'table_state_of_the_art', 'fig_pck_of', 'spread', 'sign', 'fig_walks_of',
+           'fig_reconstructions_of', 'weak_errors', 'split_reference', 'fig_weak_of', 'table_weak', 'tip_curves',
+           'measure_tips', 'fig_tips', 'fig_convergence', 'forward_time', 'table_test_time', 'smoothness_of',
+           'table_smoothness', 'cloud_smoothness_of', 'table_clouds', 'write_paper']
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #6efa31a5
 import functools
@@ -23,11 +24,7 @@ import torch
 from IPython.display import Markdown, display
 
 from handlab.aligned.comparison import (
-    COLOURS,
-    LABELS,
     TABLE_1,
-    base,
-    comparison_table,
     fig_validation,
     frame_errors,
     step_times,
@@ -42,13 +39,23 @@ from handlab.aligned.experiment import (
     predict,
 )
 from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
-from ..aligned.smoothness import CLOUD_LABELS, cloud_variation, latent_smoothness
+from handlab.aligned.smoothness import (
+    CLOUD_LABELS,
+    MEASURES,
+    WALK_LABELS,
+    cloud_variation,
+    latent_smoothness,
+    stack_seeds,
+)
+from ..aligned.strategies import LABELS, base_variant
 from ..core import HandlabError, atomic_file, provenance, write_json
-from ..hand.metrics import align, joint_errors, paired_difference, pck, thresholds_100
+from ..hand.draw import COLOURS
+from ..hand.metrics import align, joint_errors, pck, thresholds_100
 from .curves import draw_ours, draw_published, finish_pck
 from .output import markdown_table, save_figure, save_table
 from ..results.published import published_curves, published_numbers, published_strategies
 from ..results.runs import about_item, missing_line, open_runs, reference_name, require, source_line
+from ..results.statistics import Interval, difference
 from ..train.experiment import prepared_reader
 from ..train.sets import evaluation_reader
 
@@ -225,6 +232,33 @@ def run_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {variant: (seed
         for variant, each in runs.items()
     }
 
+# %% ../../nbs/pages/04_paper_aligned.ipynb #887d2a83
+def comparison_table(
+    errors: dict,  # {name: (seeds, N) mm}
+    reference: str = "S1",
+    published: dict = None,  # {name: mm} on the real data
+    steps: dict = None,  # {name: steps}
+):
+    "One row per variant: mean EPE, its SD over the seeds, each seed's, and the difference from the reference row."
+    rows = []
+    for name, each in errors.items():
+        means = each.mean(1)
+        apart = difference(each, errors[reference]) if name != reference else Interval(0.0, 0.0, 0.0)
+        rows.append(
+            {
+                "strategy": name,
+                **({"steps": steps[name]} if steps else {}),
+                "mean EPE (mm)": means.mean(),
+                "SD over seeds": means.std(ddof=1) if len(means) > 1 else np.nan,
+                "each seed": ", ".join(f"{mean:.2f}" for mean in means),
+                f"minus {reference}": apart.value,
+                "95 % from": apart.low,
+                "to": apart.high,
+                **({"published, real RHD": published.get(name, np.nan)} if published else {}),
+            }
+        )
+    return pd.DataFrame(rows).set_index("strategy")
+
 # %% ../../nbs/pages/04_paper_aligned.ipynb #8f06f070
 def table_variants(
     runs: dict,  # {variant: [RunFolder]}
@@ -243,7 +277,7 @@ def table_variants(
     frames = {run.metrics["real"]["frames"] for variant in real for run in runs[variant]}
     if len(frames) == 1:
         table[f"on {frames.pop()} real RHD frames (mm)"] = pd.Series(real)
-    return table.rename(index=lambda variant: LABELS.get(base(variant), variant))
+    return table.rename(index=lambda variant: LABELS.get(base_variant(variant), variant))
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #6afed07b
 def table_strategies(runs: dict):
@@ -289,7 +323,7 @@ def table_state_of_the_art(runs: dict):  # {dataset: {variant: [RunFolder]}}
     ours = {}
     for dataset, variants in runs.items():
         for variant, each in variants.items():
-            row = ours.setdefault(f"ours, {LABELS[base(variant)]}", {})
+            row = ours.setdefault(f"ours, {LABELS[base_variant(variant)]}", {})
             row[dataset.removeprefix("sim-").upper()] = np.mean(
                 [run.metrics["values"]["RGB"]["epe_mean"] for run in each]
             )
@@ -341,8 +375,8 @@ def fig_pck_of(
             axis,
             each[0].metrics["thresholds"],
             curves,
-            LABELS[base(variant)],
-            COLOURS[base(variant)],
+            LABELS[base_variant(variant)],
+            COLOURS[base_variant(variant)],
             ":" if variant == "S1-own_view" else "-",
             auc_range=(20, 50),
         )
@@ -390,7 +424,7 @@ def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)
     figure = fig_reconstructions(network, data.test, settings, spread(len(data.test), count, offset), device)
-    return sign(figure, run, "blue: true pose; red: from RGB alone; clouds: red is near")
+    return sign(figure, run, "green: true pose; orange: from RGB alone; clouds: red is near")
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #4c189d85
 def weak_errors(runs: dict) -> dict:  # {variant: [RunFolder]} with 'S4' and its labelled shares
@@ -408,8 +442,8 @@ def weak_errors(runs: dict) -> dict:  # {variant: [RunFolder]} with 'S4' and its
 # %% ../../nbs/pages/04_paper_aligned.ipynb #bdeb7c9e
 def split_reference(runs: dict) -> tuple:  # {variant: [RunFolder]}
     "S4 and its labelled shares, and S1's runs."
-    return {variant: each for variant, each in runs.items() if base(variant) != "S1"}, [
-        run for variant, each in runs.items() if base(variant) == "S1" for run in each
+    return {variant: each for variant, each in runs.items() if base_variant(variant) != "S1"}, [
+        run for variant, each in runs.items() if base_variant(variant) == "S1" for run in each
     ]
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #53c0050a
@@ -438,20 +472,20 @@ def table_weak(runs: dict):  # as of `fig_weak_of`
             {variant: shares[variant] for variant in pair.values()} | ({"S1": baseline} if baseline else {})
         )
         alone, both = errors[pair["alone"]], errors[pair["with"]]
-        gain = paired_difference(both, alone)
+        gain = difference(both, alone)
         row = {
             "labelled (%)": 100 * share,
             "labelled frames alone (mm)": alone.mean(),
             "with the unlabelled (mm)": both.mean(),
             "gain (%)": 100 * (1 - both.mean() / alone.mean()),
-            "difference (mm)": gain.mean,
+            "difference (mm)": gain.value,
             "95 % from": gain.low,
             "to": gain.high,
         }
         rows.append(
             row
             | (
-                dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), paired_difference(both, errors["S1"])))
+                dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), difference(both, errors["S1"])))
                 if baseline
                 else {}
             )
@@ -517,8 +551,8 @@ def fig_tips(
                 axis,
                 thresholds_100(),
                 each,
-                f"{LABELS[base(variant)]}, {TIP_ALIGNMENTS[alignment]}",
-                COLOURS[base(variant)],
+                f"{LABELS[base_variant(variant)]}, {TIP_ALIGNMENTS[alignment]}",
+                COLOURS[base_variant(variant)],
                 "-" if alignment == "root_scale" else ":",
             )
     finish_pck(
@@ -535,7 +569,7 @@ def fig_convergence(runs: dict):  # {variant: [RunFolder]}
     "The validation error over steps, and over time where every run has timed its steps."
 
     def label(variant):
-        return LABELS.get(base(variant), variant)
+        return LABELS.get(base_variant(variant), variant)
 
     curves = validation_curves({label(variant): [run.path for run in each] for variant, each in runs.items()})
     times = {
@@ -546,7 +580,7 @@ def fig_convergence(runs: dict):  # {variant: [RunFolder]}
     figure = fig_validation(
         curves,
         times if len(times) == len(curves) else None,
-        {label(variant): COLOURS.get(base(variant)) for variant in runs},
+        {label(variant): COLOURS.get(base_variant(variant)) for variant in runs},
     )
     figure.text(
         0.5, 1.0, source_line(every_run(runs)) + "; validation persons", ha="center", va="bottom", fontsize=8
@@ -579,7 +613,7 @@ def table_test_time(
     for variant, each in runs.items():
         settings, _, network = opened(each[0], device)
         pixels = side or settings.crop
-        rows[LABELS[base(variant)]] = {
+        rows[LABELS[base_variant(variant)]] = {
             "weights when tested": size(network.encoders["R"], network.decoders["P"]),
             "weights in training": size(network),
             "crop (px)": pixels,
@@ -595,29 +629,46 @@ def table_test_time(
 # %% ../../nbs/pages/04_paper_aligned.ipynb #f8fe3d9b
 def smoothness_of(
     runs: dict,  # {variant: [RunFolder]}
-    joints_of: str = "S4",  # whose ends the straight way of the joints connects
+    joints_of: str = "S4",  # the variant whose end poses are also connected by straight paths of the joints
     device="cpu",
     **more,
 ) -> dict:  # {row: {'measures': {measure: (seeds, pairs)}, 'profiles': {...: (seeds, T)}}}
-    "The smoothness of every run's latent space, and of the joints' straight way."
+    "The smoothness of every run's latent space, and of the joints' straight paths."
+
+    def measure(run):
+        settings, data, network = opened(run, device)
+        return latent_smoothness(network, data.test, settings, data.train, device=device, **more)
+
     found = {}
     for variant, each in runs.items():
-        for run in each:
-            settings, data, network = opened(run, device)
-            measured = latent_smoothness(network, data.test, settings, data.train, device=device, **more)
-            rows = {variant: measured["latent"]} | (
-                {"joints": measured["joints"]} if variant == joints_of else {}
-            )
-            for row, parts in rows.items():
-                for part, values in parts.items():
-                    for name, value in values.items():
-                        found.setdefault(row, {}).setdefault(part, {}).setdefault(name, []).append(value)
-    return {
-        row: {
-            part: {name: np.stack(value) for name, value in values.items()} for part, values in parts.items()
+        stacked = stack_seeds([measure(run) for run in each])
+        found[variant] = stacked["latent"]
+        if variant == joints_of:
+            found["joints"] = stacked["joints"]
+    return found
+
+# %% ../../nbs/pages/04_paper_aligned.ipynb #e9791412
+def table_smoothness(
+    measured: dict,  # of `smoothness_of`
+    first: str = "S4",
+):
+    "One row per measure: each kind of walk, and the differences of `first` from the others with their intervals."
+    rows = {}
+    for measure, label in MEASURES.items():
+        each = {
+            row: parts["measures"][measure] for row, parts in measured.items() if measure in parts["measures"]
         }
-        for row, parts in found.items()
-    }
+        rows[label] = {WALK_LABELS.get(row, row): values.mean() for row, values in each.items()}
+        for row, values in each.items():
+            if first not in each or row == first or len(values) != len(each[first]):
+                continue
+            apart = difference(each[first], values)
+            rows[label] |= {
+                f"{first} minus {row}": apart.value,
+                f"{row}: 95 % from": apart.low,
+                f"{row}: to": apart.high,
+            }
+    return pd.DataFrame(rows).T.rename_axis("mean over the walks")
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #81e3984b
 def cloud_smoothness_of(
@@ -631,6 +682,22 @@ def cloud_smoothness_of(
     return {
         "clouds": {"measures": {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}}
     }
+
+# %% ../../nbs/pages/04_paper_aligned.ipynb #171cef9d
+def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothness_of`}
+    "One row per dataset: both mean variations, and their difference with its interval over seeds and frames."
+    rows = {}
+    for dataset, found in measured.items():
+        put_in, reconstructed = (found["clouds"]["measures"][name] for name in CLOUD_LABELS)
+        apart = difference(put_in, reconstructed)
+        rows[dataset] = {
+            CLOUD_LABELS["put_in"]: put_in.mean(),
+            CLOUD_LABELS["reconstructed"]: reconstructed.mean(),
+            "smoother by": apart.value,
+            "95 % from": apart.low,
+            "to": apart.high,
+        }
+    return pd.DataFrame(rows).T.rename_axis("surface variation")
 
 # %% ../../nbs/pages/04_paper_aligned.ipynb #3cf144a1
 def write_paper(

@@ -69,7 +69,6 @@ class Stage:
     modality: str  # the network's input: a Batch's 'image' or 'depth'
     second: bool  # starts from the RGB Net
     privileged: bool  # has Loss_Inter
-    colour: str  # in every figure; the first four as in the paper's Fig. 6
 
     @property
     def modalities(self) -> tuple:
@@ -77,11 +76,11 @@ class Stage:
 
 
 STAGES = {
-    "depth": Stage("Depth Net", "depth", False, False, "#c2279b"),
-    "rgb": Stage("RGB Net", "image", False, False, "#2760c2"),
-    "rgb_pi": Stage("RGB PI Net", "image", True, True, "#d62a22"),
-    "rgb_steps": Stage("RGB Net, same steps", "image", True, False, "#6fa8dc"),
-    "rgb_time": Stage("RGB Net, same time", "image", True, False, "#3fa66b"),
+    "depth": Stage("Depth Net", "depth", False, False),
+    "rgb": Stage("RGB Net", "image", False, False),
+    "rgb_pi": Stage("RGB PI Net", "image", True, True),
+    "rgb_steps": Stage("RGB Net, same steps", "image", True, False),
+    "rgb_time": Stage("RGB Net, same time", "image", True, False),
 }
 
 # %% ../../nbs/privileged/03_experiment.ipynb #d3448a1d

@@ -76,15 +76,15 @@ class Stage2d(Stage):
 
 SHARES = (0.2, 0.8, 1.0)  # of Eq. 3; 0 is the control
 MASKS = {
-    f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, colour, share)
-    for share, colour in zip(SHARES, ("#f2a35e", "#e0701f", "#9c4a0a"))
+    f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, share)
+    for share in SHARES
 }
 STAGES_2D = {
-    "depth": Stage2d("Baseline Depth", "depth", False, False, "#c2279b"),
-    "rgb": Stage2d("Baseline RGB", "image", False, False, "#2760c2"),
-    "rgb_pi": Stage2d("RGB + PI training", "image", True, True, "#d62a22"),
+    "depth": Stage2d("Baseline Depth", "depth", False, False),
+    "rgb": Stage2d("Baseline RGB", "image", False, False),
+    "rgb_pi": Stage2d("RGB + PI training", "image", True, True),
     **MASKS,
-    "rgb_steps": Stage2d("Baseline RGB, same steps", "image", True, False, "#6fa8dc"),
+    "rgb_steps": Stage2d("Baseline RGB, same steps", "image", True, False),
 }
 MEAN_POSITION = "mean training position"  # what a network without eyes would say
 

@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 
 from ..hand.camera import crop_matrix, transform_uv
-from ..hand.draw import draw_over, plain_axes
+from ..hand.draw import COLOURS, draw_over, plain_axes
 from ..hand.metrics import thresholds_2d
 from .experiment_2d import MASKS, MEAN_POSITION, STAGES_2D
-from .figures import TRUTH_COLOUR, stage_curves
+from .figures import stage_curves
 from .pose_machine import target_maps
 from ..train.experiment import ordered_batches
 
@@ -68,7 +68,7 @@ def fig_maps(
     )
     images = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
     for column, image in enumerate(images):
-        draw_over(axes[0, column], image, batch.uv[column].numpy(), TRUTH_COLOUR)
+        draw_over(axes[0, column], image, batch.uv[column].numpy(), COLOURS["truth"])
         for axis, drawn in zip(axes[1:, column], rows.values()):
             draw_maps(axis, image, drawn[column])
     for axis, name in zip(axes[:, 0], ("image, all joints", *rows)):
@@ -92,7 +92,7 @@ def fig_pck_2d(
         axis.plot(
             thresholds_2d(),
             scores["pck"],
-            color=STAGES_2D[stage].colour,
+            color=COLOURS[stage],
             linestyle=STYLES_2D[stage],
             linewidth=1.6,
             label=f"{STAGES_2D[stage].label} ({scores['auc']:.3f})",
@@ -150,7 +150,7 @@ def fig_losses_2d(folder, steps_first: int):  # steps_first: where stage 2 begin
                 axis.plot(
                     curve["step"],
                     curve[name],
-                    color=kind.colour,
+                    color=COLOURS[stage],
                     linestyle=STYLES_2D[stage],
                     linewidth=1.6,
                     label=kind.label,
@@ -187,14 +187,14 @@ def fig_shares(
         [share_of(stage) for stage in stages],
         [energy[stage] for stage in stages],
         "o-",
-        color="#9c4a0a",
+        color=COLOURS["mask_1"],
         label="mask on a share of the images",
     )
     axes[0].axhline(energy["hand"], color="0.4", linestyle=":", label="hand's share of the crop")
     for stage in ("rgb_pi", "depth"):
         axes[0].axhline(
             energy[stage],
-            color=STAGES_2D[stage].colour,
+            color=COLOURS[stage],
             linestyle=STYLES_2D[stage],
             linewidth=1,
             label=STAGES_2D[stage].label,
@@ -204,7 +204,7 @@ def fig_shares(
             [share_of(stage) for stage in stages],
             [values[stage][protocol][key] for stage in stages],
             marker,
-            color="#9c4a0a",
+            color=COLOURS["mask_1"],
             label=key.replace("epe_", "EPE "),
         )
     axes[0].set_ylabel("energy on the hand")
@@ -245,7 +245,7 @@ def fig_predictions_2d(
                 axis,
                 images[column],
                 transform_uv(to_crop, uv.astype(float))[column],
-                TRUTH_COLOUR if name == "truth" else STAGES_2D[name].colour,
+                COLOURS[name],
             )
             if name != "truth":
                 axis.set_xlabel(

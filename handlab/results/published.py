@@ -20,9 +20,9 @@ PAPERS = {
 }
 
 
-def facts(name) -> pd.DataFrame:  # of a file in handlab/report
+def facts(name) -> pd.DataFrame:  # of a file in handlab/results
     "Published facts, as they lie in the package."
-    with resources.files("handlab.report").joinpath(name).open(encoding="utf-8") as file:
+    with resources.files("handlab.results").joinpath(name).open(encoding="utf-8") as file:
         return pd.read_csv(file, keep_default_na=False, na_values=[""])
 
 # %% ../../nbs/results/01_published.ipynb #a34cffb0

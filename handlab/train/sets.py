@@ -16,8 +16,8 @@ from ..data.stb import STB
 from ..sim.bighand import FRAMES_PER_PERSON as BIGHAND_FRAMES_PER_PERSON
 from ..sim.bighand import SimBigHand
 from ..sim.dexter_object import SimDexterObject
+from ..sim.rhd import FRAMES_PER_PERSON, SimRHD
 from ..sim.stb import SimSTB
-from ..sim.twins import FRAMES_PER_PERSON, SimRHD
 
 # %% ../../nbs/train/03_sets.ipynb #7de14740
 TWINS = {

@@ -23,7 +23,7 @@ def test_every_published_row_is_whole():
         ("published_numbers.csv", ["value"]),
         ("published_pck.csv", ["threshold_mm", "pck"]),
     ):
-        rows = list(csv.DictReader((project_root() / "handlab" / "report" / name).open(encoding="utf-8")))
+        rows = list(csv.DictReader((project_root() / "handlab" / "results" / name).open(encoding="utf-8")))
         assert rows and all(np.isfinite(float(row[key])) for row in rows for key in numbers)
     for benchmark, auc_range in (
         ("rhd", "20-50 mm"),
