@@ -41,9 +41,9 @@ from handlab.core import (
 from handlab.graph.code import (
     PACKAGE,
     ROOTS,
-    claim,
     notebook_cells,
     notebook_file,
+    reserve_folder,
     training_code,
     training_fingerprint,
 )
@@ -232,7 +232,7 @@ def run_one(name: str, profile: str, seeds: int, real: str = ""):
     with FileLock(lock), one_gpu():
         parameters = page_parameters(run, profile) if is_page else run_parameters(run, profile)
         if not is_page:
-            claim(folder, training_fingerprint(run.notebook, parameters))
+            reserve_folder(folder, training_fingerprint(run.notebook, parameters))
         begun = time.time()
         execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)
         if is_page:
@@ -417,7 +417,7 @@ def command_line() -> argparse.ArgumentParser:
         help=f"the folder that holds the real sets as {', '.join(REAL_SETS)}: everything is made on them instead of their twins",
     )
     parser = argparse.ArgumentParser(
-        prog="python -m handlab.report.graph",
+        prog="python -m handlab.graph.run",
         description="The graph that makes every table and figure of both papers.",
     )
     parts = parser.add_subparsers(dest="what", required=True)

@@ -75,9 +75,7 @@ class Together:
 
     def running(self) -> dict:
         "The states of the jobs that have begun and not ended."
-        return {
-            name: board[:] for name, board in self.boards.items() if board[1] and name not in self.ended
-        }
+        return {name: board[:] for name, board in self.boards.items() if board[1] and name not in self.ended}
 
     def tick(self):
         "Print the line when it is time."
@@ -98,7 +96,9 @@ class Together:
 # %% ../../nbs/train/02_jobs.ipynb #0788c3fe
 def progress_line(states: dict) -> str:  # {name: (step, steps in all, loss, images/s, seconds left)}
     "Steps and losses of the running jobs, their total speed, and the longest time left."
-    parts = [f"{name} {step:.0f}/{total:.0f} loss {loss:.4g}" for name, (step, total, loss, *_) in states.items()]
+    parts = [
+        f"{name} {step:.0f}/{total:.0f} loss {loss:.4g}" for name, (step, total, loss, *_) in states.items()
+    ]
     speed = sum(state[3] for state in states.values())
     left = max(state[4] for state in states.values())
     return " | ".join(parts) + f" | {speed:,.0f} images/s, {clock(left)} left"
