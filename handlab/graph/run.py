@@ -35,6 +35,7 @@ from handlab.core import (
     one_line_errors,
     project_path,
     project_root,
+    usable_cores,
     write_json,
 )
 from handlab.graph.code import (
@@ -339,7 +340,7 @@ def hold(path: Path):
 # %% ../../nbs/graph/02_run.ipynb #07e73050
 def snakemake_words(profile: str, seeds: int, cores: int = 0, more=(), real: str = "") -> list[str]:
     "The command line of Snakemake."
-    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    cores = cores or usable_cores()
     return [
         sys.executable,
         "-m",
