@@ -144,7 +144,7 @@ def read_losses(
     names = [
         name
         for name in (rows[0] if rows else ())
-        if name not in ("split", "network") and any(row[name] for row in rows)
+        if name not in ("split", "network", "stage") and any(row[name] for row in rows)
     ]
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
 
