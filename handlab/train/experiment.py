@@ -14,8 +14,9 @@ import numpy as np
 
 from ..core import HandlabError, atomic_file, fingerprint, project_path
 from ..data.batches import Batches
+from ..data.files import real_root
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
-from ..data.rhd import RHD, real_rhd_root
+from ..data.rhd import RHD
 from ..hand.skeleton import ROOT
 from .sets import reader_of
 
@@ -110,7 +111,7 @@ def real_frames(
     crops: CropSettings, root: str = ""
 ) -> tuple:  # the prepared crops or None, and a line on what was found
     "The real evaluation frames that are there."
-    root = project_path(root) if root else real_rhd_root()
+    root = project_path(root) if root else real_root("rhd")
     if root is None:
         return None, REAL_MISSING
     reader = RHD(root, "evaluation", partial=True)
