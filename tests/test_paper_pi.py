@@ -13,15 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from handlab.report import paper_pi
 from matplotlib.patches import Rectangle
 
 from handlab.core import HandlabError, make_settings, project_root
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
 from handlab.hand.draw import COLOURS
-from handlab.privileged.experiment import STAGES, PiSettings, make_network
-from handlab.privileged.networks import layer_table
-from handlab.report import paper_pi
 from handlab.pages.curves import (
     PUBLISHED,
     area_between,
@@ -30,11 +28,13 @@ from handlab.pages.curves import (
     finish_pck,
 )
 from handlab.pages.paper_pi import PANELS, STATE_OF_THE_ART, PaperPi
+from handlab.privileged.experiment import STAGES, PiSettings, make_network
 from handlab.results.published import published_curves, published_numbers
 from handlab.results.runs import open_runs
 from handlab.train.experiment import prepared_reader
-from handlab.train.sets import reader_of
+from handlab.train.layers import layer_table
 from handlab.train.loop import save_network, write_losses
+from handlab.train.sets import reader_of
 
 LABELS_2D = {
     "rgb": "Baseline RGB",
@@ -479,7 +479,7 @@ def test_3d_hands_and_activations(networks_run):
 def test_diagrams_show_as_many_layers_as_the_networks_have():
     figure, rows = (
         paper_pi.fig_1("smoke"),
-        layer_table(make_network(make_settings(PiSettings, "smoke"), "rgb"), 3, 32),
+        layer_table(make_network(make_settings(PiSettings, "smoke"), "rgb"), torch.zeros(1, 3, 32, 32)),
     )
     colours = {
         name: tuple(np.round(plt.matplotlib.colors.to_rgba(colour), 3))
@@ -501,7 +501,7 @@ def test_diagrams_show_as_many_layers_as_the_networks_have():
     assert any(f"Loss_Inter({k})" in text.get_text() for text in figure.axes[0].texts)
     for network, image in paper_pi.paper_networks("smoke").values():
         features = network(image)[1]
-        assert paper_pi.trunk_layers(network) == k and layer_table(network, 3, 32)[k - 1][
+        assert paper_pi.trunk_layers(network) == k and layer_table(network, torch.zeros(1, 3, 32, 32))[k - 1][
             "output"
         ] == "x".join(map(str, features.shape[1:]))
 
