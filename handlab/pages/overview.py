@@ -43,8 +43,8 @@ def draw_overview(
 ):
     "The front page's picture."
     grid = panels(Image.open(predictions))
-    figure = plt.figure(figsize=(12, 3.5))
-    left, right = figure.subfigures(1, 2, width_ratios=[0.75, 1], wspace=0)
+    figure = plt.figure(figsize=(12, 3.7))
+    left, right = figure.subfigures(1, 2, width_ratios=[0.6, 1], wspace=0)
     axes = left.subplots(len(hands), len(COLUMNS), gridspec_kw={"wspace": 0.03, "hspace": 0.05})
     left.subplots_adjust(left=0, right=0.97, bottom=0, top=0.85)
     for row, (line, hand) in enumerate(zip(axes, hands)):
