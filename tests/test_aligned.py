@@ -21,7 +21,6 @@ from handlab.aligned.encoders import (
     ResPEL,
     ResPELBlock,
     scaled,
-    shape_table,
 )
 from handlab.aligned.losses import (
     LossSettings,
@@ -48,6 +47,7 @@ from handlab.aligned.strategies import (
     posterior_names,
 )
 from handlab.core import HandlabError
+from handlab.train.layers import part_table
 
 SMALL = NetworkSettings(width=0.125, cloud_width=0.125, decoder_width=0.125, latent=8, points=16, map_size=16)
 quickly = settings(max_examples=25, deadline=None)
@@ -225,18 +225,15 @@ def test_decoders_have_the_supplements_layers():
     assert CloudDecoder().second.from_place.in_features == 3
 
 
-def test_shape_table_counts_every_parameter_once():
+def test_part_table_counts_every_parameter_once():
     for module, view in (
         (Encoder(ResNet18(0.25)), torch.zeros(1, 3, 64, 64)),
         (CloudDecoder(width=0.25), torch.zeros(2, 64)),
     ):
+        every = sum(p.numel() for p in module.parameters())
         for depth in (1, 2, 3):
-            table = shape_table(module, view, depth)
-            assert (
-                sum(row[2] for row in table[:-1])
-                == table[-1][2]
-                == sum(p.numel() for p in module.parameters())
-            )
+            counts = part_table(module, view, depth).parameters
+            assert counts.iloc[:-1].sum() == counts["all"] == every
 
 
 def test_grid():

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from handlab.report import paper_pi
 from matplotlib.patches import Rectangle
 
 from handlab.core import HandlabError, make_settings, project_root
@@ -31,10 +32,10 @@ from handlab.pages.paper_pi import findings, pi_page
 from handlab.pages.pi_scores import PANELS, STATE_OF_THE_ART
 from handlab.privileged import diagram
 from handlab.privileged.experiment import STAGES, PiSettings, make_network
-from handlab.privileged.networks import layer_table
 from handlab.results.published import published_curves, published_numbers
 from handlab.results.runs import open_runs
 from handlab.train.experiment import prepared_reader
+from handlab.train.layers import layer_table
 from handlab.train.loop import save_network, write_losses
 from handlab.train.scores import forward_times
 from handlab.train.sets import reader_of
@@ -482,7 +483,7 @@ def test_3d_hands_and_activations(networks_run):
 def test_diagrams_show_as_many_layers_as_the_networks_have():
     figure, rows = (
         diagram.fig_1("smoke"),
-        layer_table(make_network(make_settings(PiSettings, "smoke"), "rgb"), 3, 32),
+        layer_table(make_network(make_settings(PiSettings, "smoke"), "rgb"), torch.zeros(1, 3, 32, 32)),
     )
     colours = {
         name: tuple(np.round(plt.matplotlib.colors.to_rgba(colour), 3))
@@ -504,7 +505,7 @@ def test_diagrams_show_as_many_layers_as_the_networks_have():
     assert any(f"Loss_Inter({k})" in text.get_text() for text in figure.axes[0].texts)
     for network, image in diagram.paper_networks("smoke").values():
         features = network(image)[1]
-        assert diagram.trunk_layers(network) == k and layer_table(network, 3, 32)[k - 1][
+        assert diagram.trunk_layers(network) == k and layer_table(network, torch.zeros(1, 3, 32, 32))[k - 1][
             "output"
         ] == "x".join(map(str, features.shape[1:]))
 
