@@ -21,7 +21,6 @@ from handlab.aligned.encoders import (
     ResPEL,
     ResPELBlock,
     scaled,
-    shape_table,
 )
 from handlab.aligned.losses import (
     LossSettings,
@@ -48,6 +47,7 @@ from handlab.aligned.strategies import (
     posterior_names,
 )
 from handlab.core import HandlabError
+from handlab.train.layers import part_table
 
 SMALL = NetworkSettings(width=0.125, cloud_width=0.125, decoder_width=0.125, latent=8, points=16, map_size=16)
 quickly = settings(max_examples=25, deadline=None)
@@ -84,7 +84,7 @@ def views_of(recipe, batch=4, seed=0, **more):
     return Views(tensors, noise=normal(len(posterior_names(recipe)), batch, 8), **more)
 
 
-# Encoders -------------------------------------------------------------------------------------------------------------------------------------
+# Encoders --------------------------------------------------------------------------------------------------
 
 
 def test_resnet18_is_as_large_as_the_usual_one():
@@ -187,7 +187,7 @@ def test_widths():
         DepthTrunk(map_size=20)
 
 
-# Decoders -------------------------------------------------------------------------------------------------------------------------------------
+# Decoders --------------------------------------------------------------------------------------------------
 
 
 def test_decoders_shapes_and_ranges():
@@ -225,18 +225,15 @@ def test_decoders_have_the_supplements_layers():
     assert CloudDecoder().second.from_place.in_features == 3
 
 
-def test_shape_table_counts_every_parameter_once():
+def test_part_table_counts_every_parameter_once():
     for module, view in (
         (Encoder(ResNet18(0.25)), torch.zeros(1, 3, 64, 64)),
         (CloudDecoder(width=0.25), torch.zeros(2, 64)),
     ):
+        every = sum(p.numel() for p in module.parameters())
         for depth in (1, 2, 3):
-            table = shape_table(module, view, depth)
-            assert (
-                sum(row[2] for row in table[:-1])
-                == table[-1][2]
-                == sum(p.numel() for p in module.parameters())
-            )
+            counts = part_table(module, view, depth).parameters
+            assert counts.iloc[:-1].sum() == counts["all"] == every
 
 
 def test_grid():
@@ -248,7 +245,7 @@ def test_grid():
         flat_grid(255)
 
 
-# Losses ---------------------------------------------------------------------------------------------------------------------------------------
+# Losses ----------------------------------------------------------------------------------------------------
 
 
 @quickly
@@ -402,7 +399,7 @@ def test_bad_input_to_losses():
         pose_loss(torch.zeros(1, 21, 3), torch.zeros(1, 21, 3), "median")
 
 
-# Posteriors -----------------------------------------------------------------------------------------------------------------------------------
+# Posteriors ------------------------------------------------------------------------------------------------
 
 
 def gaussians(seed, count, shape=(3, 4)):
@@ -476,7 +473,7 @@ def test_draw():
     assert torch.equal(draw(q), q.mean)
 
 
-# Strategies -----------------------------------------------------------------------------------------------------------------------------------
+# Strategies ------------------------------------------------------------------------------------------------
 
 
 def test_recipes():

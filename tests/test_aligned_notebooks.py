@@ -14,22 +14,13 @@ import numpy as np
 import pytest
 
 from handlab.aligned.experiment import AlignedSettings, make_network, open_run, run_name
-from handlab.aligned.explorer import (
-    LiveExplorer,
-    Walk,
-    capsules,
-    choose_pairs,
-    hand_faces,
-    hand_vertices,
-    in_jupyterlab,
-    make_walk,
-    middle,
-    note_on,
-    practice_run,
-    write_explorer,
-)
+from handlab.aligned.explorer import choose_pairs, middle, note_on, practice_run, write_explorer
+from handlab.aligned.figures import Walk, make_walk
+from handlab.aligned.live import LiveExplorer, in_jupyterlab
 from handlab.core import HandlabError, make_settings, project_root, read_json
+from handlab.graph.code import closure
 from handlab.hand.skeleton import example_hand, normalise
+from handlab.hand.solid import capsules, hand_faces, hand_vertices
 
 SMOKE = make_settings(AlignedSettings, "smoke")
 
@@ -195,7 +186,7 @@ def numbers(packed):
 
 @pytest.fixture
 def walks():
-    "Two walks of three steps: a hand that slides to the right, and one that stays, with clouds of ten points."
+    "Two walks of three steps: a hand that slides to the right, and one that stays; clouds of ten points."
     hand, cloud = normalise(example_hand())[0], np.linspace(-1, 1, 30).reshape(10, 3)
     images = np.stack([np.full((8, 8, 3), 40, np.uint8), np.full((8, 8, 3), 200, np.uint8)])
     return [
@@ -215,10 +206,11 @@ def test_page_asks_for_nothing_and_has_frames(walks, tmp_path):
     own = re.sub(
         r'<script type="text/plain"[^>]*>[A-Za-z0-9+/=]*</script>', "", page
     )  # without the two packed parts
-    assert len(own) < 20_000 and not re.search(
-        r'https?:|wss?:|//cdn|@import|url\(|<link (?!rel="icon" href="data:,")|<iframe|<script [^>]*src|fetch\(|XMLHttpRequest',
-        own,
+    loads = (
+        r'https?:|wss?:|//cdn|@import|url\(|<link (?!rel="icon" href="data:,")|<iframe|<script [^>]*src'
+        r"|fetch\(|XMLHttpRequest"
     )
+    assert len(own) < 20_000 and not re.search(loads, own)
     assert re.findall(r'<img [^>]*src="([^"]*)"', own) == ["${image}"] and "a &lt; b" in own
     content = figure_in(page)
     assert [frame["name"] for frame in content["frames"]] == ["0:0", "0:1", "0:2", "1:0", "1:1", "1:2"]
@@ -236,6 +228,13 @@ def test_page_asks_for_nothing_and_has_frames(walks, tmp_path):
         .decode()
         .count("Plotly")
         > 5
+    )
+
+
+def test_the_pages_files_are_part_of_its_code():
+    own = {f"handlab/aligned/explorer.{suffix}" for suffix in ("py", "html", "css", "js")}
+    assert own <= set(closure("handlab/aligned/live.py")) and not own & set(
+        closure("handlab/aligned/figures.py")
     )
 
 

@@ -611,12 +611,12 @@ def test_other_work_does_not_go_on_with_it(tmp_path):
 
 
 def test_a_dead_worker_loses_nothing(tmp_path, monkeypatch):
-    def dying(job, spans, workers):
-        yield job.run(*spans[0])
+    def dying(function, spans, workers):
+        yield function(spans[0])
         raise module.BrokenProcessPool
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "run_chunks", dying)
+        patch.setattr(module, "in_processes", dying)
         with pytest.raises(HandlabError, match="prepare: a worker process died; call it again"):
             quiet(Drawn(40), tmp_path / "crops")
     reader = Drawn(40)
@@ -687,38 +687,6 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         check=True,
     )
     assert int(done.stdout) < 3000  # kB
-
-
-def test_few_runs_are_handed_out_at_a_time(tmp_path, monkeypatch):
-    from concurrent.futures import Future
-
-    handed_out, most = [], []
-
-    class Pool:
-        def __init__(self, *arguments):
-            pass
-
-        def submit(self, function, start, stop):
-            future = Future()
-            handed_out.append((future, stop - start))
-            most.append(len(handed_out))
-            return future
-
-        def shutdown(self, **options):
-            pass
-
-    def wait(futures, return_when):
-        future, count = handed_out.pop(0)
-        future.set_result(count)
-        return {future}, futures - {future}
-
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool), monkeypatch.setattr(module, "wait", wait)
-    spans = module.spans_left(np.zeros(1000, bool), 4)
-    assert (
-        sum(module.run_chunks(SimpleNamespace(reader=None), spans, 2)) == 1000
-        and max(most) == 2 * module.AHEAD
-        and not handed_out
-    )
 
 
 HELD = """

@@ -13,7 +13,8 @@ import pytest
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.core import HandlabError, make_settings, project_root, write_json
-from handlab.graph.run import TRIES, data_names, execute, whole_graph
+from handlab.graph.execute import TRIES, execute
+from handlab.graph.plan import data_names, whole_graph
 from handlab.results.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
 
 
@@ -84,7 +85,7 @@ if dataset == "sim-stb" and not Path("mended").exists(): raise ValueError("no ha
 FAKE_PAGE = (
     """profile: str = "quick"
 seeds: int = 1""",
-    """if False: from handlab.report.published import published_numbers""",
+    """if False: from handlab.results.published import published_numbers""",
 )
 
 
@@ -128,7 +129,7 @@ def figures(tree, *more):
     words = [
         sys.executable,
         "-m",
-        "handlab.report.graph",
+        "handlab.graph.run",
         "figures",
         "--profile",
         "smoke",
@@ -250,7 +251,7 @@ def test_a_failed_run_leaves_its_notebook_and_the_others_go_on(tiny):
         and (tiny / "runs/smoke/train_pi-sim-rhd-seed0/metrics.json").exists()
     )
     assert (
-        "not made, for they wait for others: paper_pi, manifest" in words
+        "not made, because they depend on others: paper_pi, manifest" in words
         and not (tiny / "runs/smoke/paper_pi/finished.json").exists()
     )
     (tiny / "mended").touch()
@@ -276,16 +277,16 @@ def test_only_what_depends_on_a_change_is_made_again(finished):
     append(finished / "handlab/hand/metrics.py", "\n# a comment\n")
     append(finished / "handlab/aligned/losses.py", "\nNEW = 1\n")  # nothing here needs it
     assert to_be_made(finished) == set()
-    append(finished / "handlab/report/published.py", "\nNEW = 1\n")
+    append(finished / "handlab/results/published.py", "\nNEW = 1\n")
     assert to_be_made(finished) == {"paper_pi", "manifest"}
-    append(finished / "handlab/report/published_numbers.csv", "\n")
+    append(finished / "handlab/results/published_numbers.csv", "\n")
     assert to_be_made(finished) == {"paper_pi", "manifest"}
     append(finished / "handlab/hand/metrics.py", "\nNEW = 1\n")
     assert {*trainings, "paper_pi", "manifest"} <= to_be_made(finished)
 
 
 def test_a_changed_parameter_makes_its_runs_again(finished):
-    source = finished / "handlab/report/runs.py"
+    source = finished / "handlab/results/runs.py"
     source.write_text(
         source.read_text().replace('dict(dataset="sim-rhd", other_set=OTHER)', 'dict(dataset="sim-rhd")')
     )
@@ -299,7 +300,7 @@ def test_a_killed_graph_goes_on_and_two_do_not_meet(tiny):
     )
     write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0], slow))
     first = subprocess.Popen(
-        [sys.executable, "-m", "handlab.report.graph", "figures", "--profile", "smoke", "--cores", "2"],
+        [sys.executable, "-m", "handlab.graph.run", "figures", "--profile", "smoke", "--cores", "2"],
         cwd=tiny,
         env=environment(tiny),
         stdout=subprocess.DEVNULL,
@@ -355,7 +356,7 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
             [
                 sys.executable,
                 "-c",
-                "from handlab.report.graph import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))",
+                "from handlab.graph.code import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))",
             ],
             cwd=tree,
             env=environment(tree),
@@ -365,7 +366,7 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
         ).stdout.split()
 
     before = say()
-    append(tree / "handlab/report/output.py", "\nNEW = 1\n")
+    append(tree / "handlab/pages/output.py", "\nNEW = 1\n")
     plot = say()
     append(tree / "handlab/aligned/losses.py", "\nNEW = 1\n")
     loss = say()

@@ -23,7 +23,7 @@ from handlab.aligned.strategies import make_recipe
 from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
 from handlab.hand.metrics import auc, scores_tips, thresholds_100
 from handlab.hand.skeleton import BONES
-from handlab.report import paper_aligned as paper
+from handlab.pages import paper_aligned as paper
 from handlab.results.runs import source_line
 
 matplotlib.use("Agg")

@@ -19,7 +19,8 @@ from handlab.privileged.losses import (
     squared_norm,
     term_sizes,
 )
-from handlab.privileged.networks import BaseCNN, activation_map, energy_on_hand, layer_table
+from handlab.privileged.networks import BaseCNN, activation_map, energy_on_hand
+from handlab.train.layers import layer_table
 
 
 def features(*shape, seed=0):
@@ -50,7 +51,7 @@ def test_cost_by_hand():
         [256] * 2 + [128] * 2 + [64] * 4 + [32] * 4 + [16] * 2,
     )
     by_hand = sum(9 * a * b * s * s for a, b, s in zip(channels, channels[1:], side))
-    table = layer_table(BaseCNN(3, 256, batch_norm=False), 3, 256)
+    table = layer_table(BaseCNN(3, 256, batch_norm=False), torch.zeros(1, 3, 256, 256))
     trunk = [row for row in table if row["layer"] == "Conv2d"]
     assert (
         sum(row["gmac"] for row in trunk) * 1e9 == pytest.approx(by_hand) == pytest.approx(23.82e9, rel=1e-3)

@@ -69,9 +69,9 @@ def test_errors_come_after_the_others_end(capfd):
     out, err = capfd.readouterr()
     assert "good: 4 steps" in out  # brought to its end
     said = err + str(pytest.raises(HandlabError, run_jobs, jobs[:1], show=False).value)
-    assert "practice: spoilt; ask for nothing" in said
+    assert "practice: spoilt; ask for no failure" in said
     assert "odd: ValueError: an inner matter" in err and "Traceback" in err
-    assert "gone: its process ended with code 7" in err
+    assert "gone: its process was killed or ended early" in err
 
 
 def test_names_must_differ():
@@ -140,7 +140,7 @@ def test_interrupt_ends_the_children_while_the_parent_lives(tmp_path):
 
 
 def test_one_by_one_keeps_going_after_an_error(capsys):
-    outcomes = jobs_module.one_by_one(
+    outcomes = jobs_module._one_by_one(
         [Job("bad", practice_job, {"fail": "spoilt"}), Job("good", practice_job)]
     )
     assert outcomes["bad"][0] == "error" and outcomes["good"][1]["process"] == os.getpid()

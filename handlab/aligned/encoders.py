@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Gaussian', 'scaled', 'conv_bn', 'ResidualBlock', 'ResNet18', 'PermutationEquivariant', 'ResidualPair', 'ResPELBlock',
-           'PointVoting', 'ResPEL', 'DepthTrunk', 'Encoder', 'JointTrunk', 'ShapeTable', 'shape_table']
+           'PointVoting', 'ResPEL', 'DepthTrunk', 'Encoder', 'JointTrunk']
 
 # %% ../../nbs/aligned/01_encoders.ipynb #73936c1b
 import math
@@ -206,45 +206,3 @@ class JointTrunk(nn.Module):
 
     def forward(self, views):  # one tensor a trunk
         return torch.cat([trunk(view) for trunk, view in zip(self.trunks, views, strict=True)], 1)
-
-# %% ../../nbs/aligned/01_encoders.ipynb #82dddf82
-class ShapeTable(list):
-    "Rows (part, output shape, parameters) that show themselves as a table"
-
-    def _repr_markdown_(self):
-        rows = [f"| {part} | {' x '.join(map(str, shape))} | {count:,} |" for part, shape, count in self]
-        return "\n".join(["| part | output | parameters |", "|---|---|---|", *rows])
-
-    def __repr__(self):
-        return "\n".join(f"{part:<24}{str(tuple(shape)):<22}{count:>12,}" for part, shape, count in self)
-
-
-def _shape(output):  # a tensor, a Gaussian or a tuple of these
-    return tuple(output.shape) if isinstance(output, torch.Tensor) else _shape(output[0])
-
-# %% ../../nbs/aligned/01_encoders.ipynb #1e35b3cf
-def shape_table(
-    network,  # a module
-    example,  # its input
-    depth=2,
-):  # levels of submodules to show
-    "What each part puts out and how many parameters it has"
-    rows, hooks = ShapeTable(), []
-    for name, part in network.named_modules():
-        if name and name.count(".") < depth and any(True for _ in part.parameters()):
-            count = sum(p.numel() for p in part.parameters())
-            hooks.append(
-                part.register_forward_hook(
-                    lambda _, __, output, name=name, count=count: rows.append(
-                        (name, _shape(output)[1:], count)
-                    )
-                )
-            )
-    training = network.training
-    with torch.no_grad():
-        output = network.eval()(example)
-    for hook in hooks:
-        hook.remove()
-    network.train(training)
-    inner = [row for row in rows if not any(other.startswith(row[0] + ".") for other, _, _ in rows)]
-    return ShapeTable([*inner, ("**all**", _shape(output)[1:], sum(p.numel() for p in network.parameters()))])

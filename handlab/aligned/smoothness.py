@@ -71,7 +71,7 @@ def walk_measures(
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #c0d3ef4f
 def walk_profiles(walks) -> dict:  # (K,T,21,3)
-    "Means over the walks: each step's length over the walk's mean step, (T-1,), and the drift of the bones, (T,)."
+    "Means over the walks: each step's length over the mean step, (T-1,), and the bone drift, (T,)."
     steps = step_lengths(walks)
     return {"step": (steps / steps.mean(-1, keepdims=True)).mean(0), "bone_drift": bone_drift(walks).mean(0)}
 

@@ -16,10 +16,10 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from ..core import make_settings
 from ..hand.draw import COLOURS
-from .experiment import STAGES, PiSettings, make_network
+from .experiment import PiSettings, make_network
 from .losses import off_hand
-from .networks import layer_table
 from .pose_machine import PoseMachine
+from ..train.layers import layer_table
 
 # %% ../../nbs/privileged/09_diagram.ipynb #906686d0
 LAYER_COLOURS = {"Conv2d": "#8fb0d6", "MaxPool2d": "#e8b04a", "Linear": "#93c18a"}
@@ -153,7 +153,7 @@ def draw_network(
     left: float = 1.25,
 ) -> tuple:  # rows of `layer_table`, places of the bars
     "One network in a row: input, layers, what it gives and the loss on it."
-    rows = layer_table(network, channels, crop)
+    rows = layer_table(network, torch.zeros(1, channels, crop, crop))
     places = draw_layers(axis, rows, left, base)
     axis.text(0.1, base + 1.3, title, fontsize=8, fontweight="bold", color=colour)
     draw_box(axis, (0.42, base + 0.4), f"{'RGB' if channels == 3 else 'depth'}\n{channels} × {crop}²")

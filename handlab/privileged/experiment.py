@@ -7,8 +7,7 @@ __all__ = ['STAGES', 'CHOICES', 'SECOND_ONLY', 'NOT_TRAINING', 'SCALES', 'Stage'
            'augmentation', 'crop_settings', 'pi_data', 'training_batches', 'make_network', 'trained_network',
            'PoseLoss', 'PiLoss', 'carries_mask', 'ValidationLosses', 'depends_on', 'start_network', 'train_stage',
            'before_data', 'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
-           'train_second', 'predict', 'mean_pose', 'predict_mean', 'predict_all', 'scale_settings', 'choose_scale',
-           'gather_losses', 'write_run']
+           'train_second', 'predict', 'predict_all', 'scale_settings', 'choose_scale', 'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
 import time
@@ -40,7 +39,11 @@ from ..sim.bighand import SimBigHand
 from handlab.train.experiment import (
     ExperimentData,
     experiment_data,
+    has_root,
+    in_order,
+    mean_pose,
     ordered_batches,
+    place_pose,
     prepared_reader,
     write_predictions,
 )
@@ -653,44 +656,31 @@ def predict(
     batch_size: int = 64,
 ) -> np.ndarray:  # (N, 21, 3) mm
     "Poses in mm at the true root and scale, in 32-bit precision."
-    network, device, poses = network.to(device).eval(), pick_device(str(device)), []
-    with torch.no_grad():
-        for batch in ordered_batches(prepared, batch_size, device, (modality,)):
-            pose, _ = network(getattr(batch, modality))
-            poses.append(denormalise(pose, batch.root, batch.scale).cpu().numpy())
-    return np.concatenate(poses)
+    network, device = network.to(device).eval(), pick_device(str(device))
 
-# %% ../../nbs/privileged/03_experiment.ipynb #15386e15
-def mean_pose(data: ExperimentData) -> np.ndarray:  # (21, 3) relative to the root, in hand scales
-    "The mean pose of the training frames: what a network without eyes would say."
-    return np.mean(
-        np.concatenate([batch.pose.numpy() for batch in ordered_batches(data.train, 256, "cpu", ())]), 0
-    )
+    def joints(batch):
+        pose, _ = network(getattr(batch, modality))
+        return denormalise(pose, batch.root, batch.scale)
 
-# %% ../../nbs/privileged/03_experiment.ipynb #c2fa2601
-def predict_mean(data: ExperimentData) -> np.ndarray:  # (N, 21, 3) mm
-    "The mean training pose at each test frame's root and scale."
-    pose = torch.from_numpy(mean_pose(data))
-    return np.concatenate(
-        [
-            denormalise(pose.expand(len(batch.pose), 21, 3), batch.root, batch.scale).numpy()
-            for batch in ordered_batches(data.test, 256, "cpu", ())
-        ]
-    )
+    return in_order(prepared, joints, (modality,), batch_size, device).numpy()
 
 # %% ../../nbs/privileged/03_experiment.ipynb #2c2c1243
 def predict_all(
-    settings: PiSettings, data: ExperimentData, folder, device="cpu"
+    settings: PiSettings,
+    data: ExperimentData,  # gives the mean pose of the training frames
+    folder,  # the run folder
+    prepared=None,  # other crops than the test split's
+    device="cpu",
 ) -> dict:  # {stage: (N, 21, 3) mm}
-    "The test predictions of every network, and of the mean pose."
-    networks = {stage: trained_network(settings, stage, folder, device) for stage in STAGES}
-    return {
-        **{
-            stage: predict(network, data.test, STAGES[stage].modality, device)
-            for stage, network in networks.items()
-        },
-        "mean_pose": predict_mean(data),
+    "The predictions of every network and the mean training pose; Depth Net only where the frames have depth and a root."
+    prepared = data.test if prepared is None else prepared
+    has_depth = "depth" in prepared.arrays and has_root(prepared)
+    predictions = {
+        stage: predict(trained_network(settings, stage, folder, device), prepared, kind.modality, device)
+        for stage, kind in STAGES.items()
+        if kind.modality == "image" or has_depth
     }
+    return {**predictions, "mean_pose": place_pose(mean_pose(data), prepared)}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #e9095ea8
 SCALES = {

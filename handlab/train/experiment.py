@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['REAL_MISSING', 'ExperimentData', 'prepared_folder', 'prepared_reader', 'experiment_data', 'has_root',
-           'ordered_batches', 'real_frames', 'write_predictions']
+           'ordered_batches', 'in_order', 'mean_pose', 'place_pose', 'real_frames', 'write_predictions']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..core import HandlabError, atomic_file, fingerprint, project_path
 from ..data.batches import Batches
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..data.rhd import RHD, real_rhd_root
-from ..hand.skeleton import ROOT
+from ..hand.skeleton import ROOT, denormalise
 from .sets import reader_of
 
 # %% ../../nbs/train/05_experiment.ipynb #d6422d73
@@ -101,6 +103,36 @@ def ordered_batches(
         cloud_points=cloud_points,
         root="middle_mcp" if has_root(prepared) else "tips",
     )
+
+# %% ../../nbs/train/05_experiment.ipynb #5207bc28
+def in_order(
+    prepared,
+    function: Callable,  # of a batch, to a tensor (B, ...)
+    modalities: tuple = (),  # what the batches hold beside the joints
+    batch_size: int = 256,
+    device="cpu",
+    cloud_points: int = 0,
+) -> torch.Tensor:  # (N, ...) on the CPU
+    "What a function returns for every sample, in order, without gradients."
+    batches = ordered_batches(prepared, batch_size, device, modalities, cloud_points)
+    with torch.no_grad():
+        return torch.cat([function(batch).cpu() for batch in batches])
+
+# %% ../../nbs/train/05_experiment.ipynb #ab0de488
+def mean_pose(data: ExperimentData) -> np.ndarray:  # (21, 3) relative to the root, in hand scales
+    "The mean pose of the training frames."
+    return np.mean(in_order(data.train, lambda batch: batch.pose).numpy(), 0)
+
+# %% ../../nbs/train/05_experiment.ipynb #cb23d2ee
+def place_pose(
+    pose: np.ndarray,  # (21, 3) relative to the root, in hand scales
+    prepared,
+) -> np.ndarray:  # (N, 21, 3) mm
+    "One pose at each frame's true root and scale."
+    pose = torch.as_tensor(np.asarray(pose, np.float32))
+    return in_order(
+        prepared, lambda batch: denormalise(pose.expand(len(batch), 21, 3), batch.root, batch.scale)
+    ).numpy()
 
 # %% ../../nbs/train/05_experiment.ipynb #a5a60ba9
 REAL_MISSING = "No real RHD frames here: put RHD's evaluation/ (color, mask, anno_evaluation.pickle) into data/rhd, or name its folder in HANDLAB_REAL_RHD, to measure on them."
