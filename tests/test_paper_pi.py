@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from handlab.report import paper_pi
 from matplotlib.patches import Rectangle
 
 from handlab.core import HandlabError, make_settings, project_root

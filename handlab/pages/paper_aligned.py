@@ -32,12 +32,7 @@ from handlab.aligned.comparison import (
     train_variants,
     validation_curves,
 )
-from handlab.aligned.experiment import (
-    crop_settings,
-    equal_time_steps,
-    open_run,
-    predict,
-)
+from ..aligned.experiment import equal_time_steps, open_run, predict
 from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
 from handlab.aligned.smoothness import (
     CLOUD_LABELS,
@@ -56,7 +51,7 @@ from .output import markdown_table, save_figure, save_table
 from ..results.published import published_curves, published_numbers, published_strategies
 from ..results.runs import about_item, missing_line, open_runs, reference_name, require, source_line
 from ..results.statistics import Interval, difference
-from ..train.experiment import prepared_reader
+from ..train.experiment import crop_settings, prepared_reader
 from ..train.sets import evaluation_reader
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #3f507bfc

@@ -35,7 +35,7 @@ from handlab.privileged.experiment import (
     trained_network,
     training_batches,
 )
-from .losses import loss_inter, loss_mask, term_sizes
+from .losses import term_sizes
 from handlab.privileged.pose_machine import (
     HIDDEN,
     MAP_REDUCTIONS,
