@@ -7,7 +7,7 @@ __all__ = ['PAPER', 'OPTIONS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES'
            'CURVES', 'PICTURES', 'SMOOTHNESS', 'SMOOTH', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES',
            'aligned_page', 'references', 'show_equal_time', 'findings', 'write_paper']
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #09277389
+# %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from ..results.published import published_strategies
 from ..results.runs import PROFILES, source_line
 from ..results.statistics import difference
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #6ad0ce1c
+# %% ../../nbs/pages/11_paper_aligned.ipynb #f37e8ae1
 PAPER = Paper("aligned latent spaces", "aligned", "paper_aligned", between="_")
 OPTIONS = {
     "device": "cpu",
@@ -47,7 +47,7 @@ def references(page: Page) -> dict:  # {'S1' | 'S4': variant}
         return {"S1": "S1", "S4": "S4"}
     return {strategy: reference_variant(strategy, page.profile) for strategy in ("S1", "S4")}
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #68399ae2
+# %% ../../nbs/pages/11_paper_aligned.ipynb #91ca8c30
 def _variants(*names, role: str = "rhd", needs=()):
     "What an item wants: variants of one data set."
 
@@ -78,7 +78,7 @@ def _by_set(runs: dict) -> dict:  # {(data set, variant): runs} -> {data set: {v
         found.setdefault(dataset, {})[variant] = each
     return found
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #c52e10fc
+# %% ../../nbs/pages/11_paper_aligned.ipynb #d2d431ca
 def _weak(page: Page) -> tuple:
     "S4, its labelled shares, and S1 with all labels."
     known = references(page)
@@ -91,7 +91,7 @@ def _of_equal_steps(page: Page) -> tuple:
     ablations = ("RD2DHP", "alternating") if references(page)["S4"] == "S4" else ()
     return variant_runs((*TABLE_1, *ablations), page.sets["rhd"]), ()
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #e6787c98
+# %% ../../nbs/pages/11_paper_aligned.ipynb #bff60136
 SECTION_5_3, SECTION_D = "section 5.3, viewpoint correction", "convergence (supplement, section D)"
 SECTION_6 = "model size and run time (section 6)"
 
@@ -126,7 +126,7 @@ TABLES = (
     Item("fig8-table", "Fig. 8", lambda runs, page: scores.table_weak(runs), _weak, least=3, stored="fig8"),
 )
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #7be64492
+# %% ../../nbs/pages/11_paper_aligned.ipynb #926b099c
 ABLATIONS = dict(wanted=_variants("{S4}", "RD2DHP", "alternating", needs=["{S4}"]), least=2)
 ABLATION_TABLES = (
     Item(
@@ -152,7 +152,7 @@ ABLATION_TABLES = (
     ),
 )
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #364916cd
+# %% ../../nbs/pages/11_paper_aligned.ipynb #8e765b4c
 OURS = ["Aligned latent spaces (RC2CHP)"]  # the paper's own published curve
 
 
@@ -183,7 +183,7 @@ CURVES = (
     Item("convergence", SECTION_D, lambda runs, page: figures.fig_convergence(runs), _of_equal_steps),
 )
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #3b750e50
+# %% ../../nbs/pages/11_paper_aligned.ipynb #5bd6cbb0
 def _tips(runs: dict, page: Page):
     options = page.options
     measured = figures.measure_tips(runs, page.sets["dexter"], options["tips_root"], options["device"])
@@ -213,7 +213,7 @@ PICTURES = (
     ),
 )
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #59ecfc23
+# %% ../../nbs/pages/11_paper_aligned.ipynb #10743f6b
 SMOOTHNESS = "smoothness of the latent space (Fig. 1 and 4)"
 
 
@@ -230,7 +230,7 @@ def _clouds(runs: dict, page: Page) -> dict:  # {data set: of `cloud_smoothness_
 
     return page.once("clouds", lambda: {name: measure(name, each) for name, each in _by_set(runs).items()})
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #b6aa98f0
 SMOOTH = (
     Item(
         "smoothness-table",
@@ -256,7 +256,7 @@ SMOOTH = (
 )
 ITEMS = (*TABLES, *ABLATION_TABLES, *CURVES, *PICTURES, *SMOOTH)
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #e7f886c8
+# %% ../../nbs/pages/11_paper_aligned.ipynb #7d52512a
 def show_equal_time(page: Page, folder) -> None:  # folder: where the trainings go
     "The table at equal time, and a plot of equal steps beside equal time."
     (found,) = page.open(*_variants("S4", needs=["S4"])(page)).values() or [None]
@@ -269,7 +269,7 @@ def show_equal_time(page: Page, folder) -> None:  # folder: where the trainings 
     page.keep(Item(f"table1-time_of_S4-{seeds}", "Table 1", None, stored="table1_equal_time"), table, found)
     page.keep(Item(f"table1-budgets-{seeds}", "Table 1", None), plot, found)
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #41bbb9b0
+# %% ../../nbs/pages/11_paper_aligned.ipynb #2c35ae1b
 UNLABELLED = "S4-labelled0.25"
 COMPARISONS = {  # row: (first variant, second variant, role of the data)
     "S4 minus S1": ("S4", "S1", "rhd"),
@@ -296,7 +296,7 @@ def _compare(page: Page, first: str, second: str, role: str) -> tuple | None:
     apart = difference(ours, theirs, block_length(dataset, ours.shape[1]))
     return runs, (ours.mean(), theirs.mean()), apart
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #edddf5d9
+# %% ../../nbs/pages/11_paper_aligned.ipynb #ab3d4571
 def _finding(name: str, page: Page, found: tuple) -> dict:
     first, second, role = COMPARISONS[name]
     _, means, apart = found
@@ -322,7 +322,7 @@ SENTENCES = {  # row of COMPARISONS: (name of the first, name of the second)
     ),
 }
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #2f98fdc4
+# %% ../../nbs/pages/11_paper_aligned.ipynb #35d7e392
 def findings(page: Page) -> Markdown:
     "One table and three sentences, from the runs that exist."
     found = {name: _compare(page, *pair) for name, pair in COMPARISONS.items()}
@@ -337,7 +337,7 @@ def findings(page: Page) -> Markdown:
     runs = [run for each, *_ in found.values() for run in every_run(each)]
     return show_findings(table, sentences, source_line(runs))
 
-# %% ../../nbs/pages/11_paper_aligned.ipynb #a89f1d4e
+# %% ../../nbs/pages/11_paper_aligned.ipynb #d16fa498
 def _smoothness(page: Page) -> dict:  # {row: {'measures': {measure: (seeds, N)}}}
     "What was measured on the main data set."
     clouds = page.measured.get("clouds", {}).get(page.sets["rhd"], {})
