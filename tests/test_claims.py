@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from handlab.report import claims
 from safetensors.numpy import save_file
 from scipy import stats
 
 from handlab.core import HandlabError, project_root
 from handlab.hand.metrics import paired_difference
-from handlab.report import claims
 from handlab.results.claims import (
     CANNOT_TELL,
     FAILS,
@@ -28,8 +28,8 @@ from handlab.results.claims import (
     same,
     up_to,
 )
-from handlab.results.statistics import DRAWS, Estimate, mean_estimate, seeds_estimate
 from handlab.results.runs import graph_runs, page_folder, reference_name
+from handlab.results.statistics import DRAWS, Estimate, mean_estimate, seeds_estimate
 
 
 def spread(low, high):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from handlab.core import HandlabError, project_root
+from handlab.hand.draw import draw_hand_2d, draw_hand_3d, frame_hands_3d
 from handlab.hand.skeleton import (
     BIGHAND_TO_CANONICAL,
     BONES,
@@ -37,7 +38,6 @@ from handlab.hand.skeleton import (
     root_of,
     stb_wrist,
 )
-from handlab.hand.draw import draw_hand_2d, draw_hand_3d, frame_hands_3d
 
 matplotlib.use("Agg")
 examples = settings(deadline=None, max_examples=40)

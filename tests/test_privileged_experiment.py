@@ -35,9 +35,9 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.train.experiment import ExperimentData
+from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.sets import reader_of
-from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
 
 SMOKE = make_settings(PiSettings, "smoke", train_frames=24, validation_frames=8, test_frames=10)
 

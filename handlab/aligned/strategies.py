@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'ALIGNMENTS', 'STRATEGIES', 'LABELS', 'NetworkSettings', 'Modality', 'Recipe', 'make_recipe',
-           'base_variant', 'Views', 'posterior_names', 'alternating_pair', 'AlignedNetwork', 'carries', 'mean_over',
-           'divergences', 'reconstructions', 'aligned_loss']
+           'base_variant', 'Views', 'posterior_names', 'alternating_pair', 'make_encoder', 'make_joint_encoder',
+           'AlignedNetwork', 'carries', 'mean_over', 'divergences', 'reconstructions', 'aligned_loss']
 
 # %% ../../nbs/aligned/05_strategies.ipynb #813fa496
 import functools
@@ -26,7 +26,7 @@ from ..core import HandlabError
 # %% ../../nbs/aligned/05_strategies.ipynb #8aa58489
 @dataclass(frozen=True)
 class NetworkSettings:
-    "Sizes and options of encoders and decoders; the defaults are the paper's"
+    "Sizes and options of encoders and decoders; the defaults are the paper's."
 
     width: float = 1.0  # of the RGB encoder, 1 = ResNet-18
     cloud_width: float = 1.0  # of the point encoder, 1 = Table 2
@@ -38,21 +38,21 @@ class NetworkSettings:
     norm_output: bool = True  # batch norm on the folds' outputs, as Table 4 prints it
     norm_points: bool = False  # batch norm inside ResPEL; Table 2 prints none
     share_trunk: bool = False  # S3: one RGB trunk for q(z|x) and q(z|x,w)
-    start_spread: float = 1.0  # standard deviation of the posteriors at the start; not in the paper
+    start_spread: float = 1.0  # standard deviation of the posteriors at the start; unspecified in the paper
     prior_expert: bool = False  # S4: N(0, I) as a further expert, as in MVAE; Eq. 5 has none
 
 # %% ../../nbs/aligned/05_strategies.ipynb #22ba5b0e
 @dataclass(frozen=True)
 class Modality:
-    "How one kind of data is encoded, decoded and compared"
+    "How one kind of data is encoded, decoded and compared."
 
     name: str
-    sensor: str  # 'rgb' or 'depth'; '' for a label that fits either
+    sensor: str  # 'rgb' or 'depth'; '': a label that belongs to either
     trunk: Callable = None  # NetworkSettings -> encoder's trunk
     bounded: bool = False  # tanh on the encoder's mean
     decoder: Callable = None  # NetworkSettings -> decoder
     terms: Callable = None  # (prediction, truth, LossSettings, chosen) -> {name: ((B,), weight)}
-    needs_label: bool = False  # whether someone had to annotate joints for it
+    needs_label: bool = False  # whether it is made from annotated joints
 
 # %% ../../nbs/aligned/05_strategies.ipynb #7e7e07c5
 MODALITIES = {
@@ -101,7 +101,7 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    "Who takes part in a training and how the latent spaces are aligned"
+    "The encoders and decoders of a training, and how their latent spaces are aligned."
 
     encoders: str  # letters; the first is used at test time
     decoders: str  # letters
@@ -111,29 +111,31 @@ class Recipe:
         return f"{self.encoders}2{self.decoders}" + (f":{self.alignment}" if len(self.encoders) > 1 else "")
 
 # %% ../../nbs/aligned/05_strategies.ipynb #11e8bf56
-def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
-    "The recipe of a strategy"
-    notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(":")
-    encoders, arrow, decoders = notation.partition("2")
-    alignment = alignment or ("product" if len(encoders) > 1 else "none")
-    sound = (
-        arrow
-        and encoders
-        and decoders
-        and len(set(encoders)) == len(encoders)
-        and len(set(decoders)) == len(decoders)
-        and alignment in ALIGNMENTS
-        and (len(encoders) > 1) == (alignment != "none")
+def _sound(recipe) -> bool:
+    "Whether every letter has its part, none stands twice, and the alignment fits the number of encoders."
+    encoders, decoders = recipe.encoders, recipe.decoders
+    return (
+        bool(encoders and decoders)
         and all(letter in MODALITIES and MODALITIES[letter].trunk for letter in encoders)
         and all(letter in MODALITIES and MODALITIES[letter].decoder for letter in decoders)
+        and all(len(set(letters)) == len(letters) for letters in (encoders, decoders))
+        and recipe.alignment in ALIGNMENTS
+        and (len(encoders) > 1) == (recipe.alignment != "none")
     )
-    if not sound:
+
+
+def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
+    "The recipe of a strategy; a HandlabError where there is none of that name."
+    notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(":")
+    encoders, _, decoders = notation.partition("2")
+    recipe = Recipe(encoders, decoders, alignment or ("product" if len(encoders) > 1 else "none"))
+    if not _sound(recipe):
         raise HandlabError(
             f"strategy {strategy!r}",
             "it is not known",
             f"choose one of {', '.join(STRATEGIES)}, or write it as R2HP or RD2DHP",
         )
-    return Recipe(encoders, decoders, alignment)
+    return recipe
 
 # %% ../../nbs/aligned/05_strategies.ipynb #6039bb79
 LABELS = {
@@ -157,7 +159,7 @@ def base_variant(variant: str) -> str:
 # %% ../../nbs/aligned/05_strategies.ipynb #8972fca0
 @dataclass
 class Views:
-    "One batch in all its modalities"
+    "One batch in all its modalities."
 
     tensors: dict  # {letter: (B,...)}
     noise: torch.Tensor = None  # (posteriors,B,latent) standard normal; None: use the means
@@ -172,54 +174,55 @@ class Views:
 
 # %% ../../nbs/aligned/05_strategies.ipynb #1506a266
 def posterior_names(recipe):
-    "The posteriors that a training step of a recipe draws from; the first one is that of test time"
+    "The posteriors that a training step of a recipe draws from; the first is the one used at test time."
     if recipe.alignment == "none":
         return (recipe.encoders,)
     if recipe.alignment == "kl":
         return recipe.encoders[0], "joint"
     if recipe.alignment == "product":
         return *recipe.encoders, "joint"
-    return ("one",)  # alternating: a single encoder a step
+    return ("one",)  # alternating: one encoder per step
 
 # %% ../../nbs/aligned/05_strategies.ipynb #5fe073de
 def alternating_pair(recipe, step):
-    "The encoder and the decoder that step number `step` trains"
+    "The encoder and the decoder that step number `step` trains."
     pairs = list(itertools.product(recipe.encoders, recipe.decoders))
     return pairs[step % len(pairs)]
 
+# %% ../../nbs/aligned/05_strategies.ipynb #2a8b5607
+def make_encoder(letter: str, settings: NetworkSettings) -> Encoder:
+    "The encoder of one modality."
+    modality = MODALITIES[letter]
+    return Encoder(modality.trunk(settings), settings.latent, modality.bounded, settings.start_spread)
+
+
+def make_joint_encoder(recipe: Recipe, settings: NetworkSettings, alone: Encoder) -> Encoder:
+    "S3's encoder of all modalities; with `share_trunk` it uses the trunk of `alone`, the encoder of RGB."
+    trunks = [MODALITIES[letter].trunk(settings) for letter in recipe.encoders]
+    if settings.share_trunk:
+        trunks[0] = alone.trunk
+    return Encoder(JointTrunk(trunks), settings.latent, spread=settings.start_spread)
+
 # %% ../../nbs/aligned/05_strategies.ipynb #20a6ea72
 class AlignedNetwork(nn.Module):
-    "Encoders and decoders of a recipe"
+    "Encoders and decoders of a recipe."
 
     def __init__(self, recipe, settings=NetworkSettings()):
         super().__init__()
         self.recipe, self.settings = recipe, settings
         alone = recipe.encoders[0] if recipe.alignment == "kl" else recipe.encoders
-        self.encoders = nn.ModuleDict({letter: self._encoder(letter) for letter in alone})
-        self.decoders = nn.ModuleDict(
-            {letter: MODALITIES[letter].decoder(settings) for letter in recipe.decoders}
-        )
+        self.encoders = nn.ModuleDict({letter: make_encoder(letter, settings) for letter in alone})
+        decoders = {letter: MODALITIES[letter].decoder(settings) for letter in recipe.decoders}
+        self.decoders = nn.ModuleDict(decoders)
         if recipe.alignment == "kl":
-            trunks = [MODALITIES[letter].trunk(settings) for letter in recipe.encoders]
-            if settings.share_trunk:
-                trunks[0] = self.encoders[alone].trunk
-            self.joint = Encoder(JointTrunk(trunks), settings.latent, spread=settings.start_spread)
-
-    def _encoder(self, letter):
-        modality = MODALITIES[letter]
-        return Encoder(
-            modality.trunk(self.settings), self.settings.latent, modality.bounded, self.settings.start_spread
-        )
+            self.joint = make_joint_encoder(recipe, settings, self.encoders[alone])
 
     def posteriors(self, views):
-        "The Gaussians that this step draws from, by name"
-
-        def see(letter):
-            return self.encoders[letter](views.tensors[letter])
-
+        "The Gaussians that this step draws from, by name."
         if self.recipe.alignment == "alternating":
-            return {"one": see(alternating_pair(self.recipe, views.step)[0])}
-        found = {letter: see(letter) for letter in self.encoders}
+            letter, _ = alternating_pair(self.recipe, views.step)
+            return {"one": self.encoders[letter](views.tensors[letter])}
+        found = {letter: encoder(views.tensors[letter]) for letter, encoder in self.encoders.items()}
         if self.recipe.alignment == "kl":
             found["joint"] = self.joint([views.tensors[letter] for letter in self.recipe.encoders])
         if self.recipe.alignment == "product":
@@ -227,19 +230,16 @@ class AlignedNetwork(nn.Module):
         return found
 
     def forward(self, views):
-        "The posteriors, and what each of them decodes to, {letter: (posteriors,B,...)}"
+        "The posteriors, and what each of them decodes to, {letter: (posteriors,B,...)}."
         found = self.posteriors(views)
         noise = [None] * len(found) if views.noise is None else views.noise
         z = torch.cat([draw(q, epsilon) for q, epsilon in zip(found.values(), noise)])
-        letters = (
-            alternating_pair(self.recipe, views.step)[1]
-            if self.recipe.alignment == "alternating"
-            else self.decoders
-        )
+        alternating = self.recipe.alignment == "alternating"
+        letters = alternating_pair(self.recipe, views.step)[1] if alternating else self.decoders
         return found, {letter: self.decoders[letter](z).unflatten(0, (len(found), -1)) for letter in letters}
 
     def encode(self, view, letter=None):  # (B,...) of the modality; letter None: the first encoder, RGB
-        "The mean of a posterior, (B,latent): the code of each sample"
+        "The mean of a posterior, (B,latent): the code of each sample."
         return self.encoders[letter or self.recipe.encoders[0]](view).mean
 
 # %% ../../nbs/aligned/05_strategies.ipynb #7cb5b5e0
@@ -247,59 +247,53 @@ def carries(
     views,  # Views
     recipe,  # Recipe
     posterior,  # its name
-    letter=None,
-):  # of the modality decoded; None: the KL divergences
-    "Which samples have this term, (B,) bool, or None for all of them"
-    modality, has = MODALITIES.get(letter), None
-    if views.labelled is not None and modality and modality.needs_label:
-        has = views.labelled
-    if views.sensor is not None:
-        own = recipe.encoders.find(posterior)  # -1 for the joint posterior, which needs both sensors
-        seen = (views.sensor == -1) | (views.sensor == own)
-        if (
-            modality
-            and modality.sensor
-            and posterior != "joint"
-            and MODALITIES[posterior].sensor != modality.sensor
-        ):
-            seen = views.sensor == -1
-        has = seen if has is None else has & seen
-    return has
+    letter=None,  # of the modality decoded; None: the KL divergences
+):
+    "Which samples have this term, (B,) bool, or None for all of them."
+    if posterior == "one":  # alternating training has every label and both sensors
+        return None
+    modality = MODALITIES.get(letter)
+    labelled = views.labelled if modality and modality.needs_label else None
+    if views.sensor is None:
+        return labelled
+    seen = _seen_by(views, recipe, posterior, modality.sensor if modality else "")
+    return seen if labelled is None else labelled & seen
+
+
+def _seen_by(views, recipe, posterior, sensor):
+    "The samples that have the posterior's own data, and those of a sensor ('': of any)."
+    both = views.sensor == -1
+    if posterior == "joint" or (sensor and MODALITIES[posterior].sensor != sensor):
+        return both
+    return both | (views.sensor == recipe.encoders.find(posterior))
 
 # %% ../../nbs/aligned/05_strategies.ipynb #6bb2930d
 def mean_over(values, has=None):  # (B,), (B,) bool
-    "The mean over the samples that carry a term; 0 where there is none"
+    "The mean over the samples that have a term; 0 where there is none."
     return values.mean() if has is None else (values * has).sum() / has.sum().clamp(min=1)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #a5720c9b
 def divergences(found, views, recipe, settings):
-    "The KL terms: {'kl': to the prior, 'align': Eq. 3's, unweighted}"
-    penalised = [
-        name for name in found if name != "joint" or recipe.alignment == "kl" or settings.kl_on_joint
-    ]
-    terms = {
-        "kl": sum(
-            mean_over(kl_to_prior(found[name]), carries(views, recipe, name) if name != "one" else None)
-            for name in penalised
-        )
-    }
+    "The KL terms: {'kl': to the prior, 'align': Eq. 3's, unweighted}."
+    joint_counts = recipe.alignment == "kl" or settings.kl_on_joint
+    penalised = [name for name in found if name != "joint" or joint_counts]
+    to_prior = [mean_over(kl_to_prior(found[name]), carries(views, recipe, name)) for name in penalised]
+    terms = {"kl": sum(to_prior)}
     if recipe.alignment == "kl":
-        terms["align"] = mean_over(
-            kl_between(found["joint"], found[recipe.encoders[0]]), carries(views, recipe, "joint")
-        )
+        apart = kl_between(found["joint"], found[recipe.encoders[0]])
+        terms["align"] = mean_over(apart, carries(views, recipe, "joint"))
     return terms
 
 # %% ../../nbs/aligned/05_strategies.ipynb #512ae2b8
 def reconstructions(found, drawn, views, recipe, settings):
-    "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)"
+    "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)."
     means, total = {}, 0.0
     for letter, prediction in drawn.items():
         truth = torch.cat([views.tensors[letter]] * len(found))
-        for term, (values, weight) in (
-            MODALITIES[letter].terms(prediction.flatten(0, 1), truth, settings, views.chosen).items()
-        ):
+        terms = MODALITIES[letter].terms(prediction.flatten(0, 1), truth, settings, views.chosen)
+        for term, (values, weight) in terms.items():
             for place, (name, row) in enumerate(zip(found, values.view(len(found), -1))):
-                mean = mean_over(row, carries(views, recipe, name, letter) if name != "one" else None)
+                mean = mean_over(row, carries(views, recipe, name, letter))
                 means[term if place == 0 else f"{term}_{name}"] = mean
                 total = total + weight * mean
     return means, total
@@ -310,13 +304,10 @@ def aligned_loss(
     views,  # Views
     recipe,  # Recipe
     settings=LossSettings(),
-):
-    "The loss of one training step: {'loss': Eq. 1, 3 or 4, and its parts; plain names are those of the test-time encoder}"
+):  # {'loss': Eq. 1, 3 or 4, and its parts by name}
+    "The loss of one training step; parts with a plain name are those of the test-time encoder."
     found, drawn = network(views)
     means, total = reconstructions(found, drawn, views, recipe, settings)
     terms = divergences(found, views, recipe, settings)
-    return {
-        "loss": total + views.beta * terms["kl"] + settings.align_weight * terms.get("align", 0.0),
-        **means,
-        **terms,
-    }
+    loss = total + views.beta * terms["kl"] + settings.align_weight * terms.get("align", 0.0)
+    return {"loss": loss, **means, **terms}

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SHARES', 'MASKS', 'STAGES_2D', 'MEAN_POSITION', 'CHOICES_2D', 'Stage2d', 'Pi2dSettings', 'check_pi_2d',
            'make_machine', 'trained_machine', 'MapLoss', 'maps_error', 'ValidationMaps', 'start_machine',
-           'train_stage_2d', 'train_stages_2d', 'start_sizes_2d', 'predict_2d', 'mean_position', 'position_everywhere',
+           'train_stage_2d', 'train_stages_2d', 'start_sizes_2d', 'predict_2d', 'mean_position', 'place_position',
            'predict_all_2d', 'evaluate_2d', 'other_frames', 'write_run_2d']
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #70778f4c
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -18,25 +18,24 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core import HandlabError, check_settings, pick_device, provenance, read_json, write_json
+from ..core import pick_device, read_json
 from ..hand.camera import image_uv
 from ..hand.metrics import measures_2d, thresholds_2d
 from handlab.privileged.experiment import (
     CHOICES,
+    POSITIVE,
     PiLoss,
     Stage,
     ValidationLosses,
     carries_mask,
-    crop_settings,
     depends_on,
     gather_losses,
-    pi_data,
     stage_jobs,
     train_settings,
     trained_network,
     training_batches,
 )
-from .losses import loss_inter, loss_mask, term_sizes
+from .losses import term_sizes
 from handlab.privileged.pose_machine import (
     HIDDEN,
     MAP_REDUCTIONS,
@@ -47,13 +46,8 @@ from handlab.privileged.pose_machine import (
     maps_to_uv,
     target_maps,
 )
-from handlab.train.experiment import (
-    ExperimentData,
-    has_root,
-    ordered_batches,
-    prepared_reader,
-    write_predictions,
-)
+from ..train import experiment as shared
+from ..train.experiment import ExperimentData, ExperimentSettings, ordered_batches
 from ..train.jobs import run_jobs
 from ..train.loop import fit, load_network, save_network, weights_fingerprint
 from ..train.sets import evaluation_reader
@@ -90,90 +84,35 @@ MEAN_POSITION = "mean training position"  # what a network without eyes would sa
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #030697dd
 @dataclass(frozen=True)
-class Pi2dSettings:
+class Pi2dSettings(ExperimentSettings):
     "All settings of the privileged-depth experiment in 2D."
 
-    dataset: str = (
-        "sim-rhd"  # 'sim-rhd', 'sim-stb' (simulated twins), or 'rhd', 'stb' (the real ones, from data_root)
-    )
-    data_root: str = ""  # folder of the real dataset; not used for a twin
-    data_seed: int = 0  # of the simulated frames
-    train_frames: int = 3040  # simulated frames to train on, 80 a person (a real dataset is used whole)
-    validation_frames: int = (
-        400  # the last frames of the training split: other persons; every choice is made on them
-    )
-    test_frames: int = 600  # simulated frames of the evaluation split: for reporting only
-    crop: int = 64  # side of the network's input in px (the paper: 256)
-    context: float = 1.25  # stored margin around the crop, for rotation and shift
-    crop_by: str = "zb"  # around the visible joints, 'zb', or 'mask', or 'tips' for a test on finger tips
-    width: float = 0.25  # multiplies the channel counts (1 = the paper's network)
     poolings: int = 2  # of the trunk: 3 in the paper, whose maps have an eighth of the crop's side
     stages: int = 2  # of the pose machine: 3 in hand3d
     batch_norm: bool = True  # not in the paper
     negative_slope: float = 0.01  # of the leaky ReLU
     steps_first: int = 1000  # stage 1: Baseline Depth and Baseline RGB
     steps_second: int = 300  # stage 2: each of the other networks
-    batch_size: int = 16  # images a step, both stages
+    batch_size: int = 16  # images per step, both stages
     rate_first: float = 2e-3  # highest learning rate of stage 1
     rate_second: float = 1e-3  # ... and of stage 2, the same for all
-    warm_up: int = 50  # steps of rising learning rate, in both stages
-    schedule: str = "cosine"  # 'cosine', 'step' or 'constant'
     weight_decay: float = 0.0  # of Adam
-    clip_gradient: float = 0.0  # largest gradient norm, 0 = none
     hidden: str = "left out"  # maps of hidden joints: not learnt, or 'empty'
     map_reduction: str = "sum"  # Loss_C over an image's maps: 'sum', 'mean', 'positions', or hand3d's 'root'
     lambda_c: float = 100.0  # on Loss_C in stage 2
-    inter_reduction: str = (
-        "sum"  # Loss_Inter and Loss_Mask over an image's units: 'sum', 'mean' or 'positions'
-    )
+    inter_reduction: str = "sum"  # Loss_Inter and Loss_Mask over an image's units, or 'mean', 'positions'
     inter_weight: float = 1.0  # on Loss_Inter
     mask_weight: float = 1.0  # on Loss_Mask
-    mask_pooling: str = "area"  # how the mask reaches the feature map's size
-    upsampled: int = 128  # cells of the map whose maximum is taken; 0 = one a pixel of the crop
+    mask_pooling: str = "area"  # how the mask is reduced to the feature map's size
+    upsampled: int = 128  # cells of the map whose maximum is taken; 0 = one per pixel of the crop
     upsampling: str = "bicubic"  # how it is enlarged: or 'bilinear', as in hand3d
-    rotation: float = 10.0  # augmentation: largest rotation in degrees
-    shift: float = 0.03  # ... shift as a fraction of the crop
-    scale_low: float = 0.95  # ... zoom
-    scale_high: float = 1.05
-    hue: float = 0.03  # ... colour
-    brightness: float = 0.1
-    contrast: float = 0.1
-    precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
-    channels_last: bool = True  # memory order of the convolutions
-    log_every: int = 20  # steps a row of the loss table
-    validate_every: int = 200  # steps between validations
-    checkpoint_every: int = 200  # steps between checkpoints
-    own_processes: bool = (
-        True  # on a CPU trainings run side by side, a process and a thread each; else one after the other
-    )
-    seed: int = 0  # of starting weights, batches and augmentation
     STAGES: ClassVar[dict] = STAGES_2D  # the trainings that these settings are for
     PROFILES: ClassVar[dict] = {
-        "smoke": dict(
-            train_frames=80,
-            validation_frames=16,
-            test_frames=16,
-            crop=32,
-            width=0.0625,
-            poolings=2,
-            stages=2,
-            steps_first=12,
-            steps_second=8,
-            batch_size=8,
-            warm_up=2,
-            upsampled=0,
-            log_every=4,
-            validate_every=4,
-            checkpoint_every=4,
-            own_processes=False,
-        ),
+        "smoke": shared.SMOKE
+        | dict(width=0.0625, poolings=2, stages=2, steps_first=12, steps_second=8, upsampled=0),
         "quick": dict(),
-        "full": dict(
-            train_frames=38720,
-            validation_frames=2538,
-            test_frames=2728,
-            crop=256,
-            width=1.0,
+        "full": shared.FULL
+        | dict(
             poolings=3,
             stages=3,
             steps_first=20000,
@@ -183,42 +122,19 @@ class Pi2dSettings:
             rate_first=1e-3,
             rate_second=5e-4,
             upsampled=0,
-            log_every=100,
             validate_every=1000,
-            checkpoint_every=1000,
         ),
     }
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #8343627e
-CHOICES_2D = {name: CHOICES[name] for name in ("dataset", "crop_by", "inter_reduction", "mask_pooling")} | {
-    "hidden": HIDDEN,
-    "map_reduction": MAP_REDUCTIONS,
-    "upsampling": UPSAMPLINGS,
-}
+CHOICES_2D = CHOICES | {"hidden": HIDDEN, "map_reduction": MAP_REDUCTIONS, "upsampling": UPSAMPLINGS}
 
 
 def check_pi_2d(settings: Pi2dSettings) -> Pi2dSettings:
     "The settings with types and values checked."
-    settings = check_settings(
-        settings,
-        CHOICES_2D,
-        positive=(
-            "train_frames",
-            "validation_frames",
-            "test_frames",
-            "steps_first",
-            "steps_second",
-            "batch_size",
-            "width",
-        ),
-        not_negative=("upsampled", "inter_weight", "mask_weight"),
+    settings = shared.check_experiment(
+        settings, CHOICES_2D, POSITIVE, not_negative=("upsampled", "inter_weight", "mask_weight")
     )
-    if settings.train_frames < settings.batch_size:
-        raise HandlabError(
-            "Pi2dSettings.batch_size",
-            "there are fewer training frames than that",
-            f"give at most {settings.train_frames}",
-        )
     check_shape(settings.crop, settings.poolings, settings.stages)
     return settings
 
@@ -248,77 +164,56 @@ class MapLoss(PiLoss):
     def __init__(self, settings: Pi2dSettings, stage: str, depth_net: PoseMachine = None):
         super().__init__(settings, depth_net)
         self.kind = settings.STAGES[stage]
+        self.weight = settings.lambda_c if self.kind.second else 1.0  # of Loss_C
         self.carrying = SimpleNamespace(mask_share=self.kind.mask_share, seed=settings.seed)
 
     def terms(self, network, batch) -> dict:
         "The weighted terms of the sum."
         settings, (maps, features) = self.settings, network(getattr(batch, self.kind.modality))
-        terms = {"pose": (settings.lambda_c if self.kind.second else 1.0) * maps_error(maps, batch, settings)}
+        terms = {"pose": self.weight * maps_error(maps, batch, settings)}
         if self.kind.privileged:
-            with torch.no_grad():
-                _, target = self.depth_net(batch.depth)
-            terms["intermediate"] = settings.inter_weight * loss_inter(
-                target, features, settings.inter_reduction
-            )
+            terms["intermediate"] = self.intermediate(batch, features)
         if self.kind.mask_share:
-            terms["mask"] = settings.mask_weight * loss_mask(
-                features,
-                batch.mask,
-                settings.inter_reduction,
-                settings.mask_pooling,
-                carries_mask(batch.index, self.carrying),
-            )
+            terms["mask"] = self.mask(batch, features, carries_mask(batch.index, self.carrying))
         return terms
 
-    def __call__(self, network, batch) -> dict:
-        terms = self.terms(network, batch)
-        return {
-            "loss": sum(terms.values()),
-            **terms,
-            "pose": terms["pose"] / (self.settings.lambda_c if self.kind.second else 1.0),
-        }  # Loss_C itself, comparable with stage 1
-
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #603c57a9
-def maps_error(maps: torch.Tensor, batch, settings: Pi2dSettings) -> torch.Tensor:  # maps (T, B, 21, s, s)
+def maps_error(
+    maps: torch.Tensor,  # (T, B, 21, s, s)
+    batch,
+    settings: Pi2dSettings,
+) -> torch.Tensor:
     "Loss_C of a batch."
-    return loss_maps(
-        maps,
-        *target_maps(batch.uv, batch.visible, maps.shape[-1], settings.crop, settings.hidden),
-        settings.map_reduction,
-    )
+    targets = target_maps(batch.uv, batch.visible, maps.shape[-1], settings.crop, settings.hidden)
+    return loss_maps(maps, *targets, settings.map_reduction)
+
+
+def _joints_of(maps: torch.Tensor, settings: Pi2dSettings) -> torch.Tensor:  # (B, 21, 2) px of the crop
+    "The joints that the last stage's maps show."
+    return maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling)
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #84e8a162
 class ValidationMaps(ValidationLosses):
     "Losses and EPE (px of the original image) over the validation split."
 
     def __init__(self, settings: Pi2dSettings, prepared, stage: str, depth_net=None, device="cpu"):
-        self.settings, self.modality, self.depth_net = settings, settings.STAGES[stage].modality, depth_net
-        self.batches = ordered_batches(
-            prepared,
-            2 * settings.batch_size,
-            device,
-            ("image", "depth", "mask") if depth_net is not None else (self.modality,),
-        )
-        self.zoom = (
-            torch.from_numpy(np.asarray(prepared.box)[:, 2] / settings.crop).float().to(device)
-        )  # px of the original image a px of the crop
+        self.settings, self.modality = settings, settings.STAGES[stage].modality
+        self.depth_net, self.privileged = depth_net, PiLoss(settings, depth_net)
+        seen = (self.modality,) if depth_net is None else ("image", "depth", "mask")
+        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, seen)
+        zoom = np.asarray(prepared.box)[:, 2] / settings.crop  # px of the original image per px of the crop
+        self.zoom = torch.from_numpy(zoom).float().to(device)
 
     def of_batch(self, network, batch) -> dict:
         "One batch's losses and the mean error of its visible joints."
-        settings, (maps, features) = self.settings, network(getattr(batch, self.modality))
-        errors = (
-            maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling) - batch.uv
-        ).norm(dim=-1) * self.zoom[batch.index, None]
-        values = {"pose": maps_error(maps, batch, settings), "epe": errors[batch.visible].mean()}
+        maps, features = network(getattr(batch, self.modality))
+        offsets = (_joints_of(maps, self.settings) - batch.uv).norm(dim=-1)
+        errors = offsets * self.zoom[batch.index, None]
+        values = {"pose": maps_error(maps, batch, self.settings), "epe": errors[batch.visible].mean()}
         if self.depth_net is None:
             return values
-        return {
-            **values,
-            "intermediate": settings.inter_weight
-            * loss_inter(self.depth_net(batch.depth)[1], features, settings.inter_reduction),
-            "mask": settings.mask_weight
-            * loss_mask(features, batch.mask, settings.inter_reduction, settings.mask_pooling),
-        }
+        intermediate = self.privileged.intermediate(batch, features)
+        return {**values, "intermediate": intermediate, "mask": self.privileged.mask(batch, features)}
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #5e7b43c4
 def start_machine(settings: Pi2dSettings, stage: str, folder) -> PoseMachine:
@@ -393,58 +288,53 @@ def start_sizes_2d(
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #ca5d356a
 def predict_2d(
-    network, prepared, settings: Pi2dSettings, modality: str = "image", device="cpu", batch_size: int = 32
+    network,  # a trained PoseMachine
+    prepared,  # prepared crops
+    settings: Pi2dSettings,
+    modality: str = "image",  # 'image' or 'depth'
+    device="cpu",
+    batch_size: int = 32,
 ) -> np.ndarray:  # (N, 21, 2) px
     "Joints in px of the original image, in 32-bit precision."
-    network, device, found = network.to(device).eval(), pick_device(str(device)), []
-    with torch.no_grad():
-        for batch in ordered_batches(prepared, batch_size, device, (modality,)):
-            maps, _ = network(getattr(batch, modality))
-            found.append(
-                maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling)
-                .cpu()
-                .double()
-                .numpy()
-            )
-    return image_uv(np.concatenate(found), np.asarray(prepared.box, float), settings.crop).astype(np.float32)
+    network, device = network.to(device).eval(), pick_device(str(device))
+
+    def crop_pixels(batch):
+        maps, _ = network(getattr(batch, modality))
+        return _joints_of(maps, settings).double()
+
+    found = shared.in_order(prepared, crop_pixels, (modality,), batch_size, device).numpy()
+    return image_uv(found, np.asarray(prepared.box, float), settings.crop).astype(np.float32)
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #0f5168b3
 def mean_position(data: ExperimentData) -> np.ndarray:  # (21, 2) px of the crop
     "Where each joint lies in the training crops on average."
-    batches = ordered_batches(data.train, 256, "cpu", ())
-    return np.nanmean(np.concatenate([batch.uv.double().numpy() for batch in batches]), 0)
+    return np.nanmean(shared.in_order(data.train, lambda batch: batch.uv.double()).numpy(), 0)
 
 
-def position_everywhere(position: np.ndarray, prepared) -> np.ndarray:  # (N, 21, 2) px of the original image
+def place_position(position: np.ndarray, prepared) -> np.ndarray:  # (N, 21, 2) px of the original image
     "One set of crop positions in each frame's crop."
-    return image_uv(
-        np.broadcast_to(position, (len(prepared), 21, 2)),
-        np.asarray(prepared.box, float),
-        prepared.settings.size,
-    ).astype(np.float32)
+    everywhere = np.broadcast_to(position, (len(prepared), 21, 2))
+    return image_uv(everywhere, np.asarray(prepared.box, float), prepared.settings.size).astype(np.float32)
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #6d5c2f28
 def predict_all_2d(
-    settings: Pi2dSettings, data: ExperimentData, folder, prepared=None, device="cpu"
+    settings: Pi2dSettings,
+    data: ExperimentData,  # gives the mean position in the training frames
+    folder,  # the run folder
+    prepared=None,  # other crops than the test split's
+    device="cpu",
 ) -> dict:  # {stage: (N, 21, 2) px of the original image}
-    "Every network's predictions, on the test split or other crops, and the mean training position; depth only where there is some, and a root to tell it from."
+    "The predictions of every network and the mean training position; from depth only where frames have it."
     prepared = data.test if prepared is None else prepared
-    seeing = [
-        stage
-        for stage, kind in settings.STAGES.items()
-        if kind.modality == "image" or ("depth" in prepared.arrays and has_root(prepared))
-    ]
+    depth = shared.has_depth(prepared)
     predictions = {
         stage: predict_2d(
-            trained_machine(settings, stage, folder, device),
-            prepared,
-            settings,
-            settings.STAGES[stage].modality,
-            device,
+            trained_machine(settings, stage, folder, device), prepared, settings, kind.modality, device
         )
-        for stage in seeing
+        for stage, kind in settings.STAGES.items()
+        if kind.modality == "image" or depth
     }
-    return {**predictions, "mean_pose": position_everywhere(mean_position(data), prepared)}
+    return {**predictions, "mean_pose": place_position(mean_position(data), prepared)}
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #46cb803d
 def evaluate_2d(
@@ -459,49 +349,38 @@ def evaluate_2d(
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #d140ac0c
 def other_frames(dataset: str, root: str, settings: Pi2dSettings):
     "The prepared evaluation crops of another dataset, cropped by its finger tips."
-    return prepared_reader(
-        evaluation_reader(dataset, root, settings.test_frames, settings.data_seed),
-        replace(crop_settings(settings), crop="tips"),
-    )
+    reader = evaluation_reader(dataset, root, settings.test_frames, settings.data_seed)
+    return shared.prepared_reader(reader, replace(shared.crop_settings(settings), crop="tips"))
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #c5a426c7
 def write_run_2d(
     folder,
     settings: Pi2dSettings,
     data: ExperimentData,
-    predictions: dict,
-    values: dict,
+    predictions: dict,  # {stage: (N, 21, 2) px}
+    values: dict,  # {stage: {protocol: scores}}
     seconds: dict = None,
-    others: dict = {},
+    others: dict = None,  # {set: (prepared, predictions)}
     **more,
-) -> dict:  # others: {set: (prepared, predictions)}
+) -> dict:
     "Write the run folder's files, `metrics.json` last; returns its content."
-    folder, stages = Path(folder), settings.STAGES
-    write_predictions(folder / "predictions.npz", data.test, predictions, data.test.uv)
+    folder, stages, others = Path(folder), settings.STAGES, others or {}
+    shared.write_predictions(folder / "predictions.npz", data.test, predictions, data.test.uv)
     for name, (prepared, predicted) in others.items():
-        write_predictions(folder / f"predictions-{name}.npz", prepared, predicted, prepared.uv)
+        shared.write_predictions(folder / f"predictions-{name}.npz", prepared, predicted, prepared.uv)
     gather_losses(folder, stages)
     save_network(folder / "model.safetensors", trained_machine(settings, "rgb_pi", folder))
-    metrics = {
-        "experiment": "train_pi_2d",
-        "source": data.test.source,
-        "settings": asdict(settings),
-        "seed": settings.seed,
-        **provenance(),
-        "data": {
-            "fingerprint": data.fingerprint,
-            "train": len(data.train),
-            "validation": len(data.validation),
-            "test": len(data.test),
-        },
-        "labels": {**{stage: kind.label for stage, kind in stages.items()}, "mean_pose": MEAN_POSITION},
-        "stages": {stage: read_json(folder / stage / "finished.json") for stage in stages},
-        "seconds": seconds or {},
-        "unit": "px of the original image",
-        "thresholds": thresholds_2d(),
-        "values": values,
-        "other": {name: evaluate_2d(*each) for name, each in others.items()},
+    return shared.write_metrics(
+        folder,
+        "train_pi_2d",
+        settings,
+        data,
+        seconds,
+        labels={**{stage: kind.label for stage, kind in stages.items()}, "mean_pose": MEAN_POSITION},
+        stages={stage: read_json(folder / stage / "finished.json") for stage in stages},
+        unit="px of the original image",
+        thresholds=thresholds_2d(),
+        values=values,
+        other={name: evaluate_2d(*each) for name, each in others.items()},
         **more,
-    }
-    write_json(folder / "metrics.json", metrics)
-    return read_json(folder / "metrics.json")
+    )
