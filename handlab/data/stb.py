@@ -306,9 +306,7 @@ def _list_frames(reader, names, partial: bool) -> tuple:
     if reader.camera == "SK":
         prefixes.append(_image_prefix("SK", depth=True))
     folders = {name: reader.root / "images" / name for name in names}
-    listed = {
-        name: {prefix: _images_in(folders[name], prefix) for prefix in prefixes} for name in names
-    }
+    listed = {name: {prefix: _images_in(folders[name], prefix) for prefix in prefixes} for name in names}
     has_depth = len(prefixes) > 1 and any(len(images[prefixes[1]]) for images in listed.values())
     frames = []
     for name in names:
