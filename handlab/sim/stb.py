@@ -19,22 +19,16 @@ import numpy as np
 from ..core import HandlabError, fingerprint, numpy_generator
 from handlab.data.stb import (
     FRAMES,
-    HEIGHT,
-    SK_COLOR_K,
-    SK_DEPTH_K,
-    SK_SHIFT,
     SPLITS,
     STB_BONES,
-    WIDTH,
     decode_frame,
-    encode_depth,
     frame_name,
     label_path,
-    sk_rotation,
     stored_joints,
     write_frame,
     write_labels,
 )
+from ..data.stb_depth import HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, WIDTH, encode_depth, sk_rotation
 from .actor import FOREARM, UPPER_ARM, Actor, Arm, arm_pieces, join, mirrored, sample_materials
 from .places import fractal
 from .pose import contact_depths, forward, joint_limits, pose_from, pose_hand, sample_pose

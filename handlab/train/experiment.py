@@ -29,8 +29,9 @@ from handlab.core import (
     write_json,
 )
 from ..data.batches import Batches
+from ..data.files import real_root
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
-from ..data.rhd import RHD, real_rhd_root
+from ..data.rhd import RHD
 from ..hand.skeleton import ROOT, denormalise
 from handlab.train.loop import (
     CHOICES,
@@ -284,7 +285,7 @@ def real_frames(
     root: str = "",  # empty: data/rhd or HANDLAB_REAL_RHD
 ) -> tuple:  # the prepared crops or None, and a line on what was found
     "The real evaluation frames on this machine."
-    root = project_path(root) if root else real_rhd_root()
+    root = project_path(root) if root else real_root("rhd")
     if root is None:
         return None, REAL_MISSING
     reader = RHD(root, "evaluation", partial=True)
