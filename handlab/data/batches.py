@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from ..core import HandlabError, check_settings, numpy_generator, pick_device, torch_generator
-from .prepare import DEPTH_STEPS, PIXELS
+from .arrays import PIXELS
+from .prepare import DEPTH_STEPS
 from handlab.hand.camera import (
     crop_intrinsics,
     crop_matrix,
