@@ -36,8 +36,8 @@ from handlab.data.dexter_object import (
     image_path,
     parse_line,
     to_color,
-    write_digests,
 )
+from ..data.files import write_digests
 from ..hand.camera import project
 from ..hand.skeleton import DEXTER_MISSING, TIPS
 from handlab.sim.actor import (
