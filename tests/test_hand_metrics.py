@@ -259,9 +259,9 @@ GOOD = np.zeros((2, 21, 3))
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: epe(GOOD[:1], GOOD), r"\(1, 21, 3\).*\(2, 21, 3\).*; pass two arrays"),
+        (lambda: epe(GOOD[:1], GOOD), r"\(1, 21, 3\).*\(2, 21, 3\).*; give two arrays"),
         (lambda: epe(GOOD[0], GOOD[0]), r"\(N,21,D\)"),
-        (lambda: epe(GOOD, GOOD, np.ones((2, 20))), r"visible has shape \(2, 20\); pass \(2, 21\)"),
+        (lambda: epe(GOOD, GOOD, np.ones((2, 20))), r"visible has shape \(2, 20\); give \(2, 21\)"),
         (lambda: epe(GOOD, GOOD * np.nan), "no joint is visible"),
         (
             lambda: epe(np.where(np.arange(2)[:, None, None] == 1, np.nan, GOOD), GOOD),
