@@ -252,7 +252,7 @@ def test_other_settings_are_refused_where_they_matter(data, finished):
 
 
 def test_stage_two_without_stage_one_says_so(data, tmp_path):
-    with pytest.raises(HandlabError, match="run the training that writes them"):
+    with pytest.raises(HandlabError, match="run the training that writes it"):
         train_stage_2d("mask_0.2", SMOKE, data, tmp_path)
 
 

@@ -217,7 +217,7 @@ def test_copied_head_is_the_depth_nets(finished):
 
 
 def test_stage_two_without_stage_one_says_so(data, tmp_path):
-    with pytest.raises(HandlabError, match="run the training that writes them"):
+    with pytest.raises(HandlabError, match="run the training that writes it"):
         train_stage("rgb_pi", SMOKE, data, tmp_path)
 
 
