@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from handlab.report import paper_pi
 from matplotlib.patches import Rectangle
 
 from handlab.core import HandlabError, make_settings, project_root
@@ -128,9 +127,7 @@ def test_3d_errors_are_what_a_hand_calculates(three):
     assert table.loc["RGB Net", "EPE mean (mm)"] == pytest.approx((20 + 22) / 2) and table.loc[
         "RGB Net", "EPE mean (mm), sd"
     ] == pytest.approx(2 / 2**0.5)
-    step = (
-        50 / 19
-    )  # all joints are right from the second threshold above 5 mm on: one trapezoid rises, the others are full
+    step = 50 / 19  # all joints are right from the second threshold above 5 mm on: one trapezoid rises
     assert table.loc["Depth Net", "AUC 0-50 mm"] == pytest.approx((50 - 1.5 * step) / 50)
     assert table.loc["Depth Net", "AUC 20-50 mm"] == pytest.approx(1)
     assert set(table.source) == {"sim-rhd twin, profile quick, 2 seeds"}

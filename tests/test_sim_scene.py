@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from handlab.core import numpy_generator
-from handlab.data.rhd import read_annotation, read_image, real_rhd_root
+from handlab.data.files import read_png, real_root
+from handlab.data.rhd import read_annotation
 from handlab.hand.skeleton import from_rhd
 from handlab.sim import actor, places, scene
 from handlab.sim.render import part_ids
@@ -218,13 +219,13 @@ def test_hands_are_dull_and_sometimes_dark(frames):
 
 def test_visibility_follows_what_real_frames_show():
     "On real frames: never visible outside the picture, always on the hand's own pixels."
-    root = real_rhd_root()
+    root = real_root("rhd")
     if root is None:
         pytest.skip("no real RHD frames here")
     frames, labels = read_annotation(root / "evaluation" / "anno_evaluation.pickle")
     own, outside = [], []
     for path in sorted((root / "evaluation" / "mask").glob("*.png"))[:40]:
-        parts, row = read_image(path, "L"), int(np.searchsorted(frames, int(path.stem)))
+        parts, row = read_png(path, "L", (320, 320)), int(np.searchsorted(frames, int(path.stem)))
         for side in scene.SIDES:
             uv, seen = (
                 from_rhd(labels["uv_vis"][row], side)[:, :2],

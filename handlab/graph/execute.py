@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from .plan import crops_to_prepare, data_names, find_run, page_parameters, whole_graph
 
 from ..core import project_path, project_root, write_json
 from .code import PACKAGE, notebook_file, reserve_folder, training_fingerprint
+from .plan import crops_to_prepare, data_names, find_run, page_parameters, whole_graph
 from ..results.runs import real_roots, run_folder, run_parameters
 
 # %% ../../nbs/graph/03_execute.ipynb #5d9f4701

@@ -141,11 +141,12 @@ def crops_to_prepare(needs, profile: str, roots: dict) -> list:  # [(reader, {fo
 
 def _readers_and_crops(notebook: str, dataset: str, other: str, profile: str, roots: dict) -> list:
     "What one experiment reads: its training and evaluation frames, and those of the other test set."
+    from handlab.train.experiment import crop_settings
     from handlab.train.sets import evaluation_reader, reader_of
 
-    module, settings_class = experiment_of(notebook)
+    _, settings_class = experiment_of(notebook)
     settings = make_settings(settings_class, profile, dataset=dataset, data_root=roots.get(dataset, ""))
-    crops = module.crop_settings(settings)
+    crops = crop_settings(settings)
     found = [(reader_of(settings, split), crops) for split in ("training", "evaluation")]
     if other:
         reader = evaluation_reader(other, roots.get(other, ""), settings.test_frames, settings.data_seed)

@@ -14,10 +14,9 @@ import os
 import sys
 from pathlib import Path
 
+from ..core import HandlabError, one_line_errors, project_path, project_root, usable_cores
 from .execute import adopt, gpu_count, prepare_data, run_one
 from .plan import figures_folder, files_made, whole_graph
-
-from ..core import HandlabError, one_line_errors, project_path, project_root, usable_cores
 from ..pages.manifest import missing_files
 from ..results.runs import PROFILES, REAL_SETS, page_folder, run_command
 

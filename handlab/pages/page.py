@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETS', 'ONE_SEED', 'Paper', 'Item', 'every_run', 'check_steps', 'Page', 'block_length', 'compared', 'show_findings']
 
-# %% ../../nbs/pages/03_page.ipynb #19d6464b
+# %% ../../nbs/pages/03_page.ipynb #af68d222
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from .output import markdown_table, save_figure, save_table
 from ..results.runs import about_item, missing_line, open_runs, require, source_line
 from ..results.statistics import BLOCKS, VIDEOS, Interval
 
-# %% ../../nbs/pages/03_page.ipynb #90d72eea
+# %% ../../nbs/pages/03_page.ipynb #111aa973
 @dataclass(frozen=True)
 class Paper:
     "What all items of a paper share."
@@ -30,7 +30,7 @@ class Paper:
     caption: str = "{source}"  # the line above a table
     between: str = "-"  # joins several data sets in a file name
 
-# %% ../../nbs/pages/03_page.ipynb #2b41cb7d
+# %% ../../nbs/pages/03_page.ipynb #a2d4f220
 def _no_runs(page) -> tuple:
     return {}, ()
 
@@ -50,14 +50,14 @@ class Item:
     digits: int = 2  # of a table
     stored: str = ""  # a table's key in Page.tables; empty: its name
 
-# %% ../../nbs/pages/03_page.ipynb #615a43ca
+# %% ../../nbs/pages/03_page.ipynb #a4a52a9d
 def every_run(runs) -> list:  # {key: [RunFolder]}, nested or not, or [RunFolder]
     "All run folders of a nested dict, in order."
     if isinstance(runs, dict):
         return [run for each in runs.values() for run in every_run(each)]
     return list(runs)
 
-# %% ../../nbs/pages/03_page.ipynb #7d5a994e
+# %% ../../nbs/pages/03_page.ipynb #6c046c40
 def check_steps(runs) -> None:  # [RunFolder]
     "Raise an error where runs on the same data have different numbers of steps."
     by_source = {}
@@ -72,7 +72,7 @@ def check_steps(runs) -> None:  # [RunFolder]
                 "train them for the same number of steps",
             )
 
-# %% ../../nbs/pages/03_page.ipynb #c8bcb46f
+# %% ../../nbs/pages/03_page.ipynb #143eacec
 def _open(page, names: dict, needs, place: str) -> dict:
     if page.strict:
         require(names.values(), page.folder, page.seeds)
@@ -82,7 +82,7 @@ def _open(page, names: dict, needs, place: str) -> dict:
     check_steps(every_run(found))
     return found if all(key in found for key in needs) else {}
 
-# %% ../../nbs/pages/03_page.ipynb #d156ca46
+# %% ../../nbs/pages/03_page.ipynb #6d944abc
 def _items_named(page, name: str) -> list:
     items = [item for item in page.items if item.name == name]
     if not items:
@@ -108,7 +108,7 @@ def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
         print(f"{item.place}: {error}")
         return None
 
-# %% ../../nbs/pages/03_page.ipynb #55d2aab5
+# %% ../../nbs/pages/03_page.ipynb #bda9613c
 def _file_name(page, item: Item, runs: list) -> str:
     if item.ending:
         ending = item.ending(page)
@@ -127,7 +127,7 @@ def _about(page, item: Item, runs: list) -> dict:
         about["source"] = f"{page.sets[item.tested]}; trained on {about['source']}"
     return about
 
-# %% ../../nbs/pages/03_page.ipynb #bba8f59d
+# %% ../../nbs/pages/03_page.ipynb #d105af57
 def _keep(page, item: Item, thing, runs: list) -> None:
     files, name, about = [], _file_name(page, item, runs), _about(page, item, runs)
     page.read += runs
@@ -144,10 +144,10 @@ def _keep(page, item: Item, thing, runs: list) -> None:
     if files:
         print(*(path.name for path in files))
 
-# %% ../../nbs/pages/03_page.ipynb #89e5a9d0
-SETS = {"rhd": "sim-rhd", "stereo": "sim-stb", "dexter": "sim-dexter-object"}
+# %% ../../nbs/pages/03_page.ipynb #41dc8912
+SETS = {"rhd": "sim-rhd", "stereo": "sim-stb", "dexter": "sim-dexter-object"}  # {role: data set}
 
-
+# %% ../../nbs/pages/03_page.ipynb #11c8a904
 @dataclass
 class Page:
     "The items of a paper, and where their runs and files lie."
@@ -194,12 +194,12 @@ class Page:
             self.measured[name] = measure(*arguments)
         return self.measured[name]
 
-# %% ../../nbs/pages/03_page.ipynb #99b8ecf6
+# %% ../../nbs/pages/03_page.ipynb #73bbf44a
 def block_length(source: str, frames: int) -> int:  # 'sim-stb' or 'stb'
     "How many consecutive frames are drawn together for an interval."
     return max(1, frames // BLOCKS) if source.removeprefix("sim-") in VIDEOS else 1
 
-# %% ../../nbs/pages/03_page.ipynb #d2311205
+# %% ../../nbs/pages/03_page.ipynb #c48e829e
 def compared(
     first: str,  # a method: 'S4'
     second: str,  # what it is compared with
@@ -220,7 +220,7 @@ def compared(
         f"the difference is {apart.value:.{digits}f} {unit}, 95 % interval {low} to {high}."
     )
 
-# %% ../../nbs/pages/03_page.ipynb #2ad15564
+# %% ../../nbs/pages/03_page.ipynb #57b27d24
 ONE_SEED = "With one seed, the intervals are over test frames alone: they are about these trained networks."
 
 
