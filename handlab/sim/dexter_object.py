@@ -30,8 +30,9 @@ from handlab.data.dexter_object import (
     SEQUENCES,
     to_color,
 )
+from ..data.files import write_digests
 from ..hand.camera import project
-from ..hand.skeleton import DEXTER_MISSING, DEXTER_TIPS
+from ..hand.skeleton import DEXTER_MISSING, TIPS
 from handlab.sim.actor import (
     FOREARM,
     THING,
@@ -751,7 +752,7 @@ def raw_frame(seed: int, sequence: str, index: int):  # index from 0
     pieces = join([*(mirrored(piece) for piece in arm_pieces(arm, actor)), box_piece(stage)])
     color = _color_frame(generator, seed, sequence, actor, arm, pieces)
     raw, clean = _depth_frame(generator, sequence, actor, arm, pieces)
-    tips = arm.world(arm.joints[list(DEXTER_TIPS)])
+    tips = arm.world(arm.joints[list(TIPS)])
     in_depth = np.concatenate([tips, box_corners(stage)]) @ DEPTH_CAMERA.rotation.T + DEPTH_CAMERA.shift
     points, uv = annotated(in_depth, clean)
     return color, raw, files.format_line(uv), files.format_line(points)

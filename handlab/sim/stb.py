@@ -18,18 +18,8 @@ import numpy as np
 
 from ..core import HandlabError, fingerprint, numpy_generator
 from ..data import stb as files
-from handlab.data.stb import (
-    FRAMES,
-    HEIGHT,
-    SK_COLOR_K,
-    SK_DEPTH_K,
-    SK_SHIFT,
-    SPLITS,
-    STB_BONES,
-    WIDTH,
-    sk_rotation,
-    stored_joints,
-)
+from ..data.stb import FRAMES, SPLITS, STB_BONES, stored_joints
+from ..data.stb_depth import HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, WIDTH, encode_depth, sk_rotation
 from .actor import FOREARM, UPPER_ARM, Actor, Arm, arm_pieces, join, mirrored, sample_materials
 from .places import fractal
 from .pose import contact_depths, forward, joint_limits, pose_from, pose_hand, sample_pose
@@ -419,7 +409,7 @@ def render_stb(seed: int, sequence: str, index: int) -> StbFrame:
     left, top = (int(corner) for corner in generator.integers(0, 512, 2))
     measured = structured_light(depth, np.float32(SK_DEPTH_K[0, 0]), grain_tile(), left, top)
     stored = stored_joints(joints_at(motion, index)).astype(np.float32)  # the precision of the official files
-    return StbFrame(color, files.encode_depth(measured), stored.astype(np.float64), mask, true_depth)
+    return StbFrame(color, encode_depth(measured), stored.astype(np.float64), mask, true_depth)
 
 # %% ../../nbs/sim/11_stb.ipynb #6a2c345f
 def stb_frame(seed: int, sequence: str, index: int):
