@@ -1,4 +1,4 @@
-"""The twin of Dexter+Object: pure frames, stream and disk, both cameras, a left hand that holds a box and does not sink into it."""
+"""The twin of Dexter+Object: pure frames, both cameras, a left hand holds a box and does not sink into it."""
 
 import json
 import pickle

@@ -93,7 +93,7 @@ def test_hidden_joints(frames):
 
 
 def test_hands_are_of_the_side_they_claim(frames, actors):
-    "With the palm towards us and fingers up, a right hand's thumb is to our right: (index x little) points out of the palm in x right, y down, z forward, as on 95 of 100 RHD hands."
+    "With palm to the camera and fingers up, a right hand's thumb is at the right, as on 95 of 100 RHD hands."
     for seed in range(6):
         for side, sign in (("left", -1), ("right", 1)):
             arm = actor.pose_arm(numpy_generator(seed, "side"), actors[0], side)
@@ -147,7 +147,7 @@ def test_cameras_are_rhd_s():
 
 
 def test_something_stands_behind_the_hand(frames):
-    "Body within half a metre behind the hand, inside its crop, in a good share of frames: the depth crop must see it."
+    "In many frames the body is within half a metre behind the hand: the depth crop must see it."
     seen = 0
     for frame in frames:
         joints, uv, visible, _ = main_hand(frame)

@@ -1,4 +1,4 @@
-"The twin of STB: one left hand with STB's bones, smooth motion, two cameras; stream and disk agree; a stopped job leaves nothing that looks finished."
+"The twin of STB: one left hand with STB's bones, smooth motion, two cameras, STB's layout."
 
 import cv2
 import numpy as np

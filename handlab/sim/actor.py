@@ -319,7 +319,7 @@ def sample_arm(generator):
 
 # %% ../../nbs/sim/07_actor.ipynb #50fe613e
 def sample_roll(generator, along):
-    "Axes (3,3) of a right forearm as columns lateral, along, dorsal; the back of the hand looks up and outwards, give or take."
+    "Axes (3,3) of a right forearm (columns lateral, along, dorsal); its back faces roughly up and outwards."
     wish = np.array([-0.65, 0.6, 0.1])
     dorsal = unit_vector(wish - along * (wish @ along))
     lateral, angle = np.cross(along, dorsal), generator.normal() * np.radians(52)
@@ -411,7 +411,7 @@ def _watch(arm, actor, thick):
     vertices, normals = dial.vertices @ arm.forearm.T + centre, dial.normals @ arm.forearm.T
     return [strap, dial._replace(vertices=vertices.astype(np.float32), normals=normals.astype(np.float32))]
 
-
+# %% ../../nbs/sim/07_actor.ipynb #e25cb056
 def arm_pieces(arm, actor):
     "Upper arm, sleeve and strap of one arm, as a right one, in the body's frame."
     thick, covered = actor.person.traits.forearm, actor.sleeve < FOREARM - 10

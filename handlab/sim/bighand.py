@@ -19,17 +19,8 @@ import cv2
 import numpy as np
 
 from ..core import atomic_file, fingerprint, numpy_generator
-from handlab.data.bighand import (
-    ANNOTATION,
-    CAMERA,
-    HEIGHT,
-    WIDTH,
-    decode_frame,
-    format_line,
-    image_name,
-    parse_line,
-    write_frame,
-)
+from ..data import bighand as files
+from ..data.bighand import ANNOTATION, CAMERA, HEIGHT, WIDTH
 from handlab.sim.actor import (
     Arm,
     arm_pieces,
@@ -75,7 +66,7 @@ def place_of(split: str, index: int) -> tuple:
 def sample_name(split: str, index: int) -> str:
     "How a frame is called in samples."
     _, part, frame = place_of(split, index)
-    return f"{part}/{image_name(frame)[:-4]}"
+    return f"{part}/{files.image_name(frame)[:-4]}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -156,7 +147,7 @@ def sample_plane(generator, joints):
 
 # %% ../../nbs/sim/13_bighand.ipynb #f0007486
 def draw_nearness(generator, actor, folder: int):
-    "Nearness (480,640) f32, the hand's own pixels (480,640) bool, joints (21,3) mm of a drawn pose and camera."
+    "Nearness (480,640) f32, the hand's own pixels (480,640) bool, joints (21,3) mm of a random pose."
     arm = pose_broadly(generator, actor)
     camera = sample_camera(generator, folder, arm.world(arm.joints[9:10])[0])
     placed, pieces = place_hand(actor, arm, camera), surroundings(generator, actor, arm, camera)
@@ -258,7 +249,7 @@ def bighand_frame(seed: int, split: str, index: int, tries: int = 100):
         depth = sense_depth(generator, nearness)
         if acceptable(depth, own, joints):
             break
-    return depth, format_line(frame, joints)
+    return depth, files.format_line(frame, joints)
 
 # %% ../../nbs/sim/13_bighand.ipynb #5306d30b
 class SimBigHand(SimReader):
@@ -282,7 +273,7 @@ class SimBigHand(SimReader):
         "The sample of a frame."
         depth, line = bighand_frame(self.seed, self.split, index)
         name = sample_name(self.split, index)
-        return decode_frame(name, depth, parse_line(line, name)[1])
+        return files.decode_frame(name, depth, files.parse_line(line, name)[1])
 
 # %% ../../nbs/sim/13_bighand.ipynb #0987ecd7
 def hand_tile(sample, size: int = 64):
@@ -325,7 +316,7 @@ class Files(TwinFiles):
     def write_frame(self, folder, part, number):
         depth, line = bighand_frame(self.seed, part, number)
         _, subfolder, frame = place_of(part, number)
-        write_frame(folder, subfolder, frame, depth)
+        files.write_frame(folder, subfolder, frame, depth)
         return line
 
     def write_labels(self, folder, part, labels):

@@ -19,6 +19,7 @@ import numba
 import numpy as np
 
 from ..core import HandlabError, fingerprint, numpy_generator
+from ..data import dexter_object as files
 from handlab.data.dexter_object import (
     COLOR_K,
     COLOR_SIZE,
@@ -27,14 +28,6 @@ from handlab.data.dexter_object import (
     DEPTH_TO_COLOR,
     FRAMES,
     SEQUENCES,
-    annotation_path,
-    check_sequences,
-    decode_frame,
-    encode_bmp,
-    encode_depth_png,
-    format_line,
-    image_path,
-    parse_line,
     to_color,
 )
 from ..data.files import write_digests
@@ -376,7 +369,7 @@ _SHOWN = (
 
 @functools.lru_cache(maxsize=8)
 def sways(seed, sequence):
-    "The waves of one sequence: wrist, directions and turn (7), fingers (5), the box's spin (1), where it lies (3)."
+    "The waves of one sequence: wrist, directions, turn (7), fingers (5), the box's spin (1) and place (3)."
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "motion")
     return (
         _make_sway(generator, 7),
@@ -446,49 +439,43 @@ _PHASES = dict(
 )  # shares of a cycle
 
 
+def _box_path(seed, sequence, seconds):
+    "Where the box is (3,), in deviations: it stays where it was put, and is carried while in the air."
+    place, cycle, share = sways(seed, sequence)[3], math.floor(seconds / _CYCLE), (seconds / _CYCLE) % 1
+    start, after = place.at(cycle * _CYCLE), place.at((cycle + 1) * _CYCLE)
+    return start + (after - start) * _ease((share - 0.28) / (0.76 - 0.28))
+
+
+def _reaching_axes(here, lifted, body):
+    "R (3,3) of a hand that comes from across the desk and tilts while it carries."
+    yaw = np.radians(20) * here[2] + lifted * np.radians(16) * body[0] + np.radians(18)
+    forward = rotation_about(UP, yaw) @ -_AWAY
+    tilt = lifted * np.radians(30)
+    across = np.cross(forward, UP)
+    tilted = rotation_about(across, tilt * (0.8 + body[1])) @ forward
+    return _hand_axes(tilted, rotation_about(unit_vector(forward), tilt * 1.3 * body[3]) @ UP)
+
+# %% ../../nbs/sim/12_dexter_object.ipynb #11ec9454
 def _on_the_desk(seed, sequence, seconds, person, grip):
     "Hand and box, taken from the desk and put back."
-    body, fingers, _, place = (sway.at(seconds) for sway in sways(seed, sequence))
-    start = sways(seed, sequence)[3].at(
-        math.floor(seconds / _CYCLE) * _CYCLE
-    )  # the box stays where it was put, cycle by cycle
-    after = sways(seed, sequence)[3].at((math.floor(seconds / _CYCLE) + 1) * _CYCLE)
-    share = (seconds / _CYCLE) % 1
+    body, fingers, *_ = (sway.at(seconds) for sway in sways(seed, sequence))
+    share, right = (seconds / _CYCLE) % 1, np.array([1.0, 0, 0])
     done = {name: _ease((share - first) / (last - first)) for name, (first, last) in _PHASES.items()}
     lifted = done["lift"] * (1 - done["put"])
-    here = start + (after - start) * _ease((share - 0.28) / (0.76 - 0.28))  # carried while in the air
-    yaw = np.radians(20) * here[2] + lifted * np.radians(16) * body[0] + np.radians(18)
-    forward = rotation_about(UP, yaw) @ -_AWAY  # from across the desk
-    tilt = lifted * np.radians(30)
-    forward, back = (
-        rotation_about(np.cross(forward, UP), tilt * (0.8 + body[1])) @ forward,
-        rotation_about(unit_vector(forward), tilt * 1.3 * body[3]) @ UP,
-    )
-    rotation = _hand_axes(forward, back)
-    ground = (
-        _REST
-        - UP * (UP @ _REST + HEIGHTS[sequence] - BOX[1])
-        - 45 * _AWAY
-        + 45 * here[0] * np.array([1.0, 0, 0])
-        + 30 * here[1] * _AWAY
-    )
+    here = _box_path(seed, sequence, seconds)
+    rotation = _reaching_axes(here, lifted, body)
+    below = _REST - UP * (UP @ _REST + HEIGHTS[sequence] - BOX[1])
+    ground = below - 45 * _AWAY + 45 * here[0] * right + 30 * here[1] * _AWAY
     centre = ground + lifted * (75 * UP + 30 * np.array([body[4], 0, 0]) + 22 * body[5] * UP)
     offset, axes = _box_in_view(rotation, np.zeros(3), grip.centre, grip.axes)
     apart = 1 - done["reach"] + done["withdraw"]  # 1: the hand is away
     aside = _ease((apart - 0.3) / 0.7)  # comes from the side first, then from above
-    wrist = (
-        centre
-        - offset
-        + 75 * _ease(apart / 0.75) * UP
-        + aside * (110 * _AWAY + np.array([50.0, 0, 0]) + 12 * body[:3])
-    )
+    above, beside = 75 * _ease(apart / 0.75) * UP, 110 * _AWAY + np.array([50.0, 0, 0]) + 12 * body[:3]
+    wrist = centre - offset + above + aside * beside
     grasp = np.clip(done["close"] - done["open"], 0, 1)
-    held = held_pose(
-        person, grip, grip.centre, grip.axes, np.ones(5)
-    )  # fingers go straight to where they will touch
-    open_hand = grip.opened + (0.12 + 0.05 * np.repeat(fingers, [4, 4, 4, 4, 8]) * aside) * (
-        grip.closed - grip.opened
-    )
+    held = held_pose(person, grip, grip.centre, grip.axes, np.ones(5))  # fingers go straight to their contact
+    bend = 0.12 + 0.05 * np.repeat(fingers, [4, 4, 4, 4, 8]) * aside
+    open_hand = grip.opened + bend * (grip.closed - grip.opened)
     pose = np.clip(open_hand + grasp * (held - open_hand), *joint_limits())
     return Stage(rotation, wrist, pose, centre, axes)
 
@@ -574,7 +561,7 @@ _TOP_MM = 1.5  # of a pixel of the desk's picture
 
 
 def _desk_map(height):  # mm, of the camera over the desk
-    "The homography (3,3) from pixels of the desk's picture to pixels of the colour image; the picture's lower edge is near the person."
+    "Homography (3,3) from the desk's picture, whose lower edge is near the person, to the colour image."
     nearest = -UP * height + 120 * _AWAY  # below the camera, a little away
     metres = np.array(
         [[_TOP_MM, 0, -_TOP_MM * TABLETOP[1] / 2], [0, -_TOP_MM, _TOP_MM * TABLETOP[0]], [0, 0, 1]]
@@ -657,7 +644,7 @@ def arm_of(stage, actor):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #a09b7eed
 def _fallen(points, light, height):  # (n,3) mm; mm, of the camera over the desk
-    "Where the light throws points on the desk: pixels of the colour image (m,2), and how far (mm) they were above it."
+    "The shadow of points on the desk: pixels of the colour image (m,2); their height above it, mm."
     direction = np.array(light.direction, float)
     down = (points @ UP + height) / (direction @ UP)
     ground = points - down[:, None] * direction
@@ -768,12 +755,12 @@ def raw_frame(seed: int, sequence: str, index: int):  # index from 0
     tips = arm.world(arm.joints[list(TIPS)])
     in_depth = np.concatenate([tips, box_corners(stage)]) @ DEPTH_CAMERA.rotation.T + DEPTH_CAMERA.shift
     points, uv = annotated(in_depth, clean)
-    return color, raw, format_line(uv), format_line(points)
+    return color, raw, files.format_line(uv), files.format_line(points)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #ade08b1e
 def _frames_of(count, sequences) -> dict:
     "How many frames of each sequence: the official number, or `count` shared equally."
-    sequences = check_sequences(sequences)
+    sequences = files.check_sequences(sequences)
     if not sequences:
         raise HandlabError("sequences", "there is none", f"choose among {', '.join(SEQUENCES)}")
     if count is None:
@@ -786,6 +773,12 @@ def _frames_of(count, sequences) -> dict:
         for number, sequence in enumerate(sequences)
         if each + (number < more)
     }
+
+
+def _write_bytes(path, data):
+    "Write a file, and the folders it lies in."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #995f38cb
 class SimDexterObject(SimReader):
@@ -818,8 +811,8 @@ class SimDexterObject(SimReader):
         "The sample of a frame (sequence, number)."
         sequence, number = frame
         color, depth, _, line = raw_frame(self.seed, sequence, (number - 1) * self.every)
-        points = parse_line(f"{sequence}, frame {number}", line, 3)
-        return decode_frame(f"{sequence}/{number:04d}", color, depth, points)
+        points = files.parse_line(f"{sequence}, frame {number}", line, 3)
+        return files.decode_frame(f"{sequence}/{number:04d}", color, depth, points)
 
     def identity(self) -> str:
         "What the frames depend on: the settings, and the simulator, by one frame of each sequence."
@@ -853,18 +846,15 @@ class Files(TwinFiles):
 
     def write_frame(self, folder, part, number):
         color, raw, *lines = raw_frame(self.seed, part, number * self.every)
-        for kind, data in (("color", encode_bmp(color)), ("depth", encode_depth_png(raw))):
-            path = image_path(folder, part, kind, number + 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+        for kind, data in (("color", files.encode_bmp(color)), ("depth", files.encode_depth_png(raw))):
+            _write_bytes(files.image_path(folder, part, kind, number + 1), data)
         return "\n".join(lines).encode()
 
     def write_labels(self, folder, part, labels):
         lines = zip(*(label.decode().split("\n") for label in labels))
         for dimensions, text in zip((2, 3), lines):
-            path = annotation_path(folder, part, dimensions)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(text) + "\n")
+            data = ("\n".join(text) + "\n").encode()
+            _write_bytes(files.annotation_path(folder, part, dimensions), data)
 
     def write_rest(self, folder):
-        write_digests(folder)
+        files.write_digests(folder)

@@ -22,7 +22,7 @@ BACKGROUND_SIZE = 320  # px, height and width of a painted background
 
 
 def fractal(generator, cells, octaves=5, stretch=1.0, gain=0.55, size=BACKGROUND_SIZE):
-    "Fractal noise (size,size) f32 in 0..1; `cells` across at the coarsest octave, `stretch` > 1 makes it streaky sideways."
+    "Fractal noise (size,size) f32 in 0..1; the coarsest octave has `cells`, wider by `stretch`."
     total = np.zeros((size, size), np.float32)
     strength = 1.0
     for octave in range(octaves):

@@ -32,15 +32,13 @@ FINGER_DIRECTION = ((-12, 26), (-12, 14), (-18, 10), (-36, 8))  # index .. littl
 FINGER_FLEXION = ((-25, 95), (-6, 108), (-8, 80))  # MCP, PIP, DIP
 THUMB_ABDUCTION, THUMB_FLEXION, THUMB_TWIST = (-35, 35), (-30, 48), (-22, 35)
 THUMB_MCP, THUMB_IP = (-12, 60), (-22, 80)
-WRIST_FLEXION, WRIST_DEVIATION, WRIST_TWIST = (
-    (-65, 70),
-    (-32, 20),
-    (-20, 20),
-)  # palmar, towards the thumb, inwards: positive
+WRIST_FLEXION = (-65, 70)  # palmar: positive
+WRIST_DEVIATION = (-32, 20)  # towards the thumb: positive
+WRIST_TWIST = (-20, 20)  # inwards: positive
 
 
 def joint_limits() -> tuple:  # low and high, (24,) rad each
-    "The limits in the order of a pose vector: five times four angles, thumb twist, wrist flexion, deviation, twist."
+    "Limits of a pose vector: five times four angles, thumb twist, wrist flexion, deviation, twist."
     rows = [THUMB_ABDUCTION, THUMB_FLEXION, THUMB_MCP, THUMB_IP]
     for direction in FINGER_DIRECTION:
         rows += [direction, *FINGER_FLEXION]
@@ -53,9 +51,7 @@ def joint_limits() -> tuple:  # low and high, (24,) rad each
 class Pose:
     "Joint angles of one hand, rad."
 
-    angles: (
-        np.ndarray
-    )  # (5,4): thumb (palmar abduction, flexion, MCP, IP), fingers (direction, MCP, PIP, DIP)
+    angles: np.ndarray  # (5,4): thumb: palmar abduction, flexion, MCP, IP; fingers: direction, MCP, PIP, DIP
     thumb_twist: float = 0.0
     wrist: np.ndarray = None  # (3,): palmar flexion, deviation towards the thumb, twist
     name: str = ""  # of the gesture it came from
@@ -311,6 +307,8 @@ _THUMBS = dict(  # palmar abduction, flexion, MCP, IP, twist; degrees
     key=(-9, 13, 7, 5, 2),
     hold=(15, 6, 33, 30, 12),
 )
+
+# %% ../../nbs/sim/02_pose.ipynb #dd125e7e
 GESTURES = dict(  # thumb, index .. little, fan
     relaxed=("rest", (0.22, 0.28, 0.33, 0.38), 0.35),
     flat=("beside", (0, 0, 0, 0), 0),
@@ -385,7 +383,7 @@ def gesture_style(
 # %% ../../nbs/sim/02_pose.ipynb #9888ff1e
 @numba.njit(cache=True)
 def _closed_directions(joints, radii, closed):
-    "Directions (5,) rad of fingers lying side by side, towards the thumb positive; the middle finger stays straight."
+    "Directions (5,) rad of fingers side by side, positive towards the thumb; the middle finger is straight."
     closed[:] = 0
     for finger in (1, 3, 4):
         inner = finger + 1 if finger == 1 else finger - 1
@@ -421,7 +419,7 @@ _PRESSED_DEPTH = 1.5  # mm
 
 @numba.njit(cache=True)
 def _rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, posed, transforms):
-    "Open each finger that sinks into the palm, in small steps; the pose vector and its posed joints change in place."
+    "Open each finger that sinks into the palm, in small steps; pose vector and posed joints change in place."
     for finger in range(1, 5):
         for step in range(14):
             a, b, tip = posed[2 + 4 * finger], posed[3 + 4 * finger], posed[4 + 4 * finger]
@@ -520,6 +518,7 @@ def sample_pose(
     "Draw a pose within human limits in which no finger is inside another; the least bad one if `tries` fail."
     low, high = joint_limits()
     vector, posed, transforms = np.empty(24), np.empty((21, 3)), np.empty((17, 3, 4))
+    hand = person.joints, person.frames, person.radii, person.rest_abduction, person.palm
     best, depth, style = None, 1e3, None
     for attempt in range(tries):
         if style is None:
@@ -531,20 +530,7 @@ def sample_pose(
                 wrist * _WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:]
             )
         varied[21:] = varied_wrist
-        depths = _try_style(
-            varied,
-            person.joints,
-            person.frames,
-            person.radii,
-            person.rest_abduction,
-            person.palm,
-            _GATHER,
-            low,
-            high,
-            vector,
-            posed,
-            transforms,
-        )
+        depths = _try_style(varied, *hand, _GATHER, low, high, vector, posed, transforms)
         if max(depths) < depth:
             best, depth = pose_from(vector, name), max(depths)
         if depth < ALLOWED_DEPTH:

@@ -239,7 +239,7 @@ def tube(
     side,  # (3,) roughly the direction of the first radius
     points=16,
 ):  # points in a ring
-    "Vertices (V,3) f32, normals (V,3) f32 and texture coordinates (V,2) f32 (mm around, 0 where `side` points; mm along); faces as `tube_faces`."
+    "Vertices (V,3), normals (V,3) and texture (V,2) f32: mm around, 0 where `side` points; mm along."
     path, radii, side = (np.ascontiguousarray(values, np.float64) for values in (path, radii, side))
     vertices, normals, texture = (
         np.empty((len(path) * points + 2, width), np.float32) for width in (3, 3, 2)
@@ -262,14 +262,14 @@ def _bone_at(part_weight, finger, a, b, c, wa, wb, wc):
 
 # %% ../../nbs/sim/03_render.ipynb #20c5ec1c
 def part_ids(side):
-    "RHD's mask id (17,) u8 of each bone: the thumb's from tip to base, then the other fingers', then the palm; the forearm counts as person."
+    "RHD's mask id (17,) u8 of each bone (0 palm, then finger bones from base to tip, 16 forearm: a person)."
     ids = [17] + [2 + 3 * finger + 2 - k for finger in range(5) for k in range(3)] + [1]
     return np.array([number + 16 if side == "right" and number > 1 else number for number in ids], np.uint8)
 
 # %% ../../nbs/sim/03_render.ipynb #8f485130
 @compiled
 def fill_bones(screen, faces, first, triangle, part_weight, finger, ids, bones, parts):
-    "Write the bone under each of this mesh's pixels into `bones` (H,W) u8 and `ids[bone]` into `parts`; return their box x0, y0, x1, y1 (exclusive)."
+    "Fill `bones` and `parts` (H,W) u8 (bone, `ids[bone]`) below this mesh; its box x0, y0, x1, y1."
     height, width = triangle.shape
     x0, y0, x1, y1 = width, height, 0, 0
     for y in range(height):

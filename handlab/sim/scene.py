@@ -149,7 +149,7 @@ TILE = 512
 
 @functools.lru_cache(maxsize=1)
 def grain_tile():
-    "Normal noise (512,512,4) f32: common to the channels, and each its own; a little smooth, as after a sensor's own interpolation."
+    "Normal noise (512,512,4) f32, a little smooth: one per channel, and a last one common to all."
     grain = numpy_generator(0, "sim", "grain").standard_normal((TILE, TILE, 4), np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), 0.55, borderType=cv2.BORDER_REFLECT)
     return grain / grain.std()
@@ -277,7 +277,7 @@ class Drawn(NamedTuple):
 
 
 def draw_meshes(placed, pieces, camera, behind=None) -> Drawn:
-    "One pass of the rasteriser over hands and body (or None), in front of a nearness (H,W), changed in place."
+    "Hands and body (or None) in one depth buffer, in front of a nearness `behind` (H,W), changed in place."
     nearness, triangle = empty_buffers(*camera.size)
     nearness = nearness if behind is None else behind
     body, body_screen = _see_body(pieces, camera) if pieces else (None, None)

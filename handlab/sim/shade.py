@@ -54,7 +54,7 @@ class Light(NamedTuple):
 
 # %% ../../nbs/sim/04_shade.ipynb #2990ce6f
 def numbers(values):
-    "A tuple of 32-bit floats: inside compiled loops cheaper to hand on than an array, whose users are counted."
+    "A tuple of 32-bit floats; compiled loops pass it on faster than an array, which counts its references."
     return tuple(np.float32(value) for value in np.ravel(values))
 
 
@@ -121,7 +121,7 @@ def cast_shadow(direction, vertices, faces, fitted) -> Shadow:
 # %% ../../nbs/sim/04_shade.ipynb #a8c4fe91
 @compiled
 def sunlight(seen, m, x, y, z, slack):
-    "The share of the sun (0..1) that reaches a point, by a shadow's picture and matrix; `slack` mm keep a surface from shadowing itself."
+    "The share of the sun (0..1) that reaches a point; `slack` mm keep a surface from shadowing itself."
     size = seen.shape[0]
     u = m[0] * x + m[1] * y + m[2] * z + m[3]
     v = m[4] * x + m[5] * y + m[6] * z + m[7]
@@ -190,7 +190,7 @@ class Skin(NamedTuple):
 
 # %% ../../nbs/sim/04_shade.ipynb #a073763e
 def anatomy_table(person):
-    "What the rules ask about the bones of a `Person`, (16,16) f32: a row a bone with start (3), axes (9), length, radius at start, at end and at the fingertip; row 0 starts with the size."
+    "Row per bone (16,16) f32: start (3), axes (9), length, radius at start, end, fingertip; row 0: the size."
     table = np.zeros((16, 16), np.float32)
     table[0, 0] = person.size
     for finger in range(5):
@@ -301,7 +301,7 @@ def _nail_field(lateral, along, dorsal, length, radius):
 # %% ../../nbs/sim/04_shade.ipynb #53c897e1
 @compiled
 def _finger_tone(anatomy, ring_bone, bone, x, y, z, wobble, footprint):
-    "Darkness, redness, palm-ness, nail-ness (0..1), nail tip-ness and ring-ness of a spot on a finger bone (1..15)."
+    "Darkness, redness and shares (0..1) of palm, nail, nail tip, ring at a spot of a finger bone (1..15)."
     k = (bone - 1) % 3
     lateral, along, dorsal = _bone_coordinates(anatomy, bone, x, y, z)
     length = anatomy[bone, 12]
@@ -338,7 +338,7 @@ def _finger_tone(anatomy, ring_bone, bone, x, y, z, wobble, footprint):
 # %% ../../nbs/sim/04_shade.ipynb #12574c23
 @compiled
 def _palm_tone(anatomy, veins, shift, cube, x, y, z, wobble, footprint):
-    "Darkness, redness and palm-ness of a spot on the palm, the back of the hand or the forearm."
+    "Darkness, redness and share of palm (0..1) at a spot of the palm, the back of the hand or the forearm."
     size = anatomy[0, 0]
     px, py = x / size, y / size
     palmar = _smoothstep(np.float32(1.5), np.float32(9), -z / size) * _smoothstep(
@@ -370,6 +370,12 @@ def _palm_tone(anatomy, veins, shift, cube, x, y, z, wobble, footprint):
         )
     return dark, red, palmar
 
+# %% ../../nbs/sim/04_shade.ipynb #5f6dfdd3
+@compiled
+def _mixed(r, g, b, share, to_r, to_g, to_b):
+    "A colour moved towards another by a share."
+    return r + share * (to_r - r), g + share * (to_g - g), b + share * (to_b - b)
+
 # %% ../../nbs/sim/04_shade.ipynb #403ff65c
 @compiled
 def skin_tone(anatomy, skin, cube, bone, x, y, z, footprint):
@@ -396,28 +402,24 @@ def skin_tone(anatomy, skin, cube, bone, x, y, z, footprint):
     left = 1 - min(np.float32(0.55), skin.creases * dark)
     pale = (
         palmar * (1 - skin.colour[0]) * np.float32(0.35)
-    )  # palms of dark hands are lighter than their backs
+    )  # the palm of a dark hand is lighter than its back
     r = (skin.colour[0] + pale) * tone * (1 + red) * (np.float32(0.2) + np.float32(0.8) * left)
     g = (skin.colour[1] + pale * np.float32(0.8)) * tone * (1 - np.float32(0.25) * red) * left
     b = (skin.colour[2] + pale * np.float32(0.7)) * tone * (1 - np.float32(0.25) * red) * left
     gloss, sharp = skin.gloss * (1 + np.float32(0.8) * medium), np.float32(16)
     if nail > 0:
         white = np.float32(0.30) * tip
-        r = r + nail * (skin.nail[0] + white - r)
-        g = g + nail * (skin.nail[1] + white - g)
-        b = b + nail * (skin.nail[2] + white - b)
+        r, g, b = _mixed(r, g, b, nail, skin.nail[0] + white, skin.nail[1] + white, skin.nail[2] + white)
         gloss, sharp = gloss + nail * (skin.gloss + np.float32(0.10)), 16 + 30 * nail
     if ring > 0:
-        r = r + ring * (np.float32(0.72) - r)
-        g = g + ring * (np.float32(0.58) - g)
-        b = b + ring * (np.float32(0.30) - b)
+        r, g, b = _mixed(r, g, b, ring, np.float32(0.72), np.float32(0.58), np.float32(0.30))
         gloss = gloss + ring * np.float32(0.5)
     return r, g, b, gloss, sharp
 
 # %% ../../nbs/sim/04_shade.ipynb #14c82af6
 @compiled
 def _facing_us(nx, ny, nz, vx, vy, vz):
-    "A blended normal can lean away from the viewer near the outline: bend it back until it is square to the view."
+    "The normal; one that leans away from the viewer (near an outline) is bent back until square to the view."
     cosine = nx * vx + ny * vy + nz * vz
     if cosine >= 0:
         return nx, ny, nz
@@ -446,7 +448,7 @@ _HAND_WRAP = numbers([0.30, 0.18, 0.18])  # how far red, green and blue reach be
 
 @compiled
 def shade_hand(image, nearness, triangle, bones, first, screen, box, hand, skin, cube, light, shadow, focal):
-    "Colour the pixels of one hand in `image` (H,W,3) f32, using its bones (H,W) and the finished depth buffer."
+    "Colour the pixels of one hand in `image` (H,W,3) f32, by its bones (H,W) and the finished depth buffer."
     half = np.float32(0.5)
     for y in range(box[1], box[3]):
         for x in range(box[0], box[2]):
@@ -520,7 +522,7 @@ def _pattern_mix(pattern, u, v, scale, cube):
 # %% ../../nbs/sim/04_shade.ipynb #cb6596e8
 @compiled
 def _face_mix(u, v, width):
-    "Darkness of eyes, brows, mouth and nose of a face in front of a head; u from the middle, v above the chin, in mm."
+    "Darkness of eyes, brows, mouth and nose on a head; u from the middle, v above the chin, in mm."
     u = abs(u)
     eye = math.exp(-(((u - 32) / 13) ** 2) - ((v - 112) / 6) ** 2)
     brow = np.float32(0.7) * math.exp(-(((u - 33) / 18) ** 2) - ((v - 130) / 5) ** 2)
@@ -545,7 +547,7 @@ def _folds(cube, u, v, m):
     bend = noise(cube, u * np.float32(0.017), v * np.float32(0.040), m) + np.float32(0.6) * fine
     return bend, noise(cube, u * np.float32(0.035), v * np.float32(0.018) + 5, m + 4)
 
-
+# %% ../../nbs/sim/04_shade.ipynb #e29ff118
 @compiled
 def shade_body(image, triangle, first, screen, body, materials, cube, light, shadow):
     "Colour the pixels of the body in `image` (H,W,3) f32."

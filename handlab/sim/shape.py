@@ -182,6 +182,35 @@ def cone_distance(x, y, z, cone):
 TIP_SETBACK = 0.5  # the ball of the fingertip lies this many radii before the tip joint
 
 
+def _phalanx_cones(start, end, r0, r1, axes, flesh):
+    "Pad on the palm side and knuckle on the back of one bone."
+    _, along, dorsal = axes
+    belly = 0.16 + 0.07 * flesh
+    low, high = (start + (end - start) * share for share in (0.28, 0.75))
+    pad = round_cone(
+        low - dorsal * r0 * belly,
+        high - dorsal * r1 * belly,
+        r0 * (0.92 + 0.03 * flesh),
+        r1 * (0.97 + 0.03 * flesh),
+    )
+    on_back, below = start + dorsal * r0 * (0.1 - 0.1 * flesh), start - along * 0.3 * r0
+    return pad, round_cone(on_back, below, r0 * 0.9, r0 * 0.85)
+
+
+def _fingertip_cones(start, end, radius, lateral):
+    "Two balls side by side, which make the tip wider than thick."
+    low, high = (start + (end - start) * share for share in (0.3, 0.82))
+    return [
+        round_cone(
+            low + lateral * side * 0.22 * radius,
+            high + lateral * side * 0.2 * radius,
+            radius * 0.95,
+            radius * 0.84,
+        )
+        for side in (-1, 1)
+    ]
+
+# %% ../../nbs/sim/01_shape.ipynb #f49d23ed
 def _finger_cones(
     joints,  # (4,3) mm, base to tip
     axes,  # (3,3,3) bone axes
@@ -192,42 +221,16 @@ def _finger_cones(
     "Round cones of one finger."
     cones = []
     for k in range(3):
-        lateral, along, dorsal = axes[k]
         start, end, r0, r1 = joints[k], joints[k + 1], radii[k], radii[k + 1]
         if k == 2:
-            end = end - along * r1 * TIP_SETBACK
-
-        def at(share):
-            return start + (end - start) * share
-
+            end = end - axes[k, 1] * r1 * TIP_SETBACK
         cones.append(round_cone(start, end, r0, r1 * (0.94 if k == 2 else 1)))
         if k == 0 and finger == 0:
             continue
-        belly = 0.16 + 0.07 * flesh
-        cones.append(
-            round_cone(
-                at(0.28) - dorsal * r0 * belly,
-                at(0.75) - dorsal * r1 * belly,
-                r0 * (0.92 + 0.03 * flesh),
-                r1 * (0.97 + 0.03 * flesh),
-            )
-        )
-        if k > 0:
-            cones.append(
-                round_cone(
-                    start + dorsal * r0 * (0.1 - 0.1 * flesh), start - along * 0.3 * r0, r0 * 0.9, r0 * 0.85
-                )
-            )
+        pad, knuckle = _phalanx_cones(start, end, r0, r1, axes[k], flesh)
+        cones += [pad] if k == 0 else [pad, knuckle]
         if k == 2:
-            for side in (-1, 1):
-                cones.append(
-                    round_cone(
-                        at(0.3) + lateral * side * 0.22 * r1,
-                        at(0.82) + lateral * side * 0.2 * r1,
-                        r1 * 0.95,
-                        r1 * 0.84,
-                    )
-                )
+            cones += _fingertip_cones(start, end, r1, axes[k, 0])
     return cones
 
 # %% ../../nbs/sim/01_shape.ipynb #352a0517
@@ -363,7 +366,7 @@ def smooth_minimum(first, second, reach):
 # %% ../../nbs/sim/01_shape.ipynb #85099089
 @numba.njit(cache=True, fastmath=True)
 def skin_distance(x, y, z, cones, groups, by_group):
-    "Signed distance (mm) from a point to the skin; `by_group` (6,) receives the distance to palm and fingers."
+    "Signed distance (mm) from a point to the skin; `by_group` (6,) receives that to palm and fingers."
     by_group[:] = 1e3
     for i in range(len(groups)):
         distance, group = cone_distance(x, y, z, cones[i]), groups[i]
@@ -450,7 +453,7 @@ def _gradient(x, y, z, cones, groups, by_group):
 # %% ../../nbs/sim/01_shape.ipynb #a5372638
 @numba.njit(cache=True, fastmath=True)
 def _settle(vertices, cones, groups, normals, by_vertex, steps):
-    "Move vertices onto the skin in place; fill their unit normals and their distances to palm and fingers (V,6)."
+    "Move vertices onto the skin in place; fill their unit normals and distances to palm and fingers (V,6)."
     for i in range(len(vertices)):
         x, y, z = vertices[i]
         for step in range(steps + 1):
@@ -623,8 +626,8 @@ def part_of(
     first,
     second,
     third,  # barycentric coordinates
-) -> int:  # 1 person, 2..16 finger segments tip to base (thumb first), 17 palm: RHD's ids of a left hand; a right hand adds 16 to those above 1
-    "The part that a point of a triangle belongs to."
+) -> int:  # RHD's id
+    "The part that a point belongs to: 1 person, 2..16 finger segments tip to base (thumb first), 17 palm."
     if first * forearms[0] + second * forearms[1] + third * forearms[2] > 0.5:
         return 1
     a, b, c = first * segments[0], second * segments[1], third * segments[2]
@@ -644,7 +647,7 @@ class Person:
     joints: np.ndarray  # (21,3) f64, canonical order
     frames: np.ndarray  # (5,3,3,3) f64, per finger and bone the rows lateral, along, dorsal
     radii: np.ndarray  # (5,4) f64, thickness of the finger at its joints
-    rest_abduction: np.ndarray  # (5,) f64 rad, direction of the finger in the rest pose, positive towards the thumb's side; 0 for the thumb
+    rest_abduction: np.ndarray  # (5,) f64 rad at rest, positive towards the thumb's side; 0 for the thumb
     vertices: np.ndarray  # (V,3) f32
     faces: np.ndarray  # (F,3) i32, outward
     normals: np.ndarray  # (V,3) f32, outward

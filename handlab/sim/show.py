@@ -44,7 +44,7 @@ def show_picture(picture):  # (H,W,3) u8
 
 # %% ../../nbs/sim/14_show.ipynb #37aa0db5
 def appearance(samples) -> dict:
-    "Medians over samples of brightness and contrast (0..255), crop size (px), distance (mm); share of dark hands."
+    "Medians of brightness and contrast (0..255), crop size (px), distance (mm); share of dark hands."
     rows = []
     for sample in samples:
         hand = sample.image[sample.mask]

@@ -17,17 +17,8 @@ import cv2
 import numpy as np
 
 from ..core import HandlabError, fingerprint, numpy_generator
-from handlab.data.stb import (
-    FRAMES,
-    SPLITS,
-    STB_BONES,
-    decode_frame,
-    frame_name,
-    label_path,
-    stored_joints,
-    write_frame,
-    write_labels,
-)
+from ..data import stb as files
+from ..data.stb import FRAMES, SPLITS, STB_BONES, stored_joints
 from ..data.stb_depth import HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, WIDTH, encode_depth, sk_rotation
 from .actor import FOREARM, UPPER_ARM, Actor, Arm, arm_pieces, join, mirrored, sample_materials
 from .places import fractal
@@ -173,14 +164,16 @@ def _wander(generator, count, shortest, longest):
 
 # %% ../../nbs/sim/11_stb.ipynb #a554d066
 class Motion(NamedTuple):
-    "All frames of a sequence, as a right hand in a mirrored world: x to the left of the picture, y up, z towards the camera, which stands at the origin."
+    "All frames of a sequence: a right hand in a mirrored world, x left, y up, z towards the camera (origin)."
 
     poses: np.ndarray  # (1500,24) rad
     forearm: np.ndarray  # (1500,3,3) columns lateral, along, dorsal
     knuckle: np.ndarray  # (1500,3) mm, where the middle knuckle is
 
 
-_STYLES = {  # deviations of: turns of the forearm (sideways, away, roll) and of the wrist, degrees; place, mm; mean turn away, degrees; shortest and longest period, frames
+# deviations of the forearm's turns (sideways, away, roll) and of the wrist's, degrees, and of the place, mm;
+# mean turn away, degrees; shortest and longest period, frames
+_STYLES = {
     "Counting": ((8, 9, 15), (7, 4, 3), (22, 16, 22), 14, (60, 260)),
     "Random": ((14, 16, 34), (17, 7, 6), (36, 26, 34), 4, (70, 320)),
 }
@@ -326,6 +319,37 @@ REACH = np.float32(1000.0)  # mm
 
 
 @compiled
+def _edges(depth, y, x):
+    "Beside a pixel: the largest step, the largest below 12 mm (both mm), and the far side of an edge."
+    height, width = depth.shape
+    z = depth[y, x]
+    jump, steep, far = np.float32(0), np.float32(0), z
+    for k in range(4):
+        yy, xx = y + (k == 0) - (k == 1), x + (k == 2) - (k == 3)
+        beside = depth[yy, xx] if 0 <= yy < height and 0 <= xx < width else z
+        step = abs(beside - z) if beside > 0 else np.float32(1e3)
+        jump = max(jump, step)
+        if step < 12:
+            steep = max(steep, step)
+        elif 0 < beside - z < 150:
+            far = max(far, beside)
+    return jump, steep, far
+
+
+@compiled
+def _measured(z, luck, common, own, jump, steep, far):
+    "What is measured of a distance (mm), 0 where it is lost at an edge or a grazing surface."
+    if jump >= 12 and luck < np.float32(0.2):
+        return np.float32(0)
+    if steep > 3 and luck > np.float32(1.7) - np.float32(0.25) * steep:
+        return np.float32(0)
+    if far > z and luck > np.float32(1.1):  # a pixel that flies between near and far
+        z += np.float32(0.5) * (far - z) * min(luck - np.float32(1.1), np.float32(1))
+    noise = np.float32(0.7) * own + np.float32(0.5) * common
+    return z + noise * (z / 500) ** 2 * (1 + np.float32(0.25) * steep)
+
+# %% ../../nbs/sim/11_stb.ipynb #04ee1844
+@compiled
 def structured_light(depth, focal, grain, left, top):
     "What a pattern camera measures of a depth map (H,W) f32 mm, 0 = nothing: (H,W) f32 mm, 0 = nothing."
     height, width = depth.shape
@@ -337,31 +361,13 @@ def structured_light(depth, focal, grain, left, top):
             if z <= 0 or z > REACH:
                 continue
             column = x - focal * PROJECTOR / z
-            hidden = column > least + np.float32(0.6)
+            in_shadow = column > least + np.float32(0.6)
             least = min(least, column)
-            j, i = (y + top) & 511, (x + left) & 511
-            luck, steep, jump, far = grain[j, i, 0], np.float32(0), np.float32(0), z
-            for k in range(4):
-                yy, xx = y + (k == 0) - (k == 1), x + (k == 2) - (k == 3)
-                beside = depth[yy, xx] if 0 <= yy < height and 0 <= xx < width else z
-                step = abs(beside - z) if beside > 0 else np.float32(1e3)
-                jump = max(jump, step)
-                if step < 12:
-                    steep = max(steep, step)
-                elif 0 < beside - z < 150:
-                    far = max(far, beside)
-            if (
-                hidden
-                or (jump >= 12 and luck < np.float32(0.2))
-                or (steep > 3 and luck > np.float32(1.7) - np.float32(0.25) * steep)
-            ):
+            if in_shadow:
                 continue
-            if far > z and luck > np.float32(1.1):
-                z += np.float32(0.5) * (far - z) * min(luck - np.float32(1.1), np.float32(1))
-            wide = grain[(j >> 2) & 511, (i >> 2) & 511, 1]
-            out[y, x] = z + (np.float32(0.7) * grain[j, i, 2] + np.float32(0.5) * wide) * (z / 500) ** 2 * (
-                1 + np.float32(0.25) * steep
-            )
+            j, i = (y + top) & 511, (x + left) & 511
+            common = grain[(j >> 2) & 511, (i >> 2) & 511, 1]
+            out[y, x] = _measured(z, grain[j, i, 0], common, grain[j, i, 2], *_edges(depth, y, x))
     return out
 
 # %% ../../nbs/sim/11_stb.ipynb #1691ccfe
@@ -458,7 +464,7 @@ class SimSTB(SimReader):
         "The sample of a frame (sequence, number)."
         sequence, number = frame
         drawn = stb_frame(self.seed, sequence, time_of(number, self.shares[sequence]))
-        return decode_frame(frame_name(self.split, sequence, number), *drawn)
+        return files.decode_frame(files.frame_name(self.split, sequence, number), *drawn)
 
 # %% ../../nbs/sim/11_stb.ipynb #37f8f63b
 @dataclass(frozen=True)
@@ -485,12 +491,12 @@ class Files(TwinFiles):
     def write_frame(self, folder, part, number):
         at = time_of(number, self.frames()[part])
         color, depth_code, stored = stb_frame(self.seed, part, at)
-        write_frame(folder, part, number, color, depth_code)
+        files.write_frame(folder, part, number, color, depth_code)
         return stored.astype(np.float32).tobytes()
 
     def write_labels(self, folder, part, labels):
         stored = [np.frombuffer(label, np.float32).reshape(3, 21) for label in labels]
-        write_labels(folder, part, np.stack(stored, -1))
+        files.write_labels(folder, part, np.stack(stored, -1))
 
     def places(self, part):
-        return [f"images/{part}", label_path("", part)]
+        return [f"images/{part}", files.label_path("", part)]
