@@ -58,7 +58,7 @@ from handlab.results.statistics import (
     seeds_estimate,
     weighted_medians,
 )
-from ..train.experiment import ordered_batches
+from ..train.experiment import experiment_data, ordered_batches
 from ..train.scores import device_name, forward_times
 
 # %% ../../nbs/results/05_claims.ipynb #f1784baa
@@ -419,7 +419,7 @@ def steps_saved(slow, fast) -> Measure:  # patterns of two trainings of equal st
 def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {stage: (N,)}
     "The share of activation energy on the hand, of each test frame of a run of `train_pi`."
     settings = pi_experiment.check_pi(make_settings(pi_experiment.PiSettings, **run.metrics["settings"]))
-    data, device = pi_experiment.pi_data(settings, show_progress=False), pick_device()
+    data, device = experiment_data(settings, show_progress=False), pick_device()
     if data.fingerprint != run.metrics["data"]["fingerprint"]:
         raise Unfit(f"the data of {run.name} have changed since it was trained")
     shares = {}
