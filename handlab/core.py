@@ -71,7 +71,7 @@ def _exit_line(error):
 
 # %% ../nbs/00_core.ipynb #79c0631a
 def project_root() -> Path:
-    "The project's root folder, whichever folder the caller stands in."
+    "The project's root folder, whichever the current folder is."
     named = os.environ.get("HANDLAB_ROOT")
     if named:
         return Path(named).expanduser().resolve()
@@ -109,7 +109,7 @@ def full_disk_named(path):  # the file or folder that is being written
 # %% ../nbs/00_core.ipynb #eeca4fc9
 @contextlib.contextmanager
 def atomic_file(
-    path,  # where the finished file shall stand
+    path,  # where the finished file goes
     mode: str = "wb",
 ):  # as of `open`
     "Open a temporary file beside `path`, renamed to it when the block ends well."
@@ -138,7 +138,7 @@ def _umask():
 
 # %% ../nbs/00_core.ipynb #20c861ba
 @contextlib.contextmanager
-def atomic_folder(path):  # where the finished folder shall stand
+def atomic_folder(path):  # where the finished folder goes
     "Yield a temporary folder beside `path`, renamed to it when the block ends well."
     path = Path(path)
     with full_disk_named(path):
@@ -217,7 +217,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 # %% ../nbs/00_core.ipynb #cc148bbb
 def read_pickle(path):
-    "Read a pickle that holds arrays and plain containers only; Python 2's are welcome."
+    "Read a pickle that holds arrays and plain containers only, of Python 2 as well."
     try:
         with open(path, "rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()

@@ -385,7 +385,7 @@ def test_a_bmp_that_is_not_whole_or_another(root):
         (bmp(picture.resize((640, 320))), "the image is RGB 640 x 320, not RGB 640 x 480"),
         (bmp(picture, "L"), "the image is L 640 x 480, not RGB"),
         (whole[:10] + b"\x40" + whole[11:], "the image cannot be decoded"),
-        (whole[:30] + b"\1" + whole[31:], "it is no BMP that can be read"),
+        (whole[:30] + b"\1" + whole[31:], "the image cannot be decoded"),
         (b"\x89PNG" + whole[4:], "it is no BMP that can be read"),
     ]
     for data, said in cases:
@@ -502,8 +502,9 @@ def test_tips_are_cropped_and_folded(prepared, root):
 def test_batches_of_tips(prepared):
     with pytest.raises(HandlabError) as error:
         Batches(prepared, 3, augment=None, shuffle=False)
-    assert "has no middle_mcp to tell depth from; leave depth and clouds out, or pass root='tips'" in line(
-        error
+    assert (
+        "has no middle_mcp, and depth is relative to it; leave depth and clouds out, or pass root='tips'"
+        in line(error)
     )
     with pytest.raises(HandlabError, match="no middle_mcp"):
         Batches(prepared, 3, modalities=("image",), cloud_points=8)
@@ -569,7 +570,7 @@ def test_damaged_files_with_digests(tmp_path):
 
 
 def test_damaged_files_of_the_bare_download(tmp_path):
-    "Without digests the bytes of BMP pixels and the digits of labels cannot be checked by anyone; all else is, and nothing crashes."
+    "Without digests, pixels of BMPs and digits of labels cannot be checked; all else is; nothing crashes."
     root = write(tmp_path / "do", {"Grasp1": [frame(0), frame(1, (2,))]})
 
     def bare(got, reference):
@@ -595,7 +596,7 @@ def read_rhd(folder):
 
 
 def rhd_fits(got, reference):
-    "As good as RHD's format can tell: pixels and flags to the bit, joints to a pixel of their projection; what is not there is named."
+    "Pixels and flags to the bit, joints to a pixel of their projection; what is not there is named."
     (samples, skipped), (whole, _) = got, reference
     if set(samples) | skipped != set(whole):
         return False

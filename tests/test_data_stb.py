@@ -49,7 +49,7 @@ def to_colour(point):
 
 
 def hand(index=0):
-    "A label (3,21) of some left hand in STB's own order, mm: the palm's centre, then little .. thumb; straight fingers, so that its bones are known."
+    "A label (3,21) of a left hand in STB's own order, mm: straight fingers, so that its bones are known."
     knuckles = np.array([[-28.0, -30, 0], [-12, -38, 0], [4, -39, 0], [20, -36, 0], [30, 2, 0]])
     ways = np.array([[-0.3, -0.95], [-0.1, -0.99], [0, -1], [0.12, -0.99], [0.75, -0.66]])
     bones = STB_BONES[::-1, 1:]
@@ -122,7 +122,7 @@ def refused(call, *said):
 
 
 def test_a_frame_comes_back_as_it_was_stored(root):
-    reader, (color, code, label) = STB(root, "evaluation"), frame(1)
+    reader, (color, _, label) = STB(root, "evaluation"), frame(1)
     sample = reader[4].check()
     assert (
         len(reader),

@@ -24,6 +24,7 @@ import torch
 
 from ..core import HandlabError, check_settings, numpy_generator, pick_device, torch_generator
 from .arrays import PIXELS
+from .files import check_choice
 from .prepare import DEPTH_STEPS
 from handlab.hand.camera import (
     crop_intrinsics,
@@ -69,19 +70,15 @@ class Augment:
 
 # %% ../../nbs/data/06_batches.ipynb #73683fe1
 def check_augment(augment) -> Augment:
-    "Return the augmentation (None means none), or say what cannot be."
+    "Return the augmentation (None means none); a range that makes no sense is an error."
     augment = check_settings(augment or Augment.none())
     for name in ("rotation", "shift", "hue", "brightness", "contrast"):
         if getattr(augment, name) < 0:
-            raise HandlabError(
-                f"Augment.{name}", f"{getattr(augment, name)} is below 0", "give the reach to either side"
-            )
+            what = f"{getattr(augment, name)} is below 0"
+            raise HandlabError(f"Augment.{name}", what, "give the reach to either side")
     if not 0 < augment.scale_low <= augment.scale_high:
-        raise HandlabError(
-            "Augment.scale_low",
-            f"{augment.scale_low} to {augment.scale_high} is no range",
-            "give 0 < scale_low <= scale_high",
-        )
+        what = f"{augment.scale_low} to {augment.scale_high} is no range"
+        raise HandlabError("Augment.scale_low", what, "give 0 < scale_low <= scale_high")
     return augment
 
 # %% ../../nbs/data/06_batches.ipynb #1eb149dd
@@ -100,21 +97,17 @@ def draw_change(augment: Augment, count: int, generator: np.random.Generator, de
     "Random changes for `count` samples."
     unit = generator.uniform(-1, 1, (7, count)).astype(np.float32)
     middle, reach = (augment.scale_high + augment.scale_low) / 2, (augment.scale_high - augment.scale_low) / 2
-    numbers = torch.from_numpy(
-        unit
-        * np.float32(
-            [
-                [augment.rotation * np.pi / 180],
-                [reach],
-                [augment.shift],
-                [augment.shift],
-                [augment.hue],
-                [augment.brightness],
-                [augment.contrast],
-            ]
-        )
-        + np.float32([[0], [middle], [0], [0], [0], [0], [1]])
-    ).to(device, non_blocking=True)
+    reaches = (
+        augment.rotation * np.pi / 180,
+        reach,
+        augment.shift,
+        augment.shift,
+        augment.hue,
+        augment.brightness,
+        augment.contrast,
+    )
+    middles = np.float32([[0], [middle], [0], [0], [0], [0], [1]])
+    numbers = torch.from_numpy(unit * np.float32(reaches)[:, None] + middles).to(device, non_blocking=True)
     return Change(numbers[0], numbers[1], numbers[2:4].T, *numbers[4:])
 
 # %% ../../nbs/data/06_batches.ipynb #770dd27d
@@ -130,32 +123,30 @@ def change_matrix(change: Change, size: int):  # size: px of the crop
 
 # %% ../../nbs/data/06_batches.ipynb #88a1e990
 def change_labels(
-    change: Change, size: int, pose, root, uv, K
-):  # (B,21,3), (B,3), (B,21,2) and (B,3,3) of the crop
+    change: Change,
+    size: int,  # px of the crop
+    pose,  # (B,21,3)
+    root,  # (B,3)
+    uv,  # (B,21,2) px of the crop
+    K,  # (B,3,3) of the crop
+):
     "Pose, root, uv and intrinsics after the change."
     matrix, rotation = change_matrix(change, size), axis_rotation(change.angle)
-    return (
-        rotate(pose, rotation),
-        rotate(root[:, None], rotation)[:, 0],
-        transform_uv(matrix, uv),
-        matrix @ K @ rotation.mT,
-    )
+    root = rotate(root[:, None], rotation)[:, 0]
+    return rotate(pose, rotation), root, transform_uv(matrix, uv), matrix @ K @ rotation.mT
 
 # %% ../../nbs/data/06_batches.ipynb #f0e15637
 def colour_matrix(hue, contrast):  # (B,) turns, (B,)
     "Matrices (B,3,3) that turn RGB about grey and stretch it."
     angle = 2 * np.pi * hue[:, None, None]
-    third, cross = (
-        torch.full((3, 3), 1 / 3).to(hue),
-        torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(hue) / 3**0.5,
-    )
-    return contrast[:, None, None] * (
-        third + angle.cos() * (torch.eye(3).to(hue) - third) + angle.sin() * cross
-    )
+    third = torch.full((3, 3), 1 / 3).to(hue)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(hue) / 3**0.5
+    turn = third + angle.cos() * (torch.eye(3).to(hue) - third) + angle.sin() * cross
+    return contrast[:, None, None] * turn
 
 # %% ../../nbs/data/06_batches.ipynb #e5a50b72
 def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
-    "The images in another light."
+    "The images with other colours."
     matrix = colour_matrix(change.hue, change.contrast)
     changed = torch.baddbmm(change.brightness[:, None, None], matrix, image.flatten(2))
     return changed.clamp_(-0.5, 0.5).reshape(image.shape)
@@ -166,15 +157,14 @@ def change_pixels(
     change,  # Change or None
     size: int,  # S
     mode: str,  # 'bilinear' or 'nearest'
-    grid=None,
-):  # of `change_grid`, where it is known
+    grid=None,  # of `change_grid`, where it is known
+):
     "Crops (B,C,S,S) of stored arrays."
     margin = (stored.shape[-1] - size) // 2
     if change is None:
         return stored[..., margin : margin + size, margin : margin + size].contiguous()
-    return warp(
-        stored, None, size, mode=mode, grid=change_grid(stored, change, size) if grid is None else grid
-    )
+    grid = change_grid(stored, change, size) if grid is None else grid
+    return warp(stored, None, size, mode=mode, grid=grid)
 
 # %% ../../nbs/data/06_batches.ipynb #28c48890
 def stored_matrix(change, edge: int, size: int):  # edge: P
@@ -189,75 +179,53 @@ def change_grid(stored, change, size: int):
     return warp_grid(stored, stored_matrix(change, stored.shape[-1], size), size)
 
 # %% ../../nbs/data/06_batches.ipynb #beb04427
-STEADY = {
-    "nnan",
-    "ninf",
-    "nsz",
-}  # fast arithmetic without what lets a result hang on which functions the compiler joins: the process that compiles them must draw what later ones do
+# Fast arithmetic, but for the options that would let a result depend on which functions the compiler joins:
+# the process that compiles them must draw what later ones do.
+STEADY = {"nnan", "ninf", "nsz"}
 
 
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
-    "A channel's value between four pixels of which some lie beyond the border: (value, share of those within)"
+    "A channel's value between four pixels, some of them beyond the border: (value, share of those within)"
     value = within = np.float32(0)
     for down in range(2):
         for across in range(2):
             if 0 <= row + down < len(stored) and 0 <= column + across < len(stored):
-                share = (below if down else np.float32(1) - below) * (
-                    right if across else np.float32(1) - right
-                )
-                value, within = value + share * stored[row + down, column + across, channel], within + share
+                vertical = below if down else np.float32(1) - below
+                share = vertical * (right if across else np.float32(1) - right)
+                value += share * stored[row + down, column + across, channel]
+                within += share
     return value, within
 
 # %% ../../nbs/data/06_batches.ipynb #f2dc2c8b
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
-def _draw_line(
-    stored, back, v, line
-):  # (P,P,3) u8, map (2,3) from crop to stored px, which line, (3,S) f32 to fill
+def _draw_line(stored, back, v, line):  # (P,P,3) u8, map (2,3) from crop to stored px, row, (3,S) f32 to fill
     "A line of the crop, bilinearly, in -0.5..0.5; grey beyond the border"
-    flat, edge, one, half, unit = (
-        stored.reshape(-1),
-        len(stored),
-        np.float32(1),
-        np.float32(0.5),
-        np.float32(1 / 255),
-    )
+    flat, edge = stored.reshape(-1), len(stored)
+    one, half, unit = np.float32(1), np.float32(0.5), np.float32(1 / 255)
     x_start, y_start = back[0, 1] * np.float32(v) + back[0, 2], back[1, 1] * np.float32(v) + back[1, 2]
     for u in range(line.shape[1]):
         x, y = back[0, 0] * np.float32(u) + x_start, back[1, 0] * np.float32(u) + y_start
         if 0 <= x < edge - 1 and 0 <= y < edge - 1:
             column, row = np.int32(x), np.int32(y)
-            right, below, above, under = (
-                x - np.float32(column),
-                y - np.float32(row),
-                (row * edge + column) * 3,
-                ((row + 1) * edge + column) * 3,
-            )
-            first, second, third, fourth = (
-                (one - below) * (one - right),
-                (one - below) * right,
-                below * (one - right),
-                below * right,
-            )
+            right, below = x - np.float32(column), y - np.float32(row)
+            above, under = (row * edge + column) * 3, ((row + 1) * edge + column) * 3
+            first, second = (one - below) * (one - right), (one - below) * right
+            third, fourth = below * (one - right), below * right
             for c in range(3):
-                line[c, u] = (
-                    first * flat[above + c]
-                    + second * flat[above + 3 + c]
-                    + third * flat[under + c]
-                    + fourth * flat[under + 3 + c]
-                ) * unit - half
+                upper = first * flat[above + c] + second * flat[above + 3 + c]
+                line[c, u] = (upper + third * flat[under + c] + fourth * flat[under + 3 + c]) * unit - half
         else:
             column, row = np.int32(math.floor(x)), np.int32(math.floor(y))
+            right, below = x - np.float32(column), y - np.float32(row)
             for c in range(3):
-                value, within = _border_pixel(
-                    stored, row, column, c, x - np.float32(column), y - np.float32(row)
-                )
+                value, within = _border_pixel(stored, row, column, c, right, below)
                 line[c, u] = value * unit - half * within
 
 # %% ../../nbs/data/06_batches.ipynb #d4cb60c9
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
 def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), (B,S,S,3) f32 to fill
-    "Crops in another light"
+    "Crops with other colours"
     size, half = drawn.shape[1], np.float32(0.5)
     line = np.empty((3, size), np.float32)
     for b in range(len(stored)):
@@ -265,16 +233,9 @@ def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), 
             _draw_line(stored[b], back[b], v, line)
             for c in range(3):
                 for u in range(size):
-                    drawn[b, v, u, c] = min(
-                        max(
-                            light[b, c, 0] * line[0, u]
-                            + light[b, c, 1] * line[1, u]
-                            + light[b, c, 2] * line[2, u]
-                            + light[b, c, 3],
-                            -half,
-                        ),
-                        half,
-                    )
+                    value = light[b, c, 0] * line[0, u] + light[b, c, 1] * line[1, u]
+                    value = value + light[b, c, 2] * line[2, u] + light[b, c, 3]
+                    drawn[b, v, u, c] = min(max(value, -half), half)
 
 # %% ../../nbs/data/06_batches.ipynb #88655a68
 @numba.njit(cache=True, fastmath=STEADY, nogil=True)
@@ -284,16 +245,13 @@ def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), count
     for b in range(len(stored)):
         for v in range(size):
             for u in range(size):
-                x, y = (
-                    back[b, 0, 0] * u + back[b, 0, 1] * v + back[b, 0, 2],
-                    back[b, 1, 0] * u + back[b, 1, 1] * v + back[b, 1, 2],
-                )
+                x = back[b, 0, 0] * u + back[b, 0, 1] * v + back[b, 0, 2]
+                y = back[b, 1, 0] * u + back[b, 1, 1] * v + back[b, 1, 2]
                 column, row = int(math.floor(x + 0.5)), int(math.floor(y + 0.5))
-                drawn[b, v, u] = (
-                    stored[b, row, column] / np.float32(unit)
-                    if 0 <= column < edge and 0 <= row < edge
-                    else np.float32(0)
-                )
+                if 0 <= column < edge and 0 <= row < edge:
+                    drawn[b, v, u] = stored[b, row, column] / np.float32(unit)
+                else:
+                    drawn[b, v, u] = np.float32(0)
 
 # %% ../../nbs/data/06_batches.ipynb #1bc8fd81
 def change_back(change, edge: int, size: int):  # edge: P
@@ -304,37 +262,24 @@ def change_back(change, edge: int, size: int):  # edge: P
 def draw_pixels(
     stored,  # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
     change,  # Change
-    size: int,
-):  # S
-    "`change_pixels` and `change_colours` by compiled code: image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S), None where there is none."
+    size: int,  # S
+):
+    "Image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S) by compiled code; None where there is none."
     drawn = dict.fromkeys(PIXELS)
     for key, array in stored.items():
         back = change_back(change, array.shape[1], size)
-        drawn[key] = torch.empty(len(array), size, size, *array.shape[3:])
+        pixels = torch.empty(len(array), size, size, *array.shape[3:])
         if key == "image":
-            light = torch.cat(
-                [
-                    colour_matrix(change.hue, change.contrast),
-                    change.brightness[:, None, None].expand(-1, 3, 1),
-                ],
-                2,
-            )
-            _draw_image(array.numpy(), back, light.numpy(), drawn[key].numpy())
+            matrix, offset = colour_matrix(change.hue, change.contrast), change.brightness[:, None, None]
+            light = torch.cat([matrix, offset.expand(-1, 3, 1)], 2)
+            _draw_image(array.numpy(), back, light.numpy(), pixels.numpy())
+            drawn[key] = pixels.permute(0, 3, 1, 2)
         else:
-            _draw_map(
-                array.numpy().view(np.uint16) if key == "depth" else array.numpy(),
-                back,
-                DEPTH_STEPS if key == "depth" else 1,
-                drawn[key].numpy(),
-            )
-    return tuple(
-        drawn[key]
-        if drawn[key] is None
-        else drawn[key].permute(0, 3, 1, 2)
-        if key == "image"
-        else drawn[key][:, None]
-        for key in ("image", "depth", "mask")
-    )
+            unit = DEPTH_STEPS if key == "depth" else 1
+            counts = array.numpy().view(np.uint16) if key == "depth" else array.numpy()
+            _draw_map(counts, back, unit, pixels.numpy())
+            drawn[key] = pixels[:, None]
+    return drawn["image"], drawn["depth"], drawn["mask"]
 
 # %% ../../nbs/data/06_batches.ipynb #e300b007
 @dataclass
@@ -358,10 +303,11 @@ class Batch:
 
     def to(self, *args, **kwargs):
         "The batch on another device."
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(
-            **{name: None if value is None else value.to(*args, **kwargs) for name, value in moved.items()}
-        )
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: value if value is None else value.to(*args, **kwargs) for name, value in tensors.items()
+        }
+        return type(self)(**moved)
 
 # %% ../../nbs/data/06_batches.ipynb #46f53f80
 @functools.lru_cache(maxsize=2)
@@ -391,7 +337,7 @@ def depth_mm(stored):
 
 # %% ../../nbs/data/06_batches.ipynb #04711d75
 def memory_of_machine() -> int:
-    "Bytes; 0 where the system does not say."
+    "Bytes; 0 where the system does not report them."
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -399,7 +345,7 @@ def memory_of_machine() -> int:
 
 
 def read_at_random(arrays: list):  # memory maps
-    "Tell the system not to read ahead in arrays that are too large for its cache."
+    "Disable the read-ahead of arrays that are too large for the system's cache."
     if hasattr(mmap, "MADV_RANDOM") and sum(array.nbytes for array in arrays) > 0.6 * memory_of_machine() > 0:
         for array in arrays:
             array._mmap.madvise(mmap.MADV_RANDOM)
@@ -409,10 +355,8 @@ class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
 
     def __init__(self, prepared, keys, device, resident, shuffle=True):
-        self.device, self.rows = (
-            device,
-            None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows)),
-        )
+        self.device = device
+        self.rows = None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows))
         self.arrays = {key: as_tensor(prepared.arrays[key]) for key in keys}
         self.resident = self._fits(prepared) if resident == "auto" else bool(resident)
         if shuffle and not self.resident:
@@ -469,22 +413,22 @@ def crop_labels(
 
 # %% ../../nbs/data/06_batches.ipynb #7871d6f8
 class LabelStore:
-    "Labels of prepared rows, on the device or worked out when asked for."
+    "Labels of prepared rows, held on the device or computed with each batch."
 
     def __init__(self, prepared, root, device, resident):
         self.prepared, self.root, self.device, self.held = prepared, root, device, None
-        crop_labels(prepared, [0], root, device)  # an unknown root is told now
+        crop_labels(prepared, [0], root, device)  # an unknown root is an error now
         if not resident:
             return
         runs = np.array_split(np.arange(len(prepared)), math.ceil(len(prepared) / 16384))
         parts = [crop_labels(prepared, run, root, device) for run in runs]
         self.held = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
-    def gather(self, rows, there) -> dict:  # (B,) long, on the CPU and on the device
+    def gather(self, rows, on_device) -> dict:  # (B,) long, on the CPU and on the device
         "The labels of some rows."
         if self.held is None:
             return crop_labels(self.prepared, rows.numpy(), self.root, self.device)
-        return {key: values.index_select(0, there) for key, values in self.held.items()}
+        return {key: values.index_select(0, on_device) for key, values in self.held.items()}
 
 # %% ../../nbs/data/06_batches.ipynb #bccc3547
 class Batches:
@@ -498,79 +442,72 @@ class Batches:
         augment: Augment = Augment(),  # None: none
         seed: int = 0,
         root: str = "middle_mcp",  # or 'palm', or 'tips' where only finger tips are annotated
-        cloud_points: int = 0,  # points a sample, drawn anew at every step; 0: no cloud
+        cloud_points: int = 0,  # points per sample, drawn anew at every step; 0: no cloud
         modalities=PIXELS,  # of 'image', 'depth', 'mask'
         shuffle: bool = True,  # False: in order, the last batch may be smaller
         resident="auto",  # True: hold the pixels on the device
-        prefetch: int = 0,
-    ):  # steps to make ahead in the background
+        prefetch: int = 0,  # steps to make ahead in the background
+    ):
         self.prepared, self.device, self.augment = prepared, pick_device(str(device)), check_augment(augment)
-        self.batch_size, self.seed, self.cloud_points, self.modalities, self.shuffle, self.prefetch = (
-            batch_size,
-            seed,
-            cloud_points,
-            tuple(modalities),
-            shuffle,
-            prefetch,
-        )
+        self.batch_size, self.seed, self.cloud_points = batch_size, seed, cloud_points
+        self.modalities, self.shuffle, self.prefetch = tuple(modalities), shuffle, prefetch
         self.size = prepared.settings.size
         keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != "image")]
-        self._check(prepared, keys)
+        _check_batches(self, keys)
         self.store = PixelStore(prepared, keys, self.device, resident, shuffle)
         self.labels = LabelStore(prepared, root, self.device, self.store.resident)
-        self._check_root(root)
+        _check_root(self, root)
         self._ahead, self._thread = {}, ThreadPoolExecutor(1, "batches") if prefetch else None
 
-    def _check_root(self, root):
-        if not ("depth" in self.modalities or self.cloud_points):
-            return
-        some = np.linspace(0, len(self.prepared) - 1, min(len(self.prepared), 16384)).astype(int)
-        if not crop_labels(self.prepared, some, root, "cpu")["root"].isfinite().all():
-            raise HandlabError(
-                self.prepared.folder,
-                f"{self.prepared.source} has no {root} to tell depth from",
-                "leave depth and clouds out, or pass root='tips'",
-            )
-
-    def _check(self, prepared, keys):
-        if len(prepared) == 0:
-            raise HandlabError("Batches", "there is no frame", "prepare or choose some")
-        if self.batch_size < 1:
-            raise HandlabError("Batches, batch_size", f"{self.batch_size} cannot be", "give 1 or more")
-        for key in self.modalities:
-            if key not in PIXELS:
-                raise HandlabError(
-                    f"modality {key!r}", "there is no such modality", f"choose among {', '.join(PIXELS)}"
-                )
-        for key in keys:
-            if key not in prepared.arrays:
-                raise HandlabError(
-                    prepared.folder,
-                    f"{prepared.source} was prepared without {key}",
-                    f"leave {key} out of modalities{' and clouds' if self.cloud_points else ''}, or read data that has it",
-                )
-
     def __len__(self):
-        return (
-            max(1, len(self.prepared) // self.batch_size)
-            if self.shuffle
-            else math.ceil(len(self.prepared) / self.batch_size)
-        )
+        steps = len(self.prepared) / self.batch_size
+        return max(1, math.floor(steps)) if self.shuffle else math.ceil(steps)
 
     def __iter__(self):
         return map(self.at, range(len(self)))
 
     def at(self, step: int) -> Batch:
         "Batch number `step`."
-        if not self._thread:
-            return self.make(step)
-        self._ahead = {
-            number: made for number, made in self._ahead.items() if step <= number <= step + self.prefetch
-        }
-        for number in range(step, step + self.prefetch + 1):
-            if number not in self._ahead and (self.shuffle or number < len(self) or number == step):
-                self._ahead[number] = self._thread.submit(self.make, number)
-        return self._ahead.pop(step).result()
+        return _from_thread(self, step) if self._thread else self.make(step)
+
+# %% ../../nbs/data/06_batches.ipynb #1a899fc2
+def _check_batches(batches, keys):
+    "Batch size and modalities must be possible with the prepared arrays."
+    prepared = batches.prepared
+    if len(prepared) == 0:
+        raise HandlabError("Batches", "there is no frame", "prepare or choose some")
+    if batches.batch_size < 1:
+        raise HandlabError("Batches, batch_size", f"{batches.batch_size} cannot be", "give 1 or more")
+    for key in batches.modalities:
+        check_choice("Batches", "modality", key, PIXELS)
+    for key in keys:
+        if key not in prepared.arrays:
+            what = f"{prepared.source} was prepared without {key}"
+            where = "modalities and clouds" if batches.cloud_points else "modalities"
+            fix = f"leave {key} out of {where}, or read data that has it"
+            raise HandlabError(prepared.folder, what, fix)
+
+
+def _check_root(batches, root: str):
+    "Depth and clouds are relative to a root, which must be annotated."
+    if not ("depth" in batches.modalities or batches.cloud_points):
+        return
+    prepared, count = batches.prepared, len(batches.prepared)
+    some = np.linspace(0, count - 1, min(count, 16384)).astype(int)
+    if not crop_labels(prepared, some, root, "cpu")["root"].isfinite().all():
+        what = f"{prepared.source} has no {root}, and depth is relative to it"
+        raise HandlabError(prepared.folder, what, "leave depth and clouds out, or pass root='tips'")
+
+# %% ../../nbs/data/06_batches.ipynb #ce1e7015
+def _from_thread(batches, step: int) -> Batch:
+    "Batch number `step` from the background thread, which is given the steps after it."
+    last = step + batches.prefetch
+    ahead = {number: made for number, made in batches._ahead.items() if step <= number <= last}
+    for number in range(step, last + 1):
+        if number not in ahead and (batches.shuffle or number < len(batches) or number == step):
+            ahead[number] = batches._thread.submit(batches.make, number)
+    batches._ahead = ahead
+    return ahead.pop(step).result()
 
 # %% ../../nbs/data/06_batches.ipynb #94668e3f
 def _rows(self, step):
@@ -578,9 +515,8 @@ def _rows(self, step):
     if self.shuffle:
         return torch.from_numpy(epoch_rows(len(self.prepared), self.batch_size, step, self.seed))
     if not 0 <= step < len(self):
-        raise HandlabError(
-            f"step {step}", f"one pass has {len(self)} steps", "shuffle, or stay within the pass"
-        )
+        fix = "shuffle, or stay within the pass"
+        raise HandlabError(f"step {step}", f"one pass has {len(self)} steps", fix)
     return torch.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.prepared)))
 
 # %% ../../nbs/data/06_batches.ipynb #3b0f4d78
@@ -591,19 +527,16 @@ def _at_once(self):
 def _pixels(self, rows, change):
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
     if _at_once(self):
-        return draw_pixels(
-            {key: self.store.gather(key, rows) for key in self.store.arrays if key in self.modalities},
-            change,
-            self.size,
-        )
+        keys = [key for key in self.store.arrays if key in self.modalities]
+        return draw_pixels({key: self.store.gather(key, rows) for key in keys}, change, self.size)
     moved, image, maps, grid = change if self.augment.moves else None, None, {}, None
     if "image" in self.store.arrays:
         stored = self.store.gather("image", rows).permute(0, 3, 1, 2)
         if moved is None:
-            stored = change_pixels(stored, None, self.size, "bilinear")  # the margin is not worth converting
+            stored = change_pixels(stored, None, self.size, "bilinear")  # the margin need not be converted
         stored = stored.float().div_(255).sub_(0.5)
         if moved is not None:
-            grid = change_grid(stored, moved, self.size)  # worked out once, for the maps too
+            grid = change_grid(stored, moved, self.size)  # computed once, for the maps too
         image = change_pixels(stored, moved, self.size, "bilinear", grid)
         if self.augment.colours:
             image = change_colours(image, change)
@@ -611,50 +544,36 @@ def _pixels(self, rows, change):
         if key in self.store.arrays:
             maps[key] = widen(self.store.gather(key, rows))[:, None]
     if maps:
-        maps = dict(
-            zip(
-                maps,
-                change_pixels(torch.cat(list(maps.values()), 1), moved, self.size, "nearest", grid).split(
-                    1, 1
-                ),
-            )
-        )
+        crops = change_pixels(torch.cat(list(maps.values()), 1), moved, self.size, "nearest", grid)
+        maps = dict(zip(maps, crops.split(1, 1)))
     return image, maps.get("depth"), maps.get("mask")
 
 # %% ../../nbs/data/06_batches.ipynb #72b7fd32
+_MOVED = ("pose", "root", "uv", "K")  # labels that change with the picture
+
+
 def _make(self, step: int) -> Batch:
-    "Batch number `step`, made here and now."
+    "Batch number `step`, made in this thread."
     rows = _rows(self, step)
-    there = rows.to(self.device, non_blocking=True)
+    index = rows.to(self.device, non_blocking=True)
     change = draw_change(self.augment, len(rows), numpy_generator(self.seed, "augment", step), self.device)
-    labels = self.labels.gather(rows, there)
+    labels = self.labels.gather(rows, index)
     if self.augment.moves:
-        labels.update(
-            zip(
-                ("pose", "root", "uv", "K"),
-                change_labels(change, self.size, *(labels[key] for key in ("pose", "root", "uv", "K"))),
-            )
-        )
+        labels.update(zip(_MOVED, change_labels(change, self.size, *(labels[key] for key in _MOVED))))
     image, mm, mask = _pixels(self, rows, change)
-    cloud = relative = None
-    if self.cloud_points:
-        generator = torch_generator(self.seed, "cloud", step, device=self.device)
-        if _at_once(self):
-            cloud = draw_clouds_at_once(
-                *(self.store.gather(key, rows) for key in ("depth", "mask")),
-                change,
-                labels,
-                self.size,
-                self.cloud_points,
-                generator,
-            )
-        else:
-            cloud = draw_clouds(mm, mask, labels, self.cloud_points, generator)
-    if "depth" in self.modalities:
-        relative = relative_depth(mm, labels["root"])
-    return Batch(
-        image, relative, mask if "mask" in self.modalities else None, cloud=cloud, index=there, **labels
-    )
+    cloud = _cloud(self, step, rows, change, labels, mm, mask) if self.cloud_points else None
+    relative = relative_depth(mm, labels["root"]) if "depth" in self.modalities else None
+    mask = mask if "mask" in self.modalities else None
+    return Batch(image, relative, mask, cloud=cloud, index=index, **labels)
+
+
+def _cloud(self, step, rows, change, labels, mm, mask):
+    "Points (B,count,3) of a step."
+    generator = torch_generator(self.seed, "cloud", step, device=self.device)
+    if not _at_once(self):
+        return draw_clouds(mm, mask, labels, self.cloud_points, generator)
+    stored = [self.store.gather(key, rows) for key in ("depth", "mask")]
+    return draw_clouds_at_once(*stored, change, labels, self.size, self.cloud_points, generator)
 
 
 Batches.make = _make
@@ -677,28 +596,21 @@ def draw_clouds(mm, mask, labels, count, generator):
 
 # %% ../../nbs/data/06_batches.ipynb #b0337a0e
 @numba.njit(cache=True, nogil=True)
-def _on_hand(
-    depth, mask, back, ray, root, size, places, far
-):  # (P,P) twice, (2,3), (3,3), (3,) mm; (S*S,) to fill twice
+def _on_hand(depth, mask, back, ray, root, size, places, far):
     "List the crop's pixels on the hand and their depths in mm; returns how many"
+    # depth and mask (P,P), back (2,3), ray (3,3), root (3,) mm; places and far (S*S,) are filled
     count = 0
     for v in range(size):
         for u in range(size):
-            column, row = (
-                int(math.floor(back[0, 0] * u + back[0, 1] * v + back[0, 2] + 0.5)),
-                int(math.floor(back[1, 0] * u + back[1, 1] * v + back[1, 2] + 0.5)),
-            )
-            if (
-                not (0 <= column < len(depth) and 0 <= row < len(depth))
-                or mask[row, column] == 0
-                or depth[row, column] == 0
-            ):
+            column = int(math.floor(back[0, 0] * u + back[0, 1] * v + back[0, 2] + 0.5))
+            row = int(math.floor(back[1, 0] * u + back[1, 1] * v + back[1, 2] + 0.5))
+            if not (0 <= column < len(depth) and 0 <= row < len(depth)):
+                continue
+            if mask[row, column] == 0 or depth[row, column] == 0:
                 continue
             z = depth[row, column] / DEPTH_STEPS
-            x, y = (
-                (ray[0, 0] * u + ray[0, 1] * v + ray[0, 2]) * z,
-                (ray[1, 0] * u + ray[1, 1] * v + ray[1, 2]) * z,
-            )
+            x = (ray[0, 0] * u + ray[0, 1] * v + ray[0, 2]) * z
+            y = (ray[1, 0] * u + ray[1, 1] * v + ray[1, 2]) * z
             if (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2:
                 places[count], far[count] = v * size + u, z
                 count += 1
@@ -706,10 +618,9 @@ def _on_hand(
 
 # %% ../../nbs/data/06_batches.ipynb #6695ef19
 @numba.njit(cache=True, nogil=True)
-def _draw_points(
-    depth, mask, back, ray, root, scale, size, chance, cloud
-):  # (B,...) of the above, (B,) mm, (B,N) in 0..1; (B,N,3) to fill
+def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):
     "Random points on each hand, root-relative and in units of its scale"
+    # (B,...) of the above, scale (B,) mm, chance (B,N) in 0..1; cloud (B,N,3) is filled
     places, far = np.empty(size * size, np.int64), np.empty(size * size)
     for b in range(len(depth)):
         count = _on_hand(depth[b], mask[b], back[b], ray[b], root[b], size, places, far)
@@ -726,12 +637,12 @@ def _draw_points(
 
 # %% ../../nbs/data/06_batches.ipynb #b9dc7e76
 def draw_clouds_at_once(
-    depth,
+    depth,  # (B,P,P) as stored
     mask,  # (B,P,P) as stored
-    change,
-    labels,  # Change; K, root and scale after it
+    change,  # Change
+    labels,  # K, root and scale after it
     size: int,  # S
-    count: int,
+    count: int,  # points
     generator,
 ):
     "`draw_clouds` by compiled code, from stored depth and mask."
@@ -741,15 +652,7 @@ def draw_clouds_at_once(
         labels["root"].double(),
         labels["scale"].double(),
     )
-    _draw_points(
-        depth.numpy().view(np.uint16),
-        mask.numpy(),
-        change_back(change, depth.shape[1], size),
-        ray.numpy(),
-        root.numpy(),
-        scale.numpy(),
-        size,
-        chance.numpy(),
-        cloud.numpy(),
-    )
+    back, counts = change_back(change, depth.shape[1], size), depth.numpy().view(np.uint16)
+    hands = counts, mask.numpy(), back, ray.numpy(), root.numpy(), scale.numpy()
+    _draw_points(*hands, size, chance.numpy(), cloud.numpy())
     return cloud

@@ -295,12 +295,7 @@ class BigHand(Reader):
         self.frames, self.starts = (np.concatenate([each[item] for each in found]) for item in (0, 1))
         counts = [len(frames) for frames, _, _ in found]
         self.part = np.repeat(np.arange(len(self.parts), dtype=np.uint16), counts)
-        self.skipped = [(name, "left out on request") for name in skip]
-        for name in skip:
-            _leave_out(self, name)
-        if not len(self.frames):
-            fix = "unpack the dataset completely"
-            raise HandlabError(self.root, "no frame has both image and label", fix)
+        _leave_out(self, skip)
 
     def sample_name(self, index: int) -> str:
         return f"{self.parts[self.part[index]].name}/image_D{self.frames[index]:08d}"
@@ -312,17 +307,23 @@ class BigHand(Reader):
         return _identity(self)
 
     def __repr__(self):
-        what = f"{len(self)} frames of {self.source} in {len(self.parts)} folders"
-        return f"BigHand({str(self.root)!r}, {self.split!r}): {what}"
+        return f"BigHand({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}"
 
     def __getitem__(self, index: int) -> Sample:
-        part, frame = self.parts[self.part[index]], int(self.frames[index])
-        numbers = _read_label(part.annotation, int(self.starts[index]), frame)
-        return decode_frame(self.sample_name(index), _read_depth(part.images / image_name(frame)), numbers)
+        return _read_frame(self, index)
 
 # %% ../../nbs/data/11_bighand.ipynb #8ef26b3a
-def _leave_out(reader, name):
-    "Drop the frame of that name."
+def _leave_out(reader, names):
+    "Drop the frames of those names; some must stay."
+    for name in names:
+        _drop(reader, name)
+    reader.skipped = [(name, "left out on request") for name in names]
+    if not len(reader.frames):
+        fix = "unpack the dataset completely"
+        raise HandlabError(reader.root, "no frame has both image and label", fix)
+
+
+def _drop(reader, name):
     places = {part.name: number for number, part in enumerate(reader.parts)}
     part, _, frame = str(name).rpartition("/image_D")
     number = int(frame) if frame.isdecimal() else -1
@@ -333,6 +334,13 @@ def _leave_out(reader, name):
     reader.frames, reader.starts, reader.part = (
         each[~gone] for each in (reader.frames, reader.starts, reader.part)
     )
+
+
+def _read_frame(reader, index: int) -> Sample:
+    "The sample of a frame: its image and its line are read now."
+    annotation, start = reader.parts[reader.part[index]].annotation, int(reader.starts[index])
+    numbers = _read_label(annotation, start, int(reader.frames[index]))
+    return decode_frame(reader.sample_name(index), _read_depth(reader.image_path(index)), numbers)
 
 
 def _identity(reader) -> str:

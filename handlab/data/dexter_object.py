@@ -87,7 +87,10 @@ def decode_bmp(where, data: bytes):
     need = height * width * bits // 8
     if not 0 <= left - need < 4:
         raise HandlabError(where, f"the image cannot be decoded ({left} bytes of pixels, not {need})", UNPACK)
-    return np.asarray(image.convert("RGB"))
+    try:
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        raise HandlabError(where, f"the image cannot be decoded ({error})", UNPACK) from None
 
 # %% ../../nbs/data/10_dexter_object.ipynb #969dbbb4
 def encode_bmp(pixels) -> bytes:  # (H,W,3) u8 RGB
@@ -294,7 +297,7 @@ _PATTERNS = dict(color=r"Color_(\d{4,})\.bmp", depth=r"Depth_(\d{4,})\.png")
 
 
 def _usable_frames(root, sequence: str, kinds, count: int, partial: bool):
-    "The numbers (from 1) of the frames with a line and all images; what is missing is an error unless `partial`."
+    "The numbers (from 1) of the frames with label and images; what is missing is an error unless `partial`."
     labelled, images = np.arange(1, count + 1), {}
     for kind in kinds:
         folder = root / "data" / sequence / kind
@@ -337,16 +340,13 @@ class DexterObject(Reader):
         folders = {sequence: self.root / "data" / sequence for sequence in self.sequences}
         if partial:
             self.sequences = tuple(each for each in self.sequences if folders[each].is_dir())
-        if not self.sequences:
-            raise HandlabError(self.root / "data", "none of the sequences is there", "unpack the dataset")
+        _check_found(self.root / "data", self.sequences, "none of the sequences is there")
         self.has_depth = any((folders[sequence] / "depth").is_dir() for sequence in self.sequences)
         self.kinds = ("color", "depth")[: 1 + self.has_depth]
         parts = [_read_sequence(self, sequence, counts.get(sequence), partial) for sequence in self.sequences]
         self.frames, points, self.skipped, self.noted = (sum(lists, []) for lists in zip(*parts))
         self.points = np.array(points)
-        if not self.frames:
-            what = "no frame has an annotated tip and its images"
-            raise HandlabError(self.root / "data", what, "unpack the dataset completely")
+        _check_found(self.root / "data", self.frames, "no frame has an annotated tip and its images")
 
     def __repr__(self):
         return _describe(self)
@@ -363,6 +363,11 @@ class DexterObject(Reader):
         return _identity(self)
 
 # %% ../../nbs/data/10_dexter_object.ipynb #d74fcfc3
+def _check_found(folder, found, what: str):
+    if not found:
+        raise HandlabError(folder, what, "unpack the dataset completely")
+
+
 def _describe(reader) -> str:
     depth = "with" if reader.has_depth else "without"
     what = f"{len(reader)} frames of {reader.source} {depth} depth, {len(reader.skipped)} left out"

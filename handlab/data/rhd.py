@@ -293,7 +293,8 @@ def _usable_frames(images: dict, annotated, annotation, partial: bool):  # {fold
     if not partial:
         gaps = np.setdiff1d(np.arange(annotated.max()), annotated)  # numbers that the annotation skips
         for folder, found in images.items():
-            check_complete(annotated, np.union1d(found, gaps), folder, annotation, "{:05d}.png".format)
+            place = annotation.parent / folder
+            check_complete(annotated, np.union1d(found, gaps), place, annotation, "{:05d}.png".format)
     return usable
 
 # %% ../../nbs/data/03_rhd.ipynb #c6edef84
@@ -313,10 +314,8 @@ class RHD(Reader):
         self.root, self.split = project_path(root), split
         check_folder(self.root / split, "training/ and evaluation/")
         self.source, self.has_depth = source_of(self.root, "rhd"), (self.root / split / "depth").is_dir()
-        path = annotation_path(self.root, split)
-        annotated, labels = read_annotation(path)
-        folders = [self.root / split / folder for folder in self.folders]
-        images = {folder: numbers_in(folder, r"(\d{5})\.png") for folder in folders}
+        annotated, labels = read_annotation(path := annotation_path(self.root, split))
+        images = {folder: numbers_in(self.root / split / folder, r"(\d{5})\.png") for folder in self.folders}
         frames = _usable_frames(images, annotated, path, partial)
         left_out, noted = judge_frames(annotated, labels, split, self.source, skip)
         left_out = {**disagreeing(annotated, labels), **left_out}
@@ -335,22 +334,26 @@ class RHD(Reader):
         return f"RHD({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source} {depth} depth"
 
     def identity(self) -> str:
-        "A short name for the content: labels, frame numbers and the sizes of all files."
-        paths = [self._path(folder, frame) for folder in self.folders for frame in self.frames.tolist()]
-        return fingerprint(self.source, self.split, self.frames, *self.labels.values(), file_sizes(paths))
-
-    def _path(self, folder, frame):
-        return frame_path(self.root, self.split, folder, frame)
+        return _identity(self)
 
     def __getitem__(self, index: int) -> Sample:
         return _read_frame(self, int(self.frames[index]), {k: v[index] for k, v in self.labels.items()})
 
 # %% ../../nbs/data/03_rhd.ipynb #5b4ad79e
+def _identity(reader) -> str:
+    "A short name for the content: labels, frame numbers and the sizes of all files."
+    root, split, frames = reader.root, reader.split, reader.frames.tolist()
+    paths = [frame_path(root, split, folder, frame) for folder in reader.folders for frame in frames]
+    return fingerprint(reader.source, split, reader.frames, *reader.labels.values(), file_sizes(paths))
+
+
 def _read_frame(reader, frame, labels):
     "The sample of a frame: its images are opened now."
     modes = dict(color="RGB", mask="L", depth="RGB")
     images = {
-        folder: read_png(reader._path(folder, frame), modes[folder], (SIZE, SIZE), SKIP_IT)
+        folder: read_png(
+            frame_path(reader.root, reader.split, folder, frame), modes[folder], (SIZE, SIZE), SKIP_IT
+        )
         for folder in reader.folders
     }
     name = frame_name(reader.split, frame)

@@ -11,7 +11,6 @@ __all__ = ['SPLITS', 'FRAMES', 'CAMERAS', 'BB_K', 'BB_BASELINE', 'RIGID', 'BONE_
 import functools
 import os
 import re
-import zlib
 from pathlib import Path
 
 import cv2
@@ -27,12 +26,11 @@ from handlab.data.files import (
     check_folder,
     file_sizes,
     numbers_in,
-    read_file,
     read_png,
     source_of,
     write_image,
 )
-from .mat import read_mat
+from .mat import read_mat_file
 from .sample import Reader, Sample
 from handlab.data.stb_depth import (
     HEIGHT,
@@ -109,11 +107,7 @@ BONE_RANGE = (4.0, 150.0)  # mm: what the median of any bone of a hand lies in
 
 def read_labels(path):
     "The array `handPara` (3,21,N) f64 of a label file."
-    try:
-        values = read_mat(read_file(path, "unpack the dataset completely"), "handPara")
-    except (ValueError, zlib.error) as error:
-        what = f"it cannot be read as a MATLAB file ({' '.join(str(error).split())})"
-        raise HandlabError(path, what, _AS_OFFICIAL) from None
+    values = read_mat_file(path, "handPara", _AS_OFFICIAL)
     if values is None:
         raise HandlabError(path, "it holds no variable 'handPara'", _AS_OFFICIAL)
     if values.ndim != 3 or values.shape[:2] != (3, 21) or not values.shape[2]:
@@ -275,11 +269,11 @@ def _usable_frames(folder, annotation, images: dict, labelled: int, partial: boo
     return functools.reduce(np.intersect1d, images.values(), np.arange(labelled)).tolist()
 
 # %% ../../nbs/data/09_stb.ipynb #4fdbdf1b
-def _sequence_labels(root, sequence: str, camera: str, official: bool, skipped, rigid: float):
+def _sequence_labels(reader, sequence: str, skipped, rigid: float):
     "The checked labels (3,21,N) of a sequence; `skipped`: pairs (sequence, number) that need not be right."
-    path = label_path(root, sequence, camera)
+    path = label_path(reader.root, sequence, reader.camera)
     stored = read_labels(path)
-    if official and stored.shape[2] != FRAMES:
+    if reader.source == "stb" and stored.shape[2] != FRAMES:
         what = f"it holds {stored.shape[2]} frames, an official sequence has {FRAMES}"
         raise HandlabError(path, what, _AS_OFFICIAL)
     check_labels(path, stored, [number for name, number in skipped if name == sequence], rigid)
@@ -338,10 +332,8 @@ class STB(Reader):
             check_folder(self.root / folder, "images/ and labels/")
         self.source, skipped = source_of(self.root, "stb"), [_skip_key(text) for text in skip]
         names = [name for name in SPLITS[split] if not partial or _has_sequence(self.root, name, camera)]
-        official = self.source == "stb"
-        self.labels = {
-            name: _sequence_labels(self.root, name, camera, official, skipped, rigid) for name in names
-        }
+        labels = functools.partial(_sequence_labels, self, skipped=skipped, rigid=rigid)
+        self.labels = {name: labels(name) for name in names}
         found, self.has_depth = _list_frames(self, names, partial)
         self.frames = [frame for frame in found if frame not in skipped]
         gone = [frame_name(split, *frame) for frame in found if frame in skipped]
