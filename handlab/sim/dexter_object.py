@@ -857,4 +857,4 @@ class Files(TwinFiles):
             _write_bytes(files.annotation_path(folder, part, dimensions), data)
 
     def write_rest(self, folder):
-        files.write_digests(folder)
+        write_digests(folder)
