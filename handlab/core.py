@@ -46,13 +46,13 @@ class HandlabError(Exception):
         self,
         where,  # the file, frame or setting
         what: str,  # what is wrong with it
-        way_out: str,
+        fix: str,
     ):  # what to do
-        self.where, self.what, self.way_out = str(where), what, way_out
-        super().__init__(" ".join(f"{where}: {what}; {way_out}".split()))
+        self.where, self.what, self.fix = str(where), what, fix
+        super().__init__(" ".join(f"{where}: {what}; {fix}".split()))
 
     def __reduce__(self):
-        return type(self), (self.where, self.what, self.way_out)
+        return type(self), (self.where, self.what, self.fix)
 
 # %% ../nbs/00_core.ipynb #37a2b9cf
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def _exit_line(error):
 
 # %% ../nbs/00_core.ipynb #79c0631a
 def project_root() -> Path:
-    "The project's root folder, whichever folder the caller stands in."
+    "The project's root folder, whichever the current folder is."
     named = os.environ.get("HANDLAB_ROOT")
     if named:
         return Path(named).expanduser().resolve()
@@ -109,7 +109,7 @@ def full_disk_named(path):  # the file or folder that is being written
 # %% ../nbs/00_core.ipynb #eeca4fc9
 @contextlib.contextmanager
 def atomic_file(
-    path,  # where the finished file shall stand
+    path,  # where the finished file goes
     mode: str = "wb",
 ):  # as of `open`
     "Open a temporary file beside `path`, renamed to it when the block ends well."
@@ -138,7 +138,7 @@ def _umask():
 
 # %% ../nbs/00_core.ipynb #20c861ba
 @contextlib.contextmanager
-def atomic_folder(path):  # where the finished folder shall stand
+def atomic_folder(path):  # where the finished folder goes
     "Yield a temporary folder beside `path`, renamed to it when the block ends well."
     path = Path(path)
     with full_disk_named(path):
@@ -217,7 +217,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 # %% ../nbs/00_core.ipynb #cc148bbb
 def read_pickle(path):
-    "Read a pickle that holds arrays and plain containers only; Python 2's are welcome."
+    "Read a pickle that holds arrays and plain containers only, of Python 2 as well."
     try:
         with open(path, "rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
@@ -232,15 +232,15 @@ def read_pickle(path):
 # %% ../nbs/00_core.ipynb #2ad0b1c1
 def check_settings(
     settings,  # a dataclass instance
-    choices: dict = {},  # {field: the values it may have}
+    choices: dict = None,  # {field: the values it may have}
     positive: tuple = (),  # fields above 0
     not_negative: tuple = (),
 ):
-    "Check each field's value against its annotation and these rules; return the settings, whole numbers made floats where floats are due."
-    hints, changes = get_type_hints(type(settings)), {}
+    "Check each field against its annotation and these rules; the settings, integers made floats where due."
+    hints, changes, choices = get_type_hints(type(settings)), {}, choices or {}
 
-    def refuse(name, what, way_out):
-        raise HandlabError(f"{type(settings).__name__}.{name}", what, way_out)
+    def refuse(name, what, fix):
+        raise HandlabError(f"{type(settings).__name__}.{name}", what, fix)
 
     for field in dataclasses.fields(settings):
         name, value, kind = field.name, getattr(settings, field.name), hints[field.name]

@@ -1,9 +1,10 @@
-"""Damaged files: whatever happens to a file of a dataset, reading gives the right samples or one HandlabError.
+"""Damaged files: whatever happens to a file, reading gives the right samples or one HandlabError.
 
     outcomes = fuzz(folder, lambda folder: list(STB(folder, 'evaluation')), rounds=100)
 
-Each round damages one file (or swaps two) in a way drawn from a seed, reads, and puts the file back. A sample that is not what it was before, an exception of
-another kind, a message of several lines: each is a failure that names file, damage and seed. A crash of the interpreter ends the test run, and is seen as well."""
+Each round damages one file (or swaps two) in a way drawn from a seed, reads, and puts the file back. A sample
+that is not what it was before, an exception of another kind, a message of several lines: each is a failure
+that names file, damage and seed. A crash of the interpreter ends the test run, and is noticed as well."""
 
 import os
 import shutil
@@ -162,7 +163,7 @@ def judge(read, folder, reference, same):
         return (
             "refused"
             if "\n" not in text and ": " in text and "; " in text
-            else "a message that is not one line with place, complaint and way out"
+            else "a message that is not one line with place, complaint and what to do"
         ), text
     except Exception as error:
         return f"another exception: {type(error).__name__}", str(error)

@@ -9,7 +9,7 @@ from handlab.core import project_root
 
 
 def environment(root: Path) -> dict:
-    "The project's root is elsewhere, so that nothing is written into the checkout and no real frames are found."
+    "The project's root is elsewhere: nothing is written into the checkout, and no real frames are found."
     kept = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
     return {
         **kept,

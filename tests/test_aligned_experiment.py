@@ -13,7 +13,6 @@ from handlab.aligned.experiment import (
     Validation,
     ViewsAt,
     check_aligned,
-    depends_on,
     equal_time_steps,
     make_network,
     modality_tensors,
@@ -35,7 +34,7 @@ from handlab.data.batches import Augment, Batches
 from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.camera import project, rotate
 from handlab.sim.rhd import SimRHD
-from handlab.train.experiment import ExperimentData, ordered_batches
+from handlab.train.experiment import depends_on, ExperimentData, ordered_batches
 from handlab.train.loop import fit, read_losses, weights_fingerprint
 
 SMOKE = make_settings(
@@ -227,7 +226,7 @@ def test_interrupted_and_resumed_ends_with_the_same_weights(data, tmp_path):
             train_settings(SMOKE),
             tmp_path / "stopped",
             validate=Validation(SMOKE, data.validation),
-            about=depends_on(SMOKE, data),
+            about=depends_on(SMOKE, data, experiment="aligned"),
             report=silent,
         )
     assert not (tmp_path / "stopped" / "finished.json").exists()

@@ -131,7 +131,7 @@ def test_training_notebook_on_other_datasets(tmp_path):
         ("train_aligned", dict(stratgey="S4"), "parameter 'stratgey'"),
         ("train_aligned", dict(strategy="S9"), "strategy 'S9'"),
         ("explore_latent", dict(pear=3), "parameter 'pear'"),
-        ("explore_latent", dict(run="runs/nowhere"), "no finished run is there"),
+        ("explore_latent", dict(run="runs/nowhere"), "it holds no finished run"),
     ],
 )
 def test_wrong_parameter_is_named(tmp_path, notebook, parameters, words):
@@ -326,7 +326,7 @@ def test_foreign_or_changed_run_is_refused(practised, tmp_path):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for change, words in (
         (dict(experiment="train_pi"), "a run of train_pi"),
-        (dict(data={"fingerprint": "other"}), "the data have changed"),
+        (dict(data={"fingerprint": "other"}), "its data have changed"),
         (dict(settings={**metrics["settings"], "colour": 1}), "'colour'"),
     ):
         (tmp_path / "run" / "metrics.json").write_text(json.dumps({**metrics, **change}))

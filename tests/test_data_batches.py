@@ -619,7 +619,7 @@ def test_what_is_missing_is_named(colour_only, prepared):
         HandlabError, match="prepared without depth; leave depth out of modalities and clouds"
     ):
         Batches(colour_only, 2, modalities=("image",), cloud_points=8)
-    with pytest.raises(HandlabError, match="modality 'infrared': there is no such modality"):
+    with pytest.raises(HandlabError, match="modality 'infrared': Batches has no such modality"):
         Batches(prepared, 2, modalities=("infrared",))
     with pytest.raises(HandlabError, match="there is no frame"):
         Batches(prepared.subset([]), 2)
@@ -688,13 +688,15 @@ class Drawn:
     def __len__(self): return 8
     def __getitem__(self, index): return decode_frame(f'drawn/{index}', *drawn_frame(index))
     def identity(self): return 'drawn'
-batch = Batches(prepare(Drawn(), sys.argv[1], CropSettings(size=64), workers=1, show_progress=False), 8, cloud_points=64).at(0)
-print(*(hashlib.md5(value.contiguous().numpy().tobytes()).hexdigest() for value in (batch.image, batch.depth, batch.mask, batch.cloud)))
+prepared = prepare(Drawn(), sys.argv[1], CropSettings(size=64), workers=1, show_progress=False)
+batch = Batches(prepared, 8, cloud_points=64).at(0)
+values = batch.image, batch.depth, batch.mask, batch.cloud
+print(*(hashlib.md5(value.contiguous().numpy().tobytes()).hexdigest() for value in values))
 """
 
 
 def test_the_process_that_compiles_draws_what_later_ones_draw(tmp_path):
-    "The first training on a machine compiles the drawing, the others find it compiled: the same seed must give the same numbers."
+    "The first training compiles the drawing, later ones find it compiled: a seed must give the same numbers."
     (tmp_path / "script.py").write_text(DRAWING)
     environment = {
         **os.environ,

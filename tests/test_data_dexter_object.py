@@ -12,13 +12,8 @@ from PIL import Image
 from handlab.core import HandlabError, write_json
 from handlab.data import dexter_object as do
 from handlab.data.batches import Batches
-from handlab.data.dexter_object import (
-    DexterObject,
-    decode_frame,
-    encode_bmp,
-    register_depth,
-    write_digests,
-)
+from handlab.data.dexter_object import DexterObject, decode_frame, encode_bmp, register_depth
+from handlab.data.files import write_digests
 from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import RHD, write_drawn
 from handlab.hand.camera import project
@@ -369,7 +364,7 @@ def test_an_image_without_a_line(root):
     shutil.copy(root / "data/Grasp1/color/Color_0003.bmp", root / "data/Grasp1/color/Color_0004.bmp")
     with pytest.raises(HandlabError) as error:
         DexterObject(root, BOTH)
-    assert "it has no line for frame 4" in line(error)
+    assert "it has no label for 1 of 4 images, the first is Color_0004.bmp" in line(error)
 
 
 def bmp(image, mode="RGB"):
@@ -387,11 +382,11 @@ def test_a_bmp_that_is_not_whole_or_another(root):
         for share in (0, 0.00005, 0.001, 0.5, 0.999)
     ] + [
         (whole + b"12345", "the image cannot be decoded"),
-        (bmp(picture.resize((640, 320))), "the image is 640 x 320, not 640 x 480"),
-        (bmp(picture, "L"), "it has 8 bits"),
+        (bmp(picture.resize((640, 320))), "the image is RGB 640 x 320, not RGB 640 x 480"),
+        (bmp(picture, "L"), "the image is L 640 x 480, not RGB"),
         (whole[:10] + b"\x40" + whole[11:], "the image cannot be decoded"),
-        (whole[:30] + b"\1" + whole[31:], "compression 1"),
-        (b"\x89PNG" + whole[4:], "it is no BMP"),
+        (whole[:30] + b"\1" + whole[31:], "the image cannot be decoded"),
+        (b"\x89PNG" + whole[4:], "it is no BMP that can be read"),
     ]
     for data, said in cases:
         path.write_bytes(data)
@@ -429,9 +424,12 @@ def test_a_depth_png_that_is_not_whole_or_another(root):
         (whole[:-1], "it is cut short"),
         (whole + b"1", "goes on after its end"),
         (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], "a checksum is wrong"),
-        (png((raw >> 8).astype(np.uint8)), "a PNG of mode L, not of 16 bits"),
-        (png(np.dstack([raw >> 8, raw & 255, raw * 0]).astype(np.uint8)), "a PNG of mode RGB"),
-        (png(raw[:, :160]), "the image is 160 x 240, not 320 x 240"),
+        (png((raw >> 8).astype(np.uint8)), "the image is L 320 x 240, not I;16 320 x 240"),
+        (
+            png(np.dstack([raw >> 8, raw & 255, raw * 0]).astype(np.uint8)),
+            "the image is RGB 320 x 240, not I;16",
+        ),
+        (png(raw[:, :160]), "the image is I;16 160 x 240, not I;16 320 x 240"),
         (whole[:8], "the image cannot be decoded"),
     ]
     for data, said in cases:
@@ -504,8 +502,9 @@ def test_tips_are_cropped_and_folded(prepared, root):
 def test_batches_of_tips(prepared):
     with pytest.raises(HandlabError) as error:
         Batches(prepared, 3, augment=None, shuffle=False)
-    assert "has no middle_mcp to tell depth from; leave depth and clouds out, or pass root='tips'" in line(
-        error
+    assert (
+        "has no middle_mcp, and depth is relative to it; leave depth and clouds out, or pass root='tips'"
+        in line(error)
     )
     with pytest.raises(HandlabError, match="no middle_mcp"):
         Batches(prepared, 3, modalities=("image",), cloud_points=8)
@@ -571,7 +570,7 @@ def test_damaged_files_with_digests(tmp_path):
 
 
 def test_damaged_files_of_the_bare_download(tmp_path):
-    "Without digests the bytes of BMP pixels and the digits of labels cannot be checked by anyone; all else is, and nothing crashes."
+    "Without digests, pixels of BMPs and digits of labels cannot be checked; all else is; nothing crashes."
     root = write(tmp_path / "do", {"Grasp1": [frame(0), frame(1, (2,))]})
 
     def bare(got, reference):
@@ -597,7 +596,7 @@ def read_rhd(folder):
 
 
 def rhd_fits(got, reference):
-    "As good as RHD's format can tell: pixels and flags to the bit, joints to a pixel of their projection; what is not there is named."
+    "Pixels and flags to the bit, joints to a pixel of their projection; what is not there is named."
     (samples, skipped), (whole, _) = got, reference
     if set(samples) | skipped != set(whole):
         return False

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from handlab.core import HandlabError
+from handlab.data import arrays
 from handlab.data import prepare as module
 from handlab.data.prepare import (
     CropSettings,
@@ -447,7 +448,8 @@ class Slow(RHD):
         time.sleep(.15)
         return super().__getitem__(index)
 if __name__ == '__main__':
-    prepare(Slow(sys.argv[1], 'evaluation'), sys.argv[2], CropSettings(size=24), workers=int(sys.argv[3]), show_progress=False)
+    crops = CropSettings(size=24)
+    prepare(Slow(sys.argv[1], 'evaluation'), sys.argv[2], crops, int(sys.argv[3]), show_progress=False)
 """
 
 
@@ -630,7 +632,7 @@ def test_the_rest_counts_as_room_that_is_there(tmp_path, monkeypatch):
         sum(path.stat().st_blocks * 512 for path in growing.iterdir()),
         40 * sum(array.nbytes for array in crop_sample(Drawn()[0], SMALL).values()),
     )
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=need - taken + 4096))
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda path: SimpleNamespace(free=need - taken + 4096))
     assert taken > 30 * 1000 and len(quiet(Drawn(40), tmp_path / "crops")) == 40
 
 
@@ -659,9 +661,11 @@ class Same:
     def identity(self): return 'same'
     def __len__(self): return self.count
     def __getitem__(self, index): return SAMPLE
-def anonymous(): return int(next(line for line in open('/proc/self/status') if line.startswith('RssAnon')).split()[1])
+def anonymous():
+    return int(next(line for line in open('/proc/self/status') if line.startswith('RssAnon')).split()[1])
 def work(count):
-    prepared = prepare(Same(count), f'{sys.argv[1]}/{count}', CropSettings(size=8, context=1.), workers=1, show_progress=False)
+    crops = CropSettings(size=8, context=1.)
+    prepared = prepare(Same(count), f'{sys.argv[1]}/{count}', crops, workers=1, show_progress=False)
     batches = Batches(prepared, 32)
     for step in range(20): batches.at(step)
     return anonymous(), batches
@@ -673,7 +677,7 @@ if __name__ == '__main__':
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    "20 000 frames have 10 MB of labels and 6 MB of pixels even at this size; none of it stays in the process."
+    "20 000 frames have 10 MB of labels and 6 MB of pixels even at this size; none of it stays in memory."
     (tmp_path / "script.py").write_text(MEMORY)
     frees = {
         **ENVIRONMENT,
@@ -699,7 +703,8 @@ class Held(RHD):
         while index == 5 and not Path(sys.argv[3]).exists(): time.sleep(.02)
         return super().__getitem__(index)
 if __name__ == '__main__':
-    prepare(Held(sys.argv[1], 'evaluation'), sys.argv[2], CropSettings(size=24), workers=1, show_progress=False)
+    crops = CropSettings(size=24)
+    prepare(Held(sys.argv[1], 'evaluation'), sys.argv[2], crops, workers=1, show_progress=False)
 """
 
 
@@ -724,7 +729,9 @@ from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import RHD
 if __name__ == '__main__':
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),)*2)
-    with one_line_errors(): prepare(RHD(sys.argv[1], 'evaluation'), sys.argv[2], CropSettings(size=64), workers=1, show_progress=False)
+    reader, crops = RHD(sys.argv[1], 'evaluation'), CropSettings(size=64)
+    with one_line_errors():
+        prepare(reader, sys.argv[2], crops, workers=1, show_progress=False)
 """
 
 
@@ -751,9 +758,9 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
     def full(path, *_):
         raise OSError(28, "No space left on device", str(path))
 
-    for name in ("write_rows", "create_array", "write_json"):
+    for place, name in ((module, "write_rows"), (arrays, "create_array"), (module, "write_json")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, full)
+            patch.setattr(place, name, full)
             with pytest.raises(HandlabError) as error:
                 quiet(Drawn(3), tmp_path / "crops")
         assert "it could not be written (No space left on device)" in str(error.value) and "\n" not in str(
@@ -763,7 +770,7 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
 
 
 def test_too_little_room_is_seen_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(arrays.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     reader = Drawn(3)
     with pytest.raises(HandlabError, match="0.0 GB are free; free some space or name another folder"):
         quiet(reader, tmp_path / "crops")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from handlab.core import HandlabError
 from handlab.data import rhd
+from handlab.data.files import real_root
 from handlab.data.rhd import (
     RHD,
     decode_depth,
@@ -16,7 +17,6 @@ from handlab.data.rhd import (
     encode_depth,
     judge_frames,
     nearest_in_view,
-    real_rhd_root,
 )
 
 K = np.array([[250, 0, 160], [0, 250, 160], [0, 0, 1]], np.float32)
@@ -154,7 +154,7 @@ def test_depth_code_by_hand():
 
 
 def test_construction_opens_no_image(root, monkeypatch):
-    monkeypatch.setattr(rhd, "read_image", lambda path, mode: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(rhd, "read_png", lambda path, *kind: pytest.fail(f"{path} was opened"))
     assert len(RHD(root, "evaluation")) == 3
 
 
@@ -292,12 +292,12 @@ def test_an_annotation_that_misses_a_frame(root):
     (root / "evaluation/anno_evaluation.pickle").write_bytes(python2_pickle({0: labels(0), 2: labels(2)}))
     with pytest.raises(HandlabError) as error:
         RHD(root, "evaluation")
-    assert "anno_evaluation.pickle: it has no entry for frame 1" in line(error)
+    assert "anno_evaluation.pickle: it has no label for 1 of 3 images, the first is 00001.png" in line(error)
     for folder in ("color", "mask", "depth"):
         (root / f"evaluation/{folder}/00001.png").unlink()
     with pytest.raises(HandlabError) as error:
         RHD(root, "evaluation")  # image gone as well: still a hole
-    assert "it has no entry for frame 1" in line(error)
+    assert "it has no label for 1 of 3 images, the first is 00001.png" in line(error)
     assert len(RHD(root, "evaluation", partial=True)) == 2
 
 
@@ -315,7 +315,7 @@ def test_a_truncated_png(root, folder):
     with pytest.raises(HandlabError, match="it is cut short"):
         reader[1]
     path.unlink()
-    with pytest.raises(HandlabError, match="the image is not there"):
+    with pytest.raises(HandlabError, match="the file is not there"):
         reader[1]
 
 
@@ -452,12 +452,12 @@ def test_a_hand_behind_the_camera_is_no_sample():
 
 # ---- the real thing
 
-real = pytest.mark.skipif(real_rhd_root() is None, reason="no official RHD data")
+real = pytest.mark.skipif(real_root("rhd") is None, reason="no official RHD data")
 
 
 @pytest.fixture(scope="module")
 def official():
-    return RHD(real_rhd_root(), "evaluation", partial=True)
+    return RHD(real_root("rhd"), "evaluation", partial=True)
 
 
 @real

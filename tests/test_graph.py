@@ -13,7 +13,8 @@ import pytest
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.core import HandlabError, make_settings, project_root, write_json
-from handlab.graph.run import TRIES, data_names, execute, whole_graph
+from handlab.graph.execute import TRIES, execute
+from handlab.graph.plan import data_names, whole_graph
 from handlab.results.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
 
 
@@ -250,7 +251,7 @@ def test_a_failed_run_leaves_its_notebook_and_the_others_go_on(tiny):
         and (tiny / "runs/smoke/train_pi-sim-rhd-seed0/metrics.json").exists()
     )
     assert (
-        "not made, for they wait for others: paper_pi, manifest" in words
+        "not made, because they depend on others: paper_pi, manifest" in words
         and not (tiny / "runs/smoke/paper_pi/finished.json").exists()
     )
     (tiny / "mended").touch()

@@ -1,4 +1,4 @@
-"""Projection, crops, affine maps, viewpoint, clouds and heat maps against hand calculation, OpenCV, SciPy and plain loops."""
+"""Projection, crops, affine maps, viewpoint, clouds and heat maps against plain loops, OpenCV and SciPy."""
 
 import cv2
 import numpy as np

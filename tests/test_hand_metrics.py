@@ -1,4 +1,4 @@
-"""The three protocols against plain loops written from their descriptions, against SciPy, and by properties they must have."""
+"""The three protocols against plain loops written from their descriptions, SciPy, and their properties."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from handlab.hand.metrics import (
     auc,
     epe,
     joint_errors,
-    paired_difference,
     pck,
     scores_2d,
     scores_3d,
@@ -260,9 +259,9 @@ GOOD = np.zeros((2, 21, 3))
 @pytest.mark.parametrize(
     "call,words",
     [
-        (lambda: epe(GOOD[:1], GOOD), r"\(1, 21, 3\).*\(2, 21, 3\).*; pass two arrays"),
+        (lambda: epe(GOOD[:1], GOOD), r"\(1, 21, 3\).*\(2, 21, 3\).*; give two arrays"),
         (lambda: epe(GOOD[0], GOOD[0]), r"\(N,21,D\)"),
-        (lambda: epe(GOOD, GOOD, np.ones((2, 20))), r"visible has shape \(2, 20\); pass \(2, 21\)"),
+        (lambda: epe(GOOD, GOOD, np.ones((2, 20))), r"visible has shape \(2, 20\); give \(2, 21\)"),
         (lambda: epe(GOOD, GOOD * np.nan), "no joint is visible"),
         (
             lambda: epe(np.where(np.arange(2)[:, None, None] == 1, np.nan, GOOD), GOOD),
@@ -402,25 +401,3 @@ def test_scores_of_tips():
     with pytest.raises(HandlabError, match="unknown alignment 'best'"):
         metrics.scores_tips(pred, true, alignment="best")
     assert len(metrics.thresholds_100()) == 100 and np.isclose(metrics.thresholds_100()[5], 5.0505, atol=1e-4)
-
-
-def test_paired_difference_agrees_with_scipy():
-    "One seed: the percentile bootstrap of the mean, which SciPy has."
-    from scipy.stats import bootstrap
-
-    first, second = (np.random.default_rng(seed).gamma(4, 5, 300) for seed in (0, 1))
-    ours = paired_difference(first, second, draws=20000)
-    known = bootstrap(
-        (first - second,), np.mean, n_resamples=20000, method="percentile", random_state=0
-    ).confidence_interval
-    assert ours.mean == pytest.approx((first - second).mean())
-    assert (ours.low, ours.high) == pytest.approx(known, abs=0.06)
-
-
-def test_paired_difference_knows_that_seeds_differ():
-    "Seeds that disagree widen the interval even when every frame agrees."
-    base = np.zeros((3, 50))
-    apart = paired_difference(base + np.array([[0.0], [1], [2]]), base)
-    assert apart == pytest.approx((1, 0, 2))
-    with pytest.raises(HandlabError, match="not .seeds, frames."):
-        paired_difference(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from handlab.core import HandlabError, project_root
+from handlab.hand.draw import draw_hand_2d, draw_hand_3d, frame_hands_3d
 from handlab.hand.skeleton import (
     BIGHAND_TO_CANONICAL,
     BONES,
-    DEXTER_TIPS,
     FINGERS,
     JOINTS,
     PARENTS,
@@ -37,7 +37,6 @@ from handlab.hand.skeleton import (
     root_of,
     stb_wrist,
 )
-from handlab.hand.draw import draw_hand_2d, draw_hand_3d, frame_hands_3d
 
 matplotlib.use("Agg")
 examples = settings(deadline=None, max_examples=40)
@@ -46,7 +45,7 @@ hands = arrays.arrays(np.float64, (3, 21, 3), elements=coordinates, fill=st.noth
 
 
 def real_folder(variable, name):
-    "A folder of real labels: named by the environment, in the project, or beside it; None where there is none"
+    "A folder of real labels: named by the environment, in the project, or beside it; None if there is none."
     places = [
         os.environ.get(variable),
         project_root() / "data" / name,
@@ -67,16 +66,21 @@ def test_tree():
         if joint:
             assert JOINTS[parent] == "wrist" or JOINTS[parent].split("_")[0] == JOINTS[joint].split("_")[0]
     assert [JOINTS[tip] for tip in TIPS] == [f"{finger}_tip" for finger in FINGERS]
-    assert DEXTER_TIPS == TIPS
 
 
 # The orders below are written out in words, finger by finger, from the datasets' own descriptions.
-RHD_WORDS = """wrist thumb_tip thumb_ip thumb_mcp thumb_cmc index_tip index_dip index_pip index_mcp middle_tip middle_dip middle_pip middle_mcp
-               ring_tip ring_dip ring_pip ring_mcp little_tip little_dip little_pip little_mcp""".split()
-STB_WORDS = """wrist little_mcp little_pip little_dip little_tip ring_mcp ring_pip ring_dip ring_tip middle_mcp middle_pip middle_dip middle_tip
-               index_mcp index_pip index_dip index_tip thumb_cmc thumb_mcp thumb_ip thumb_tip""".split()
-BIGHAND_WORDS = """wrist thumb_cmc index_mcp middle_mcp ring_mcp little_mcp thumb_mcp thumb_ip thumb_tip index_pip index_dip index_tip
-                   middle_pip middle_dip middle_tip ring_pip ring_dip ring_tip little_pip little_dip little_tip""".split()
+RHD_WORDS = """wrist
+    thumb_tip thumb_ip thumb_mcp thumb_cmc index_tip index_dip index_pip index_mcp
+    middle_tip middle_dip middle_pip middle_mcp ring_tip ring_dip ring_pip ring_mcp
+    little_tip little_dip little_pip little_mcp""".split()
+STB_WORDS = """wrist
+    little_mcp little_pip little_dip little_tip ring_mcp ring_pip ring_dip ring_tip
+    middle_mcp middle_pip middle_dip middle_tip index_mcp index_pip index_dip index_tip
+    thumb_cmc thumb_mcp thumb_ip thumb_tip""".split()
+BIGHAND_WORDS = """wrist
+    thumb_cmc index_mcp middle_mcp ring_mcp little_mcp thumb_mcp thumb_ip thumb_tip
+    index_pip index_dip index_tip middle_pip middle_dip middle_tip
+    ring_pip ring_dip ring_tip little_pip little_dip little_tip""".split()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from handlab.aligned import diagram, smoothness
 from handlab.aligned.comparison import TABLE_1
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
@@ -23,7 +24,10 @@ from handlab.aligned.strategies import make_recipe
 from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
 from handlab.hand.metrics import auc, scores_tips, thresholds_100
 from handlab.hand.skeleton import BONES
-from handlab.report import paper_aligned as paper
+from handlab.pages import aligned_figures as figures
+from handlab.pages import aligned_scores as scores
+from handlab.pages.page import every_run
+from handlab.pages.paper_aligned import ITEMS, aligned_page, findings
 from handlab.results.runs import source_line
 
 matplotlib.use("Agg")
@@ -103,7 +107,12 @@ def shelf(tmp_path):
 
 @pytest.fixture
 def page(shelf, tmp_path):
-    return paper.Page(shelf, seeds=2, figures=str(tmp_path / "figures"))
+    return aligned_page(shelf, seeds=2, figures=str(tmp_path / "figures"))
+
+
+def opened(page, variants, dataset="sim-rhd", needs=()):
+    "The runs of some variants, as an item opens them."
+    return page.open(scores.variant_runs(variants, dataset), needs)
 
 
 def styles(axis):
@@ -115,7 +124,7 @@ def styles(axis):
 
 # ---------------------------------------------------------------- opening
 def test_missing_run_is_named_in_one_line(page, capsys):
-    found = page.open(["S1", "S3", "R2CP"], "sim-rhd")
+    found = opened(page, ["S1", "S3", "R2CP"], "sim-rhd")
     (line,) = capsys.readouterr().out.splitlines()
     assert (
         "train_aligned-S3-sim-rhd-seed1" in line
@@ -124,34 +133,34 @@ def test_missing_run_is_named_in_one_line(page, capsys):
         and "S1" not in line
     )
     assert {variant: len(runs) for variant, runs in found.items()} == {"S1": 2, "S3": 1}
-    assert page.open(["S1", "R2CP"], "sim-rhd", needs=["R2CP"]) == {}
+    assert opened(page, ["S1", "R2CP"], "sim-rhd", needs=["R2CP"]) == {}
 
 
 def test_strict_makes_an_error_of_it(shelf):
     with pytest.raises(HandlabError, match="train_aligned-R2CP-sim-rhd-seed0.*make figures"):
-        paper.Page(shelf, strict=True).open(["S1", "R2CP"], "sim-rhd")
+        opened(aligned_page(shelf, strict=True), ["S1", "R2CP"])
 
 
 def test_runs_of_different_lengths_are_not_compared(page):
     made_up(page.folder, "R2CP", 0, [1, 2], steps=11)
     with pytest.raises(HandlabError, match="different lengths"):
-        page.open(["S1", "R2CP"], "sim-rhd")
+        opened(page, ["S1", "R2CP"], "sim-rhd")
 
 
 def test_frames_and_seeds_must_be_the_same(page):
-    runs = page.open(["S1", "S3"], "sim-rhd")
-    assert {variant: errors.shape for variant, errors in paper.run_errors(runs).items()} == {
+    runs = opened(page, ["S1", "S3"], "sim-rhd")
+    assert {variant: errors.shape for variant, errors in scores.run_errors(runs).items()} == {
         "S1": (1, 2),
         "S3": (1, 2),
     }
     made_up(page.folder, "R2HP", 0, [1, 2, 3])
     with pytest.raises(HandlabError, match="not those of the other runs"):
-        paper.run_errors(page.open(["S1", "R2HP"], "sim-rhd"))
+        scores.run_errors(opened(page, ["S1", "R2HP"], "sim-rhd"))
 
 
 # ---------------------------------------------------------------- tables
 def test_table_of_strategies(page):
-    table = paper.table_strategies(page.open(["S1", "S4"], "sim-rhd"))
+    table = scores.table_strategies(opened(page, ["S1", "S4"], "sim-rhd"))
     s1, s4 = table.loc["S1: R2P"], table.loc["S4: RC2CHP, PoE"]
     assert (
         s1["mean EPE (mm)"] == pytest.approx(30.5)
@@ -168,13 +177,13 @@ def test_table_of_strategies(page):
 def test_interval_knows_frames_that_disagree(page):
     made_up(page.folder, "R2CP", 0, [25, 45])
     made_up(page.folder, "R2HP", 0, [10, 44])  # 10 mm better in one frame, 4 worse in the other
-    row = paper.table_variants(page.open(["S1", "R2HP"], "sim-rhd"), "S1").loc["S2: R2HP"]
+    row = scores.table_variants(opened(page, ["S1", "R2HP"], "sim-rhd"), "S1").loc["S2: R2HP"]
     assert row["minus S1"] == pytest.approx(-3) and row["95 % from"] < -3 < 0 < row["to"]
 
 
 def test_state_of_the_art_says_whose_numbers(page):
-    table = paper.table_state_of_the_art(
-        {name: page.open(["S4", "S1"], name) for name in ("sim-rhd", "sim-stb")}
+    table = scores.table_state_of_the_art(
+        {name: opened(page, ["S4", "S1"], name) for name in ("sim-rhd", "sim-stb")}
     )
     ours = table[table.index.str.startswith("ours")]
     assert ours.loc["ours, S4: RC2CHP, PoE", ["RHD", "STB"]].astype(float).tolist() == pytest.approx(
@@ -190,10 +199,10 @@ def test_state_of_the_art_says_whose_numbers(page):
 
 
 def test_weak_supervision(page):
-    variants = paper.weak_variants(page.folder, "sim-rhd")
+    variants = scores.weak_variants(page.folder, "sim-rhd")
     assert variants == ["S4-labelled0.25", "S4-labelled0.25-alone"]
-    runs = page.open(["S1", "S4", *variants], "sim-rhd")
-    row = paper.table_weak(runs).loc[25.0]
+    runs = opened(page, ["S1", "S4", *variants], "sim-rhd")
+    row = scores.table_weak(runs).loc[25.0]
     assert row["labelled frames alone (mm)"] == pytest.approx(40.5) and row[
         "with the unlabelled (mm)"
     ] == pytest.approx(30.5)
@@ -202,7 +211,7 @@ def test_weak_supervision(page):
         and row["difference (mm)"] == pytest.approx(-10)
         and row["minus S1 (mm)"] == pytest.approx(0)
     )
-    axis = paper.fig_weak_of(runs).axes[0]
+    axis = figures.fig_weak_of(runs).axes[0]
     drawn = {container.get_label(): container.lines[0].get_xydata().tolist() for container in axis.containers}
     assert np.allclose(drawn["labelled frames alone"], [[25, 40.5], [100, 28.5]]) and np.allclose(
         drawn["with the unlabelled frames"], [[25, 30.5], [100, 28.5]]
@@ -215,21 +224,23 @@ def test_weak_supervision(page):
 # ---------------------------------------------------------------- curves
 @pytest.mark.parametrize("benchmark, title", [("rhd", "RHD"), ("stb", "STB")])
 def test_published_curves_are_dashed_and_named(page, benchmark, title):
-    runs = page.open(["S1", "S4"], f"sim-{benchmark}")
-    axis = paper.fig_pck_of(runs, title, benchmark).axes[0]
+    runs = opened(page, ["S1", "S4"], f"sim-{benchmark}")
+    axis = figures.fig_pck_of(runs, title, benchmark).axes[0]
     drawn = styles(axis)
-    assert sum(style == "--" for style in drawn.values()) == len(paper.COMPARED[benchmark])
+    assert sum(style == "--" for style in drawn.values()) == len(figures.COMPARED[benchmark])
     assert all((style == "--") == ("published, real data" in label) for label, style in drawn.items())
     ours = next(line for line in axis.lines if line.get_label().startswith("S1: R2P"))
     assert np.allclose(
         ours.get_ydata(), np.mean([run.metrics["values"]["RGB"]["pck"] for run in runs["S1"]], 0)
     )
-    assert any(source_line(paper.every_run(runs)) in text.get_text() for text in axis.texts)
+    assert any(source_line(every_run(runs)) in text.get_text() for text in axis.texts)
 
 
 def test_without_viewpoint_correction_is_not_taken_for_published(page):
     made_up(page.folder, "S1-own_view", 0, [30, 50])
-    drawn = styles(paper.fig_pck_of(page.open(["S1", "S1-own_view"], "sim-rhd"), "RHD", methods=[]).axes[0])
+    drawn = styles(
+        figures.fig_pck_of(opened(page, ["S1", "S1-own_view"], "sim-rhd"), "RHD", methods=[]).axes[0]
+    )
     assert set(drawn.values()) == {"-", ":"} and not any("published" in label for label in drawn)
 
 
@@ -249,13 +260,13 @@ def test_tip_curves_give_the_named_areas():
         + 200
     )
     groups = [name.split("/")[0] for name in prepared.name]
-    for alignment, curve in paper.tip_curves(predicted, prepared).items():
+    for alignment, curve in figures.tip_curves(predicted, prepared).items():
         assert auc(thresholds_100(), curve) == pytest.approx(
             scores_tips(predicted, joints, prepared.visible, alignment, groups)["auc_0_100"]
         )
     drawn = styles(
-        paper.fig_tips(
-            {"S4": {name: [curve] for name, curve in paper.tip_curves(predicted, prepared).items()}},
+        figures.fig_tips(
+            {"S4": {name: [curve] for name, curve in figures.tip_curves(predicted, prepared).items()}},
             "12 frames of made-up",
             "nothing",
         ).axes[0]
@@ -269,7 +280,7 @@ def test_tip_curves_give_the_named_areas():
 
 
 def test_convergence_is_the_validation_error(page):
-    figure = paper.fig_convergence(page.open(["S1", "S4"], "sim-rhd"))
+    figure = figures.fig_convergence(opened(page, ["S1", "S4"], "sim-rhd"))
     steps, time = (
         [line.get_xydata() for line in axis.lines if line.get_label() == "S4: RC2CHP, PoE"][0]
         for axis in figure.axes
@@ -292,13 +303,13 @@ def test_convergence_is_the_validation_error(page):
 )
 def test_diagrams_are_the_recipes(strategy, encoders, alignments, posteriors):
     recipe = make_recipe(strategy)
-    edges = paper.model_edges(recipe)
+    edges = diagram.model_edges(recipe)
     assert (
         set(edges["encoders"]) == encoders
         and set(edges["alignments"]) == alignments
         and len(edges["decoders"]) == posteriors * len(recipe.decoders)
     )
-    axis = paper.fig_models({strategy: strategy}).axes[0]
+    axis = diagram.fig_models({strategy: strategy}).axes[0]
     shaded = sum(patch.get_facecolor()[0] < 0.99 for patch in axis.patches)
     assert shaded == len(recipe.encoders) + len(recipe.decoders) and len(axis.patches) - shaded == posteriors
     arrows = [text.arrow_patch for text in axis.texts if getattr(text, "arrow_patch", None)]
@@ -312,16 +323,16 @@ def test_diagrams_are_the_recipes(strategy, encoders, alignments, posteriors):
 def test_linear_decoder_goes_straight():
     weights = torch.randn(8, 63, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     codes = torch.randn(20, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    walks = paper.pose_walks(
-        lambda codes: codes.to(weights.dtype) @ weights, codes, paper.random_pairs(20, 9), 16
+    walks = smoothness.pose_walks(
+        lambda codes: codes.to(weights.dtype) @ weights, codes, smoothness.random_pairs(20, 9), 16
     )
-    measured = paper.walk_measures(walks)
+    measured = smoothness.walk_measures(walks)
     assert (
         walks.shape == (9, 17, 21, 3)
         and np.allclose(measured["path_ratio"], 1, atol=1e-5)
         and np.allclose(measured["largest_step"], 1, atol=1e-4)
     )
-    assert np.allclose(paper.straight_walks(walks), walks, atol=1e-5)
+    assert np.allclose(smoothness.straight_walks(walks), walks, atol=1e-5)
 
 
 def test_bent_way_by_hand():
@@ -330,27 +341,27 @@ def test_bent_way_by_hand():
     def decoder(codes):
         return (codes**2)[:, :1].repeat(1, 63) * torch.tensor([1.0, 0, 0]).repeat(21)
 
-    walks = paper.pose_walks(
+    walks = smoothness.pose_walks(
         decoder, torch.tensor([[-1.0], [2.0]]), np.array([[0, 1]]), 3
     )  # codes -1, 0, 1, 2: x = 1, 0, 1, 4
-    measured = paper.walk_measures(walks)
+    measured = smoothness.walk_measures(walks)
     assert measured["path_ratio"][0] == pytest.approx(5 / 3) and measured["largest_step"][0] == pytest.approx(
         3 / (5 / 3)
     )
-    assert paper.walk_profiles(walks)["step"].tolist() == pytest.approx([3 / 5, 3 / 5, 9 / 5])
+    assert smoothness.walk_profiles(walks)["step"].tolist() == pytest.approx([3 / 5, 3 / 5, 9 / 5])
 
 
 def test_straight_joints_shrink_a_turning_hand():
     ends = np.zeros((2, 21, 3))
     for parent, child in BONES:
         ends[0, child], ends[1, child] = ends[0, parent] + [1, 0, 0], ends[1, parent] + [0, 1, 0]
-    walk = paper.straight_walks(np.stack([ends[0], ends[0], ends[1]])[None])
-    assert paper.bone_drift(walk)[0].tolist() == pytest.approx([0, 100 * (1 - np.cos(np.pi / 4)), 0])
-    assert paper.bone_drift(3 * walk)[0, 1] == pytest.approx(
-        paper.bone_drift(walk)[0, 1]
+    walk = smoothness.straight_walks(np.stack([ends[0], ends[0], ends[1]])[None])
+    assert smoothness.bone_drift(walk)[0].tolist() == pytest.approx([0, 100 * (1 - np.cos(np.pi / 4)), 0])
+    assert smoothness.bone_drift(3 * walk)[0, 1] == pytest.approx(
+        smoothness.bone_drift(walk)[0, 1]
     )  # no matter how large the hand is
     growing = np.stack([ends[0], 1.5 * ends[0], 2 * ends[0]])
-    assert np.allclose(paper.bone_drift(growing), 0)  # from a small hand to a large one
+    assert np.allclose(smoothness.bone_drift(growing), 0)  # from a small hand to a large one
 
 
 def test_nearest_pose_and_its_millimetres():
@@ -358,17 +369,17 @@ def test_nearest_pose_and_its_millimetres():
     poses = np.zeros((1, 3, 21, 3))
     poses[0, 1, :, 0] = 2
     poses[0, 2, :, 0] = 1
-    assert paper.nearest_distance(poses, real)[0].tolist() == pytest.approx([0, 2, 1])
-    measured = paper.walk_measures(poses, real, 30.0)
+    assert smoothness.nearest_distance(poses, real)[0].tolist() == pytest.approx([0, 2, 1])
+    measured = smoothness.walk_measures(poses, real, 30.0)
     assert measured["from_real"][0] == pytest.approx(60) and measured["from_real_ends"][0] == pytest.approx(
         15
     )
 
 
 def test_pairs_belong_together():
-    pairs = paper.random_pairs(50, 300)
-    assert np.array_equal(pairs, paper.random_pairs(50, 300)) and not np.array_equal(
-        pairs, paper.random_pairs(50, 300, seed=1)
+    pairs = smoothness.random_pairs(50, 300)
+    assert np.array_equal(pairs, smoothness.random_pairs(50, 300)) and not np.array_equal(
+        pairs, smoothness.random_pairs(50, 300, seed=1)
     )
     assert (
         pairs.min() >= 0
@@ -383,7 +394,7 @@ def test_smoothness_table_by_hand():
         row: {"measures": {"path_ratio": np.array([values])}, "profiles": {}}
         for row, values in (("S1", [1.5, 2.5]), ("S4", [1.0, 2.0]), ("joints", [1.0, 1.0]))
     }
-    row = paper.table_smoothness(measured).loc[paper.MEASURES["path_ratio"]]
+    row = scores.table_smoothness(measured).loc[smoothness.MEASURES["path_ratio"]]
     assert (
         row["S1: R2P"] == 2
         and row["S4: RC2CHP, PoE"] == 1.5
@@ -394,10 +405,10 @@ def test_smoothness_table_by_hand():
 
 @given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.integers(0, 1000), st.floats(0.01, 100))
 def test_surface_variation_of_a_box_however_it_lies(edges, seed, scale):
-    "The corners of a box vary by half its edges along its axes: the smallest edge squared over the sum of all squares."
+    "The corners vary by half an edge along each axis: the smallest edge squared over the sum of the squares."
     box = np.array(list(np.ndindex(2, 2, 2))) * edges
     turn = Rotation.random(random_state=seed).as_matrix()
-    variation = paper.surface_variation(scale * (box @ turn.T) + [3, -7, 11], neighbours=8)
+    variation = smoothness.surface_variation(scale * (box @ turn.T) + [3, -7, 11], neighbours=8)
     assert variation == pytest.approx(
         np.full(8, min(edges) ** 2 / np.square(edges).sum()), rel=1e-5, abs=1e-9
     )
@@ -407,15 +418,15 @@ def test_surface_variation_looks_at_neighbours_alone():
     generator = np.random.default_rng(0)
     floor = np.c_[generator.uniform(-1, 1, (300, 2)), np.zeros(300)]
     apart = np.concatenate([floor, generator.uniform(-1, 1, (300, 3)) + [100, 0, 0]])
-    variation = paper.surface_variation(apart)
+    variation = smoothness.surface_variation(apart)
     assert np.allclose(variation[:300], 0, atol=1e-9) and variation[300:].mean() > 0.1
     rough = floor + generator.normal(0, 0.05, floor.shape)
     assert (
-        paper.surface_variation(rough).mean()
-        > paper.surface_variation(floor + (rough - floor) / 5).mean()
+        smoothness.surface_variation(rough).mean()
+        > smoothness.surface_variation(floor + (rough - floor) / 5).mean()
         > 0
     )
-    assert np.isfinite(paper.surface_variation(np.zeros((20, 3)))).all()  # a decoder that has collapsed
+    assert np.isfinite(smoothness.surface_variation(np.zeros((20, 3)))).all()  # a decoder that has collapsed
 
 
 def test_table_of_clouds_by_hand():
@@ -423,16 +434,17 @@ def test_table_of_clouds_by_hand():
         "put_in": np.array([[0.2, 0.4], [0.2, 0.4]]),
         "reconstructed": np.array([[0.1, 0.3], [0.1, 0.3]]),
     }
-    row = paper.table_clouds({"sim-rhd": {"clouds": {"measures": measures}}}).loc["sim-rhd"]
+    row = scores.table_clouds({"sim-rhd": {"clouds": {"measures": measures}}}).loc["sim-rhd"]
     assert row.tolist() == pytest.approx([0.3, 0.2, 0.1, 0.1, 0.1])
 
 
 # ---------------------------------------------------------------- what goes to figures/
 def test_items_are_written_with_what_they_are(page, tmp_path):
-    runs = page.open(["S1", "S4"], "sim-rhd")
-    page.keep("table1-strategies", paper.table_strategies(runs), runs)
-    page.keep("fig6", paper.fig_pck_of(runs, "RHD"), runs)
-    page.keep("supplement-fig2", paper.fig_models(), runs, tested="sim-dexter-object")
+    runs = opened(page, ["S1", "S4"], "sim-rhd")
+    by_name = {item.name: item for item in ITEMS}
+    page.keep(by_name["table1-strategies"], scores.table_strategies(runs), runs)
+    page.keep(by_name["fig6"], figures.fig_pck_of(runs, "RHD"), runs)
+    page.keep(by_name["supplement-fig2"], diagram.fig_models(), runs)
     names = {path.name for path in (tmp_path / "figures").iterdir() if path.is_file()}
     assert names == {
         f"aligned-{name}"
@@ -463,7 +475,7 @@ def test_items_are_written_with_what_they_are(page, tmp_path):
         == "sim-dexter-object; trained on sim-rhd twin"
     )
     with pytest.raises(HandlabError, match="no item"):
-        page.keep("fig99", paper.fig_models(), runs)
+        page.show("fig99")
 
 
 def cells():
@@ -475,17 +487,25 @@ def cells():
 
 
 def test_every_item_of_the_paper_has_one_cell_and_overwrites_nothing():
-    kept = [name for cell in cells() for name in re.findall(r'page\.keep\(f?"([^"]+)"', cell)]
-    items = {paper.item_of(name) for name in kept}
+    shown = [name for cell in cells() for name in re.findall(r'page\.show\("([^"]+)"\)', cell)]
+    assert len(shown) == len(set(shown)) and set(shown) == {item.name for item in ITEMS}
     assert {
         *(f"Fig. {number}" for number in range(1, 9)),
         "Table 1",
         "Table 2",
         *(f"supplement, Fig. {number}" for number in (1, 2, 3)),
         "supplement, section E",
-    } <= items and items == set(paper.ITEMS.values())
-    assert len(kept) == len(set(kept))
-    assert not {f"aligned-{name}-sim-rhd-quick" for name in kept} & KEPT
+    } <= {item.place for item in ITEMS}
+    assert not {f"aligned-{name}-sim-rhd-quick" for name in shown} & KEPT
+
+
+def test_findings_are_the_runs_numbers(page):
+    "S4 is 2 mm better in every frame; with the unlabelled frames 8 and 12 mm better."
+    shown = findings(page).data
+    assert "| S4 minus S1 | sim-rhd | 28.50 | 30.50 | -2.00 | -2.00 | -2.00 | -3.47 |" in shown
+    assert "S4 (aligned by product of experts) is 2.00 mm lower than that of S1 (RGB alone)" in shown
+    assert "with minus without the unlabelled frames | sim-rhd | 30.50 | 40.50 | -10.00 |" in shown
+    assert "No run has been found" in findings(aligned_page(page.folder / "nothing")).data
 
 
 # ---------------------------------------------------------------- whole
@@ -502,17 +522,17 @@ def practised(tmp_path_factory):
 
 
 def test_pictures_say_where_they_come_from(practised):
-    run = paper.Page(practised).open(["S4"], "sim-rhd")["S4"][0]
+    run = opened(aligned_page(practised), ["S4"], "sim-rhd")["S4"][0]
     for figure in (
-        paper.fig_walks_of(run, 1, count=3),
-        paper.fig_walks_of(run, 1, "train", 3),
-        paper.fig_reconstructions_of(run, 4),
+        figures.fig_walks_of(run, 1, count=3),
+        figures.fig_walks_of(run, 1, "train", 3),
+        figures.fig_reconstructions_of(run, 4),
     ):
         assert "S4: RC2CHP, PoE; sim-rhd twin, profile smoke, seed 0" in figure.texts[-1].get_text()
 
 
 def test_test_time_is_the_same_network(practised):
-    table = paper.table_test_time(paper.Page(practised).open(["S1", "S4"], "sim-rhd"), repeats=1)
+    table = scores.table_test_time(opened(aligned_page(practised), ["S1", "S4"], "sim-rhd"), repeats=1)
     assert (
         table["weights when tested"].nunique() == 1
         and table.loc["S1: R2P", "weights in training"]
@@ -522,16 +542,16 @@ def test_test_time_is_the_same_network(practised):
 
 
 def test_equal_time_trains_the_others_longer(practised, tmp_path):
-    runs = paper.Page(practised).open(["S4"], "sim-rhd")["S4"]
+    runs = opened(aligned_page(practised), ["S4"], "sim-rhd")["S4"]
     write_json(
         tmp_path / "times.json",
         {name: dict(step=5.0 if name == "S1" else 10.0, batch=1.0, emd=0.0) for name in TABLE_1},
     )
-    errors, table = paper.train_for_equal_time(runs, tmp_path, show=False)
+    errors, table = scores.train_for_equal_time(runs, tmp_path, show=False)
     assert list(errors) == list(TABLE_1) and table["steps"].tolist() == [16, 8, 8, 8, 8, 8]
     assert read_json(tmp_path / "time" / "S1-seed_0" / "finished.json")["steps"] == 16
     assert (
-        np.allclose(errors["S4"], paper.run_errors({"S4": runs})["S4"])
+        np.allclose(errors["S4"], scores.run_errors({"S4": runs})["S4"])
         and not (tmp_path / "time" / "S4-seed_0").exists()
     )
 

@@ -25,7 +25,7 @@ from handlab.privileged.experiment_2d import (
     evaluate_2d,
     make_machine,
     mean_position,
-    position_everywhere,
+    place_position,
     predict_2d,
     predict_all_2d,
     start_machine,
@@ -252,7 +252,7 @@ def test_other_settings_are_refused_where_they_matter(data, finished):
 
 
 def test_stage_two_without_stage_one_says_so(data, tmp_path):
-    with pytest.raises(HandlabError, match="run the training that writes them"):
+    with pytest.raises(HandlabError, match="run the training that writes it"):
         train_stage_2d("mask_0.2", SMOKE, data, tmp_path)
 
 
@@ -280,7 +280,7 @@ def test_the_machine_learns(data, tmp_path):
     train_stage_2d("depth", settings, data, tmp_path, report=lambda *state: None)
     found, blind = (
         predict_2d(trained_machine(settings, "depth", tmp_path), data.train, settings, "depth"),
-        position_everywhere(mean_position(data), data.train),
+        place_position(mean_position(data), data.train),
     )
     true, seen = np.asarray(data.train.uv), np.asarray(data.train.visible)
     errors = [np.linalg.norm(guess - true, axis=-1)[seen].mean() for guess in (found, blind)]

@@ -35,9 +35,9 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.train.experiment import ExperimentData
+from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.sets import reader_of
-from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
 
 SMOKE = make_settings(PiSettings, "smoke", train_frames=24, validation_frames=8, test_frames=10)
 
@@ -217,7 +217,7 @@ def test_copied_head_is_the_depth_nets(finished):
 
 
 def test_stage_two_without_stage_one_says_so(data, tmp_path):
-    with pytest.raises(HandlabError, match="run the training that writes them"):
+    with pytest.raises(HandlabError, match="run the training that writes it"):
         train_stage("rgb_pi", SMOKE, data, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""BigHand's twin: stream and disk agree, frames are sound and broad, and a stopped job leaves nothing that looks finished."""
+"""BigHand's twin: its layout, sound and broad frames, a sensor with faults."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_samples_are_sound(samples):
 
 
 def test_joints_lie_inside_the_flesh(samples):
-    "Where a joint's pixel shows the hand, its surface is before the joint, but not by more than flesh is thick."
+    "Where a joint's pixel shows the hand, its surface is before it, by less than the flesh's thickness."
     before = []
     for sample in samples:
         column, row = np.rint(sample.uv[sample.visible]).astype(int).T
@@ -105,7 +105,7 @@ def test_views_and_poses_are_broad(samples):
     assert len({round(float(length), 1) for length in bones[:, 9]}) > 12  # twenty persons
 
 
-def test_cameras_lie_aslant_but_eyes_do_not():
+def test_cameras_are_often_rolled_but_eyes_are_not():
     upside_down = [
         np.mean(
             [

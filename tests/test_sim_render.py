@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from handlab.core import numpy_generator
-from handlab.sim import render
+from handlab.sim import render, shade
 from handlab.sim.render import Mesh, rasterise, tube, tube_faces
 from handlab.sim.shape import make_person
 
@@ -181,20 +181,20 @@ def test_part_ids_are_rhd_s():
 def test_shadow_falls_behind_and_not_before_and_not_beside():
     mesh = ball([0, 0, 500], 30)[0]
     direction = np.array([1, -1, 0]) / 2**0.5
-    shadow = render.cast_shadow(direction, mesh.vertices, mesh.faces, mesh.vertices)
+    shadow = shade.cast_shadow(direction, mesh.vertices, mesh.faces, mesh.vertices)
     spots = [
         (-80.0, 80.0, 500.0),
         (80.0, -80.0, 500.0),
         (80.0, 80.0, 500.0),
         (-21.5, 21.5, 500.0),
     ]  # behind, before, beside, own night side
-    assert [render.sunlight(*shadow, *spot, 2.0) for spot in spots] == [0, 1, 1, 0]
+    assert [shade.sunlight(*shadow, *spot, 2.0) for spot in spots] == [0, 1, 1, 0]
 
 
 def test_outlines_are_softened_and_surfaces_are_not():
     image = np.random.default_rng(0).random((40, 40, 3)).astype(np.float32)
     smooth = np.full((40, 40), 1 / 500, np.float32)
-    np.testing.assert_array_equal(render.soften_outlines(image, smooth), image)
+    np.testing.assert_array_equal(shade.soften_outlines(image, smooth), image)
     smooth[:, 20:] = 1 / 600
-    changed = np.abs(render.soften_outlines(image, smooth) - image).max(2) > 0
+    changed = np.abs(shade.soften_outlines(image, smooth) - image).max(2) > 0
     assert changed[1:-1, 19:21].all() and not changed[:, :19].any() and not changed[:, 21:].any()

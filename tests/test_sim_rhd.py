@@ -7,7 +7,7 @@ import pytest
 
 from handlab.data.rhd import RHD, SPLITS
 from handlab.hand.camera import project
-from handlab.sim import rhd, scene
+from handlab.sim import places, rhd, scene
 from handlab.sim.rhd import SimRHD
 from handlab.sim.write import write
 
@@ -73,10 +73,10 @@ def test_persons_come_in_blocks_and_splits_share_nothing():
         split: [rhd.actor_of(5, split, number).person.joints.tobytes() for number in range(3)]
         for split in SPLITS
     }
-    places = {
-        split: [scene.pool_background(5, split, number).tobytes() for number in range(5)] for split in SPLITS
+    pools = {
+        split: [places.pool_background(5, split, number).tobytes() for number in range(5)] for split in SPLITS
     }
-    for seeds in (people, places):
+    for seeds in (people, pools):
         assert not set(seeds["training"]) & set(seeds["evaluation"])
     one, two = (rhd.rhd_frame(5, split, 0) for split in SPLITS)
     assert not np.array_equal(one[3]["xyz"], two[3]["xyz"])

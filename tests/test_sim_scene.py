@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from handlab.core import numpy_generator
-from handlab.data.rhd import read_annotation, read_image, real_rhd_root
+from handlab.data.files import read_png, real_root
+from handlab.data.rhd import read_annotation
 from handlab.hand.skeleton import from_rhd
-from handlab.sim import scene
+from handlab.sim import actor, places, scene
 from handlab.sim.render import part_ids
 
 COUNT = 24
@@ -14,14 +15,14 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def actors():
-    return [scene.make_actor(numpy_generator(7, "person", number)) for number in range(6)]
+    return [actor.make_actor(numpy_generator(7, "person", number)) for number in range(6)]
 
 
 @pytest.fixture(scope="module")
 def frames(actors):
     return [
         scene.render_frame(
-            numpy_generator(7, index), actors[index % 6], scene.pool_background(7, "training", index % 4)
+            numpy_generator(7, index), actors[index % 6], places.pool_background(7, "training", index % 4)
         )
         for index in range(COUNT)
     ]
@@ -92,10 +93,10 @@ def test_hidden_joints(frames):
 
 
 def test_hands_are_of_the_side_they_claim(frames, actors):
-    "With the palm towards us and fingers up, a right hand's thumb is to our right: (index x little) points out of the palm in x right, y down, z forward, as on 95 of 100 RHD hands."
+    "With palm to the camera and fingers up, a right hand's thumb is at the right, as on 95 of 100 RHD hands."
     for seed in range(6):
         for side, sign in (("left", -1), ("right", 1)):
-            arm = scene.pose_arm(numpy_generator(seed, "side"), actors[0], side)
+            arm = actor.pose_arm(numpy_generator(seed, "side"), actors[0], side)
             camera = scene.sample_camera(numpy_generator(seed), arm.world(arm.joints[9:10])[0])
             placed = scene.place_hand(actors[0], arm, camera)
             out_of_palm = camera.rotation @ ((arm.palm @ [0, 0, -1.0]) * arm.mirror)
@@ -146,7 +147,7 @@ def test_cameras_are_rhd_s():
 
 
 def test_something_stands_behind_the_hand(frames):
-    "Body within half a metre behind the hand, inside its crop, in a good share of frames: the depth crop must see it."
+    "In many frames the body is within half a metre behind the hand: the depth crop must see it."
     seen = 0
     for frame in frames:
         joints, uv, visible, _ = main_hand(frame)
@@ -160,7 +161,7 @@ def test_something_stands_behind_the_hand(frames):
 
 
 def test_same_seed_same_frame_and_frames_differ(frames, actors):
-    again = scene.render_frame(numpy_generator(7, 3), actors[3], scene.pool_background(7, "training", 3))
+    again = scene.render_frame(numpy_generator(7, 3), actors[3], places.pool_background(7, "training", 3))
     for field in ("image", "depth", "parts", "joints", "uv", "visible", "K"):
         np.testing.assert_array_equal(getattr(again, field), getattr(frames[3], field))
     assert (
@@ -181,8 +182,8 @@ def test_geometry_does_not_depend_on_colours(frames, actors):
 def test_a_hand_alone(actors):
     geometry = scene.sample_geometry(numpy_generator(0, "alone"), actors[0], size=256, zoom=2.8, alone=True)
     assert (
-        len(geometry.placed) == 1
-        and geometry.body is None
+        len(geometry.drawn.placed) == 1
+        and geometry.drawn.body is None
         and geometry.parts.shape == (256, 256)
         and (geometry.parts > 1).mean() > 0.05
     )
@@ -196,7 +197,7 @@ def test_persons_differ_in_bones_skin_and_clothes(actors):
         == len({actor.materials.main.tobytes() for actor in actors})
         == len(actors)
     )
-    colours = np.array([scene.sample_skin(np.random.default_rng(seed)).colour for seed in range(300)])
+    colours = np.array([actor.sample_skin(np.random.default_rng(seed)).colour for seed in range(300)])
     assert (colours[:, 0] > colours[:, 1]).all() and (
         colours[:, 1] > colours[:, 2] * 0.95
     ).all()  # skin is some brown, never blue
@@ -205,8 +206,8 @@ def test_persons_differ_in_bones_skin_and_clothes(actors):
 
 
 def test_backgrounds_are_unlike_and_of_their_split():
-    first = [scene.pool_background(3, "training", number) for number in range(6)]
-    second = [scene.pool_background(3, "evaluation", number) for number in range(6)]
+    first = [places.pool_background(3, "training", number) for number in range(6)]
+    second = [places.pool_background(3, "evaluation", number) for number in range(6)]
     assert len({page.tobytes() for page in first + second}) == 12
     assert all(page.std() > 5 for page in first + second)
 
@@ -218,13 +219,13 @@ def test_hands_are_dull_and_sometimes_dark(frames):
 
 def test_visibility_follows_what_real_frames_show():
     "On real frames: never visible outside the picture, always on the hand's own pixels."
-    root = real_rhd_root()
+    root = real_root("rhd")
     if root is None:
         pytest.skip("no real RHD frames here")
     frames, labels = read_annotation(root / "evaluation" / "anno_evaluation.pickle")
     own, outside = [], []
     for path in sorted((root / "evaluation" / "mask").glob("*.png"))[:40]:
-        parts, row = read_image(path, "L"), int(np.searchsorted(frames, int(path.stem)))
+        parts, row = read_png(path, "L", (320, 320)), int(np.searchsorted(frames, int(path.stem)))
         for side in scene.SIDES:
             uv, seen = (
                 from_rhd(labels["uv_vis"][row], side)[:, :2],

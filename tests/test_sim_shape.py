@@ -35,7 +35,7 @@ def persons():
 
 
 def winding(vertices, faces, point):
-    "How often a closed mesh winds round a point: 1 inside, 0 outside (solid angles after Van Oosterom and Strackee)."
+    "How often a closed mesh winds round a point: 1 inside, 0 outside (Van Oosterom and Strackee's angles)."
     a, b, c = (vertices[faces[:, i]].astype(float) - point for i in range(3))
     la, lb, lc = (np.linalg.norm(x, axis=1) for x in (a, b, c))
     above = np.einsum("ij,ij->i", a, np.cross(b, c))

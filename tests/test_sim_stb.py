@@ -1,4 +1,4 @@
-"The twin of STB: one left hand with STB's bones, smooth motion, two cameras; stream and disk agree; a stopped job leaves nothing that looks finished."
+"The twin of STB: one left hand with STB's bones, smooth motion, two cameras, STB's layout."
 
 import cv2
 import numpy as np
@@ -6,18 +6,15 @@ import pytest
 import scipy.io
 
 from handlab.data.stb import (
-    SK_COLOR_K,
-    SK_DEPTH_K,
     SPLITS,
     STB_BONES,
     bone_lengths,
     camera_joints,
-    decode_depth,
     decode_frame,
     image_path,
     label_path,
-    sk_rotation,
 )
+from handlab.data.stb_depth import SK_COLOR_K, SK_DEPTH_K, decode_depth, sk_rotation
 from handlab.hand.camera import project
 from handlab.hand.skeleton import handedness
 from handlab.sim import stb

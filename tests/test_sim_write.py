@@ -1,4 +1,4 @@
-"The writer of twins: stream and disk agree, workers change nothing, a stopped job leaves nothing that looks finished."
+"The writer of twins: stream and disk agree, workers change nothing, a stopped job leaves nothing half done."
 
 import os
 import pickle

@@ -98,7 +98,8 @@ def test_children_end_with_their_parent(kill, tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from test_train_jobs import *\n"
-        "if __name__ == '__main__': run_jobs([Job(n, write_and_wait, {'folder': sys.argv[1]}) for n in 'ab'], places=2)\n"
+        "if __name__ == '__main__':\n"
+        "    run_jobs([Job(n, write_and_wait, {'folder': sys.argv[1]}) for n in 'ab'], places=2)\n"
     )
     (tmp_path / "start.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}

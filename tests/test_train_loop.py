@@ -367,7 +367,7 @@ def test_damaged_files_are_named(tmp_path):
     fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:20])
-    with pytest.raises(HandlabError, match="model.safetensors: it is not a whole safetensors file"):
+    with pytest.raises(HandlabError, match="model.safetensors: it is not a complete safetensors file"):
         fit(new_line(), line_loss, line, settings, tmp_path, report=quiet)
     (tmp_path / "finished.json").unlink()
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:100])

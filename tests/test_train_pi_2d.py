@@ -123,7 +123,7 @@ def test_killed_run_ends_as_the_whole_one(finished):
     "parameters, complaint",
     [
         ({"stesp_first": 3}, "parameter 'stesp_first': this notebook has no such parameter"),
-        ({"poolings": 5}, "poolings: 5 cannot be"),
+        ({"poolings": 5}, "poolings: 5 is not possible"),
         ({"dataset": "stb"}, "data_root: the real dataset needs a folder"),
     ],
 )

@@ -55,7 +55,7 @@ def step_times(
     strategies=TABLE_1,
     device="cpu",
 ) -> dict:  # {strategy: {'step', 'batch', 'emd'}} milliseconds
-    "The cost of a step of each strategy, and of its parts."
+    "The time of a step of each strategy, and of its parts."
     path = Path(folder) / "times.json"
     times = read_json(path) if path.exists() else {}
     threads = torch.get_num_threads()
@@ -81,7 +81,7 @@ def train_variants(
     steps: dict = None,  # {name: steps} where they differ from the settings'
     show: bool = True,
 ) -> dict:  # {name: (seeds, N, 21, 3) mm}
-    "Train every variant with every seed; what each says of the test frames, from RGB alone."
+    "Train every variant with every seed; returns the predictions for the test frames, from RGB alone."
     steps = {f"{name}, seed {seed}": count for name, count in (steps or {}).items() for seed in seeds}
     jobs = strategy_jobs(settings, data, folder, seed_variants(variants, seeds), device, steps)
     run_jobs(
@@ -93,20 +93,22 @@ def train_variants(
 def predict_variants(
     settings, folder, prepared, variants: dict, seeds, device="cpu"
 ) -> dict:  # {name: (seeds, N, 21, 3) mm}
-    "What the trained networks say of some frames, from RGB alone."
+    "The predictions of the trained networks for some frames, from RGB alone."
     jobs = {
         job.name: job.arguments
         for job in strategy_jobs(settings, None, folder, seed_variants(variants, seeds), device)
     }
 
-    def say(settings, folder, **_):
+    def predict_one(settings, folder, **_):
         return predict(trained_network(settings, folder, device), prepared, settings, device)
 
-    return {name: np.stack([say(**jobs[f"{name}, seed {seed}"]) for seed in seeds]) for name in variants}
+    return {
+        name: np.stack([predict_one(**jobs[f"{name}, seed {seed}"]) for seed in seeds]) for name in variants
+    }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #c4e5cbab
 def job_size(job) -> float:
-    "About how long a job takes, for the longest to be begun first."
+    "About how long a job takes; the longest is started first."
     settings = job.arguments["settings"]
     return (job.arguments["steps"] or settings.steps) * {"S1": 1, "R2HP": 1.2, "S3": 3, "S4": 3}.get(
         settings.strategy, 2
@@ -119,14 +121,14 @@ def frame_errors(
     "The mean joint error of each test frame; its mean is the mean EPE."
     true = np.asarray(prepared.joints)
     return {
-        name: np.stack([np.nanmean(joint_errors(said, true), 1) for said in each])
+        name: np.stack([np.nanmean(joint_errors(predicted, true), 1) for predicted in each])
         for name, each in predictions.items()
     }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #7465be54
 def validation_curves(
     folders: dict,
-) -> dict:  # {name: [run folder, one a seed]} -> {name: (steps (T,), mean EPE (seeds, T) mm)}
+) -> dict:  # {name: [run folder, one per seed]} -> {name: (steps (T,), mean EPE (seeds, T) mm)}
     "The validation error of each variant over the steps of training."
     tables = {
         name: [read_losses(Path(folder) / "losses.csv", "validation") for folder in each]
@@ -140,7 +142,7 @@ def validation_curves(
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
 def fig_validation(
     curves: dict,  # of `validation_curves`
-    times: dict = None,  # {name: milliseconds a step}
+    times: dict = None,  # {name: milliseconds per step}
     colours: dict = None,
 ):  # {name: colour} where a name has one of its own
     "The validation error over steps and, where the cost of a step is known, over time; thin lines are seeds."
@@ -165,7 +167,7 @@ def fig_budgets(
     errors: dict,  # {budget: {name: (seeds, N) mm}}
     source: str,
 ):  # data, profile and seeds
-    "Mean EPE of each strategy under each budget: a bar for the mean, a dot a seed."
+    "Mean EPE of each strategy under each budget: a bar for the mean, a dot per seed."
     figure, axes = plt.subplots(1, len(errors), figsize=(4.6 * len(errors), 3.2), sharey=True, squeeze=False)
     for ax, (budget, rows) in zip(axes[0], errors.items()):
         for place, each in enumerate(rows.values()):

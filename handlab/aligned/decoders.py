@@ -14,7 +14,7 @@ from ..core import HandlabError
 
 # %% ../../nbs/aligned/02_decoders.ipynb #a9a6d282
 class PoseDecoder(nn.Sequential):
-    "Three layers of 128 and one of 63"
+    "Three layers of 128 and one of 63."
 
     def __init__(self, latent=64, units=128, joints=21):
         super().__init__(
@@ -33,43 +33,47 @@ class PoseDecoder(nn.Sequential):
 
 # %% ../../nbs/aligned/02_decoders.ipynb #fd1e996c
 def double_map(channels_in, channels_out, bias=True):
-    "A 5x5 transposed convolution of stride 2: (B, C, H, W) -> (B, C', 2H, 2W)"
+    "A 5x5 transposed convolution of stride 2: (B, C, H, W) -> (B, C', 2H, 2W)."
     return nn.ConvTranspose2d(channels_in, channels_out, 5, stride=2, padding=2, output_padding=1, bias=bias)
+
+# %% ../../nbs/aligned/02_decoders.ipynb #407f0ab7
+def _grow(widths) -> nn.Sequential:
+    "Each step doubles the map: transposed convolution, batch norm, ReLU."
+    steps = []
+    for before, after in zip(widths, widths[1:]):
+        steps += [double_map(before, after, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*steps)
+
+
+def _check_map_size(map_size, multiple):
+    if map_size % multiple:
+        raise HandlabError(
+            f"map_size {map_size}", f"it is not a multiple of {multiple}", "give 64 as in the paper, or 32"
+        )
 
 # %% ../../nbs/aligned/02_decoders.ipynb #9dce6930
 class HeatmapDecoder(nn.Module):
-    "DCGAN's generator with a map a joint"
+    "DCGAN's generator with one map per joint."
 
     def __init__(self, latent=64, width=1.0, joints=21, map_size=64):
         super().__init__()
-        if map_size % 8:
-            raise HandlabError(
-                f"map_size {map_size}", "it is not a multiple of 8", "give 64 as in the paper, or 32"
-            )
+        _check_map_size(map_size, 8)
         side, widths = map_size // 8, [scaled(channels, width) for channels in (128, 64, 32)]
         self.start = nn.Sequential(
             nn.Linear(latent, widths[0] * side * side),
             nn.Unflatten(1, (widths[0], side, side)),
             nn.BatchNorm2d(widths[0]),
         )
-        self.grow = nn.Sequential(
-            *(
-                part
-                for before, after in zip(widths, widths[1:])
-                for part in (double_map(before, after, bias=False), nn.BatchNorm2d(after), nn.ReLU())
-            )
-        )
+        self.grow = _grow(widths)
         self.maps = double_map(widths[-1], joints)
-        nn.init.constant_(
-            self.maps.bias, -3
-        )  # maps are nearly empty: starting at 0.05 instead of 0.5 saves the first steps
+        nn.init.constant_(self.maps.bias, -3)
 
     def forward(self, z):  # (B, latent)
         return self.maps(self.grow(self.start(z))).sigmoid()  # (B, 21, map_size, map_size), 0..1
 
 # %% ../../nbs/aligned/02_decoders.ipynb #9279c44c
 def flat_grid(points=256):  # a square number
-    "Places on a flat sheet, (points, 2) in -1..1"
+    "Places on a flat sheet, (points, 2) in -1..1."
     side = round(points**0.5)
     if side * side != points:
         raise HandlabError(f"points {points}", "it is not a square number", "give 256 as in the paper, or 64")
@@ -78,40 +82,36 @@ def flat_grid(points=256):  # a square number
 
 # %% ../../nbs/aligned/02_decoders.ipynb #0b56cb06
 class Fold(nn.Module):
-    "The same five layers for each point, which sees its place and z"
+    "The same five layers for each point; their input is the point's place and z."
 
     def __init__(self, latent, place, width=1.0, norm_output=True):
         super().__init__()
         widths = [scaled(channels, width) for channels in (256, 512, 1024, 512)]
-        self.from_z, self.from_place = (
-            nn.Linear(latent, widths[0], bias=False),
-            nn.Linear(place, widths[0], bias=False),
-        )
-        layers = [
-            part
-            for before, after in zip(widths, widths[1:])
-            for part in (nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
-        ]
-        self.hidden = nn.Sequential(nn.BatchNorm1d(widths[0]), nn.ReLU(inplace=True), *layers)
-        self.out = nn.Sequential(
-            nn.Linear(widths[-1], 3, bias=not norm_output), *([nn.BatchNorm1d(3)] if norm_output else [])
-        )
+        self.from_z = nn.Linear(latent, widths[0], bias=False)
+        self.from_place = nn.Linear(place, widths[0], bias=False)
+        layers = [nn.BatchNorm1d(widths[0]), nn.ReLU(inplace=True)]
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        self.hidden = nn.Sequential(*layers)
+        norm = [nn.BatchNorm1d(3)] if norm_output else []
+        self.out = nn.Sequential(nn.Linear(widths[-1], 3, bias=not norm_output), *norm)
 
     def forward(self, z, places):  # (B, latent), (B, N, place)
-        seen = self.from_z(z)[:, None] + self.from_place(places)
-        return self.out(self.hidden(seen.flatten(0, 1))).unflatten(0, (-1, places.shape[1]))  # (B, N, 3)
+        first = self.from_z(z)[:, None] + self.from_place(places)
+        return self.out(self.hidden(first.flatten(0, 1))).unflatten(0, (-1, places.shape[1]))  # (B, N, 3)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #9ee0eef0
 class CloudDecoder(nn.Module):
-    "FoldingNet: a flat grid folded twice"
+    "FoldingNet: a flat grid folded twice."
 
     def __init__(self, latent=64, width=1.0, points=256, norm_output=True):
         super().__init__()
         self.register_buffer("grid", flat_grid(points), persistent=False)
-        self.first, self.second = Fold(latent, 2, width, norm_output), Fold(latent, 3, width, norm_output)
+        self.first = Fold(latent, 2, width, norm_output)
+        self.second = Fold(latent, 3, width, norm_output)
 
     def folds(self, z):  # (B, latent)
-        "Both stages, (B, points, 3) each"
+        "Both stages, (B, points, 3) each."
         middle = self.first(z, self.grid.expand(len(z), -1, -1)).float().tanh()
         return middle, 3 * self.second(z, middle).float().tanh()
 
@@ -120,14 +120,11 @@ class CloudDecoder(nn.Module):
 
 # %% ../../nbs/aligned/02_decoders.ipynb #7cedbaf2
 class DepthDecoder(nn.Module):
-    "DCGAN's generator with one map"
+    "DCGAN's generator with one map."
 
     def __init__(self, latent=64, width=1.0, map_size=64):
         super().__init__()
-        if map_size % 16:
-            raise HandlabError(
-                f"map_size {map_size}", "it is not a multiple of 16", "give 64 as in the paper, or 32"
-            )
+        _check_map_size(map_size, 16)
         side, widths = map_size // 16, [scaled(channels, width) for channels in (512, 256, 128, 64)]
         self.start = nn.Sequential(
             nn.Linear(latent, widths[0] * side * side),
@@ -135,13 +132,7 @@ class DepthDecoder(nn.Module):
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         )
-        self.grow = nn.Sequential(
-            *(
-                part
-                for before, after in zip(widths, widths[1:])
-                for part in (double_map(before, after, bias=False), nn.BatchNorm2d(after), nn.ReLU())
-            )
-        )
+        self.grow = _grow(widths)
         self.map = double_map(widths[-1], 1)
 
     def forward(self, z):  # (B, latent)

@@ -18,7 +18,7 @@ from ..core import HandlabError
 
 # %% ../../nbs/aligned/01_encoders.ipynb #46566f86
 class Gaussian(NamedTuple):
-    "A Gaussian with a diagonal covariance for each sample"
+    "A Gaussian with a diagonal covariance for each sample."
 
     mean: torch.Tensor  # (B, latent)
     log_variance: torch.Tensor  # (B, latent)
@@ -26,9 +26,9 @@ class Gaussian(NamedTuple):
 # %% ../../nbs/aligned/01_encoders.ipynb #6e1377b1
 def scaled(
     channels: int,  # the paper's number of units
-    width: float,
-) -> int:  # 1 = as in the paper
-    "The number of units at a width, a multiple of 8"
+    width: float,  # 1 = as in the paper
+) -> int:
+    "The number of units at a width, a multiple of 8."
     if width <= 0:
         raise HandlabError(
             f"width {width}", "it is not positive", "give 1 for the papers' networks, 0.5 for half as wide"
@@ -37,33 +37,28 @@ def scaled(
 
 # %% ../../nbs/aligned/01_encoders.ipynb #64bc9c45
 def conv_bn(channels_in, channels_out, kernel, stride=1):
-    "A convolution without bias and its batch norm"
+    "A convolution without bias and its batch norm."
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
 
 # %% ../../nbs/aligned/01_encoders.ipynb #d361ed5a
 class ResidualBlock(nn.Module):
-    "Two 3x3 convolutions and a way around them"
+    "Two 3x3 convolutions whose output is added to the block's input."
 
     def __init__(self, channels_in, channels_out, stride=1):
         super().__init__()
-        self.first, self.second = (
-            conv_bn(channels_in, channels_out, 3, stride),
-            conv_bn(channels_out, channels_out, 3),
-        )
-        self.around = (
-            nn.Identity()
-            if stride == 1 and channels_in == channels_out
-            else conv_bn(channels_in, channels_out, 1, stride)
-        )
+        self.first = conv_bn(channels_in, channels_out, 3, stride)
+        self.second = conv_bn(channels_out, channels_out, 3)
+        same = stride == 1 and channels_in == channels_out
+        self.around = nn.Identity() if same else conv_bn(channels_in, channels_out, 1, stride)
 
     def forward(self, x):  # (B, C, H, W)
         return F.relu(self.second(F.relu(self.first(x))) + self.around(x))
 
 # %% ../../nbs/aligned/01_encoders.ipynb #f2f591ee
 class ResNet18(nn.Module):
-    "ResNet-18 up to its average pooling"
+    "ResNet-18 up to its average pooling."
 
     def __init__(self, width=1.0):  # 1: 64, 128, 256 and 512 channels
         super().__init__()
@@ -82,14 +77,12 @@ class ResNet18(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #26f261d9
 class PermutationEquivariant(nn.Module):
-    "One layer on points that know of each other through their maximum"
+    "One layer on points; they share the maximum of each feature."
 
     def __init__(self, channels_in, channels_out, norm=False):
         super().__init__()
-        self.own, self.shared = (
-            nn.Parameter(torch.ones(channels_in)),
-            nn.Parameter(torch.zeros(channels_in)),
-        )  # lambda and gamma
+        self.own = nn.Parameter(torch.ones(channels_in))  # lambda
+        self.shared = nn.Parameter(torch.zeros(channels_in))  # gamma
         self.linear = nn.Linear(channels_in, channels_out, bias=not norm)
         self.norm = nn.BatchNorm1d(channels_out) if norm else None
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
@@ -101,7 +94,7 @@ class PermutationEquivariant(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #b472368b
 class ResidualPair(nn.Module):
-    "Two permutation-equivariant layers and a way around them"
+    "Two permutation-equivariant layers whose output is added to the pair's input."
 
     def __init__(self, channels, norm=False):
         super().__init__()
@@ -114,7 +107,7 @@ class ResidualPair(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #2e979194
 class ResPELBlock(nn.Module):
-    "Seven permutation-equivariant layers: one to the block's width, three residual pairs"
+    "Seven permutation-equivariant layers: one to the block's width, three residual pairs."
 
     def __init__(self, channels_in, channels_out, norm=False):
         super().__init__()
@@ -126,14 +119,14 @@ class ResPELBlock(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #2d977c3b
 class PointVoting(nn.Module):
-    "Each point estimates every hidden unit and says how sure it is"
+    "The mean of the points' estimates of every hidden unit, weighted by their confidence."
 
     def __init__(self, channels_in, units):
         super().__init__()
         self.estimate, self.sureness = nn.Linear(channels_in, units), nn.Linear(channels_in, units)
 
     def weights(self, x):  # (B, N, C)
-        "Each point's share in each hidden unit, (B, N, units); they sum to 1 over the points"
+        "Each point's share in each hidden unit, (B, N, units); they sum to 1 over the points."
         return F.logsigmoid(self.sureness(x).float()).softmax(1)  # s / sum s, also where all s are nearly 0
 
     def forward(self, x):  # (B, N, C)
@@ -141,14 +134,14 @@ class PointVoting(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #ca1f26df
 class ResPEL(nn.Module):
-    "The point encoder's trunk: equivariant blocks, voting, one layer"
+    "The point encoder's trunk: equivariant blocks, voting, one layer."
 
     def __init__(self, width=1.0, norm=False):
         super().__init__()
-        widths, self.features = [3, *(scaled(channels, width) for channels in (64, 256, 512))], 128
-        self.blocks = nn.Sequential(
-            *(ResPELBlock(before, after, norm) for before, after in zip(widths, widths[1:]))
-        )
+        self.features = 128
+        widths = [3, *(scaled(channels, width) for channels in (64, 256, 512))]
+        blocks = [ResPELBlock(before, after, norm) for before, after in zip(widths, widths[1:])]
+        self.blocks = nn.Sequential(*blocks)
         self.voting = PointVoting(widths[-1], 128)
         self.layer = nn.Sequential(nn.Linear(128, self.features), nn.BatchNorm1d(self.features), nn.ReLU())
 
@@ -157,7 +150,7 @@ class ResPEL(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #563ffdeb
 class DepthTrunk(nn.Module):
-    "The depth encoder's trunk: DCGAN's discriminator without its last layer"
+    "The depth encoder's trunk: DCGAN's discriminator without its last layer."
 
     def __init__(self, width=1.0, map_size=64):
         super().__init__()
@@ -183,7 +176,7 @@ class DepthTrunk(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #9859d172
 class Encoder(nn.Module):
-    "A trunk with two heads: mean and log-variance"
+    "A trunk with two heads: mean and log-variance."
 
     def __init__(self, trunk, latent=64, bounded=False, spread=1.0):  # bounded: tanh on the mean
         super().__init__()
@@ -198,11 +191,11 @@ class Encoder(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #3edd9b6e
 class JointTrunk(nn.Module):
-    "Several trunks, their features side by side"
+    "Several trunks, their features side by side."
 
     def __init__(self, trunks):  # modules with .features
         super().__init__()
         self.trunks, self.features = nn.ModuleList(trunks), sum(trunk.features for trunk in trunks)
 
-    def forward(self, views):  # one tensor a trunk
+    def forward(self, views):  # one tensor per trunk
         return torch.cat([trunk(view) for trunk, view in zip(self.trunks, views, strict=True)], 1)

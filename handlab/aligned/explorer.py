@@ -25,7 +25,6 @@ from plotly.offline import get_plotlyjs
 
 from handlab.aligned.experiment import (
     ENCODER_NAMES,
-    aligned_data,
     predict,
     reconstruct,
     train_strategy,
@@ -34,6 +33,7 @@ from handlab.aligned.experiment import (
 )
 from ..core import HandlabError, atomic_file
 from ..hand.solid import THICKNESS, hand_faces, hand_vertices
+from ..train.experiment import experiment_data
 from ..train.scores import evaluate_on
 
 # %% ../../nbs/aligned/08_explorer.ipynb #7b35387c
@@ -245,7 +245,7 @@ def note_on(settings, data, source, letter="R"):  # source: data, strategy, prof
 # %% ../../nbs/aligned/08_explorer.ipynb #e8b6d7ef
 def practice_run(settings, folder):  # settings of the profile smoke
     "Train a tiny network and leave a finished run, unless there is one."
-    data = aligned_data(settings, show_progress=False)
+    data = experiment_data(settings, show_progress=False)
     train_strategy(settings, data, folder, report=lambda *state: None)
     predicted = predict(trained_network(settings, folder), data.test, settings)
     write_run(folder, settings, data, {"RGB": predicted}, evaluate_on(data.test, {"RGB": predicted}))

@@ -22,9 +22,9 @@ from ..core import HandlabError
 def pose_loss(
     prediction,  # (B,21,3) root-relative, scale 1
     truth,  # (B,21,3)
-    norm="vector",
-):  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
-    "Eq. 10: distance of two poses, (B,)"
+    norm="vector",  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
+):
+    "Eq. 10: distance of two poses, (B,)."
     difference = prediction.float() - truth.float()
     if norm == "vector":
         return difference.flatten(1).norm(dim=1)
@@ -37,38 +37,38 @@ def pose_loss(
 # %% ../../nbs/aligned/03_losses.ipynb #324368a7
 def map_loss(
     prediction,  # (B,J,H,W)
-    truth,
-):  # (B,J,H,W)
-    "Eq. 7: norms of the differences of J maps, summed, (B,)"
+    truth,  # (B,J,H,W)
+):
+    "Eq. 7: norms of the differences of J maps, summed, (B,)."
     return (prediction.float() - truth.float()).flatten(2).norm(dim=2).sum(1)
 
 # %% ../../nbs/aligned/03_losses.ipynb #8f89a337
 @torch.no_grad()
 def all_distances(
     first,  # (B,N,3)
-    second,
-):  # (B,M,3)
-    "Distance of every point to every point, (B,N,M), without gradients"
+    second,  # (B,M,3)
+):
+    "Distance of every point to every point, (B,N,M), without gradients."
     return torch.cdist(first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist")
 
 # %% ../../nbs/aligned/03_losses.ipynb #2625a7c8
 def pair_distances(
     points,  # (B,N,3)
     others,  # (B,M,3)
-    partner,
-):  # (B,N) which of the others
-    "Distance of each point to its partner, (B,N)"
+    partner,  # (B,N) which of the others
+):
+    "Distance of each point to its partner, (B,N)."
     chosen = others.float().gather(1, partner[..., None].expand(-1, -1, 3))
     return (points.float() - chosen).norm(dim=2)
 
 # %% ../../nbs/aligned/03_losses.ipynb #ee85a166
 @numba.njit(cache=True, fastmath=True)
-def _search(first, second, there, back):  # (B,N,3), (B,M,3), f32; zeros (B,N), (B,M), int64
-    "Fill in each point's nearest neighbour in the other cloud"
+def _search(first, second, forward, backward):  # (B,N,3), (B,M,3), f32; zeros (B,N), (B,M), int64
+    "Fill in each point's nearest neighbour in the other cloud."
     squares, least = np.empty(second.shape[1], np.float32), np.empty(second.shape[1], np.float32)
     for b in range(len(first)):
         x, y, z = second[b, :, 0].copy(), second[b, :, 1].copy(), second[b, :, 2].copy()
-        least[:] = 1e30  # not infinity, which fast arithmetic may not know
+        least[:] = 1e30  # not infinity: fast arithmetic assumes finite numbers
         for i in range(first.shape[1]):
             nearest = np.float32(1e30)
             for j in range(len(squares)):
@@ -76,47 +76,47 @@ def _search(first, second, there, back):  # (B,N,3), (B,M,3), f32; zeros (B,N), 
                 squares[j] = dx * dx + dy * dy + dz * dz
                 nearest = min(nearest, squares[j])
             for j in range(len(squares)):
-                back[b, j] = i if squares[j] < least[j] else back[b, j]
+                backward[b, j] = i if squares[j] < least[j] else backward[b, j]
                 least[j] = min(least[j], squares[j])
             for j in range(len(squares)):
                 if squares[j] == nearest:
-                    there[b, i] = j
+                    forward[b, i] = j
                     break
 
 # %% ../../nbs/aligned/03_losses.ipynb #4cf446e8
 @torch.no_grad()
 def nearest_neighbours(
     first,  # (B,N,3)
-    second,
-):  # (B,M,3)
-    "Which point of the other cloud is nearest, for each of the first (B,N) and of the second (B,M)"
-    if first.device.type == "cpu":
-        there, back = (torch.zeros(cloud.shape[:2], dtype=torch.long) for cloud in (first, second))
-        _search(
-            *(np.ascontiguousarray(cloud.detach().float().numpy()) for cloud in (first, second)),
-            there.numpy(),
-            back.numpy(),
-        )
-        return there, back
-    distances = all_distances(first, second)
-    return distances.argmin(2), distances.argmin(1)
+    second,  # (B,M,3)
+):
+    "Which point of the other cloud is nearest, for each of the first (B,N) and of the second (B,M)."
+    if first.device.type != "cpu":
+        distances = all_distances(first, second)
+        return distances.argmin(2), distances.argmin(1)
+    clouds = (first, second)
+    forward, backward = (torch.zeros(cloud.shape[:2], dtype=torch.long) for cloud in clouds)
+    arrays = (np.ascontiguousarray(cloud.detach().float().numpy()) for cloud in clouds)
+    _search(*arrays, forward.numpy(), backward.numpy())
+    return forward, backward
 
 # %% ../../nbs/aligned/03_losses.ipynb #a1f0f771
 def chamfer(
     prediction,  # (B,N,3)
-    truth,
-):  # (B,M,3)
-    "Eq. 8: mean distance to the nearest point, in both directions, (B,)"
-    there, back = nearest_neighbours(prediction, truth)
-    return pair_distances(truth, prediction, back).mean(1) + pair_distances(prediction, truth, there).mean(1)
+    truth,  # (B,M,3)
+):
+    "Eq. 8: mean distance to the nearest point, in both directions, (B,)."
+    forward, backward = nearest_neighbours(prediction, truth)
+    back = pair_distances(truth, prediction, backward).mean(1)
+    return back + pair_distances(prediction, truth, forward).mean(1)
 
 # %% ../../nbs/aligned/03_losses.ipynb #cd6d1688
 def match_scipy(
     cost,  # (B,N,N) tensor
-    threads=None,
-):  # None: as many as torch uses
-    "The partner of each row, (B,N), solved exactly by SciPy, one problem a thread"
-    costs, threads = cost.detach().double().cpu().numpy(), min(threads or torch.get_num_threads(), len(cost))
+    threads=None,  # None: as many as torch uses
+):
+    "The partner of each row, (B,N), solved exactly by SciPy, one problem per thread."
+    costs = cost.detach().double().cpu().numpy()
+    threads = min(threads or torch.get_num_threads(), len(cost))
 
     def solve(problem):
         return torch.from_numpy(linear_sum_assignment(problem)[1])
@@ -138,7 +138,7 @@ def match_scipy(
 # %% ../../nbs/aligned/03_losses.ipynb #679c0fde
 @functools.cache
 def gpu_matcher():
-    "The batched solver of torch-linear-assignment, or None where it is not installed"
+    "The batched solver of torch-linear-assignment, or None where it is not installed."
     try:
         from torch_linear_assignment import batch_linear_assignment
     except ImportError:
@@ -148,18 +148,18 @@ def gpu_matcher():
 # %% ../../nbs/aligned/03_losses.ipynb #f03c1573
 @torch.no_grad()
 def match(cost):  # (B,N,N)
-    "The one-to-one partner of each row at the least total cost, (B,N)"
+    "The one-to-one partner of each row at the least total cost, (B,N)."
     solver = gpu_matcher() if cost.is_cuda else None
     return match_scipy(cost) if solver is None else solver(cost.contiguous()).long()
 
 # %% ../../nbs/aligned/03_losses.ipynb #1a37016f
 def subsets(
     batch,  # samples
-    points,  # points a cloud
+    points,  # per cloud
     count,  # points to match
-    generator,
-):  # torch.Generator
-    "Which points of prediction and truth to match, (2,B,count), each cloud's own random choice"
+    generator,  # torch.Generator
+):
+    "Which points of prediction and truth to match, (2,B,count), chosen at random for each cloud."
     keys = torch.rand(2, batch, points, generator=generator, device=generator.device)
     return keys.argsort(2)[..., :count]
 
@@ -167,9 +167,9 @@ def subsets(
 def emd(
     prediction,  # (B,N,3)
     truth,  # (B,N,3)
-    chosen=None,
-):  # (2,B,M) from `subsets`; None: all points
-    "Eq. 9: mean distance under the best one-to-one matching, (B,)"
+    chosen=None,  # (2,B,M) from `subsets`; None: all points
+):
+    "Eq. 9: mean distance under the best one-to-one matching, (B,)."
     if chosen is not None:
         prediction, truth = (
             cloud.gather(1, index[..., None].expand(-1, -1, 3))
@@ -186,11 +186,11 @@ def emd(
 # %% ../../nbs/aligned/03_losses.ipynb #5f0d3a73
 @dataclass(frozen=True)
 class LossSettings:
-    "Weights and options of the losses; the defaults are the paper's"
+    "Weights and options of the losses; the defaults are the paper's."
 
     heat_weight: float = 0.01  # lambda_heat, section 5
     cloud_weight: float = 1.0  # lambda_cloud, section 5
-    depth_weight: float = 0.05  # of the ablation's depth map; not in the paper
+    depth_weight: float = 0.05  # of the ablation's depth map; unspecified in the paper
     pose_norm: str = "vector"  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
     align_weight: float = 1.0  # beta' of Eq. 3
     kl_on_joint: bool = False  # S4: KL of the product to the prior too, as in MVAE; Eq. 4 has none
@@ -201,9 +201,9 @@ def reconstruction_terms(
     prediction,  # (B,...)
     truth,  # (B,...)
     settings=LossSettings(),
-    chosen=None,
-):  # of `subsets`, for C
-    "The terms of Eq. 11 that belong to one modality: {name: ((B,), weight)}"
+    chosen=None,  # of `subsets`, for C
+):  # {name: ((B,), weight)}
+    "The terms of Eq. 11 that belong to one modality."
     if letter == "P":
         return {"pose": (pose_loss(prediction, truth, settings.pose_norm), 1.0)}
     if letter == "H":

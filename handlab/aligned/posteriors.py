@@ -15,30 +15,31 @@ from ..core import HandlabError
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #b1646bae
 def draw(q: Gaussian, noise=None):  # (B,latent) standard normal; None: the mean
-    "z (B,latent) from a Gaussian"
+    "z (B,latent) from a Gaussian."
     return q.mean if noise is None else q.mean + (q.log_variance / 2).exp() * noise
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #f9626e69
 def kl_to_prior(q: Gaussian):
-    "KL divergence from a Gaussian to N(0, I), (B,) nats"
+    "KL divergence from a Gaussian to N(0, I), (B,) nats."
     return (q.mean**2 + q.log_variance.exp() - q.log_variance - 1).sum(1) / 2
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #f9f1bfe3
 def kl_between(q: Gaussian, p: Gaussian):
-    "KL divergence D(q||p) between two Gaussians, (B,) nats"
+    "KL divergence D(q||p) between two Gaussians, (B,) nats."
     difference = q.log_variance - p.log_variance
     return (difference.exp() + (q.mean - p.mean) ** 2 * (-p.log_variance).exp() - difference - 1).sum(1) / 2
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #5f5840b4
 def product_of_experts(
     experts,  # Gaussians of one shape
-    prior=False,
-) -> Gaussian:  # N(0, I) as one more expert
-    "Eq. 5 and 6: the normalised product of Gaussians"
+    prior=False,  # N(0, I) as one more expert
+) -> Gaussian:
+    "Eq. 5 and 6: the normalised product of Gaussians."
     if len(experts) == 0:
         raise HandlabError("product_of_experts", "there is no expert", "give at least one Gaussian")
     if prior:
-        experts = [*experts, Gaussian(torch.zeros_like(experts[0].mean), torch.zeros_like(experts[0].mean))]
+        zeros = torch.zeros_like(experts[0].mean)
+        experts = [*experts, Gaussian(zeros, zeros)]
     log_precision = -torch.stack([expert.log_variance for expert in experts])  # (K,B,latent)
     mean = (log_precision.softmax(0) * torch.stack([expert.mean for expert in experts])).sum(0)
     return Gaussian(mean, -log_precision.logsumexp(0))
@@ -48,9 +49,9 @@ def beta_at(
     step,  # from 0
     steps,  # of the whole training
     first=1e-5,  # at the start
-    last=1e-3,
-):  # at the last step
-    "The weight of the KL divergence to the prior, log-linear over the steps"
+    last=1e-3,  # at the last step
+):
+    "The weight of the KL divergence to the prior, log-linear over the steps."
     if min(first, last) <= 0:
         raise HandlabError("beta", f"{min(first, last)} is not positive", "give a small number such as 1e-5")
     return first * (last / first) ** (step / max(1, steps - 1))
@@ -59,8 +60,8 @@ def beta_at(
 def interpolate(
     first,  # (latent,)
     second,  # (latent,)
-    count=7,
-):  # codes, both ends included
-    "Codes (count,latent) on the straight line from one to the other"
+    count=7,  # codes, both ends included
+):
+    "Codes (count,latent) on the straight line from one to the other."
     share = torch.linspace(0, 1, count, device=first.device)[:, None]
     return (1 - share) * first + share * second

@@ -105,10 +105,16 @@ def _draw_joints_2d(ax, uv, faces, visible, width, outline):
     )
 
 # %% ../../nbs/hand/04_draw.ipynb #06711212
-def draw_over(axis, image: np.ndarray, uv: np.ndarray, colour: str):  # uv (21, 2) px of the crop
-    "A projected hand over its crop."
+def draw_over(
+    axis,
+    image: np.ndarray,  # (S, S, 3)
+    uv: np.ndarray,  # (21, 2) px of the crop
+    colour: str,  # None: one per finger
+    visible=None,  # (21,) bool; bones to a hidden joint are dashed
+):
+    "A hand over its crop."
     axis.imshow(image)
-    draw_hand_2d(axis, uv, colour=colour, width=1.0)
+    draw_hand_2d(axis, uv, visible, colour, width=1.0)
     axis.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
 # %% ../../nbs/hand/04_draw.ipynb #6d27998c

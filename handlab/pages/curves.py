@@ -18,13 +18,15 @@ def area_between(
     thresholds,  # (T,) mm or px, ascending
     curve,  # (T,) shares, 0 to 1
     low: float = None,  # None: the first threshold
-    high: float = None,
-) -> float:  # None: the last
+    high: float = None,  # None: the last
+) -> float:
     "The area under a curve over the thresholds from `low` to `high`, 0 to 1."
     thresholds, curve = np.asarray(thresholds, float), np.asarray(curve, float)
-    inside = (thresholds >= (-np.inf if low is None else low)) & (
-        thresholds <= (np.inf if high is None else high)
-    )
+    inside = np.ones(thresholds.shape, bool)
+    if low is not None:
+        inside &= thresholds >= low
+    if high is not None:
+        inside &= thresholds <= high
     if inside.sum() < 2:
         raise HandlabError(
             "area_between",
@@ -34,8 +36,8 @@ def area_between(
     return auc(thresholds[inside], curve[inside])
 
 # %% ../../nbs/pages/02_curves.ipynb #de8d5f81
-def auc_text(areas) -> str:  # one a seed
-    "The mean area, with its spread where there are several seeds."
+def auc_text(areas) -> str:  # one per seed
+    "The mean area, with its standard deviation where there are several seeds."
     areas = np.asarray(areas, float)
     return f"{areas.mean():.3f}" + (f" ± {areas.std(ddof=1):.3f}" if len(areas) > 1 else "")
 
@@ -105,6 +107,33 @@ def draw_published(
     return line
 
 # %% ../../nbs/pages/02_curves.ipynb #da62acb9
+def _named_lines(axis) -> list:
+    "The curves of a plot, the largest area first."
+    lines = [line for line in axis.lines if not line.get_label().startswith("_")]
+    return sorted(lines, key=lambda line: -getattr(line, "area", 0))
+
+
+def _limits(lines) -> tuple:
+    if not lines:
+        return 0, 50
+    edges = [line.get_xdata() for line in lines]
+    return min(edge.min() for edge in edges), max(edge.max() for edge in edges)
+
+
+def _legend_below(axis, lines, title: str):
+    axis.legend(
+        handles=lines,
+        fontsize=7.5,
+        title=title,
+        title_fontsize=7.5,
+        handlelength=2.6,
+        borderaxespad=0.4,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        frameon=False,
+    )
+
+# %% ../../nbs/pages/02_curves.ipynb #82bf8b80
 def finish_pck(
     axis,
     title: str,
@@ -112,48 +141,20 @@ def finish_pck(
     unit: str = "mm",  # 'mm' (3D) or 'px' (2D)
     limits=None,  # of the thresholds; None: those of the curves
     auc_range: str = "",  # heads the legend, such as '20-50 mm'
-    floor: float = 0.0,
-):  # where the axis of the shares begins
+):
     "Title, source, axes, grid and legend of a PCK plot."
-    lines = sorted(
-        (line for line in axis.lines if not line.get_label().startswith("_")),
-        key=lambda line: -getattr(line, "area", 0),
-    )
-    if limits is None:
-        limits = (
-            (min(line.get_xdata().min() for line in lines), max(line.get_xdata().max() for line in lines))
-            if lines
-            else (0, 50)
-        )
+    lines = _named_lines(axis)
     axis.set(
         xlabel=f"error threshold ({unit})",
         ylabel="2D PCK" if unit == "px" else "3D PCK",
-        xlim=limits,
-        ylim=(floor, 1.005),
+        xlim=limits or _limits(lines),
+        ylim=(0, 1.005),
     )
     ours = "ours: " if any(line.get_linestyle() == "--" for line in lines) else ""
     axis.set_title(title, fontsize=10, fontweight="bold", pad=18 + 10 * source.count("\n"))
-    axis.text(
-        0.5,
-        1.015,
-        ours + source,
-        transform=axis.transAxes,
-        ha="center",
-        va="bottom",
-        fontsize=7.5,
-        color="0.25",
-    )
+    style = dict(ha="center", va="bottom", fontsize=7.5, color="0.25")
+    axis.text(0.5, 1.015, ours + source, transform=axis.transAxes, **style)
     axis.grid(alpha=0.3)
     if lines:
-        axis.legend(
-            handles=lines,
-            fontsize=7.5,
-            title=f"AUC {auc_range}".strip(),
-            title_fontsize=7.5,
-            handlelength=2.6,
-            borderaxespad=0.4,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.2),
-            frameon=False,
-        )
+        _legend_below(axis, lines, f"AUC {auc_range}".strip())
     return axis

@@ -29,10 +29,10 @@ def squared_norm(
     total = difference.float().square().flatten(1).sum(1)
     if reduction == "mean":
         return total / difference[0].numel()
-    summed_axis = 1 if difference.ndim == 4 else -1  # channels of a feature map, coordinates of a joint
-    return (
-        total / (difference[0].numel() / difference.shape[summed_axis]) if reduction == "positions" else total
-    )
+    if reduction == "positions":
+        summed_axis = 1 if difference.ndim == 4 else -1  # channels of a feature map, coordinates of a joint
+        return total / (difference[0].numel() / difference.shape[summed_axis])
+    return total
 
 # %% ../../nbs/privileged/02_losses.ipynb #637c8b4d
 def loss_inter(
@@ -79,8 +79,8 @@ def loss_mask(
     mask: torch.Tensor,  # (B, 1, S, S), 1 on the hand
     reduction: str = "sum",
     pooling: str = "area",
-    carries: torch.Tensor = None,
-) -> torch.Tensor:  # carries (B,) bool: the images that have the loss, None = all
+    carries: torch.Tensor = None,  # (B,) bool: the images that have the loss, None = all
+) -> torch.Tensor:
     "Eq. 3, the mean over the batch."
     norms = squared_norm(features.float() * off_hand(mask, features.shape[-2:], pooling), reduction)
     return (norms if carries is None else norms * carries).mean()
@@ -96,16 +96,12 @@ def inter_weight_for(units: int) -> float:
 # %% ../../nbs/privileged/02_losses.ipynb #4ff08095
 def term_sizes(
     terms: dict,  # {name: scalar tensor with its graph}
-    parameters,
+    parameters,  # that all terms share
 ) -> dict:  # {name: {'value', 'gradient'}}
     "Value and gradient norm of each term with respect to the parameters."
     parameters, sizes = list(parameters), {}
     for name, term in terms.items():
         gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        norm = (
-            torch.stack([gradient.float().square().sum() for gradient in gradients if gradient is not None])
-            .sum()
-            .sqrt()
-        )
-        sizes[name] = {"value": float(term.detach()), "gradient": float(norm)}
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        sizes[name] = {"value": float(term.detach()), "gradient": float(torch.stack(squares).sum().sqrt())}
     return sizes

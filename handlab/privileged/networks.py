@@ -30,17 +30,22 @@ def convolution(
     )
 
 # %% ../../nbs/privileged/01_networks.ipynb #404aff34
-def make_trunk(in_channels: int, width: float, batch_norm: bool, negative_slope: float) -> nn.Sequential:
-    "The 14 convolutions and 4 poolings: image -> A_k."
+def make_trunk(
+    in_channels: int,
+    blocks: tuple,  # of channel counts at full width, one block per size of the map
+    poolings: int,  # after each of the first blocks
+    width: float,
+    batch_norm: bool,
+    negative_slope: float,
+) -> nn.Sequential:
+    "Convolutions with a pooling after each of the first `poolings` blocks: image -> A_k."
     layers, channels = [], in_channels
-    for block in BLOCKS:
+    for number, block in enumerate(blocks):
         for count in block:
             layers.append(convolution(channels, scaled(count, width), batch_norm, negative_slope))
             channels = scaled(count, width)
-        layers.append(nn.MaxPool2d(2))
-    for count in TAIL:
-        layers.append(convolution(channels, scaled(count, width), batch_norm, negative_slope))
-        channels = scaled(count, width)
+        if number < poolings:
+            layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers)
 
 # %% ../../nbs/privileged/01_networks.ipynb #92bf510d
@@ -57,12 +62,12 @@ class BaseCNN(nn.Module):
         in_channels: int = 3,  # 3 for RGB, 1 for depth
         crop: int = 256,  # side of the input image, a multiple of 16
         width: float = 1.0,  # multiplies all channel counts of the trunk
-        batch_norm: bool = True,  # not in the paper; without it little is learnt from few images
-        fc_width: int = 512,  # units of the first fully connected layer (not given in the paper)
+        batch_norm: bool = True,  # not in the paper; without it the network learns little from few images
+        fc_width: int = 512,  # units of the first fully connected layer (unspecified in the paper)
         negative_slope: float = 0.0,  # 0 = ReLU, 0.01 = CPM's leaky ReLU
         dropout: float = 0.0,  # before the last layer
-        seed: int = 0,
-    ):  # of the starting weights
+        seed: int = 0,  # of the starting weights
+    ):
         super().__init__()
         if crop % 16:
             raise HandlabError(
@@ -70,7 +75,7 @@ class BaseCNN(nn.Module):
                 f"{crop} is not a multiple of 16",
                 "four poolings halve it four times: choose 64, 128 or 256",
             )
-        self.trunk = make_trunk(in_channels, width, batch_norm, negative_slope)
+        self.trunk = make_trunk(in_channels, (*BLOCKS, TAIL), len(BLOCKS), width, batch_norm, negative_slope)
         units = scaled(TAIL[-1], width) * (crop // 16) ** 2
         self.head = nn.Sequential(
             nn.Flatten(),
@@ -106,8 +111,8 @@ def activation_map(features: torch.Tensor) -> torch.Tensor:  # (B, C, h, w) -> (
 
 def energy_on_hand(
     features: torch.Tensor,  # (B, C, h, w)
-    mask: torch.Tensor,
-) -> torch.Tensor:  # (B, 1, S, S), 1 on the hand -> (B,)
+    mask: torch.Tensor,  # (B, 1, S, S), 1 on the hand
+) -> torch.Tensor:  # (B,)
     "The share of the activations' energy (sum of squares) that lies on the hand."
     energy = features.float().square().sum(1)
     hand = nn.functional.adaptive_avg_pool2d(mask.float(), energy.shape[-2:])[:, 0]

@@ -10,9 +10,10 @@ import pandas as pd
 
 from ..core import HandlabError, project_path
 from ..data.bighand import BigHand
-from ..data.dexter_object import DexterObject, real_dexter_object_root
-from ..data.rhd import RHD, real_rhd_root
-from ..data.stb import STB, real_stb_root
+from ..data.dexter_object import DexterObject
+from ..data.files import real_root
+from ..data.rhd import RHD
+from ..data.stb import STB
 from .published import facts
 
 # %% ../../nbs/results/02_datasets.ipynb #2e9d97cd
@@ -22,10 +23,10 @@ def published_datasets() -> pd.DataFrame:
 
 # %% ../../nbs/results/02_datasets.ipynb #baa118ee
 READERS = {
-    "rhd": (RHD, ("training", "evaluation"), real_rhd_root),
-    "stb": (STB, ("training", "evaluation"), real_stb_root),
-    "dexter-object": (DexterObject, ("evaluation",), real_dexter_object_root),
-    "bighand": (BigHand, ("training", "evaluation"), None),
+    "rhd": (RHD, ("training", "evaluation")),
+    "stb": (STB, ("training", "evaluation")),
+    "dexter-object": (DexterObject, ("evaluation",)),
+    "bighand": (BigHand, ("training", "evaluation")),
 }
 
 
@@ -36,7 +37,7 @@ def count_frames(
     "What a folder holds, as its reader counts; a split that is not there is None."
     if dataset not in READERS:
         raise HandlabError(f"dataset {dataset!r}", "it is not known", f"choose one of {', '.join(READERS)}")
-    reader, splits, _ = READERS[dataset]
+    reader, splits = READERS[dataset]
     counts = {"source": None}
     for split in splits:
         try:
@@ -56,7 +57,7 @@ def table_datasets(
     roots: dict = {},
 ) -> pd.DataFrame:  # {dataset: folder}; others are looked for where real data usually lie
     "Paper 1's Table 1: published counts beside those of the folders that are here."
-    found = {name: roots.get(name) or (look() if look else None) for name, (_, _, look) in READERS.items()}
+    found = {name: roots.get(name) or real_root(name) for name in READERS}
     counted = {name: count_frames(name, project_path(root)) for name, root in found.items() if root}
 
     def show(pair):

@@ -4,12 +4,9 @@
 
 # %% auto #0
 __all__ = ['FINGER_DIRECTION', 'FINGER_FLEXION', 'THUMB_ABDUCTION', 'THUMB_FLEXION', 'THUMB_TWIST', 'THUMB_MCP', 'THUMB_IP',
-           'WRIST_FLEXION', 'WRIST_DEVIATION', 'WRIST_TWIST', 'THUMBS', 'GESTURES', 'GATHER', 'PRESSED_DEPTH',
-           'ALLOWED_DEPTH', 'WRIST_DEVIATIONS', 'MIX', 'joint_limits', 'Pose', 'pose_from', 'turn', 'forward_finger',
-           'forward', 'pose_hand', 'half_rotation', 'add_half_bones', 'blend_skin', 'skin_hand', 'mirror_posed',
-           'overlap', 'palm_depth', 'contact_depths', 'penetration_depth', 'finger_angles', 'gesture_style',
-           'closed_directions', 'angles_of', 'rest_on_palm', 'try_style', 'vary', 'free_style', 'draw_style',
-           'sample_pose', 'pose_path']
+           'WRIST_FLEXION', 'WRIST_DEVIATION', 'WRIST_TWIST', 'GESTURES', 'ALLOWED_DEPTH', 'joint_limits', 'Pose',
+           'pose_from', 'turn', 'forward_finger', 'forward', 'pose_hand', 'half_rotation', 'skin_hand', 'mirror_posed',
+           'overlap', 'contact_depths', 'penetration_depth', 'gesture_style', 'sample_pose', 'pose_path']
 
 # %% ../../nbs/sim/02_pose.ipynb #50dadca8
 import math
@@ -35,15 +32,13 @@ FINGER_DIRECTION = ((-12, 26), (-12, 14), (-18, 10), (-36, 8))  # index .. littl
 FINGER_FLEXION = ((-25, 95), (-6, 108), (-8, 80))  # MCP, PIP, DIP
 THUMB_ABDUCTION, THUMB_FLEXION, THUMB_TWIST = (-35, 35), (-30, 48), (-22, 35)
 THUMB_MCP, THUMB_IP = (-12, 60), (-22, 80)
-WRIST_FLEXION, WRIST_DEVIATION, WRIST_TWIST = (
-    (-65, 70),
-    (-32, 20),
-    (-20, 20),
-)  # palmar, towards the thumb, inwards: positive
+WRIST_FLEXION = (-65, 70)  # palmar: positive
+WRIST_DEVIATION = (-32, 20)  # towards the thumb: positive
+WRIST_TWIST = (-20, 20)  # inwards: positive
 
 
 def joint_limits() -> tuple:  # low and high, (24,) rad each
-    "The limits in the order of a pose vector: five times four angles, thumb twist, wrist flexion, deviation, twist."
+    "Limits of a pose vector: five times four angles, thumb twist, wrist flexion, deviation, twist."
     rows = [THUMB_ABDUCTION, THUMB_FLEXION, THUMB_MCP, THUMB_IP]
     for direction in FINGER_DIRECTION:
         rows += [direction, *FINGER_FLEXION]
@@ -56,9 +51,7 @@ def joint_limits() -> tuple:  # low and high, (24,) rad each
 class Pose:
     "Joint angles of one hand, rad."
 
-    angles: (
-        np.ndarray
-    )  # (5,4): thumb (palmar abduction, flexion, MCP, IP), fingers (direction, MCP, PIP, DIP)
+    angles: np.ndarray  # (5,4): thumb: palmar abduction, flexion, MCP, IP; fingers: direction, MCP, PIP, DIP
     thumb_twist: float = 0.0
     wrist: np.ndarray = None  # (3,): palmar flexion, deviation towards the thumb, twist
     name: str = ""  # of the gesture it came from
@@ -166,7 +159,7 @@ def half_rotation(rotation):
 
 # %% ../../nbs/sim/02_pose.ipynb #16c35f81
 @numba.njit(cache=True)
-def add_half_bones(joints, transforms, parents, children, at, full):
+def _add_half_bones(joints, transforms, parents, children, at, full):
     "Fill (33,3,4) float32 transforms: the 17 bones, then the half bones."
     full[:17] = transforms
     for i in range(len(parents)):
@@ -178,7 +171,7 @@ def add_half_bones(joints, transforms, parents, children, at, full):
 
 # %% ../../nbs/sim/02_pose.ipynb #d116568d
 @numba.njit(cache=True, fastmath=True)
-def blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, turned):
+def _blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, turned):
     "Fill moved vertices and their unit normals (V,3)."
     for i in range(len(vertices)):
         a = b = c = d = e = f = g = h = p = tx = ty = tz = np.float32(0)
@@ -200,11 +193,9 @@ def blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, tu
             p += w * m[2, 2]
             tz += w * m[2, 3]
         x, y, z = vertices[i, 0], vertices[i, 1], vertices[i, 2]
-        moved[i, 0], moved[i, 1], moved[i, 2] = (
-            a * x + b * y + c * z + tx,
-            d * x + e * y + f * z + ty,
-            g * x + h * y + p * z + tz,
-        )
+        moved[i, 0] = a * x + b * y + c * z + tx
+        moved[i, 1] = d * x + e * y + f * z + ty
+        moved[i, 2] = g * x + h * y + p * z + tz
         x, y, z = normals[i, 0], normals[i, 1], normals[i, 2]
         nx, ny, nz = a * x + b * y + c * z, d * x + e * y + f * z, g * x + h * y + p * z
         scale = np.float32(1) / (math.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-9))
@@ -218,8 +209,8 @@ def skin_hand(
     "The posed skin."
     moved, turned = np.empty_like(person.vertices), np.empty_like(person.normals)
     full = np.empty((17 + len(HALF_CHILDREN), 3, 4), np.float32)
-    add_half_bones(person.joints, transforms, HALF_PARENTS, HALF_CHILDREN, HALF_JOINTS, full)
-    blend_skin(person.vertices, person.normals, person.bone_index, person.bone_weight, full, moved, turned)
+    _add_half_bones(person.joints, transforms, HALF_PARENTS, HALF_CHILDREN, HALF_JOINTS, full)
+    _blend_skin(person.vertices, person.normals, person.bone_index, person.bone_weight, full, moved, turned)
     return moved, turned
 
 # %% ../../nbs/sim/02_pose.ipynb #21a46ee0
@@ -251,7 +242,7 @@ def overlap(a, b, c, d, ra, rb, rc, rd):
 
 # %% ../../nbs/sim/02_pose.ipynb #db2c5b49
 @numba.njit(cache=True, fastmath=True)
-def palm_depth(start, end, radius_start, radius_end, palm):
+def _palm_depth(start, end, radius_start, radius_end, palm):
     "How deep (mm) three balls along a bone sink into the palm's flesh."
     deepest = -1e3
     for share in (0.0, 0.5, 1.0):
@@ -287,7 +278,7 @@ def contact_depths(posed, radii, palm):
                     )
             if k > 0:  # the inner end of the middle bone lies beside its own web
                 inner = a + 0.5 * (b - a) if k == 1 else a
-                depth = max(depth, palm_depth(inner, b, radii[f, k], radii[f, k + 1], palm))
+                depth = max(depth, _palm_depth(inner, b, radii[f, k], radii[f, k + 1], palm))
             if f == 0:
                 thumb = max(thumb, depth)
             else:
@@ -303,7 +294,7 @@ def penetration_depth(
     return max(contact_depths(joints, person.radii, person.palm))
 
 # %% ../../nbs/sim/02_pose.ipynb #e45f2a33
-THUMBS = dict(  # palmar abduction, flexion, MCP, IP, twist; degrees
+_THUMBS = dict(  # palmar abduction, flexion, MCP, IP, twist; degrees
     rest=(0, 0, 8, 8, 0),
     out=(0, -16, -4, -12, -8),
     up=(0, -18, 2, -16, -7),
@@ -316,6 +307,8 @@ THUMBS = dict(  # palmar abduction, flexion, MCP, IP, twist; degrees
     key=(-9, 13, 7, 5, 2),
     hold=(15, 6, 33, 30, 12),
 )
+
+# %% ../../nbs/sim/02_pose.ipynb #dd125e7e
 GESTURES = dict(  # thumb, index .. little, fan
     relaxed=("rest", (0.22, 0.28, 0.33, 0.38), 0.35),
     flat=("beside", (0, 0, 0, 0), 0),
@@ -360,7 +353,7 @@ GESTURES = dict(  # thumb, index .. little, fan
 )
 
 # %% ../../nbs/sim/02_pose.ipynb #7ed0ceab
-def finger_angles(
+def _finger_angles(
     curl,  # 0 straight ... 1 closed, or (MCP, PIP, DIP) degrees
 ) -> tuple:  # MCP, PIP, DIP degrees
     "The three flexion angles of a finger."
@@ -379,18 +372,18 @@ def gesture_style(
             f"gesture {name!r}", "there is none of that name", f"use one of {', '.join(GESTURES)}"
         )
     thumb, curls, fan = GESTURES[name]
-    thumb = THUMBS[thumb] if isinstance(thumb, str) else thumb
+    thumb = _THUMBS[thumb] if isinstance(thumb, str) else thumb
     style = np.zeros(24)
     style[:4], style[20] = np.radians(thumb[:4]), np.radians(thumb[4])
     for finger, curl in enumerate(curls):
         style[4 + 4 * finger] = fan[finger] if isinstance(fan, tuple) else fan
-        style[5 + 4 * finger : 8 + 4 * finger] = np.radians(finger_angles(curl))
+        style[5 + 4 * finger : 8 + 4 * finger] = np.radians(_finger_angles(curl))
     return style
 
 # %% ../../nbs/sim/02_pose.ipynb #9888ff1e
 @numba.njit(cache=True)
-def closed_directions(joints, radii, closed):
-    "Directions (5,) rad of fingers lying side by side, towards the thumb positive; the middle finger stays straight."
+def _closed_directions(joints, radii, closed):
+    "Directions (5,) rad of fingers side by side, positive towards the thumb; the middle finger is straight."
     closed[:] = 0
     for finger in (1, 3, 4):
         inner = finger + 1 if finger == 1 else finger - 1
@@ -402,14 +395,14 @@ def closed_directions(joints, radii, closed):
         closed[finger] = lean if finger == 1 else closed[inner] - lean
 
 # %% ../../nbs/sim/02_pose.ipynb #744c06c1
-GATHER = np.radians([0, -1, 0, 3, 6])  # how a closed finger leans towards the base of the thumb, rad
+_GATHER = np.radians([0, -1, 0, 3, 6])  # how a closed finger leans towards the base of the thumb, rad
 
 
 @numba.njit(cache=True)
-def angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
+def _angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
     "Fill a pose vector (24,) within the limits from a style."
     closed = np.empty(5)
-    closed_directions(joints, radii, closed)
+    _closed_directions(joints, radii, closed)
     vector[:] = style
     for finger in range(1, 5):
         straight = 1 - smooth_step(style[4 * finger + 1] / 1.35)
@@ -421,20 +414,20 @@ def angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
         vector[i] = min(high[i], max(low[i], vector[i]))
 
 # %% ../../nbs/sim/02_pose.ipynb #0602103c
-PRESSED_DEPTH = 1.5  # mm
+_PRESSED_DEPTH = 1.5  # mm
 
 
 @numba.njit(cache=True)
-def rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, posed, transforms):
-    "Open each finger that sinks into the palm, in small steps; the pose vector and its posed joints change in place."
+def _rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, posed, transforms):
+    "Open each finger that sinks into the palm, in small steps; pose vector and posed joints change in place."
     for finger in range(1, 5):
         for step in range(14):
             a, b, tip = posed[2 + 4 * finger], posed[3 + 4 * finger], posed[4 + 4 * finger]
             tip = tip - (tip - b) * (TIP_SETBACK * radii[finger, 3] / math.sqrt(((tip - b) ** 2).sum()))
             if (
                 max(
-                    palm_depth((a + b) / 2, b, radii[finger, 1], radii[finger, 2], palm),
-                    palm_depth(b, tip, radii[finger, 2], radii[finger, 3], palm),
+                    _palm_depth((a + b) / 2, b, radii[finger, 1], radii[finger, 2], palm),
+                    _palm_depth(b, tip, radii[finger, 2], radii[finger, 3], palm),
                 )
                 < allowed
             ):
@@ -444,18 +437,18 @@ def rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, p
 
 # %% ../../nbs/sim/02_pose.ipynb #e94612cf
 @numba.njit(cache=True)
-def try_style(
+def _try_style(
     style, joints, frames, radii, rest_abduction, palm, gather, low, high, vector, posed, transforms
 ):
     "Fill the pose vector of a style; how deep (mm) the thumb, and the other fingers, sink in."
-    angles_of(style, joints, radii, rest_abduction, gather, low, high, vector)
+    _angles_of(style, joints, radii, rest_abduction, gather, low, high, vector)
     forward(joints, frames, rest_abduction, vector, posed, transforms)
-    rest_on_palm(joints, frames, radii, rest_abduction, palm, PRESSED_DEPTH, vector, posed, transforms)
+    _rest_on_palm(joints, frames, radii, rest_abduction, palm, _PRESSED_DEPTH, vector, posed, transforms)
     return contact_depths(posed, radii, palm)
 
 # %% ../../nbs/sim/02_pose.ipynb #f90a6024
 @numba.njit(cache=True)
-def vary(style, noise, amount):
+def _vary(style, noise, amount):
     "Human variation of a style (24,) by 32 normal numbers, in place. `amount` 1 is a sloppy copy."
     common, before = noise[0], noise[1]
     for finger in range(1, 5):
@@ -476,7 +469,7 @@ def vary(style, noise, amount):
 
 # %% ../../nbs/sim/02_pose.ipynb #eb6f583f
 @numba.njit(cache=True)
-def free_style(noise, uniform, low, high, style):
+def _free_style(noise, uniform, low, high, style):
     "A pose of no name, from 32 normal and 8 uniform numbers: one common curl, coupled neighbours."
     before = 0.0
     for finger in range(1, 5):
@@ -484,10 +477,8 @@ def free_style(noise, uniform, low, high, style):
         before = own
         curl = min(1.02, max(-0.06, uniform[0] + (0.14 + 0.3 * uniform[1]) * own))
         pip = 1.75 * max(curl + 0.12 * noise[5 + finger], 0.0)
-        style[4 * finger], style[4 * finger + 1] = (
-            0.4 + 0.4 * noise[10],
-            1.45 * curl + 0.28 * noise[14 + finger],
-        )
+        style[4 * finger] = 0.4 + 0.4 * noise[10]
+        style[4 * finger + 1] = 1.45 * curl + 0.28 * noise[14 + finger]
         style[4 * finger + 2], style[4 * finger + 3] = pip, 0.6 * pip + 0.08 * noise[18 + finger]
     for i in range(4):
         style[i] = low[i] + (high[i] - low[i]) * (0.15 + 0.7 * uniform[4 + i])
@@ -495,15 +486,15 @@ def free_style(noise, uniform, low, high, style):
 
 # %% ../../nbs/sim/02_pose.ipynb #84dffdd7
 ALLOWED_DEPTH = 2.5  # mm: how far flesh gives way
-WRIST_DEVIATIONS = np.radians([22, 9, 6])
-MIX = (0.5, 0.25)  # share of gestures, of blends; the rest is free
+_WRIST_DEVIATIONS = np.radians([22, 9, 6])
+_MIX = (0.5, 0.25)  # share of gestures, of blends; the rest is free
 
 
-def draw_style(generator, kind, low, high):
+def _draw_style(generator, kind, low, high):
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
     if kind is None:
-        kind = "gesture" if uniform[2] < MIX[0] else ("blend" if uniform[2] < sum(MIX) else "free")
+        kind = "gesture" if uniform[2] < _MIX[0] else ("blend" if uniform[2] < sum(_MIX) else "free")
     if kind == "gesture":
         kind = names[generator.integers(len(names))]
     if kind == "blend":
@@ -511,7 +502,7 @@ def draw_style(generator, kind, low, high):
         return (1 - uniform[3]) * gesture_style(first) + uniform[3] * gesture_style(second), "blend", 1.0
     if kind == "free":
         style = np.zeros(24)
-        free_style(generator.standard_normal(32), uniform, low, high, style)
+        _free_style(generator.standard_normal(32), uniform, low, high, style)
         return style, "free", 0.3
     return gesture_style(kind), kind, 0.3 + 0.7 * uniform[4]
 
@@ -527,31 +518,19 @@ def sample_pose(
     "Draw a pose within human limits in which no finger is inside another; the least bad one if `tries` fail."
     low, high = joint_limits()
     vector, posed, transforms = np.empty(24), np.empty((21, 3)), np.empty((17, 3, 4))
+    hand = person.joints, person.frames, person.radii, person.rest_abduction, person.palm
     best, depth, style = None, 1e3, None
     for attempt in range(tries):
         if style is None:
-            style, name, amount = draw_style(generator, kind, low, high)
+            style, name, amount = _draw_style(generator, kind, low, high)
         varied = style.copy()
-        vary(varied, generator.standard_normal(32), amount * variation * (1 + 0.1 * attempt))
+        _vary(varied, generator.standard_normal(32), amount * variation * (1 + 0.1 * attempt))
         if best is None or attempt % 8 == 0:
             varied_wrist = np.clip(
-                wrist * WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:]
+                wrist * _WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:]
             )
         varied[21:] = varied_wrist
-        depths = try_style(
-            varied,
-            person.joints,
-            person.frames,
-            person.radii,
-            person.rest_abduction,
-            person.palm,
-            GATHER,
-            low,
-            high,
-            vector,
-            posed,
-            transforms,
-        )
+        depths = _try_style(varied, *hand, _GATHER, low, high, vector, posed, transforms)
         if max(depths) < depth:
             best, depth = pose_from(vector, name), max(depths)
         if depth < ALLOWED_DEPTH:

@@ -110,7 +110,7 @@ def _outcome(job: Job, future) -> tuple:  # ('result' or 'error', value)
     if error is None:
         return "result", future.result()
     if isinstance(error, BrokenProcessPool):
-        reason = "memory may have run out: run fewer jobs at once"
+        reason = "see stderr; if it is silent, memory may have run out: run fewer jobs at once"
         error = HandlabError(job.name, "its process was killed or ended early", reason)
     elif not isinstance(error, HandlabError):
         traceback.print_exception(error)
