@@ -34,7 +34,7 @@ from handlab.data.batches import Augment, Batches
 from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.camera import project, rotate
 from handlab.sim.rhd import SimRHD
-from handlab.train.experiment import depends_on, ExperimentData, ordered_batches
+from handlab.train.experiment import ExperimentData, depends_on, ordered_batches
 from handlab.train.loop import fit, read_losses, weights_fingerprint
 
 SMOKE = make_settings(

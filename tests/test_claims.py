@@ -1,4 +1,7 @@
-"Claims: the rules, the intervals, a world in which every claim holds and one in which every claim fails, and what happens where runs are missing or wrong."
+"""Claims: rules, intervals, and the table of claims with its faults.
+
+In one made-up world every claim holds, in another every claim fails; runs are missing or wrong in others.
+"""
 
 import json
 import os
@@ -14,22 +17,24 @@ from scipy import stats
 
 from handlab.core import HandlabError, project_root
 from handlab.pages import claims as claims_page
-from handlab.results import claims, statistics
-from handlab.results.claims import (
+from handlab.results import claims, measures, statistics
+from handlab.results.claims import COLUMNS, read_claims
+from handlab.results.evidence import Evidence, Network, World, frame_scores
+from handlab.results.runs import graph_runs, page_folder, reference_name
+from handlab.results.statistics import (
     CANNOT_TELL,
+    DRAWS,
     FAILS,
     HOLDS,
     MORE,
     NOT_RUN,
-    ORDER,
-    World,
-    about,
-    at_most,
-    same,
-    up_to,
+    Estimate,
+    mean_estimate,
+    read_rule,
+    seeds_estimate,
 )
-from handlab.results.runs import graph_runs, page_folder, reference_name
-from handlab.results.statistics import DRAWS, Estimate, mean_estimate, seeds_estimate
+
+ORDER = read_rule("order")
 
 
 def spread(low, high):
@@ -48,20 +53,20 @@ def spread(low, high):
         (ORDER, [(1, 2), (-3, -1)], FAILS),
         (ORDER, [(1, 2), (-1, 3)], CANNOT_TELL),
         (ORDER, [(-1, 2), (-3, -1)], FAILS),
-        (up_to(0.06, 0.03), [(0, 0.01), (0.04, 0.07)], HOLDS),
-        (up_to(0.06, 0.03), [(0, 0.01), (0.01, 0.02)], FAILS),
-        (up_to(0.06, 0.03), [(0, 0.01), (0.02, 0.07)], CANNOT_TELL),
-        (up_to(0.06, 0.03), [(0.2, 0.3)], HOLDS),
-        (about(2, 1), [(1.5, 2.5)], HOLDS),
-        (about(2, 1), [(3.5, 5)], FAILS),
-        (about(2, 1), [(-1, 0.5)], FAILS),
-        (about(2, 1), [(0.5, 2)], CANNOT_TELL),
-        (same(0.1), [(-0.05, 0.05)], HOLDS),
-        (same(0.1), [(0.2, 0.3)], FAILS),
-        (same(0.1), [(0.05, 0.2)], CANNOT_TELL),
-        (at_most(6), [(4, 5)], HOLDS),
-        (at_most(6), [(7, 8)], FAILS),
-        (at_most(6), [(5, 7)], CANNOT_TELL),
+        (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.04, 0.07)], HOLDS),
+        (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.01, 0.02)], FAILS),
+        (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.02, 0.07)], CANNOT_TELL),
+        (read_rule("up_to 0.06 0.03"), [(0.2, 0.3)], HOLDS),
+        (read_rule("about 2 1"), [(1.5, 2.5)], HOLDS),
+        (read_rule("about 2 1"), [(3.5, 5)], FAILS),
+        (read_rule("about 2 1"), [(-1, 0.5)], FAILS),
+        (read_rule("about 2 1"), [(0.5, 2)], CANNOT_TELL),
+        (read_rule("same 0.1"), [(-0.05, 0.05)], HOLDS),
+        (read_rule("same 0.1"), [(0.2, 0.3)], FAILS),
+        (read_rule("same 0.1"), [(0.05, 0.2)], CANNOT_TELL),
+        (read_rule("at_most 6"), [(4, 5)], HOLDS),
+        (read_rule("at_most 6"), [(7, 8)], FAILS),
+        (read_rule("at_most 6"), [(5, 7)], CANNOT_TELL),
     ],
 )
 def test_rules(rule, effects, verdict):
@@ -73,7 +78,7 @@ def test_several_effects_are_held_to_a_stricter_level():
     assert MORE.weigh([edge])[0] == HOLDS and ORDER.weigh([edge, spread(1, 2)])[0] == CANNOT_TELL
     _, shown, low, high = ORDER.weigh([spread(1, 2), edge])
     assert shown is edge and (low, high) == pytest.approx((-0.02 + 0.0125, 0.98 - 0.0125), abs=1e-9)
-    assert up_to(1, 0).weigh([edge, spread(1, 2)])[1].value == 1.5
+    assert read_rule("up_to 1 0").weigh([edge, spread(1, 2)])[1].value == 1.5
 
 
 def test_an_estimate_is_paired():
@@ -156,13 +161,13 @@ def test_holm_against_hand():
 
 
 def test_steps_to_a_goal():
-    assert claims.steps_to([0, 100, 200, 300], [50, 40, 45, 30], 35) == pytest.approx(
+    assert measures.steps_to([0, 100, 200, 300], [50, 40, 45, 30], 35) == pytest.approx(
         200 + 100 * 5 / 10
     )  # from the lowest so far, 40
-    assert claims.steps_to([0, 10], [5, 4], 6) == 0 and claims.steps_to([0, 10], [5, 4], 3) == np.inf
+    assert measures.steps_to([0, 10], [5, 4], 6) == 0 and measures.steps_to([0, 10], [5, 4], 3) == np.inf
 
 
-# Made-up worlds ---------------------------------------------------------------------------------------------------
+# Made-up worlds ------------------------------------------------------------------------------------------
 
 PI = dict(rgb=30, rgb_pi=22, depth=15, rgb_steps=28, rgb_time=27)
 PI_STEREO = dict(rgb=14, rgb_pi=9, depth=6, rgb_steps=12, rgb_time=11)
@@ -187,7 +192,7 @@ ALIGNED = {
 }
 ALIGNED_STEREO = {"S1": 8, "S4": 7}
 ALWAYS_OPEN = {"others-joint", "best-dexter"}  # nothing here measures them
-REAL_ONLY = {claim.id for claim in claims.all_claims() if claim.real_only}
+REAL_ONLY = {claim.id for claim in read_claims() if claim.real_set}
 TIMES = {"time-3d", "time-2d"}
 
 
@@ -334,9 +339,9 @@ def stand_ins(monkeypatch, good):
     "What needs trained networks: activations and times."
     flat = np.linspace(-0.01, 0.01, 60)
     shares = dict(rgb=0.40 + flat, rgb_steps=0.41 + flat, rgb_pi=(0.47 if good else 0.3) + flat)
-    monkeypatch.setattr(claims, "activation_shares", lambda run: shares)
+    monkeypatch.setattr(measures, "activation_shares", lambda run: shares)
     monkeypatch.setattr(
-        claims,
+        measures,
         "milliseconds_at_test",
         lambda runs: np.array([np.full(20, 5.0), np.full(20, 5.1 if good else 8.0)]),
     )
@@ -390,7 +395,12 @@ def test_made_up_worlds(worlds, monkeypatch, good, real):
 
 
 def test_every_run_of_the_graph_is_asked_for():
-    asked = {World().run_name(pattern) for claim in claims.all_claims() for pattern in claim.measure.patterns}
+    asked = {
+        World().run_name(network.run)
+        for claim in read_claims()
+        for network in claim.networks
+        if not network.published
+    }
     trained = {run.name.rsplit("-seed", 1)[0] for run in graph_runs("quick")}
     assert asked - trained == {"train_pi-bighand-sim-rhd"}
     assert trained - asked <= {
@@ -408,7 +418,7 @@ def world(worlds, tmp_path, monkeypatch) -> World:
 
 
 def verdict(world, name) -> dict:
-    return claims.weigh(next(claim for claim in claims.all_claims(world.profile) if claim.id == name), world)
+    return claims.weigh(next(claim for claim in read_claims(world.profile) if claim.id == name), world)
 
 
 def test_a_missing_run_is_named_with_its_command(world):
@@ -449,8 +459,8 @@ def test_one_seed_has_an_interval_of_frames_but_none_of_curves(world):
     assert verdict(alone, "poe-kl")["seeds"] == 1 and verdict(alone, "poe-kl")["verdict"] == HOLDS
     row = verdict(alone, "joint-faster")
     assert row["verdict"] == CANNOT_TELL and "one seed" in row["reason"] and row["ours"] > 0
-    assert "speak of these trained networks alone" in claims_page.caption(
-        alone, claims.claims_table(alone, [each for each in claims.all_claims() if each.id == "poe-kl"])
+    assert "about these trained networks" in claims_page.caption(
+        alone, claims.claims_table(alone, [each for each in read_claims() if each.id == "poe-kl"])
     )
 
 
@@ -476,7 +486,9 @@ def test_seeds_that_disagree_leave_it_open(world):
         with np.load(path) as found:
             change(path, rgb_pi=found["true"] + factor * (found["rgb"] - found["true"]))
     row = verdict(World(world.folder, 3), "pi-3d-rhd")
-    assert row["verdict"] == CANNOT_TELL and row["low"] < 0 < row["high"] and "crosses" in row["reason"]
+    assert (
+        row["verdict"] == CANNOT_TELL and row["low"] < 0 < row["high"] and "contains an edge" in row["reason"]
+    )
 
 
 def test_what_cannot_be_compared_is_not(world):
@@ -509,7 +521,7 @@ def test_a_network_that_a_run_lacks_is_not_run(world):
 
 
 def test_published_effects_are_the_papers():
-    effects = {claim.id: claims.published_effect(claim) for claim in claims.all_claims()}
+    effects = {claim.id: (*claim.published, claim.printed, claim.remark) for claim in read_claims()}
     by_hand = {
         "pi-2d-rhd": 7.841 - 5.223,
         "pi-2d-rhd-median": 3.708 - 2.642,
@@ -537,13 +549,13 @@ def test_published_effects_are_the_papers():
 
 
 def test_facts_name_known_claims():
-    names = {claim.id for profile in ("smoke", "quick", "full") for claim in claims.all_claims(profile)}
-    assert set(claims.noted_facts().index) <= names and set(claims_page.known_reasons().id) <= names
-    for claim in claims.all_claims():
+    names = {claim.id for profile in ("smoke", "quick", "full") for claim in read_claims(profile)}
+    assert set(claims_page.known_reasons().id) <= names
+    for claim in read_claims():
         assert (
             claim.section
             and claim.text
-            and claim.measured
+            and claim.effect
             and claim.paper in claims_page.PAPER_NAMES
             and claim.unit in ("mm", "px", "share", "AUC", "ratio", "%", "ms")
         )
@@ -552,9 +564,7 @@ def test_facts_name_known_claims():
 def test_reasons_belong_to_source_and_profile(worlds, monkeypatch):
     stand_ins(monkeypatch, False)
     world = World(str(worlds[False, False]), 3)
-    table = claims.claims_table(
-        world, [claim for claim in claims.all_claims() if claim.id in ("s1-s4", "poe-kl")]
-    )
+    table = claims.claims_table(world, [claim for claim in read_claims() if claim.id in ("s1-s4", "poe-kl")])
     reasons = pd.DataFrame(
         [
             ("s1-s4", "twin", "quick", "Because."),
@@ -565,7 +575,7 @@ def test_reasons_belong_to_source_and_profile(worlds, monkeypatch):
     )
     assert claims_page.failures(table, reasons).why.to_dict() == {
         "s1-s4": "Because.",
-        "poe-kl": "not looked into yet",
+        "poe-kl": "not investigated yet",
     }
 
 
@@ -575,13 +585,15 @@ def test_by_chance_counts(worlds, monkeypatch):
         World(str(worlds[True, False]), 3),
         [
             claim
-            for claim in claims.all_claims()
+            for claim in read_claims()
             if claim.id in ("s1-s4", "poe-kl", "order-strategies", "best-3d-rhd-all")
         ],
     )
-    text = claims.by_chance(table)
+    text = claims.count_line(table)
     assert (
-        text.startswith("4 claims: 3 holds, 0 does not hold, 1 cannot tell, 0 not run. 2 of them")
+        text.startswith(
+            "4 claims: 3 holds, 0 does not hold, 1 cannot tell, 0 not run. 2 of them are single comparisons"
+        )
         and "up to 0.1 would hold by chance" in text
         and text.endswith("2 hold, 2 also with Holm's correction for all of them together.")
     )
@@ -589,7 +601,7 @@ def test_by_chance_counts(worlds, monkeypatch):
 
 @pytest.mark.end_to_end
 def test_notebook(worlds, tmp_path):
-    "The whole page on a made-up world: nothing is trained there, so activations and times are not to be had and say so."
+    "The whole page on a made-up world, where no network is trained: activations and times say so."
     words = [
         word
         for name, value in dict(
@@ -620,7 +632,7 @@ def test_notebook(worlds, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     table = pd.read_csv(tmp_path / "figures/claims-quick.csv", index_col="id")
     assert (
-        len(table) == len(claims.all_claims())
+        len(table) == len(read_claims())
         and table.loc["s1-s4", "verdict"] == FAILS
         and table.loc["activations-rhd", "verdict"] == CANNOT_TELL
     )
@@ -657,8 +669,10 @@ def test_frames_of_videos_are_drawn_in_stretches(tmp_path):
         ("train_pi_2d-{rhd}", ""),
         ("train_pi_2d-{rhd}", "dexter-object"),
     ):
-        evidence = claims.Evidence(World(str(tmp_path / "quick")), [pattern])
-        blocks[pattern, other] = evidence.scores(pattern, "rgb", "error", other)[1]
+        network = Network(pattern, "rgb", other)
+        evidence = Evidence(World(str(tmp_path / "quick")), [network])
+        evidence.scores(network, "error")
+        blocks[network] = evidence.block(network)
     assert list(blocks.values()) == [1, 10, 1, 10]
 
 
@@ -668,9 +682,67 @@ def test_hidden_joints_do_not_count_in_2d():
         true=true, visible=np.arange(21)[None] < 2, net=true + np.arange(21.0)[None, :, None] * [1, 0]
     )
     assert (
-        claims.frame_scores(arrays, "net", "error") == pytest.approx([0.5])
-        and np.isfinite(claims.frame_scores(arrays, "net", "joints")).sum() == 2
+        frame_scores(arrays, "net", "error") == pytest.approx([0.5])
+        and np.isfinite(frame_scores(arrays, "net", "joints")).sum() == 2
     )
-    assert claims.frame_scores(
+    assert frame_scores(
         {**arrays, "true": np.zeros((1, 21, 3)), "net": np.ones((1, 21, 3))}, "net", "error"
     ) == pytest.approx([3**0.5])
+
+
+# The table of claims ----------------------------------------------------------------------------------------
+
+GOOD_ROW = {
+    **dict.fromkeys(COLUMNS, ""),
+    "id": "made-up",
+    "paper": "privileged_depth",
+    "section": "1",
+    "claim": "Depth helps",
+    "effect": "RGB Net minus RGB PI Net",
+    "unit": "mm",
+    "measure": "error_steps",
+    "networks": "train_pi-{rhd}: rgb, rgb_pi",
+    "rule": "more",
+    "published": "2 of 8",
+}
+
+
+def write_table(path, *rows, columns=COLUMNS):
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    return path
+
+
+def test_a_row_is_read_as_it_is_written(tmp_path):
+    (claim,) = read_claims(path=write_table(tmp_path / "claims.csv", GOOD_ROW))
+    assert (claim.id, claim.published, str(claim.rule)) == ("made-up", (2, 8), "above 0")
+    networks = [(network.run, network.key) for network in claim.networks]
+    assert networks == [("train_pi-{rhd}", "rgb"), ("train_pi-{rhd}", "rgb_pi")]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"rule": "perhaps"}, "unknown rule 'perhaps'"),
+        ({"rule": "about two"}, "wrong numbers"),
+        ({"paper": "another"}, "unknown paper 'another'"),
+        ({"profiles": "quick tiny"}, "unknown profile 'tiny'"),
+        ({"measure": "error_steeps"}, "error_steeps"),
+        ({"networks": "train_pi-{rgb}: rgb, rgb_pi"}, "train_pi-{rgb}"),
+        ({"published": "much"}, "much"),
+        ({"section": ""}, "section is empty"),
+        ({"measure": "", "networks": ""}, "exactly one of measure and not_measured"),
+    ],
+)
+def test_a_wrong_row_is_one_line_that_names_it(tmp_path, change, words):
+    path = write_table(tmp_path / "claims.csv", {**GOOD_ROW, "id": "fine"}, {**GOOD_ROW, **change})
+    with pytest.raises(HandlabError) as caught:
+        read_claims(path=path)
+    text = str(caught.value)
+    assert f"{path}, line 3: " in text and words in text and "\n" not in text
+
+
+def test_an_id_is_there_once_and_columns_are_known(tmp_path):
+    with pytest.raises(HandlabError, match="line 3: id 'made-up' is there twice"):
+        read_claims(path=write_table(tmp_path / "twice.csv", GOOD_ROW, GOOD_ROW))
+    with pytest.raises(HandlabError, match="line 1: wrong columns"):
+        read_claims(path=write_table(tmp_path / "columns.csv", columns=COLUMNS[:-1]))

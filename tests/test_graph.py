@@ -68,7 +68,8 @@ def test_bad_questions_are_answered():
         graph_runs("quick", 0)
 
 
-# The graph itself, in a copy of the project whose notebooks are tiny: `tree` has the real package and the real Snakefile.
+# The graph itself, in a copy of the project whose notebooks are tiny.
+# `tree` has the real package and the real Snakefile.
 
 FAKE_TRAINING = (
     '''profile: str = "quick"
@@ -356,7 +357,9 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
             [
                 sys.executable,
                 "-c",
-                "from handlab.graph.code import *; print(training_fingerprint('train_aligned', {'strategy': 'S4'}), code_fingerprint('nbs/train_aligned.ipynb'))",
+                "from handlab.graph.code import *; "
+                "print(training_fingerprint('train_aligned', {'strategy': 'S4'}), "
+                "code_fingerprint('nbs/train_aligned.ipynb'))",
             ],
             cwd=tree,
             env=environment(tree),

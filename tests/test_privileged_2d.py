@@ -1,4 +1,4 @@
-"Paper 1 in 2D: maps and pixels against other libraries, what each training is told, what is frozen, equal, refused and written."
+"Paper 1 in 2D: maps and pixels against other libraries; what is given, frozen, equal, refused, written."
 
 import json
 import shutil
@@ -191,7 +191,7 @@ def test_terms_of_each_stage(data):
 
 
 def test_mask_loss_by_hand(data):
-    "Activations squared, times the squared share of each cell that is off the hand, over the images that carry it."
+    "Activations squared, times the squared share of each cell off the hand, over the images that carry it."
     batch, network = training_batches(SMOKE, data, "mask_0.8", "cpu")(0), make_machine(SMOKE, "rgb").eval()
     features = network(batch.image)[1].detach().numpy()
     side = features.shape[-1]
@@ -275,7 +275,7 @@ def test_stopped_stage_goes_on_the_same(data, finished, tmp_path, monkeypatch):
 
 
 def test_the_machine_learns(data, tmp_path):
-    "Drawn hands are one rigid hand: it must be found far better than by the mean position on the training frames."
+    "Drawn hands are one rigid hand: it must be found far better than by the mean training position."
     settings = replace(SMOKE, width=0.125, steps_first=120, rate_first=3e-3, log_every=40, validate_every=0)
     train_stage_2d("depth", settings, data, tmp_path, report=lambda *state: None)
     found, blind = (

@@ -1,4 +1,4 @@
-"The staged experiment, end to end on drawn frames: what is frozen, what is equal, what is refused, what is written."
+"The staged experiment, end to end on drawn frames: what is frozen, equal, refused and written."
 
 import csv
 import json
@@ -178,7 +178,7 @@ def test_mask_share():
 
 
 def test_without_the_privileged_term_pi_is_the_control(data, finished, tmp_path):
-    "With weight 0 on Loss_Inter, RGB PI Net ends with the control's weights, bit for bit: nothing else differs between them."
+    "With weight 0 on Loss_Inter, RGB PI Net ends with the control's weights, bit for bit."
     for stage in ("depth", "rgb"):
         shutil.copytree(finished / stage, tmp_path / stage)
     train_stage("rgb_pi", replace(SMOKE, inter_weight=0.0), data, tmp_path, report=lambda *state: None)

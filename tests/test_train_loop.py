@@ -33,7 +33,8 @@ from handlab.train.loop import TrainSettings, fit, weights_fingerprint
 
 def tiny():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 64, 4))
+    convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    return nn.Sequential(*convolution, nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 64, 4))
 
 def batch_at(step):
     generator = torch.Generator().manual_seed(step)
@@ -48,7 +49,9 @@ def validate(network):
     image, true = batch_at(10_000)
     return {"error": (network(image).float() - true).abs().mean()}
 
-SETTINGS = TrainSettings(steps=150, learning_rate=3e-3, warm_up=10, log_every=7, validate_every=20, checkpoint_every=13, precision="bf16", clip_gradient=1.0, weight_decay=1e-3, seed=5)
+SETTINGS = TrainSettings(
+    steps=150, learning_rate=3e-3, warm_up=10, log_every=7, validate_every=20, checkpoint_every=13,
+    precision="bf16", clip_gradient=1.0, weight_decay=1e-3, seed=5)
 
 def train(folder, pause=0.0, settings=SETTINGS):
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"The privileged-depth notebook from the command line: a whole run, a killed one, and everything a user can get wrong."
+"The privileged-depth notebook from the command line: a whole run, a killed one, and users' mistakes."
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_losses_hold_every_network(finished):
 
 
 def test_other_datasets(tmp_path):
-    "STB's twin to train on, BigHand's for the Depth Net before, Dexter+Object's to test on with finger tips alone."
+    "STB's twin to train on, BigHand's for Depth Net before, Dexter+Object's finger tips to test on."
     done = run(
         tmp_path / "stb",
         dataset="sim-stb",

@@ -1,4 +1,4 @@
-"The 2D notebook from the command line: a whole run, another test set, a killed one, and what a user can get wrong."
+"The 2D notebook from the command line: a whole run, another test set, a killed one, users' mistakes."
 
 import json
 import os

@@ -262,7 +262,7 @@ class PiLoss:
 
 # %% ../../nbs/privileged/03_experiment.ipynb #87d9a7fa
 def carries_mask(index: torch.Tensor, settings: PiSettings) -> torch.Tensor:  # (B,) bool
-    "Whether each image carries the mask loss: a fixed share, scattered by a multiplicative hash of its number."
+    "Whether each image carries the mask loss: a fixed share, chosen by a hash of the image's number."
     scattered = (index.long() + 7919 * settings.seed) * 2654435761 % 2**32
     return scattered < settings.mask_share * 2**32
 

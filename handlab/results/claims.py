@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import HandlabError
-from .evidence import Evidence, Missing, Network, Unfit, World, read_networks
+from .evidence import Evidence, Missing, Unfit, World, read_networks
 from .measures import read_measure
 from .published import PAPERS
 from .runs import PROFILES, command_for, data_sources
@@ -147,7 +147,9 @@ def read_claims(
                 if twice := {(claim.id, each) for each in profiles} & seen:
                     raise ValueError(f"id {claim.id!r} is there twice for profile {min(twice)[1]}")
             except (ValueError, HandlabError) as error:
-                raise HandlabError(f"{path}, line {reader.line_num}", str(error), "correct this row") from None
+                raise HandlabError(
+                    f"{path}, line {reader.line_num}", str(error), "correct this row"
+                ) from None
             seen |= {(claim.id, each) for each in profiles}
             if profile in profiles:
                 claims.append(claim)
@@ -240,8 +242,8 @@ def count_line(table: pd.DataFrame) -> str:
     single = table[table.p.notna()]
     held = single[single.verdict == HOLDS]
     return (
-        f"{len(table)} claims: {counts}. {len(single)} of them are single comparisons; if none of these had any "
-        f"effect, up to {held_by_chance(len(single)):.1f} would hold by chance and as many would not hold. "
-        f"{len(held)} hold, {(held['also together'] == 'yes').sum()} also with Holm's correction for all of "
-        "them together."
+        f"{len(table)} claims: {counts}. {len(single)} of them are single comparisons; if none of these had "
+        f"any effect, up to {held_by_chance(len(single)):.1f} would hold by chance and as many would not "
+        f"hold. {len(held)} hold, {(held['also together'] == 'yes').sum()} also with Holm's correction for "
+        "all of them together."
     )

@@ -54,10 +54,10 @@ def count_frames(
 
 # %% ../../nbs/results/02_datasets.ipynb #a6cda7f3
 def table_datasets(
-    roots: dict = {},
-) -> pd.DataFrame:  # {dataset: folder}; others are looked for where real data usually lie
+    roots: dict = None,  # {dataset: folder}; others are looked for where real data usually lie
+) -> pd.DataFrame:
     "Paper 1's Table 1: published counts beside those of the folders that are here."
-    found = {name: roots.get(name) or real_root(name) for name in READERS}
+    found = {name: (roots or {}).get(name) or real_root(name) for name in READERS}
     counted = {name: count_frames(name, project_path(root)) for name, root in found.items() if root}
 
     def show(pair):

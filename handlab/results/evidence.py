@@ -217,7 +217,7 @@ class Evidence:
         return world.keep((run.name, network.key, of, other), lambda: frame_scores(arrays, network.key, of))
 
     def estimate(self, network: Network, of: str = "error") -> Estimate:
-        "A network's mean 'error', 'median' error, 'area' or 'area_20_50'; a published number as it is printed."
+        "A network's mean 'error', 'median' error, 'area' or 'area_20_50'; a published number as printed."
         if network.published:
             return known(published_value(self.paper, network, of))
         if of == "median":

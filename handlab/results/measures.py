@@ -34,7 +34,7 @@ from handlab.results.statistics import (
     seeds_estimate,
     weighted_medians,
 )
-from ..train.experiment import in_order
+from ..train.experiment import experiment_data, in_order
 from ..train.scores import device_name, forward_times
 
 # %% ../../nbs/results/06_measures.ipynb #3f7c4698
@@ -55,7 +55,9 @@ def _measure(function):
     return function
 
 # %% ../../nbs/results/06_measures.ipynb #7ed4de0c
-def read_measure(text: str, networks) -> tuple:  # 'loss_falls start=0.75' -> (function, options); raises ValueError
+def read_measure(
+    text: str, networks
+) -> tuple:  # 'loss_falls start=0.75' -> (function, options); raises ValueError
     "A measure and its options, checked against the networks that it is given."
     name, *words = text.split()
     if name not in MEASURES:
@@ -193,7 +195,7 @@ def steps_to(steps, errors, goal: float) -> float:  # inf if it is never reached
 # %% ../../nbs/results/06_measures.ipynb #548a105d
 @_measure
 def steps_saved(evidence: Evidence, slow: Network, fast: Network) -> Measured:
-    "Which share of the slow training's steps the fast one saves; negative if it is the other that saves steps."
+    "Which share of the slow training's steps the fast one saves; negative if the slow one saves."
 
     def saved(slow_run, fast_run):
         slow_curve, fast_curve = (_curve(run, "", "epe") for run in (slow_run, fast_run))
@@ -209,7 +211,7 @@ def steps_saved(evidence: Evidence, slow: Network, fast: Network) -> Measured:
 def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {stage: (N,)}
     "The share of activation energy on the hand, for each test frame of a run of `train_pi`."
     settings = pi_experiment.check_pi(make_settings(pi_experiment.PiSettings, **run.metrics["settings"]))
-    data, device = pi_experiment.pi_data(settings, show_progress=False), pick_device()
+    data, device = experiment_data(settings, show_progress=False), pick_device()
     if data.fingerprint != run.metrics["data"]["fingerprint"]:
         raise Unfit(f"the data of {run.name} have changed since it was trained")
 
@@ -307,7 +309,9 @@ def forward_time(evidence: Evidence, *, kind: str) -> Measured:  # '3D' or '2D'
     "The median time of a forward pass at the paper's size, on the paper's device only."
     device = device_name("auto")
     if _PAPER_DEVICE not in device:
-        raise Unfit(f"this device ({device}) is not the paper's {_PAPER_DEVICE}; paper_pi.ipynb has its times")
+        raise Unfit(
+            f"this device ({device}) is not the paper's {_PAPER_DEVICE}; paper_pi.ipynb has its times"
+        )
     return Measured([_median_time(forward_times(*paper_networks()[kind], "auto", _TIMINGS))])
 
 # %% ../../nbs/results/06_measures.ipynb #7741c3ca

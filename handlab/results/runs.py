@@ -72,7 +72,11 @@ TABLE_1 = {  # of paper 2: the strategies of each set
 }
 _TESTED_ON_OTHER = ("S1", "S4")
 _OWN_VIEW = dict(strategy="S1", viewpoint_correction=False)  # in Fig. 5 beside Table 1's strategies
-_ABLATIONS = (dict(strategy="RD2DHP"), dict(strategy="alternating"), dict(strategy="S4", correspondence=False))
+_ABLATIONS = (
+    dict(strategy="RD2DHP"),
+    dict(strategy="alternating"),
+    dict(strategy="S4", correspondence=False),
+)
 ABLATION_STEPS = {"smoke": 0, "quick": 400, "full": 0}  # 0: as many as the others
 _STB_STEPS = {
     ("quick", "train_pi"): dict(steps_first=1000, steps_second=560),

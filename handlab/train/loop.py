@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOICES', 'TrainSettings', 'check_training', 'learning_rate', 'make_optimiser', 'write_losses', 'read_losses',
            'state_on_cpu', 'weights_fingerprint', 'save_network', 'load_network', 'save_checkpoint', 'load_checkpoint',
-           'flat', 'claim_folder', 'clock', 'Lines', 'RunningMeans', 'convolution_time', 'faster_precision',
-           'chosen_precision', 'precision_of', 'train_step', 'keep_memory', 'Training', 'log_row', 'validate_row',
-           'finish', 'fit']
+           'bind_folder', 'clock', 'Lines', 'RunningMeans', 'convolution_time', 'faster_precision', 'chosen_precision',
+           'precision_of', 'on_device', 'train_step', 'keep_memory', 'Training', 'log_row', 'validate_row', 'finish',
+           'step_through', 'fit']
 
 # %% ../../nbs/train/01_loop.ipynb #141e334c
 import csv
@@ -46,7 +46,7 @@ class TrainSettings:
     "The settings of one training."
 
     steps: int = 1000  # optimiser steps in all
-    batch_size: int = 32  # images a step (for images/s; the batches are made by the caller)
+    batch_size: int = 32  # images per step (for images/s; the caller makes the batches)
     optimiser: str = "adam"  # 'adam' or 'adamw'
     learning_rate: float = 1e-3  # the highest rate, reached after the warm-up
     warm_up: int = 0  # steps over which the rate rises linearly from near zero
@@ -59,7 +59,7 @@ class TrainSettings:
     precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
     channels_last: bool = True  # memory order NHWC: faster convolutions on CPU and GPU
     compile: bool = False  # torch.compile: helps on a GPU only
-    log_every: int = 20  # steps a row of losses.csv; the only places where the device is waited for
+    log_every: int = 20  # steps per row of losses.csv; only there the program waits for the device
     validate_every: int = 0  # steps between calls of `validate`, 0 = never
     checkpoint_every: int = 200  # steps between checkpoints
     seed: int = 0  # of the random numbers drawn inside the network (dropout, sampling)
@@ -175,15 +175,15 @@ def load_network(path, network: nn.Module) -> nn.Module:
     try:
         network.load_state_dict(load_tensors(Path(path).read_bytes()))
     except FileNotFoundError:
-        raise HandlabError(path, "the weights are not there", "run the training that writes them") from None
+        raise HandlabError(path, "there is no such file", "run the training that writes it") from None
     except SafetensorError as error:
         raise HandlabError(
-            path, f"it is not a whole safetensors file ({error})", "delete its folder and train again"
+            path, f"it is not a complete safetensors file ({error})", "delete its folder and train again"
         ) from None
     except RuntimeError as error:
         raise HandlabError(
             path,
-            f"its weights are of another network ({str(error).splitlines()[-1].strip()})",
+            f"it holds the weights of another network ({str(error).splitlines()[-1].strip()})",
             "use the settings it was trained with",
         ) from None
     return network
@@ -223,23 +223,23 @@ def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) 
     return state["progress"]
 
 # %% ../../nbs/train/01_loop.ipynb #1dc93825
-def flat(value, prefix: str = "") -> dict:
+def _dotted(value, prefix: str = "") -> dict:
     "Nested dicts as one dict with dotted names."
     if not isinstance(value, dict):
         return {prefix: value}
     return {
         name: item
         for key, part in value.items()
-        for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
+        for name, item in _dotted(part, f"{prefix}.{key}" if prefix else str(key)).items()
     }
 
 # %% ../../nbs/train/01_loop.ipynb #a989d650
-def claim_folder(folder: Path, made_with: dict):
+def bind_folder(folder: Path, made_with: dict):
     "Record in `run.json` what a folder is made with, or check that it was made with the same."
     path, made_with = Path(folder) / "run.json", plain(made_with)
     if not path.exists():
         return write_json(path, made_with)
-    before, now = flat(read_json(path)), flat(made_with)
+    before, now = _dotted(read_json(path)), _dotted(made_with)
     for name in [*now, *before]:
         if before.get(name) != now.get(name):
             raise HandlabError(
@@ -258,23 +258,22 @@ def clock(seconds: float) -> str:  # '1:05' or '2:00:09'
 
 # %% ../../nbs/train/01_loop.ipynb #c8e459ca
 class Lines:
-    "Prints a line on how a training goes, not too often."
+    "Prints the progress of a training, at most every few seconds."
 
     def __init__(self, name: str, seconds: float = 10.0, parts: int = 20):
         self.name, self.seconds, self.parts = name, seconds, parts
         self.last_time, self.last_step = time.perf_counter(), None
 
     def __call__(self, step: int, total: int, loss: float, speed: float, left: float):
-        "Print if it is time: `speed` in images/s, `left` in seconds."
+        "Print a line if one is due: `speed` in images/s, `left` in seconds."
         now, begun = time.perf_counter(), self.last_step is not None
         due = now - self.last_time >= self.seconds and step - (self.last_step or 0) >= total / self.parts
         if begun and not due and step < total:
             return
         self.last_time, self.last_step = now, step
-        print(
-            f"{self.name:<12s} step {step:>{len(str(total))}}/{total}  loss {loss:.4g}  {speed:,.0f} images/s  {clock(left)} left",
-            flush=True,
-        )
+        done = f"step {step:>{len(str(total))}}/{total}"
+        pace = f"{speed:,.0f} images/s  {clock(left)} left"
+        print(f"{self.name:<12s} {done}  loss {loss:.4g}  {pace}", flush=True)
 
 # %% ../../nbs/train/01_loop.ipynb #23c1329d
 class RunningMeans:
@@ -291,13 +290,13 @@ class RunningMeans:
         self.count += 1
 
     def read(self) -> dict:
-        "The means as floats; starts again from nothing."
+        "The means as floats; the sums start again from zero."
         means = {name: float(value) / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
     def finite(self) -> bool:
-        "Whether every sum is a finite number (this waits for the device)."
+        "Whether every sum is a finite number (waits for the device)."
         return all(bool(torch.isfinite(value)) for value in self.sums.values())
 
 # %% ../../nbs/train/01_loop.ipynb #823d31a1
@@ -313,18 +312,18 @@ def convolution_time(device: torch.device, bf16: bool) -> float:
 # %% ../../nbs/train/01_loop.ipynb #eab90f44
 @lru_cache
 def faster_precision(device: torch.device) -> str:  # 'bf16' or 'fp32'
-    "The faster precision on a device: asked of a GPU, measured on a CPU; bf16 only where it is clearly faster."
+    "The faster precision on a device: known for a GPU, measured on a CPU; bf16 only if it is clearly faster."
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     seconds = {bf16: [] for bf16 in (False, True)}
-    for _ in range(4):  # in turn, so that another program's load meets both
+    for _ in range(4):  # alternating, so that another program's load affects both
         for bf16, measured in seconds.items():
             measured.append(convolution_time(device, bf16))
     return "bf16" if min(seconds[True][1:]) < 0.8 * min(seconds[False][1:]) else "fp32"
 
 # %% ../../nbs/train/01_loop.ipynb #ab688b55
 def chosen_precision(settings: TrainSettings, folder, device: torch.device) -> str:  # 'bf16' or 'fp32'
-    "The precision of a training; 'auto' keeps what the folder's training was begun with, on any machine."
+    "The precision of a training; with 'auto', a folder's training keeps the one that it was started with."
     if settings.precision != "auto":
         return settings.precision
     begun = Path(folder) / "run.json"
@@ -335,6 +334,12 @@ def precision_of(settings: TrainSettings, device: torch.device):
     "The autocast context of the settings."
     precision = faster_precision(device) if settings.precision == "auto" else settings.precision
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+# %% ../../nbs/train/01_loop.ipynb #43c47aeb
+def on_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    "The network on a device, its convolutions' weights in the order NHWC where that is asked for."
+    order = torch.channels_last if channels_last else torch.preserve_format
+    return network.to(device, memory_format=order)
 
 # %% ../../nbs/train/01_loop.ipynb #a52674a6
 def train_step(
@@ -362,18 +367,14 @@ def train_step(
     return losses
 
 # %% ../../nbs/train/01_loop.ipynb #afa1bc7b
-def keep_memory() -> bool:  # whether the system could be asked
-    "Ask the C library to keep freed memory for the next step; changes nothing but the time."
+def keep_memory() -> bool:  # whether the C library has such options
+    "Let the C library keep freed memory for the next step; changes only the time."
     try:
         tune = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False  # not glibc
-    trim_threshold, top_pad, map_threshold = (
-        (-1, 1 << 30),
-        (-2, 64 << 20),
-        (-3, 32 << 20),
-    )  # numbers from malloc.h, bytes
-    return all(bool(tune(*option)) for option in (trim_threshold, top_pad, map_threshold))
+    options = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}  # malloc.h: trim threshold, top pad, map threshold
+    return all(bool(tune(option, size)) for option, size in options.items())
 
 # %% ../../nbs/train/01_loop.ipynb #c121afeb
 class Training:
@@ -382,13 +383,8 @@ class Training:
     def __init__(
         self, network: nn.Module, settings: TrainSettings, folder, device: torch.device, report: Callable
     ):
-        self.network, self.settings, self.folder, self.device, self.report = (
-            network,
-            settings,
-            Path(folder),
-            device,
-            report,
-        )
+        self.network, self.settings, self.folder = network, settings, Path(folder)
+        self.device, self.report = device, report
         if device.type == "cpu":
             keep_memory()
         self.optimiser = make_optimiser(network, settings, device)
@@ -416,7 +412,7 @@ class Training:
         write_losses(self.folder / "losses.csv", self.rows)
 
     def save(self):
-        "Write the checkpoint; weights that are not numbers are never saved."
+        "Write the checkpoint, unless a loss or a weight is no longer a number."
         self.check_finite()
         state = {
             "step": self.step,
@@ -428,7 +424,7 @@ class Training:
         save_checkpoint(self.checkpoint, self.network, self.optimiser, state)
 
     def check_finite(self):
-        "Stop where a loss or a weight is no longer a number."
+        "An error where a loss or a weight is no longer a number."
         weights = torch.stack(
             [parameter.detach().isfinite().all() for parameter in self.network.parameters()]
         ).all()
@@ -442,7 +438,7 @@ class Training:
 
 # %% ../../nbs/train/01_loop.ipynb #d3260498
 def log_row(run: Training):
-    "Read the means, write a row of `losses.csv`, tell how it goes."
+    "Read the means, write a row of `losses.csv`, report the progress."
     run.check_finite()
     means = run.means.read()
     run.rows.append(
@@ -454,15 +450,13 @@ def log_row(run: Training):
         }
     )
     write_losses(run.folder / "losses.csv", run.rows)
-    pace = (time.perf_counter() - run.started) / (
-        run.step - run.first_step
-    )  # seconds a step, since this start
+    seconds = (time.perf_counter() - run.started) / (run.step - run.first_step)  # per step, since this start
     run.report(
         run.step,
         run.settings.steps,
         means["loss"],
-        run.settings.batch_size / pace,
-        pace * (run.settings.steps - run.step),
+        run.settings.batch_size / seconds,
+        seconds * (run.settings.steps - run.step),
     )
 
 # %% ../../nbs/train/01_loop.ipynb #513f7054
@@ -492,13 +486,32 @@ def finish(run: Training):
         },
     )
 
+# %% ../../nbs/train/01_loop.ipynb #27662fae
+def step_through(run: Training, loss_function: Callable, batch_at: Callable, validate: Callable = None):
+    "All steps that a training still lacks, with their rows and checkpoints."
+    settings, network = run.settings, torch.compile(run.network) if run.settings.compile else run.network
+    if run.step == 0 and validate:
+        validate_row(run, validate)
+    while run.step < settings.steps:
+        batch, rate = batch_at(run.step), learning_rate(run.step, settings)
+        losses = train_step(network, run.optimiser, loss_function, batch, rate, settings, run.device)
+        run.means.add(losses)
+        run.step += 1
+        last = run.step == settings.steps
+        if last or run.step % settings.log_every == 0:
+            log_row(run)
+        if validate and (last or run.step % settings.validate_every == 0):
+            validate_row(run, validate)
+        if last or run.step % settings.checkpoint_every == 0:
+            run.save()
+
 # %% ../../nbs/train/01_loop.ipynb #c72827d9
 def fit(
     network: nn.Module,  # trained in place
     loss_function: Callable,  # (network, batch) -> {'loss': scalar tensor, other named scalars}
     batch_at: Callable,  # step -> batch on the device, a pure function of the step
     settings: TrainSettings,
-    folder,  # the run folder: a stopped training goes on there, a finished one is loaded
+    folder,  # the run folder: a stopped training is continued there, a finished one is loaded
     device="cpu",  # a device or its name
     validate: Callable = None,  # network -> {name: number}, called every settings.validate_every steps
     about: dict = None,  # what else the result depends on, e.g. the data's fingerprint
@@ -508,37 +521,14 @@ def fit(
     "Train a network, or finish or load its training where the folder already holds one."
     settings, device, folder = check_training(settings), pick_device(str(device)), Path(folder)
     settings = replace(settings, precision=chosen_precision(settings, folder, device))
-    claim_folder(
+    bind_folder(
         folder, {"settings": asdict(settings), "start": weights_fingerprint(network), "about": about or {}}
     )
-    network = network.to(
-        device, memory_format=torch.channels_last if settings.channels_last else torch.preserve_format
-    )
+    network = on_device(network, device, settings.channels_last)
     if (folder / "finished.json").exists():
         return load_network(folder / "model.safetensors", network).eval()
     with torch.random.fork_rng():
         run = Training(network.train(), settings, folder, device, report or Lines(name))
-        stepped = torch.compile(network) if settings.compile else network
-        if run.step == 0 and validate and settings.validate_every:
-            validate_row(run, validate)
-        while run.step < settings.steps:
-            losses = train_step(
-                stepped,
-                run.optimiser,
-                loss_function,
-                batch_at(run.step),
-                learning_rate(run.step, settings),
-                settings,
-                device,
-            )
-            run.means.add(losses)
-            run.step += 1
-            last = run.step == settings.steps
-            if last or run.step % settings.log_every == 0:
-                log_row(run)
-            if validate and settings.validate_every and (last or run.step % settings.validate_every == 0):
-                validate_row(run, validate)
-            if last or run.step % settings.checkpoint_every == 0:
-                run.save()
+        step_through(run, loss_function, batch_at, validate if settings.validate_every else None)
         finish(run)
     return network.eval()
