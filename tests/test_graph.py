@@ -169,7 +169,7 @@ def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
     )
     assert (
         said.returncode != 0
-        and "profile: 'fast' is not known; choose one of smoke, quick, full" in said.stdout + said.stderr
+        and "profile: unknown profile 'fast'; choose one of smoke, quick, full" in said.stdout + said.stderr
     )
 
 

@@ -100,7 +100,7 @@ def test_full_is_the_papers_size():
         20000,
         10000,
     )
-    assert train_settings(full, "rgb_pi").steps == 10000 and train_settings(full, "depth").precision == "bf16"
+    assert train_settings(full, "rgb_pi").steps == 10000 and train_settings(full, "depth").precision == "auto"
 
 
 def test_real_data_needs_its_folder(tmp_path):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'POSITIVE', 'ENCODER_NAMES', 'AlignedSettings', 'check_aligned', 'train_settings', 'viewpoint',
-           'modality_tensors', 'needed_pixels', 'joined', 'ViewsAt', 'make_network', 'AlignedLoss', 'Validation',
-           'train_strategy', 'trained_network', 'strategy_jobs', 'to_camera', 'predict', 'predict_mean', 'predict_all',
-           'decode_all', 'reconstruct', 'time_parts', 'equal_time_steps', 'run_name', 'write_run', 'open_run']
+           'modality_tensors', 'needed_pixels', 'joined', 'labelled_parts', 'with_noise', 'ViewsAt', 'make_network',
+           'AlignedLoss', 'Validation', 'train_strategy', 'trained_network', 'strategy_jobs', 'to_camera', 'predict',
+           'predict_mean', 'predict_all', 'decode_all', 'reconstruct', 'time_parts', 'equal_time_steps', 'run_name',
+           'write_run', 'open_run']
 
 # %% ../../nbs/aligned/06_experiment.ipynb #88f0393f
 from dataclasses import dataclass, replace
@@ -216,6 +217,31 @@ def joined(parts):  # dicts {letter: (B,...)}
         else parts[0]
     )
 
+# %% ../../nbs/aligned/06_experiment.ipynb #8ef3bed5
+def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled': frames}
+    "The training frames with labels and, where the settings use them, those without."
+    count = max(1, round(settings.labelled_share * len(train)))
+    if count < settings.batch_size:
+        raise HandlabError(
+            "labelled_share",
+            f"{count} labelled frames are fewer than a batch",
+            "give a larger share or a smaller batch_size",
+        )
+    if count == len(train):
+        return {"labelled": train}
+    parts = {"labelled": train.subset(slice(0, count)), "unlabelled": train.subset(slice(count, None))}
+    return parts if settings.use_unlabelled else {"labelled": parts["labelled"]}
+
+# %% ../../nbs/aligned/06_experiment.ipynb #7170a9ba
+def with_noise(views: Views, recipe, settings, device) -> Views:
+    "The views with their random numbers: of every posterior and, for the EMD, which points are matched."
+    generator = torch_generator(settings.seed, "latent", views.step, device=device)
+    count, latent = len(posterior_names(recipe)), settings.latent
+    views.noise = torch.randn(count, len(views), latent, generator=generator, device=device)
+    if 0 < settings.matched_points < settings.points and "C" in recipe.decoders:
+        views.chosen = subsets(count * len(views), settings.points, settings.matched_points, generator)
+    return views
+
 # %% ../../nbs/aligned/06_experiment.ipynb #3ccd29bb
 class ViewsAt:
     "The views of every step of a training"
@@ -226,20 +252,9 @@ class ViewsAt:
         self.settings, self.recipe = settings, make_recipe(settings.strategy)
         self.steps, self.device = steps or settings.steps, pick_device(str(device))
         self.letters = "".join(sorted({*self.recipe.encoders, *self.recipe.decoders}))
-        self.batches = [self._batches(part, name) for name, part in self._parts(train).items()]
-
-    def _parts(self, train):
-        count = max(1, round(self.settings.labelled_share * len(train)))
-        if count < self.settings.batch_size:
-            raise HandlabError(
-                "labelled_share",
-                f"{count} labelled frames are fewer than a batch",
-                "give a larger share or a smaller batch_size",
-            )
-        if count == len(train):
-            return {"labelled": train}
-        parts = {"labelled": train.subset(slice(0, count)), "unlabelled": train.subset(slice(count, None))}
-        return parts if self.settings.use_unlabelled else {"labelled": parts["labelled"]}
+        self.batches = [
+            self._batches(part, name) for name, part in labelled_parts(train, self.settings).items()
+        ]
 
     def _batches(self, part, name):
         seed = self.settings.seed + (name == "unlabelled") * 1_000_003
@@ -267,17 +282,7 @@ class ViewsAt:
             views.labelled = torch.arange(len(views), device=self.device) < len(batches[0])
         if not self.settings.correspondence:
             views.sensor = torch.cat([batch.index for batch in batches]) % len(self.recipe.encoders)
-        return self._drawn(views)
-
-    def _drawn(self, views):
-        generator = torch_generator(self.settings.seed, "latent", views.step, device=self.device)
-        count, latent = len(posterior_names(self.recipe)), self.settings.latent
-        views.noise = torch.randn(count, len(views), latent, generator=generator, device=self.device)
-        if 0 < self.settings.matched_points < self.settings.points and "C" in self.recipe.decoders:
-            views.chosen = subsets(
-                count * len(views), self.settings.points, self.settings.matched_points, generator
-            )
-        return views
+        return with_noise(views, self.recipe, self.settings, self.device)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #51947fb7
 def make_network(settings):
@@ -329,7 +334,7 @@ class Validation:
 # %% ../../nbs/aligned/06_experiment.ipynb #ea87b368
 def train_strategy(
     settings,  # AlignedSettings
-    data,  # of `aligned_data`
+    data,  # of `experiment_data`
     folder,  # the run folder
     device="cpu",
     steps=0,  # 0 = as in the settings

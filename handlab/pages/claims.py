@@ -213,7 +213,7 @@ def require_graph(world: World):
     names = dict.fromkeys(run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.profile))
     require([name.replace("sim-", "") if world.real else name for name in names], world.folder, world.seeds)
 
-# %% ../../nbs/pages/05_claims.ipynb #5543b694
+# %% ../../nbs/pages/05_claims.ipynb #3279f696
 SAVED = (
     "paper",
     "section",
@@ -238,7 +238,7 @@ SAVED = (
     "remark",
 )
 
-
+# %% ../../nbs/pages/05_claims.ipynb #5543b694
 def save_claims(
     world: World,
     table: pd.DataFrame,

@@ -32,7 +32,7 @@ from handlab.results.statistics import (
     read_rule,
 )
 
-# %% ../../nbs/results/07_claims.ipynb #9420e191
+# %% ../../nbs/results/07_claims.ipynb #f0837310
 COLUMNS = (
     "id",
     "paper",
@@ -50,7 +50,7 @@ COLUMNS = (
     "not_measured",
 )
 
-
+# %% ../../nbs/results/07_claims.ipynb #9420e191
 @dataclass(frozen=True)
 class Claim:
     "What a paper says, how it is measured and what would make it true."

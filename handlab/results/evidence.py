@@ -170,23 +170,31 @@ def _predictions(run, other: str = "") -> dict:
     except FileNotFoundError:
         raise Missing(f"{_name_of(run)}: predictions on {other or 'its test set'}") from None
 
+# %% ../../nbs/results/05_evidence.ipynb #0852d05f
+def _common_runs(world: World, networks) -> tuple:  # seeds, {pattern: [RunFolder]}
+    "The runs of some networks, of the seeds that all of them have; raises Missing or Unfit."
+    patterns = dict.fromkeys(network.run for network in networks if not network.published)
+    found = {pattern: world.runs(world.run_name(pattern)) for pattern in patterns}
+    if lacking := [world.run_name(pattern) for pattern, runs in found.items() if not runs]:
+        raise Missing(*lacking)
+    seeds = sorted(set.intersection(*map(set, found.values()))) if found else []
+    if found and not seeds:
+        raise Unfit("its runs have no seed in common")
+    by_pattern = {pattern: [runs[seed] for seed in seeds] for pattern, runs in found.items()}
+    for run in (run for runs in by_pattern.values() for run in runs):
+        if world.real and run.metrics["source"].startswith(
+            "sim-"
+        ):  # a twin on disk is read like the real set
+            raise Unfit(f"{run.name} is of {run.metrics['source']}, a twin in the real set's layout")
+    return seeds, by_pattern
+
 # %% ../../nbs/results/05_evidence.ipynb #7893aff2
 class Evidence:
     "The runs of a claim, opened."
 
     def __init__(self, world: World, networks, paper: str = ""):  # paper: of the published numbers
         self.world, self.paper, self.frames, self.names = world, paper, None, None
-        patterns = dict.fromkeys(network.run for network in networks if not network.published)
-        found = {pattern: world.runs(world.run_name(pattern)) for pattern in patterns}
-        if lacking := [world.run_name(pattern) for pattern, runs in found.items() if not runs]:
-            raise Missing(*lacking)
-        self.seeds = sorted(set.intersection(*map(set, found.values()))) if found else []
-        if found and not self.seeds:
-            raise Unfit("its runs have no seed in common")
-        self.by_pattern = {pattern: [runs[seed] for seed in self.seeds] for pattern, runs in found.items()}
-        for run in self.runs:  # a twin written to disk is read like the real set
-            if world.real and run.metrics["source"].startswith("sim-"):
-                raise Unfit(f"{run.name} is of {run.metrics['source']}, a twin in the real set's layout")
+        self.seeds, self.by_pattern = _common_runs(world, networks)
 
     @property
     def runs(self) -> list:

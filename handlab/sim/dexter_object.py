@@ -20,16 +20,6 @@ import numpy as np
 
 from ..core import HandlabError, fingerprint, numpy_generator
 from ..data import dexter_object as files
-from handlab.data.dexter_object import (
-    COLOR_K,
-    COLOR_SIZE,
-    DEPTH_K,
-    DEPTH_SIZE,
-    DEPTH_TO_COLOR,
-    FRAMES,
-    SEQUENCES,
-    to_color,
-)
 from ..data.files import write_digests
 from ..hand.camera import project
 from ..hand.skeleton import DEXTER_MISSING, TIPS
@@ -566,7 +556,7 @@ def _desk_map(height):  # mm, of the camera over the desk
     metres = np.array(
         [[_TOP_MM, 0, -_TOP_MM * TABLETOP[1] / 2], [0, -_TOP_MM, _TOP_MM * TABLETOP[0]], [0, 0, 1]]
     )  # picture px to (across, away) mm
-    return COLOR_K @ np.stack([np.array([1.0, 0, 0]), _AWAY, nearest], 1) @ metres
+    return files.COLOR_K @ np.stack([np.array([1.0, 0, 0]), _AWAY, nearest], 1) @ metres
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #63ad85b9
 def _desk_light(generator):
@@ -600,7 +590,7 @@ def room_of(seed, sequence):
     "Desk, light and lens of a sequence."
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "room")
     light, painted = _desk_light(generator), paint_tabletop(generator)
-    (height, width), seen_from = COLOR_SIZE, _desk_map(HEIGHTS[sequence])
+    (height, width), seen_from = files.COLOR_SIZE, _desk_map(HEIGHTS[sequence])
     behind = cv2.resize(
         np.clip(paint_room(generator), 0, 1).astype(np.float32),
         (width, height),
@@ -622,10 +612,10 @@ def room_of(seed, sequence):
     return _Room((np.where(there[..., None] > 0.5, seen, behind * 0.55)).astype(np.float32), light, lens)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #c8df651c
-COLOR_CAMERA = Camera(np.eye(3), np.zeros(3), COLOR_K.astype(np.float32), COLOR_SIZE)
-_turn = np.linalg.inv(DEPTH_TO_COLOR[:, :3])
+COLOR_CAMERA = Camera(np.eye(3), np.zeros(3), files.COLOR_K.astype(np.float32), files.COLOR_SIZE)
+_turn = np.linalg.inv(files.DEPTH_TO_COLOR[:, :3])
 DEPTH_CAMERA = Camera(
-    _turn, -_turn @ DEPTH_TO_COLOR[:, 3], DEPTH_K.astype(np.float32), DEPTH_SIZE
+    _turn, -_turn @ files.DEPTH_TO_COLOR[:, 3], files.DEPTH_K.astype(np.float32), files.DEPTH_SIZE
 )  # from the colour camera's frame
 
 
@@ -649,12 +639,12 @@ def _fallen(points, light, height):  # (n,3) mm; mm, of the camera over the desk
     down = (points @ UP + height) / (direction @ UP)
     ground = points - down[:, None] * direction
     there = (down > 0) & (ground[:, 2] > 100)
-    return project(ground[there], COLOR_K), down[there]
+    return project(ground[there], files.COLOR_K), down[there]
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #91840cbf
 def _desk_shadow(skin, corners, light, height):  # (n,3) and (8,3) mm
     "How much light (480,640) f32 the hand and the box leave on the desk."
-    small = np.zeros((COLOR_SIZE[0] // 4, COLOR_SIZE[1] // 4), np.float32)
+    small = np.zeros((files.COLOR_SIZE[0] // 4, files.COLOR_SIZE[1] // 4), np.float32)
     uv, down = _fallen(skin, light, height)
     box, _ = _fallen(corners, light, height)
     if len(box) > 2:
@@ -667,7 +657,7 @@ def _desk_shadow(skin, corners, light, height):  # (n,3) and (8,3) mm
         (0, 0),
         float(np.clip(1.2 + 0.02 * (np.median(down) if len(down) else 0), 1.2, 7)),
     )
-    return 1 - 0.55 * cv2.resize(soft, COLOR_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+    return 1 - 0.55 * cv2.resize(soft, files.COLOR_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #dae884dc
 def _expose_frame(generator, image, lens):
@@ -691,19 +681,26 @@ def _color_frame(generator, seed, sequence, actor, arm, pieces):
 @functools.lru_cache(maxsize=2)
 def desk_depth(height):  # mm, of the colour camera over the desk
     "Depth (240,320) mm of the empty desk from the depth camera; 0 beyond its edge."
-    v, u = np.mgrid[: DEPTH_SIZE[0], : DEPTH_SIZE[1]]
+    v, u = np.mgrid[: files.DEPTH_SIZE[0], : files.DEPTH_SIZE[1]]
     rays = np.stack(
-        [(u - DEPTH_K[0, 2]) / DEPTH_K[0, 0], (v - DEPTH_K[1, 2]) / DEPTH_K[1, 1], np.ones(DEPTH_SIZE)], -1
+        [
+            (u - files.DEPTH_K[0, 2]) / files.DEPTH_K[0, 0],
+            (v - files.DEPTH_K[1, 2]) / files.DEPTH_K[1, 1],
+            np.ones(files.DEPTH_SIZE),
+        ],
+        -1,
     )
     normal = DEPTH_CAMERA.rotation @ UP
-    z = (height + UP @ to_color(np.zeros(3))) / np.maximum(-(rays @ normal), 1e-3)
+    z = (height + UP @ files.to_color(np.zeros(3))) / np.maximum(-(rays @ normal), 1e-3)
     return np.where(z < 1450, z, 0).astype(np.float32)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #d58d7dd5
 def sensed_depth(generator, depth):  # (240,320) mm, 0 where there is nothing
     "Raw values (240,320) u16 of the depth camera."
     left, top = generator.integers(0, 512, 2)
-    tile = np.roll(grain_tile(), (-int(top), -int(left)), (0, 1))[: DEPTH_SIZE[0], : DEPTH_SIZE[1]]
+    tile = np.roll(grain_tile(), (-int(top), -int(left)), (0, 1))[
+        : files.DEPTH_SIZE[0], : files.DEPTH_SIZE[1]
+    ]
     noisy = depth + tile[..., 0] * (1.0 + 5e-6 * depth**2) + 0.6 * tile[..., 3]
     low, high = cv2.erode(depth, np.ones((3, 3))), cv2.dilate(depth, np.ones((3, 3)))
     edge = (high - low > 25 + 0.03 * depth) & (tile[..., 1] > -0.35)
@@ -730,10 +727,10 @@ _FEWEST = 2  # tips
 
 def annotated(points, clean):  # (8,3) mm, depth camera's frame; depth without noise
     "The eight points as annotated, and their pixels: x and y negated, what is not seen marked."
-    uv = project(points, DEPTH_K)
+    uv = project(points, files.DEPTH_K)
     uv = np.where((points[:, 2:] > 60) & np.isfinite(uv), uv, -1e3)
-    column, row = np.clip(np.rint(uv), 0, np.array(DEPTH_SIZE[::-1]) - 1).astype(int).T
-    inside = ((np.rint(uv) >= 0) & (np.rint(uv) < DEPTH_SIZE[::-1])).all(1) & (points[:, 2] > 60)
+    column, row = np.clip(np.rint(uv), 0, np.array(files.DEPTH_SIZE[::-1]) - 1).astype(int).T
+    inside = ((np.rint(uv) >= 0) & (np.rint(uv) < files.DEPTH_SIZE[::-1])).all(1) & (points[:, 2] > 60)
     behind = np.where(clean[row, column] > 0, points[:, 2] - clean[row, column], 0)  # mm
     seen = inside & (behind <= _HIDDEN_BY)
     likely = np.argsort(np.where(inside, behind, 1e4 + np.abs(uv - [160, 120]).max(1))[:5])
@@ -762,9 +759,9 @@ def _frames_of(count, sequences) -> dict:
     "How many frames of each sequence: the official number, or `count` shared equally."
     sequences = files.check_sequences(sequences)
     if not sequences:
-        raise HandlabError("sequences", "there is none", f"choose among {', '.join(SEQUENCES)}")
+        raise HandlabError("sequences", "there is none", f"choose among {', '.join(files.SEQUENCES)}")
     if count is None:
-        return {sequence: FRAMES[sequence] for sequence in sequences}
+        return {sequence: files.FRAMES[sequence] for sequence in sequences}
     if count < 1:
         raise HandlabError(f"count {count}", "a set has at least one frame", "give a number from 1 on")
     each, more = divmod(int(count), len(sequences))
@@ -790,7 +787,7 @@ class SimDexterObject(SimReader):
         self,
         count: int = None,  # frames in all; None: 3145, as the real set
         seed: int = 0,  # another seed gives other persons, another box, other motion
-        sequences=SEQUENCES,
+        sequences=files.SEQUENCES,
         every: int = 1,  # take every n-th frame of the motion
     ):
         if every < 1:
@@ -826,13 +823,13 @@ class Files(TwinFiles):
 
     source, whole = SOURCE, True
 
-    evaluation: int = option(sum(FRAMES.values()), "frames in all")
+    evaluation: int = option(sum(files.FRAMES.values()), "frames in all")
     every: int = option(1, "take every n-th frame of the motion")
-    sequences: str = option(",".join(SEQUENCES), "names with commas between them")
+    sequences: str = option(",".join(files.SEQUENCES), "names with commas between them")
 
     def reader(self):
         "The reader of the same frames."
-        count = None if self.evaluation == sum(FRAMES.values()) else self.evaluation
+        count = None if self.evaluation == sum(files.FRAMES.values()) else self.evaluation
         return SimDexterObject(count, self.seed, tuple(self.sequences.split(",")), self.every)
 
     def frames(self):

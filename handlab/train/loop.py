@@ -391,7 +391,7 @@ class Training:
         self.step, self.rows, self.means, self.seconds = 0, [], RunningMeans(), 0.0
         torch.manual_seed(int(seed_words(settings.seed, "training")[0]))
         if self.checkpoint.exists():
-            self.resume()
+            _resume(self)
         self.started, self.first_step = time.perf_counter(), self.step
 
     @property
@@ -402,18 +402,9 @@ class Training:
     def spent(self) -> float:
         return self.seconds + time.perf_counter() - self.started
 
-    def resume(self):
-        "Go back to the last checkpoint, and take the loss table back with it."
-        state = load_checkpoint(self.checkpoint, self.network, self.optimiser)
-        self.step, self.rows, self.seconds = state["step"], state["rows"], state["seconds"]
-        self.means = RunningMeans(
-            {name: value.to(self.device) for name, value in state["sums"].items()}, state["count"]
-        )
-        write_losses(self.folder / "losses.csv", self.rows)
-
     def save(self):
         "Write the checkpoint, unless a loss or a weight is no longer a number."
-        self.check_finite()
+        _check_finite(self)
         state = {
             "step": self.step,
             "rows": self.rows,
@@ -423,23 +414,34 @@ class Training:
         }
         save_checkpoint(self.checkpoint, self.network, self.optimiser, state)
 
-    def check_finite(self):
-        "An error where a loss or a weight is no longer a number."
-        weights = torch.stack(
-            [parameter.detach().isfinite().all() for parameter in self.network.parameters()]
-        ).all()
-        if self.means.finite() and bool(weights):
-            return
-        raise HandlabError(
-            self.folder,
-            f"the loss is no longer a number at step {self.step}",
-            "lower learning_rate or set clip_gradient, and name another folder",
-        )
+# %% ../../nbs/train/01_loop.ipynb #7911598f
+def _resume(run):
+    "Go back to the last checkpoint, and take the loss table back with it."
+    state = load_checkpoint(run.checkpoint, run.network, run.optimiser)
+    run.step, run.rows, run.seconds = state["step"], state["rows"], state["seconds"]
+    run.means = RunningMeans(
+        {name: value.to(run.device) for name, value in state["sums"].items()}, state["count"]
+    )
+    write_losses(run.folder / "losses.csv", run.rows)
+
+# %% ../../nbs/train/01_loop.ipynb #63f59216
+def _check_finite(run):
+    "An error where a loss or a weight is no longer a number."
+    weights = torch.stack(
+        [parameter.detach().isfinite().all() for parameter in run.network.parameters()]
+    ).all()
+    if run.means.finite() and bool(weights):
+        return
+    raise HandlabError(
+        run.folder,
+        f"the loss is no longer a number at step {run.step}",
+        "lower learning_rate or set clip_gradient, and name another folder",
+    )
 
 # %% ../../nbs/train/01_loop.ipynb #d3260498
 def log_row(run: Training):
     "Read the means, write a row of `losses.csv`, report the progress."
-    run.check_finite()
+    _check_finite(run)
     means = run.means.read()
     run.rows.append(
         {
