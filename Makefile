@@ -1,6 +1,10 @@
-# make figures   the environment (if needed), then what is out of date of both papers: runs/<PROFILE>/..., figures/; REAL=<folder>: on the real sets in it
-# make test      the environment (if needed), then every test: the notebooks (nbdev_test) and tests/ (pytest)
-# make clean     forget the environment and what was prepared; runs/ and figures/ stay
+# make figures   every table and figure of both papers that is out of date: runs/<PROFILE>/..., figures/
+#                PROFILE=smoke|quick|full  SEEDS=3  REAL=<folder of the real sets>  FLAGS=<options of Snakemake>
+# make report    Snakemake's own report of the graph: runs/<PROFILE>/report.html
+# make test      every test: the notebooks (nbdev_test) and tests/ (pytest)
+# make export    handlab/ from the notebooks; notebooks and tests cleaned and formatted
+# make clean     remove the environment and the prepared data; runs/ and figures/ stay
+# Each builds the environment in .venv first, if needed.
 PYTHON  ?= python3
 PROFILE ?= quick
 SEEDS   ?= 1
@@ -10,10 +14,10 @@ READY   := $(VENV)/.ready
 BIN     := $(VENV)/bin
 SHELL   := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test export clean
+.PHONY: help environment figures report test export clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 environment: $(READY)
 
@@ -26,8 +30,14 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 # Snakefile says what depends on what; FLAGS go to Snakemake, such as FLAGS=--dry-run.
+GRAPH = $(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL),--real "$(REAL)")
 figures: $(READY)
-	@$(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL),--real "$(REAL)") $(FLAGS)
+	@$(GRAPH) $(FLAGS)
+
+# What Snakemake knows of what is made: the graph of rules, their code, and when each run began and how long it took.
+report: $(READY)
+	@$(GRAPH) --report runs/$(PROFILE)/report.html
+	@echo runs/$(PROFILE)/report.html
 
 # One thread a worker: two notebooks at a time share two cores without their threads waiting on each other.
 test: export OMP_NUM_THREADS := 1
@@ -38,6 +48,7 @@ test: $(READY)
 export: $(READY)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/ruff format --quiet .
 
 clean:
 	rm -rf $(VENV) data/prepared runs/*/data
