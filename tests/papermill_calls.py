@@ -19,10 +19,9 @@ def environment(root: Path) -> dict:
     }
 
 
-def command(notebook: str, out: Path, **parameters) -> list:
-    "A papermill call of a notebook at the smoke profile."
-    given = {"profile": "smoke", "device": "cpu", "out": str(out), **parameters}
-    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+def call(notebook: str, target: Path, **parameters) -> list:
+    "A papermill call of a notebook, executed into the file `target`."
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     return [
         sys.executable,
         "-m",
@@ -31,9 +30,15 @@ def command(notebook: str, out: Path, **parameters) -> list:
         "--kernel",
         "python3",
         str(project_root() / "nbs" / f"{notebook}.ipynb"),
-        str(out.parent / f"{out.name}.ipynb"),
+        str(target),
         *words,
     ]
+
+
+def command(notebook: str, out: Path, **parameters) -> list:
+    "A papermill call of a training notebook at the smoke profile, its run folder beside the notebook."
+    given = {"profile": "smoke", "device": "cpu", "out": str(out), **parameters}
+    return call(notebook, out.parent / f"{out.name}.ipynb", **given)
 
 
 def run(notebook: str, out: Path, **parameters) -> subprocess.CompletedProcess:

@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import papermill_calls
 import pytest
 
 from handlab.aligned.experiment import AlignedSettings, make_network, open_run, run_name
@@ -28,19 +28,8 @@ SMOKE = make_settings(AlignedSettings, "smoke")
 def papermill(notebook, folder, **parameters):
     "Run a notebook of the project; returns (exit code, everything printed, executed notebook)."
     target = Path(folder) / f"{notebook}.ipynb"
-    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "--kernel",
-            "python3",
-            "--no-progress-bar",
-            str(project_root() / "nbs" / f"{notebook}.ipynb"),
-            str(target),
-            *words,
-        ],
+        papermill_calls.call(notebook, target, **parameters),
         cwd=project_root(),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -7,15 +7,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
+import papermill_calls
 import pytest
 from safetensors.numpy import save_file
 from scipy import stats
 
-from handlab.core import HandlabError, project_root
+from handlab.core import HandlabError
 from handlab.pages import claims as claims_page
 from handlab.results import claims, measures, statistics
 from handlab.results.claims import COLUMNS, read_claims
@@ -602,25 +602,10 @@ def test_by_chance_counts(worlds, monkeypatch):
 @pytest.mark.end_to_end
 def test_notebook(worlds, tmp_path):
     "The whole page on a made-up world, where no network is trained: activations and times say so."
-    words = [
-        word
-        for name, value in dict(
-            profile="quick", seeds=3, runs=worlds[False, False], figures=tmp_path / "figures"
-        ).items()
-        for word in ("-p", name, str(value))
-    ]
+    figures = tmp_path / "figures"
+    given = dict(profile="quick", seeds=3, runs=worlds[False, False], figures=figures)
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "--no-progress-bar",
-            "--kernel",
-            "python3",
-            str(project_root() / "nbs" / "claims.ipynb"),
-            str(tmp_path / "claims.ipynb"),
-            *words,
-        ],
+        papermill_calls.call("claims", tmp_path / "claims.ipynb", **given),
         env={
             **{name: value for name, value in os.environ.items() if name != "IN_TEST"},
             "OMP_NUM_THREADS": "1",

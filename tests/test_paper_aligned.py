@@ -4,12 +4,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import papermill_calls
 import pytest
 import torch
 from hypothesis import given
@@ -558,19 +558,8 @@ def test_equal_time_trains_the_others_longer(practised, tmp_path):
 
 def papermill(folder, **parameters):
     "Run the notebook; returns (exit code, everything printed, its text outputs)."
-    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "--kernel",
-            "python3",
-            "--no-progress-bar",
-            str(project_root() / "nbs" / "paper_aligned.ipynb"),
-            str(folder / "paper_aligned.ipynb"),
-            *words,
-        ],
+        papermill_calls.call("paper_aligned", folder / "paper_aligned.ipynb", **parameters),
         cwd=project_root(),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

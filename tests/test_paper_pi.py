@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +10,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import papermill_calls
 import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from handlab.core import HandlabError, make_settings, project_root
+from handlab.core import HandlabError, make_settings
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
 from handlab.hand.draw import COLOURS
@@ -585,7 +585,6 @@ def test_every_place_of_fig_3_is_a_panel_of_its_own(tmp_path):
 def run_notebook(root: Path, in_test: bool = False, **parameters) -> tuple:
     "A papermill call; what the notebook printed and the error, if there was one."
     out = root / "paper_pi.ipynb"
-    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     environment = {
         **{name: value for name, value in os.environ.items() if name != "IN_TEST"},
         **({"IN_TEST": "1"} if in_test else {}),
@@ -594,17 +593,7 @@ def run_notebook(root: Path, in_test: bool = False, **parameters) -> tuple:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "--no-progress-bar",
-            "--kernel",
-            "python3",
-            str(project_root() / "nbs" / "paper_pi.ipynb"),
-            str(out),
-            *words,
-        ],
+        papermill_calls.call("paper_pi", out, **parameters),
         env=environment,
         capture_output=True,
         text=True,
