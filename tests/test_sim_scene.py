@@ -97,7 +97,9 @@ def test_hands_are_of_the_side_they_claim(frames, actors):
     for seed in range(6):
         for side, sign in (("left", -1), ("right", 1)):
             arm = actor.pose_arm(numpy_generator(seed, "side"), actors[0], side)
-            camera = scene.sample_camera(numpy_generator(seed), arm.world(arm.joints[9:10])[0])
+            ahead = actor.unit_vector(np.array([0.3, 0.2, 1]))
+            knuckle = arm.world(arm.joints[9:10])[0]
+            camera = scene.sample_camera(numpy_generator(seed), knuckle, ahead, 500.0)
             placed = scene.place_hand(actors[0], arm, camera)
             out_of_palm = camera.rotation @ ((arm.palm @ [0, 0, -1.0]) * arm.mirror)
             knuckles = placed.joints[[5, 17]] - placed.joints[0]
@@ -116,6 +118,24 @@ def test_hands_are_of_the_side_they_claim(frames, actors):
     assert np.mean(signs) > 0.8
 
 
+def test_hands_are_seen_from_everywhere(actors):
+    "The directions from which cameras see the hand are even over the sphere: a sixth of it around each axis."
+    ways = []
+    for index in range(360):
+        geometry = scene.sample_geometry(numpy_generator(index, "views"), actors[index % 6])
+        joints = geometry.drawn.placed[0].joints
+        up, side = joints[9] - joints[0], 1 if geometry.drawn.placed[0].side == "right" else -1
+        back = side * np.cross(joints[17] - joints[0], joints[5] - joints[0])
+        up, back = actor.unit_vector(up), actor.unit_vector(back - up * (back @ up) / (up @ up))
+        seen = -actor.unit_vector(joints[9])
+        ways.append([seen @ up, seen @ back, side * (seen @ np.cross(up, back))])
+    ways = np.array(ways)
+    for axis in range(3):
+        for sign in (-1, 1):  # 1/6 of a sphere lies within 48.2 degrees of an axis
+            share = (sign * ways[:, axis] > 2 / 3).mean()
+            assert 0.10 < share < 0.24, (axis, sign, share)
+
+
 def test_both_hands_are_one_person_s(frames, actors):
     def bones(joints):
         return np.linalg.norm(
@@ -128,9 +148,12 @@ def test_both_hands_are_one_person_s(frames, actors):
 
 
 def test_cameras_are_rhd_s():
-    cameras = [
-        scene.sample_camera(np.random.default_rng(seed), np.array([-120.0, -150, 350])) for seed in range(400)
-    ]
+    target, ahead = np.array([-120.0, -150, 350]), actor.unit_vector(np.array([0.3, 0.2, 1]))
+    cameras = []
+    for seed in range(400):
+        generator = np.random.default_rng(seed)
+        distance = scene.sample_distance(generator)
+        cameras.append(scene.sample_camera(generator, target, ahead, distance))
     focal, distance = (
         np.array([camera.K[0, 0] for camera in cameras]),
         np.array([(camera.rotation @ [-120, -150, 350] + camera.shift)[2] for camera in cameras]),

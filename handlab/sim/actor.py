@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SKIN', 'HEAD', 'TOP', 'TROUSERS', 'HAIRS', 'SLEEVE', 'SHOE', 'THING', 'STRAP', 'UPPER_ARM', 'FOREARM', 'SHOULDER',
            'Piece', 'make_piece', 'ball_piece', 'join', 'mirrored', 'placed_piece', 'Actor', 'sample_skin',
-           'sample_materials', 'make_actor', 'unit_vector', 'sample_arm', 'sample_roll', 'Arm', 'pose_arm',
+           'sample_materials', 'make_actor', 'unit_vector', 'sample_arm', 'sample_roll', 'Arm', 'pose_arm', 'move_arm',
            'arm_pieces', 'body_pieces']
 
 # %% ../../nbs/sim/07_actor.ipynb #7ee0ee82
@@ -21,7 +21,7 @@ from .places import SKIN_COLOURS, muted
 from .pose import pose_hand, sample_pose
 from .render import tube, tube_faces
 from .shade import Materials, Skin, anatomy_table, numbers
-from .shape import make_person
+from .shape import person_from, sample_traits
 
 # %% ../../nbs/sim/07_actor.ipynb #0c89d291
 SKIN, HEAD, TOP, TROUSERS, HAIRS, SLEEVE, SHOE, THING, STRAP = range(9)  # rows of an actor's materials
@@ -269,9 +269,13 @@ def _positive(values):
     return np.ascontiguousarray(np.clip(np.array(values), 0, None), np.float32)
 
 # %% ../../nbs/sim/07_actor.ipynb #da555c7f
-def make_actor(generator, detail="fast"):
+def make_actor(
+    generator,  # numpy Generator
+    detail="fast",  # 'fine' or 'fast'
+    traits_of=sample_traits,  # draws the traits of a person from a generator
+):
     "Draw a person and dress them."
-    person, skin = make_person(generator, detail), sample_skin(generator)
+    person, skin = person_from(traits_of(generator), detail), sample_skin(generator)
     bare = generator.random() < 0.4
     return Actor(
         person,
@@ -349,12 +353,21 @@ class Arm:
         return (points @ self.palm.T + self.wrist) * self.mirror
 
 # %% ../../nbs/sim/07_actor.ipynb #2f575702
-def pose_arm(generator, actor, side):
-    "Draw the pose of one arm with its hand."
+def _arm_with(generator, side, joints, transforms):
+    "An arm anywhere with a posed hand."
     shoulder, elbow, wrist = sample_arm(generator)
     forearm = sample_roll(generator, unit_vector(wrist - elbow))
-    joints, transforms = pose_hand(actor.person, sample_pose(generator, actor.person))
     return Arm(side, shoulder, elbow, wrist, forearm, forearm @ transforms[16, :, :3].T, joints, transforms)
+
+
+def pose_arm(generator, actor, side):
+    "Draw the pose of one arm with its hand."
+    return _arm_with(generator, side, *pose_hand(actor.person, sample_pose(generator, actor.person)))
+
+
+def move_arm(generator, arm):
+    "The same hand in the same pose on an arm drawn anew."
+    return _arm_with(generator, arm.side, arm.joints, arm.transforms)
 
 # %% ../../nbs/sim/07_actor.ipynb #788e7c0e
 _WRIST_TO_ELBOW = np.array(

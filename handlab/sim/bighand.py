@@ -79,9 +79,8 @@ def pose_broadly(generator, actor) -> Arm:
     "A right arm whose hand may do anything."
     shoulder, elbow, wrist = sample_arm(generator)
     forearm = sample_roll(generator, unit_vector(wrist - elbow))
-    pose = sample_pose(
-        generator, actor.person, str(generator.choice(["free", "blend", "gesture"], p=[0.6, 0.2, 0.2]))
-    )
+    kind = str(generator.choice(["free", "together", "blend", "gesture"], p=[0.35, 0.35, 0.15, 0.15]))
+    pose = sample_pose(generator, actor.person, kind)
     joints, transforms = pose_hand(actor.person, pose)
     return Arm(
         "right", shoulder, elbow, wrist, forearm, forearm @ transforms[16, :, :3].T, joints, transforms

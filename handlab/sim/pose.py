@@ -315,8 +315,14 @@ GESTURES = dict(  # thumb, index .. little, fan
     open=("out", (0, 0, 0, 0), 0.7),
     spread=("out", (-0.04,) * 4, 1.05),
     fist=("over_index", (1, 1, 1, 1), 0),
+    fist_thumb_beside=("beside", (0.95, 0.98, 1, 1), 0),
+    fist_thumb_away=("wide", (0.9, 0.95, 0.98, 1), 0.1),
+    fist_loose=("hold", ((58, 84, 30),) * 4, 0.1),
+    fist_flat=("over_index", ((88, 92, 12), (90, 94, 12), (90, 94, 12), (90, 92, 12)), 0),
     thumbs_up=("up", (1, 1, 1, 1), 0),
     point=("over_middle", (0, 1, 1, 1), 0),
+    point_bent=("over_middle", ((48, 6, 3), (78, 92, 40), 1, 1), 0),
+    reach=("rest", ((40, 4, 2), (52, 55, 25), (56, 66, 30), (58, 70, 32)), 0.2),
     gun=("up", (0, 0.97, 1, 1), 0),
     victory=("over_ring", (0, 0, 1, 1), 0.95),
     two=("over_ring", (0, 0, 1, 1), 0),
@@ -337,6 +343,8 @@ GESTURES = dict(  # thumb, index .. little, fan
     love=("out", (0, 1, 1, 0), 0.7),
     little_up=("over_index", (1, 1, 1, 0.03), 0),
     claw=("wide", ((-5, 70, 45),) * 4, 0.65),
+    claw_half=("out", ((24, 62, 18), (26, 66, 20), (28, 68, 20), (28, 64, 18)), 0.35),
+    claw_base=("wide", ((52, 42, 12), (54, 46, 14), (56, 46, 14), (54, 42, 12)), 0.4),
     hook=("beside", ((8, 92, 62),) * 4, 0),
     tabletop=("beside", ((82, 4, 2),) * 4, 0),
     cylinder=("hold", (0.42, 0.46, 0.48, 0.5), 0.1),
@@ -365,7 +373,9 @@ def _finger_angles(
 # %% ../../nbs/sim/02_pose.ipynb #b2334c6b
 def gesture_style(
     name,  # a key of GESTURES
-) -> np.ndarray:  # (24,): rad, but the fingers' direction entries hold the fan, 0 .. 1
+) -> (
+    np.ndarray
+):  # (25,): a pose vector in rad, but the fingers' directions hold the fan, 0 .. 1; then the sway
     "A gesture as numbers which suit every hand."
     if name not in GESTURES:
         raise HandlabError(
@@ -373,7 +383,7 @@ def gesture_style(
         )
     thumb, curls, fan = GESTURES[name]
     thumb = _THUMBS[thumb] if isinstance(thumb, str) else thumb
-    style = np.zeros(24)
+    style = np.zeros(25)
     style[:4], style[20] = np.radians(thumb[:4]), np.radians(thumb[4])
     for finger, curl in enumerate(curls):
         style[4 + 4 * finger] = fan[finger] if isinstance(fan, tuple) else fan
@@ -403,13 +413,12 @@ def _angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
     "Fill a pose vector (24,) within the limits from a style."
     closed = np.empty(5)
     _closed_directions(joints, radii, closed)
-    vector[:] = style
+    vector[:] = style[:24]
     for finger in range(1, 5):
         straight = 1 - smooth_step(style[4 * finger + 1] / 1.35)
         fan = closed[finger] + style[4 * finger] * (rest_abduction[finger] - closed[finger])
-        vector[4 * finger] = straight * fan + (1 - straight) * (
-            closed[finger] * 0.5 + gather[finger] + 0.15 * (fan - closed[finger])
-        )
+        bent = closed[finger] * 0.5 + gather[finger] + 0.15 * (fan - closed[finger])
+        vector[4 * finger] = straight * fan + (1 - straight) * bent + style[24]
     for i in range(24):
         vector[i] = min(high[i], max(low[i], vector[i]))
 
@@ -449,8 +458,10 @@ def _try_style(
 # %% ../../nbs/sim/02_pose.ipynb #f90a6024
 @numba.njit(cache=True)
 def _vary(style, noise, amount):
-    "Human variation of a style (24,) by 32 normal numbers, in place. `amount` 1 is a sloppy copy."
+    "Human variation of a style (25,) by 32 normal numbers, in place. `amount` 1 is a sloppy copy."
     common, before = noise[0], noise[1]
+    follow = min(math.exp(amount * (0.6 * noise[28] - 0.35)), 1.3)  # of the DIP
+    style[24] += amount * 0.09 * noise[29]
     for finger in range(1, 5):
         own = 0.55 * before + 0.84 * noise[1 + finger] if finger > 1 else before
         if finger == 4:
@@ -462,7 +473,7 @@ def _vary(style, noise, amount):
         style[base] += amount * (0.22 * noise[10] + 0.12 * noise[10 + finger])
         style[base + 1] += 0.11 * curl + amount * 0.07 * noise[14 + finger]
         style[base + 2] += pip
-        style[base + 3] += 0.62 * pip + amount * 0.05 * noise[18 + finger]
+        style[base + 3] = follow * (style[base + 3] + 0.62 * pip) + amount * 0.05 * noise[18 + finger]
     for i in range(4):
         style[i] += amount * (0.10, 0.10, 0.12, 0.14)[i] * noise[23 + i]
     style[20] += amount * 0.09 * noise[27]
@@ -484,24 +495,47 @@ def _free_style(noise, uniform, low, high, style):
         style[i] = low[i] + (high[i] - low[i]) * (0.15 + 0.7 * uniform[4 + i])
     style[20] = 0.12 + 0.22 * noise[27] + 0.3 * style[1]
 
+# %% ../../nbs/sim/02_pose.ipynb #efbd5ca0
+def _together_style(generator) -> np.ndarray:  # (25,)
+    "Fingers that bend together, but for one or two; any thumb."
+    style, across = np.zeros(25), np.linspace(-1, 1, 4)
+    low, high = np.radians([-15.0, -4]), np.radians([88.0, 104])  # of knuckle (MCP) and middle joint (PIP)
+    bends = generator.uniform(low, high)[None] + np.radians([10, 12]) * across[:, None] * generator.normal()
+    bends = bends + np.radians([6, 8]) * generator.standard_normal((4, 2))
+    for _ in range(generator.choice(3, p=[0.65, 0.25, 0.1])):
+        odd = 0 if generator.random() < 0.4 else generator.integers(4)
+        bends[odd] = generator.uniform(low, high)
+        if generator.random() < 0.4:  # straight from a bent base
+            bends[odd, 1] = np.radians(abs(generator.normal()) * 10)
+    fingers = style[4:20].reshape(4, 4)
+    fingers[:, 0] = generator.uniform(-0.1, 1.0)
+    fingers[:, 1:3] = bends
+    fingers[:, 3] = generator.uniform(0.05, 0.75) * bends[:, 1].clip(0)
+    first, second = (list(_THUMBS.values())[i] for i in generator.integers(len(_THUMBS), size=2))
+    thumb = np.radians(first) + generator.random() * np.radians(np.subtract(second, first))
+    style[:4], style[20] = thumb[:4], thumb[4]
+    return style
+
 # %% ../../nbs/sim/02_pose.ipynb #84dffdd7
 ALLOWED_DEPTH = 2.5  # mm: how far flesh gives way
 _WRIST_DEVIATIONS = np.radians([22, 9, 6])
-_MIX = (0.5, 0.25)  # share of gestures, of blends; the rest is free
+_MIX = dict(gesture=0.3, blend=0.1, together=0.5, free=0.1)  # shares
 
 
 def _draw_style(generator, kind, low, high):
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
     if kind is None:
-        kind = "gesture" if uniform[2] < _MIX[0] else ("blend" if uniform[2] < sum(_MIX) else "free")
+        kind = list(_MIX)[int(np.searchsorted(np.cumsum(list(_MIX.values()))[:-1], uniform[2], "right"))]
     if kind == "gesture":
         kind = names[generator.integers(len(names))]
     if kind == "blend":
         first, second = (names[i] for i in generator.integers(len(names), size=2))
         return (1 - uniform[3]) * gesture_style(first) + uniform[3] * gesture_style(second), "blend", 1.0
+    if kind == "together":
+        return _together_style(generator), "together", 0.3
     if kind == "free":
-        style = np.zeros(24)
+        style = np.zeros(25)
         _free_style(generator.standard_normal(32), uniform, low, high, style)
         return style, "free", 0.3
     return gesture_style(kind), kind, 0.3 + 0.7 * uniform[4]
@@ -510,7 +544,7 @@ def _draw_style(generator, kind, low, high):
 def sample_pose(
     generator,  # numpy Generator
     person,  # Person
-    kind=None,  # None for the usual mix, 'gesture', 'blend', 'free', or the name of a gesture
+    kind=None,  # None for the usual mix, 'gesture', 'blend', 'together', 'free', or the name of a gesture
     wrist=1.0,  # factor on wrist articulation
     variation=1.0,  # factor on the variation within a gesture
     tries=24,
@@ -529,7 +563,7 @@ def sample_pose(
             varied_wrist = np.clip(
                 wrist * _WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:]
             )
-        varied[21:] = varied_wrist
+        varied[21:24] = varied_wrist
         depths = _try_style(varied, *hand, _GATHER, low, high, vector, posed, transforms)
         if max(depths) < depth:
             best, depth = pose_from(vector, name), max(depths)

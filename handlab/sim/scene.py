@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TILE', 'SIDES', 'HIDDEN_BY', 'FEWEST_VISIBLE', 'FEWEST_PIXELS', 'NEAREST_HAND', 'Camera', 'hidden_by_body', 'look',
-           'on_sphere', 'sample_camera', 'sample_light', 'grain_tile', 'expose', 'expose_at_random', 'jpeg', 'sense',
-           'Frame', 'Placed', 'place_hand', 'project_joints', 'visible_joints', 'Drawn', 'draw_meshes', 'Geometry',
-           'draw_geometry', 'hand_pixels', 'sample_geometry', 'shade_geometry', 'render_frame']
+           'on_sphere', 'sample_view', 'may_stand', 'sample_distance', 'sample_camera', 'sample_light', 'grain_tile',
+           'expose', 'expose_at_random', 'jpeg', 'sense', 'Frame', 'Placed', 'place_hand', 'project_joints',
+           'visible_joints', 'Drawn', 'draw_meshes', 'Geometry', 'draw_geometry', 'hand_pixels', 'aim_arm',
+           'sample_geometry', 'shade_geometry', 'render_frame']
 
 # %% ../../nbs/sim/08_scene.ipynb #63dd0ec4
 import functools
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 
 from ..core import numpy_generator
-from .actor import body_pieces, pose_arm, unit_vector
+from .actor import body_pieces, move_arm, pose_arm, unit_vector
 from .places import take_background
 from .pose import skin_hand
 from handlab.sim.render import (
@@ -76,28 +77,31 @@ def on_sphere(azimuth, height):
     return np.array([math.sin(azimuth) * level, height, math.cos(azimuth) * level])
 
 # %% ../../nbs/sim/08_scene.ipynb #39252df2
-def _eye_direction(generator, target, distance, frontal):
-    "The direction from `target` (3,) mm to a camera that the body does not hide."
-    for attempt in range(20):
-        height = np.clip(generator.normal() * 0.30 + 0.10, -0.6, 0.93)
-        azimuth = generator.normal() * np.radians(48) if frontal else generator.uniform(-np.pi, np.pi)
-        direction = on_sphere(azimuth, height)
-        if not hidden_by_body(target + direction * distance, target):
-            break
-    return direction
+def sample_view(generator):
+    "The direction (3,) from a hand to its camera, in the palm's frame: evenly over the sphere."
+    return on_sphere(generator.uniform(-np.pi, np.pi), generator.uniform(-1, 1))
 
 
-def sample_camera(generator, target, size=320, zoom=1.0):
-    "A camera that sees `target` (3,) mm, the middle knuckle; `zoom` enlarges, for close-ups."
+def may_stand(direction, target, distance, frontal):
+    "May a camera stand in that direction of `target` (3,) mm: neither too high or low nor behind the body?"
+    level = -0.6 < direction[1] < 0.93 and (direction[2] > 0.35 or not frontal)
+    return level and not hidden_by_body(target + direction * distance, target)
+
+
+def sample_distance(generator):
+    "How far (mm) the camera stands from the middle knuckle."
+    near = generator.random() < 0.93
+    return 500 * math.exp(0.145 * generator.normal()) if near else generator.uniform(600, 1000)
+
+
+def sample_camera(generator, target, direction, distance, size=320, zoom=1.0):
+    "A camera in that direction of `target` (3,) mm, the middle knuckle; `zoom` enlarges, for close-ups."
     focal = generator.uniform(260, 310) * size / 320 * zoom
     K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
-    near = generator.random() < 0.93
-    distance = 500 * math.exp(0.145 * generator.normal()) if near else generator.uniform(600, 1000)
     off = np.clip(generator.normal(size=2) * [0.125, 0.105], -0.30, 0.30) / (1 + 0.6 * (zoom - 1))
     ray = np.array([off[0] * size / focal, off[1] * size / focal, 1.0])
     level = generator.random() < 0.9
     roll = generator.normal() * np.radians(9 if level else 40)
-    direction = _eye_direction(generator, target, distance, frontal=generator.random() < 0.85)
     rotation = look(direction, roll)
     return Camera(rotation, distance * ray - rotation @ target, K, (size, size))
 
@@ -336,12 +340,26 @@ def _acceptable(geometry, size):
     return visible.sum() >= FEWEST_VISIBLE
 
 # %% ../../nbs/sim/08_scene.ipynb #9fa3989c
+def aim_arm(generator, actor, side, view, distance, tries=40):
+    "A posed arm whose hand is seen from `view` (3,) in the palm's frame, its knuckle, and the way there."
+    arm, frontal = pose_arm(generator, actor, side), generator.random() < 0.85
+    for attempt in range(tries):
+        direction = arm.mirror * (arm.palm @ view)
+        knuckle = arm.world(arm.joints[9:10])[0]
+        if may_stand(direction, knuckle, distance, frontal and attempt < tries // 2):
+            break
+        arm = move_arm(generator, arm)
+    return arm, knuckle, direction
+
+
 def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12):
     "Draw poses and cameras until a hand is in sight; `alone` leaves out the body and the other hand."
+    sides, view = SIDES if generator.random() < 0.5 else SIDES[::-1], sample_view(generator)
     for attempt in range(tries):
-        sides = SIDES if generator.random() < 0.5 else SIDES[::-1]
-        arms = [pose_arm(generator, actor, side) for side in (sides[:1] if alone else sides)]
-        camera = sample_camera(generator, arms[0].world(arms[0].joints[9:10])[0], size, zoom)
+        distance = sample_distance(generator)
+        arm, knuckle, direction = aim_arm(generator, actor, sides[0], view, distance)
+        arms = [arm] + ([] if alone else [pose_arm(generator, actor, sides[1])])
+        camera = sample_camera(generator, knuckle, direction, distance, size, zoom)
         placed = [place_hand(actor, arm, camera) for arm in arms]
         body = None if alone else body_pieces(generator, actor, arms)
         geometry = draw_geometry(actor, placed, body, camera)
