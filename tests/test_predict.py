@@ -1,0 +1,263 @@
+"""Predictions on pictures of one's own: places, sides, files as people have them, the command line."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import papermill_calls
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+import handlab
+from handlab.aligned.experiment import AlignedSettings
+from handlab.aligned.explorer import practice_run
+from handlab.core import HandlabError, make_settings, project_root
+from handlab.hand.camera import project
+from handlab.hand.skeleton import example_hand, normalise
+from handlab.hand.solid import hand_vertices
+from handlab.predict.command import COLUMNS, files_named, frames_of, main, parser, read_image
+from handlab.predict.detect import HandDetector, Palm, decode_palms, hand_square
+from handlab.predict.networks import find_network, load
+from handlab.predict.picture import Question, assumed_camera, borders, edges_of_mask, place_root, predict
+from handlab.sim.rhd import SimRHD
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks") / "S1"
+    practice_run(make_settings(AlignedSettings, "smoke", strategy="S1"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(run):
+    return load(str(run))
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return SimRHD("evaluation", 1)[0]
+
+
+def question(sample, **changes):
+    return Question(
+        sample.image, edges_of_mask(sample.mask), side=sample.side, K=sample.K, name="x.png", **changes
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.floats(6, 40), st.floats(-0.4, 0.4), st.floats(-0.4, 0.4))
+def test_the_root_is_found_from_the_borders_and_from_joints(seed, far, x, y):
+    K, pose = assumed_camera((480, 640)), normalise(example_hand())[0]
+    pose = pose @ Rotation.random(random_state=seed).as_matrix().T
+    root = np.array([x * far, y * far, far])
+    found = place_root(pose, K, borders(project(hand_vertices(pose) + root, K)))
+    np.testing.assert_allclose(found, root, atol=0.02 * far)
+    found = place_root(pose, K, uv=project(pose + root, K))
+    np.testing.assert_allclose(found, root, atol=1e-3 * far)
+
+
+def test_a_left_hand_is_the_right_one_of_the_mirror_image(network, sample):
+    asked = question(sample)
+    width, (left, top, right, bottom) = sample.image.shape[1], asked.edges
+    K = np.array(sample.K, float)
+    K[0, 2] = width - 1 - K[0, 2]
+    other = replace(
+        asked,
+        image=sample.image[:, ::-1].copy(),
+        edges=(width - 1 - right, top, width - 1 - left, bottom),
+        K=K,
+        side={"left": "right", "right": "left"}[sample.side],
+    )
+    here, there = predict(network, asked), predict(network, other)
+    np.testing.assert_allclose(here.pose * [-1, 1, 1], there.pose, atol=1e-5)
+    np.testing.assert_allclose(here.uv[:, 0], width - 1 - there.uv[:, 0], atol=1e-2)
+
+
+def test_an_answer_repeats_and_its_spread_is_that_of_samples(network, sample):
+    first, second = (predict(network, question(sample)) for _ in range(2))
+    np.testing.assert_array_equal(first.spread, second.spread)
+    import torch
+
+    crop = network.crop(sample.image, first.box)
+    posterior = network.network.encoders["R"](crop)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(4000, posterior.mean.shape[1], generator=generator)
+    poses = network.network.decoders["P"](
+        posterior.mean + noise * torch.exp(posterior.log_variance / 2)
+    ).detach()
+    expected = poses.var(0, unbiased=False).sum(-1).sqrt().numpy()
+    np.testing.assert_allclose(first.spread, expected, rtol=0.35)
+
+
+def test_the_network_is_the_trained_one(network, run):
+    assert handlab.load is load
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert find_network(str(run)).name == "S1" and network.source == "sim-rhd"
+
+
+def test_what_cannot_be_answered_is_one_line(network, sample):
+    for changes, line in (
+        (dict(edges=None), "it is not said where the hand is"),
+        (dict(edges=(10, 10, 12, 12)), "holds no hand"),
+        (dict(edges=(5000, 10, 6000, 900)), "holds no hand"),
+        (dict(side="both"), "the side is"),
+        (dict(K=np.zeros((3, 3))), "give fx, fy"),
+        (dict(image=sample.image.astype(float)), "of uint8"),
+    ):
+        with pytest.raises(HandlabError, match=line):
+            predict(network, replace(question(sample), **changes))
+
+
+def test_images_as_people_have_them(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "b.JPG", exif=exif, quality=95)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"Mac OS X")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [each.name for each in files_named([tmp_path])] == ["a.png", "b.JPG"]
+    assert [each.name for each in files_named([f"{tmp_path}/*.png"])] == ["a.png"]
+    upright = read_image(tmp_path / "b.JPG")
+    assert upright.shape == (60, 40, 3) and upright[5, 35].min() > 200 and upright[5, 5].max() < 60
+    assert read_image(tmp_path / "a.png").shape == (40, 60, 3)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(HandlabError, match="cannot be read"):
+        read_image(tmp_path / "cut.png")
+    with pytest.raises(HandlabError, match="no such file"):
+        files_named([tmp_path / "missing.png"])
+
+
+def test_every_nth_frame_of_a_video(tmp_path):
+    video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(7):
+        video.write(np.full((48, 64, 3), 30 * number, np.uint8))
+    video.release()
+    frames = list(frames_of(tmp_path / "v.avi", every=3))
+    assert [name for name, _ in frames] == [f"v.avi frame {number}" for number in (0, 3, 6)]
+    np.testing.assert_allclose([image.mean() for _, image in frames], [0, 90, 180], atol=5)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(HandlabError, match="no frame"):
+        list(frames_of(tmp_path / "bad.mp4"))
+
+
+def test_the_command_writes_tables_and_pictures(run, sample, tmp_path, capsys):
+    Image.fromarray(sample.image).save(tmp_path / "hand.png")
+    Image.fromarray(sample.mask.astype(np.uint8)).save(tmp_path / "mask.png")
+    (tmp_path / "broken.png").write_bytes(b"x")
+    words = [f"{tmp_path}/hand.png", f"{tmp_path}/broken.png", "--mask", f"{tmp_path}/mask.png"]
+    words += ["--network", str(run), "--scale", "40", "--side", sample.side, "--out", f"{tmp_path}/out"]
+    main([*words, "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "broken.png" in printed and "1 hands in 2 files, 1 left out" in printed
+    [answer] = json.loads((tmp_path / "out/predictions.json").read_text())
+    joints = np.array(answer["joints_mm"])
+    assert joints.shape == (21, 3) and answer["camera"]["assumed"] and answer["trained_on"] == "sim-rhd"
+    relative = np.array(answer["pose_in_hand_scales"])
+    np.testing.assert_allclose((joints - joints[9]), 40 * (relative - relative[9]), atol=1e-3)
+    K = np.array(answer["camera"]["K"])
+    np.testing.assert_allclose(project(joints, K), answer["uv_px"], atol=0.1)
+    with open(tmp_path / "out/predictions.csv") as file:
+        table = list(csv.reader(file))
+    assert tuple(table[0]) == COLUMNS and len(table) == 22
+    assert Image.open(tmp_path / "out/hand.png-hand.png").size[0] > 300
+
+
+def test_command_line_errors_are_one_line(run, tmp_path):
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    for words, line in (
+        (["a.png"], "--box --mask --detect"),
+        (
+            [f"{tmp_path}/a.png", "--box", "0", "0", "30", "30", "--network", "S9"],
+            "there are no weights of it",
+        ),
+        (
+            [f"{tmp_path}/a.png", "--mask", f"{tmp_path}/a.png", "--network", str(run)],
+            "no hand was predicted",
+        ),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "handlab.predict", *words],
+            capture_output=True,
+            text=True,
+            cwd=project_root(),
+        )
+        assert done.returncode == 2 and line in done.stderr and "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    help_text = subprocess.run(
+        [sys.executable, "-m", "handlab.predict", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=project_root(),
+    ).stdout
+    assert all(option in help_text for option in ("--detect", "--scale", "--network", "--every"))
+    assert parser().parse_args(["a.png", "--detect"]).detect
+
+
+def test_palms_are_decoded_without_overlaps():
+    raw, scores = np.zeros((2016, 18)), np.full(2016, -100.0)
+    raw[:, 2:4] = 60  # width and height
+    scores[[0, 1, 2015]] = 3.0, 2.0, 1.0  # two proposals of the first cell, one of the last
+    first, last = decode_palms(raw, scores, zoom=2.0)
+    np.testing.assert_allclose(first.box, [8 - 60, 8 - 60, 120, 120])  # the cell's middle is at 4 px of 192
+    np.testing.assert_allclose(last.box, [384 - 16 - 60, 384 - 16 - 60, 120, 120])
+    assert first.score == pytest.approx(1 / (1 + np.exp(-3)))
+
+
+@pytest.mark.parametrize("angle", (0, 90, 200))
+def test_a_palm_of_any_direction_points_upwards_in_its_square(angle):
+    ahead = Rotation.from_euler("z", angle, degrees=True).apply([0, -1, 0])[:2]
+    points = np.tile([100.0, 100.0], (7, 1))
+    points[2] += 40 * ahead
+    matrix = hand_square(Palm(1.0, np.array([80.0, 80, 40, 40]), points))
+    wrist, middle = (matrix @ np.append(points[each], 1) for each in (0, 2))
+    np.testing.assert_allclose(wrist[0], middle[0], atol=1e-6)
+    assert wrist[1] > middle[1] and np.linalg.det(matrix[:2, :2]) > 0  # not mirrored
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mediapipe")
+    words = "mediapipe==0.10.21 --no-deps --only-binary=:all: --python-version 3.11 --quiet -d".split()
+    done = subprocess.run([sys.executable, "-m", "pip", "download", *words, str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("the wheel of mediapipe cannot be fetched here")
+    return folder
+
+
+def test_detected_hands_lie_where_the_simulated_ones_are(wheel):
+    detector, errors = HandDetector(wheel), []
+    for sample in SimRHD("evaluation", 12):
+        hands = detector(sample.image)
+        distances = [np.linalg.norm(hand.uv - sample.uv, axis=1).mean() for hand in hands]
+        errors.append(min(distances, default=np.inf))
+    assert np.median(errors) < 25  # px of 320
+
+
+def test_the_notebook_runs_without_any_picture(tmp_path):
+    target = tmp_path / "predict.ipynb"
+    done = subprocess.run(
+        papermill_calls.call("predict", target, frames=2, device="cpu"),
+        env=papermill_calls.environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = json.loads(target.read_text())["cells"]
+    shown = [
+        output
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(shown) == 2
