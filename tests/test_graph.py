@@ -12,10 +12,11 @@ import pytest
 
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
+from handlab.aligned.strategies import alternating_pair, make_recipe
 from handlab.core import HandlabError, make_settings, project_root, write_json
 from handlab.graph.execute import TRIES, execute
 from handlab.graph.plan import data_names, whole_graph
-from handlab.results.runs import ABLATION_STEPS, PROFILES, REAL_SETS, graph_runs, reference_name
+from handlab.results.runs import BUDGETS, PROFILES, REAL_SETS, STEPS, graph_runs
 
 
 def aligned_settings(run, profile):
@@ -32,7 +33,10 @@ def test_names_are_the_notebooks_own(profile):
             if run.notebook == "train_aligned"
             else f"{run.notebook}-{run.dataset}-seed{run.seed}"
         )
-        assert run.name.replace(f"-steps{ABLATION_STEPS[profile]}", "") == own
+        named = run.name
+        for budget in BUDGETS:
+            named = named.replace(f"-{budget}", "")
+        assert named == own
     assert len({run.name for run in runs}) == len(runs)
 
 
@@ -45,20 +49,23 @@ def test_every_weak_supervision_has_a_whole_batch():
             assert round(settings.labelled_share * settings.train_frames) >= settings.batch_size
 
 
-def test_ablations_of_fewer_steps_bring_references_of_as_many(monkeypatch):
-    monkeypatch.setitem(ABLATION_STEPS, "quick", 0)
-    assert reference_name("S4", "quick") == "train_aligned-S4-sim-rhd"
-    monkeypatch.setitem(ABLATION_STEPS, "quick", 500)
-    runs = {run.name: run.parameters for run in graph_runs("quick")}
-    assert (
-        runs["train_aligned-S4-steps500-sim-rhd-seed0"]["steps"]
-        == runs["train_aligned-alternating-sim-rhd-seed0"]["steps"]
-        == 500
-    )
-    assert (
-        "steps" not in runs["train_aligned-S4-sim-rhd-seed0"]
-        and reference_name("S1", "quick") + "-seed0" in runs
-    )
+@pytest.mark.parametrize("profile", PROFILES)
+def test_ablations_are_trained_as_long_as_what_they_are_compared_with(profile):
+    runs = {
+        run.name: aligned_settings(run, profile)
+        for run in graph_runs(profile)
+        if "strategy" in run.parameters
+    }
+    alternating = {name: each for name, each in runs.items() if each.strategy == "alternating"}
+    steps = {each.steps for name, each in runs.items() if name not in alternating}
+    assert steps == {STEPS[profile]}
+    by_budget = {
+        budget: runs[f"train_aligned-alternating-{budget}-sim-rhd-seed0"].steps for budget in BUDGETS
+    }
+    assert by_budget == {budget: round(times * STEPS[profile]) for budget, times in BUDGETS.items()}
+    recipe = make_recipe("alternating")
+    pairs = [alternating_pair(recipe, step) for step in range(by_budget["same_updates"])]
+    assert pairs.count(("R", "P")) == STEPS[profile] and len(alternating) == len(BUDGETS)
 
 
 def test_bad_questions_are_answered():

@@ -153,8 +153,8 @@ LABELS = {
 
 # %% ../../nbs/aligned/05_strategies.ipynb #e2bdd892
 def base_variant(variant: str) -> str:
-    "A variant without its number of steps, which its label and its colour do not show."
-    return re.sub(r"-steps\d+", "", variant)
+    "A variant without the budget of its training, which its colour does not show."
+    return re.sub(r"-same_\w+", "", variant)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #8972fca0
 @dataclass

@@ -18,7 +18,7 @@ from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
 from ..aligned.strategies import LABELS, base_variant
 from ..hand.draw import COLOURS
 from ..hand.metrics import align, joint_errors, pck, thresholds_100
-from .aligned_scores import opened, split_reference, weak_errors
+from .aligned_scores import label_of, opened, split_reference, weak_errors
 from .curves import draw_ours, draw_published, finish_pck
 from .page import every_run
 from ..results.published import published_curves
@@ -62,8 +62,11 @@ def fig_pck_of(
     for variant, each in runs.items():
         base = base_variant(variant)
         curves = [run.metrics["values"]["RGB"]["pck"] for run in each]
-        thresholds, style = each[0].metrics["thresholds"], ":" if variant == "S1-own_view" else "-"
-        draw_ours(axis, thresholds, curves, LABELS[base], COLOURS[base], style, auc_range=(20, 50))
+        thresholds, style = (
+            each[0].metrics["thresholds"],
+            ":" if variant in ("S1-own_view", "alternating-same_time") else "-",
+        )
+        draw_ours(axis, thresholds, curves, label_of(variant), COLOURS[base], style, auc_range=(20, 50))
     finish_pck(axis, title, source_line(every_run(runs)), limits=(0, 50), auc_range="20-50 mm")
     return figure
 
@@ -177,7 +180,7 @@ def fig_tips(
 # %% ../../nbs/pages/10_aligned_figures.ipynb #272de86f
 def fig_convergence(runs: dict):  # {variant: [RunFolder]}
     "The validation error over steps, and over time where every run has timed its steps."
-    labels = {variant: LABELS.get(base_variant(variant), variant) for variant in runs}
+    labels = {variant: label_of(variant) for variant in runs}
     curves = validation_curves(
         {labels[variant]: [run.path for run in each] for variant, each in runs.items()}
     )

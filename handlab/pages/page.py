@@ -16,7 +16,7 @@ from IPython.display import Markdown, display
 
 from ..core import HandlabError
 from .output import markdown_table, save_figure, save_table
-from ..results.runs import about_item, missing_line, open_runs, require, source_line
+from ..results.runs import BUDGETS, about_item, missing_line, open_runs, require, source_line
 from ..results.statistics import BLOCKS, VIDEOS, Interval
 
 # %% ../../nbs/pages/03_page.ipynb #111aa973
@@ -59,9 +59,11 @@ def every_run(runs) -> list:  # {key: [RunFolder]}, nested or not, or [RunFolder
 
 # %% ../../nbs/pages/03_page.ipynb #6c046c40
 def check_steps(runs) -> None:  # [RunFolder]
-    "Raise an error where runs on the same data have different numbers of steps."
+    "Raise an error where runs on the same data have different numbers of steps, unless a budget sets them."
     by_source = {}
     for run in runs:
+        if any(f"-{budget}-" in run.name for budget in BUDGETS):
+            continue
         steps = run.metrics.get("settings", {}).get("steps")
         by_source.setdefault(run.metrics["source"], {})[run.name] = steps
     for steps in by_source.values():

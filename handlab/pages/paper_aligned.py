@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER', 'OPTIONS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES', 'ABLATIONS', 'ABLATION_TABLES', 'OURS',
            'CURVES', 'PICTURES', 'SMOOTHNESS', 'SMOOTH', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES',
-           'aligned_page', 'references', 'show_equal_time', 'findings', 'write_paper']
+           'aligned_page', 'show_equal_time', 'findings', 'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
 from pathlib import Path
@@ -20,10 +20,10 @@ from ..aligned.smoothness import fig_smoothness
 from ..core import atomic_file, provenance, write_json
 from . import aligned_figures as figures
 from . import aligned_scores as scores
-from .aligned_scores import reference_variant, run_errors, variant_runs
+from .aligned_scores import run_errors, variant_runs
 from .page import Item, Page, Paper, block_length, compared, every_run, show_findings
 from ..results.published import published_strategies
-from ..results.runs import PROFILES, source_line
+from ..results.runs import BUDGETS, source_line
 from ..results.statistics import difference
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #f37e8ae1
@@ -40,21 +40,12 @@ def aligned_page(folder="runs/quick", options: dict = None, **more) -> Page:  # 
     "The page of paper 2."
     return Page(PAPER, ITEMS, folder, options=OPTIONS | (options or {}), **more)
 
-
-def references(page: Page) -> dict:  # {'S1' | 'S4': variant}
-    "The variants with which the ablations are compared; in a folder that no profile names, the plain ones."
-    if page.profile not in PROFILES:
-        return {"S1": "S1", "S4": "S4"}
-    return {strategy: reference_variant(strategy, page.profile) for strategy in ("S1", "S4")}
-
 # %% ../../nbs/pages/11_paper_aligned.ipynb #91ca8c30
 def _variants(*names, role: str = "rhd", needs=()):
     "What an item wants: variants of one data set."
 
     def wanted(page):
-        known = references(page)
-        runs = variant_runs([name.format(**known) for name in names], page.sets[role])
-        return runs, [name.format(**known) for name in needs]
+        return variant_runs(names, page.sets[role]), needs
 
     return wanted
 
@@ -81,15 +72,12 @@ def _by_set(runs: dict) -> dict:  # {(data set, variant): runs} -> {data set: {v
 # %% ../../nbs/pages/11_paper_aligned.ipynb #d2d431ca
 def _weak(page: Page) -> tuple:
     "S4, its labelled shares, and S1 with all labels."
-    known = references(page)
     shares = scores.weak_variants(page.folder, page.sets["rhd"])
-    return variant_runs([known["S1"], known["S4"], *shares], page.sets["rhd"]), [known["S4"]]
+    return variant_runs(["S1", "S4", *shares], page.sets["rhd"]), ["S4"]
 
 
-def _of_equal_steps(page: Page) -> tuple:
-    "The strategies and, where they have as many steps, the ablations."
-    ablations = ("RD2DHP", "alternating") if references(page)["S4"] == "S4" else ()
-    return variant_runs((*TABLE_1, *ablations), page.sets["rhd"]), ()
+_ALTERNATING = [f"alternating-{budget}" for budget in BUDGETS]
+_ALL = _variants(*TABLE_1, "RD2DHP", *_ALTERNATING)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #bff60136
 SECTION_5_3, SECTION_D = "section 5.3, viewpoint correction", "convergence (supplement, section D)"
@@ -98,7 +86,7 @@ SECTION_6 = "model size and run time (section 6)"
 
 def _compared_with(strategy: str):
     def make(runs, page):
-        return scores.table_variants(runs, references(page)[strategy])
+        return scores.table_variants(runs, strategy)
 
     return make
 
@@ -127,7 +115,7 @@ TABLES = (
 )
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #926b099c
-ABLATIONS = dict(wanted=_variants("{S4}", "RD2DHP", "alternating", needs=["{S4}"]), least=2)
+ABLATIONS = dict(wanted=_variants("S4", "RD2DHP", *_ALTERNATING, needs=["S4"]), least=2)
 ABLATION_TABLES = (
     Item(
         "supplement-fig3-table",
@@ -140,7 +128,7 @@ ABLATION_TABLES = (
         "section_e",
         "supplement, section E",
         _compared_with("S4"),
-        _variants("{S4}", "{S1}", "S4-apart", needs=["{S4}", "S4-apart"]),
+        _variants("S4", "S1", "S4-apart", needs=["S4", "S4-apart"]),
     ),
     Item(
         "test_time",
@@ -148,7 +136,7 @@ ABLATION_TABLES = (
         lambda runs, page: scores.table_test_time(
             runs, device=page.options["device"], repeats=page.options["repeats"]
         ),
-        _of_equal_steps,
+        _ALL,
     ),
 )
 
@@ -180,7 +168,7 @@ CURVES = (
         lambda runs, page: figures.fig_pck_of(runs, "Supplement, Fig. 3: ablations", methods=OURS),
         **ABLATIONS,
     ),
-    Item("convergence", SECTION_D, lambda runs, page: figures.fig_convergence(runs), _of_equal_steps),
+    Item("convergence", SECTION_D, lambda runs, page: figures.fig_convergence(runs), _ALL),
 )
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #5bd6cbb0
@@ -280,16 +268,15 @@ COMPARISONS = {  # row: (first variant, second variant, role of the data)
         f"{UNLABELLED}-alone",
         "rhd",
     ),
-    "no corresponding data minus S4": ("S4-apart", "{S4}", "rhd"),
+    "no corresponding data minus S4": ("S4-apart", "S4", "rhd"),
     "no viewpoint correction minus S1": ("S1-own_view", "S1", "rhd"),
 }
 
 
 def _compare(page: Page, first: str, second: str, role: str) -> tuple | None:
     "The runs of two variants, their mean errors, and the difference."
-    known, dataset = references(page), page.sets[role]
-    pair = [variant.format(**known) for variant in (first, second)]
-    runs = page.find(variant_runs(pair, dataset))
+    dataset = page.sets[role]
+    runs = page.find(variant_runs((first, second), dataset))
     if len(runs) < 2:
         return None
     ours, theirs = run_errors(runs).values()

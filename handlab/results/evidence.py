@@ -16,7 +16,7 @@ import numpy as np
 
 from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
 from .published import published_curves, published_numbers
-from .runs import LABELLED_SHARES, open_runs, reference_name
+from .runs import PROFILES, open_runs
 from handlab.results.statistics import (
     BLOCKS,
     VIDEOS,
@@ -31,7 +31,7 @@ from handlab.results.statistics import (
 class Network(NamedTuple):
     "What is compared: a network of a run of ours, or a published number."
 
-    run: str  # 'train_pi-{rhd}', 'reference S4', or 'Table 2 rhd'
+    run: str  # 'train_pi-{rhd}' or 'Table 2 rhd'
     key: str = ""  # whose predictions: 'rgb'; or the published method
     other: str = ""  # another test set than the run's own
 
@@ -46,7 +46,7 @@ class Network(NamedTuple):
 # %% ../../nbs/results/05_evidence.ipynb #85106b3e
 _SETS = "rhd|stb|dexter_object"
 _RUN = re.compile(
-    rf"(?P<run>(?:Table \d|curve) (?:{_SETS})|reference \w+|train_(?:[\w.-]|\{{(?:rhd|stb)\}})+)"
+    rf"(?P<run>(?:Table \d|curve) (?:{_SETS})|train_(?:[\w.-]|\{{(?:rhd|stb)\}})+)"
     r"(?: on (?P<other>[a-z-]+))?(?:: (?P<keys>.+))?"
 )
 
@@ -106,17 +106,14 @@ class World:
     @property
     def graph_profile(self) -> str:
         "The profile whose list of runs applies: a folder with another name counts as quick."
-        return self.profile if self.profile in LABELLED_SHARES else "quick"
+        return self.profile if self.profile in PROFILES else "quick"
 
     def set_name(self, name: str) -> str:
         return ("" if self.real else "sim-") + name  # 'rhd' -> 'sim-rhd'
 
-    def run_name(self, pattern: str) -> str:  # such as 'train_pi-{rhd}', or 'reference S1'
+    def run_name(self, pattern: str) -> str:  # such as 'train_pi-{rhd}'
         "A run's name, without the seed."
-        if not pattern.startswith("reference"):
-            return pattern.format(**{name: self.set_name(name) for name in ("rhd", "stb")})
-        name = reference_name(pattern.split()[1], self.graph_profile)
-        return name.replace("sim-", "") if self.real else name
+        return pattern.format(**{name: self.set_name(name) for name in ("rhd", "stb")})
 
     def keep(self, key, make: Callable):
         "A value that is computed once."

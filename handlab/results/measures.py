@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'Measured', 'read_measure', 'error_steps', 'median_steps', 'area_steps', 'gap_closed', 'relative_falls',
-           'relative_rises', 'share_below', 'area_above_best', 'across_sets', 'loss_falls', 'steps_to', 'steps_saved',
-           'activation_shares', 'on_hand', 'weights_at_test', 'size_apart', 'milliseconds_at_test', 'time_apart',
-           'forward_time', 'walk_value', 'walk_fall', 'walk_relative_rise', 'walk_relative_fall']
+           'relative_rises', 'share_below', 'area_above_best', 'across_sets', 'loss_falls', 'steps_to',
+           'training_saved', 'activation_shares', 'on_hand', 'weights_at_test', 'size_apart', 'milliseconds_at_test',
+           'time_apart', 'forward_time', 'walk_value', 'walk_fall', 'walk_relative_rise', 'walk_relative_fall']
 
 # %% ../../nbs/results/06_measures.ipynb #0a6bb0a4
 import inspect
@@ -194,15 +194,15 @@ def steps_to(steps, errors, goal: float) -> float:  # inf if it is never reached
 
 # %% ../../nbs/results/06_measures.ipynb #548a105d
 @_measure
-def steps_saved(evidence: Evidence, slow: Network, fast: Network) -> Measured:
-    "Which share of the slow training's steps the fast one saves; negative if the slow one saves."
+def training_saved(evidence: Evidence, slow: Network, fast: Network) -> Measured:
+    "Which share of a training's budget the fast one saves; negative if the slow one saves."
 
     def saved(slow_run, fast_run):
         slow_curve, fast_curve = (_curve(run, "", "epe") for run in (slow_run, fast_run))
-        share = steps_to(*fast_curve, slow_curve[1][-1]) / slow_curve[0][-1]
+        share = steps_to(*fast_curve, slow_curve[1][-1]) / fast_curve[0][-1]
         if np.isfinite(share):
             return 1 - share
-        return steps_to(*slow_curve, fast_curve[1][-1]) / fast_curve[0][-1] - 1
+        return steps_to(*slow_curve, fast_curve[1][-1]) / slow_curve[0][-1] - 1
 
     pairs = zip(evidence.runs_of(slow), evidence.runs_of(fast))
     return Measured([seeds_estimate([saved(*pair) for pair in pairs])])
