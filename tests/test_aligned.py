@@ -1,15 +1,25 @@
 """Encoders, decoders, losses, posteriors and strategies of the second paper."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from handlab.aligned.decoders import CloudDecoder, DepthDecoder, HeatmapDecoder, PoseDecoder, flat_grid
+from handlab.aligned.decoders import (
+    CLOUD_GAIN,
+    CloudDecoder,
+    DepthDecoder,
+    HeatmapDecoder,
+    LayeredCloudDecoder,
+    PoseDecoder,
+    flat_grid,
+)
 from handlab.aligned.encoders import (
     DepthTrunk,
     Encoder,
@@ -28,7 +38,7 @@ from handlab.aligned.losses import (
     emd,
     map_loss,
     match,
-    match_scipy,
+    match_on_cpu,
     pose_loss,
     reconstruction_terms,
     subsets,
@@ -42,6 +52,7 @@ from handlab.aligned.strategies import (
     aligned_loss,
     alternating_pair,
     carries,
+    make_cloud_decoder,
     make_recipe,
     mean_over,
     posterior_names,
@@ -236,6 +247,16 @@ def test_part_table_counts_every_parameter_once():
             assert counts.iloc[:-1].sum() == counts["all"] == every
 
 
+def test_layered_clouds_give_each_point_weights_of_its_own():
+    decoder = LayeredCloudDecoder(8, 0.125, 16).eval()
+    z = torch.randn(3, 8)
+    before = decoder(z)
+    decoder[6].weight.data[:3] += 1  # those of the first point
+    assert (decoder(z) - before).abs().amax((0, 2)).nonzero().flatten().tolist() == [0]
+    for name, kind in (("folding", CloudDecoder), ("layers", LayeredCloudDecoder)):
+        assert isinstance(make_cloud_decoder(replace(SMALL, cloud_decoder=name)), kind)
+
+
 def test_grid():
     grid = flat_grid(256)
     assert len({tuple(place) for place in grid.tolist()}) == 256
@@ -295,6 +316,7 @@ def test_map_and_pose_losses_by_hand():
     wrong = maps.clone()
     wrong[0, 0, 0, 0], wrong[0, 0, 1, 2], wrong[0, 2, 3, 3], wrong[1, 1, 0, 0] = 3, 4, 2, 7
     assert map_loss(wrong, maps).tolist() == [5 + 2, 7]
+    assert map_loss(wrong, maps, "squared").tolist() == [9 + 16 + 4, 49]
     poses = torch.zeros(1, 21, 3)
     moved = poses.clone()
     moved[0, 4], moved[0, 8] = torch.tensor([2.0, 3, 6]), torch.tensor([24.0, 0, 0])
@@ -356,7 +378,18 @@ def test_matching_is_one_to_one_on_any_number_of_threads():
     partners = match(cost)
     assert (partners.sort(1).values == torch.arange(30)).all()
     for threads in (1, 2, 8):
-        assert torch.equal(match_scipy(cost, threads), partners)
+        assert torch.equal(match_on_cpu(cost, threads), partners)
+
+
+@quickly
+@given(seed=seeds, count=some.integers(1, 70), shift=some.sampled_from([0.0, 0.02, 3.0]))
+def test_matching_costs_as_little_as_scipys(seed, count, shift):
+    first, other = torch.randn(2, 3, count, 3, generator=generator(seed))
+    second = first + shift if shift else other
+    cost = torch.cdist(first, second)
+    ours = cost.gather(2, match(cost)[..., None]).sum((1, 2))
+    scipys = [matrix[linear_sum_assignment(matrix)].sum() for matrix in cost.double().numpy()]
+    np.testing.assert_allclose(ours.numpy(), scipys, rtol=1e-5)
 
 
 def test_emd_of_a_subset():
@@ -397,6 +430,8 @@ def test_bad_input_to_losses():
         emd(torch.full((1, 3, 3), float("nan")), torch.zeros(1, 3, 3))
     with pytest.raises(HandlabError, match="norm"):
         pose_loss(torch.zeros(1, 21, 3), torch.zeros(1, 21, 3), "median")
+    with pytest.raises(HandlabError, match="map_norm"):
+        map_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "vector")
 
 
 # Posteriors ------------------------------------------------------------------------------------------------
@@ -540,6 +575,94 @@ def test_the_loss_is_the_papers_equation(name):
                 + 0.3 * (kl_to_prior(q_x) + kl_to_prior(q_w)).mean()
             )
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+# Oracles ---------------------------------------------------------------------------------------------------
+# The formulas below are those of multivae 1.0.3 (Senellart and others). Its own MVAE, JMVAE and stable_poe,
+# with wrapped encoders and decoders on shared weights and the same noise, gave the same losses to 15 digits;
+# it needs pythae, torchvision and scikit-learn, too much to install for two formulas.
+
+
+def stable_poe(mus, logvars):  # multivae/models/base/base_utils.py
+    ln_inv_vars = torch.stack([-logvar for logvar in logvars])
+    ln_var = -torch.logsumexp(ln_inv_vars, dim=0)
+    return (torch.exp(ln_inv_vars) * mus).sum(dim=0) * torch.exp(ln_var), ln_var
+
+
+def kld(mu, log_var):  # of both models, over all samples
+    return -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
+
+
+def test_s4_with_the_priors_expert_is_mvae_on_all_modalities():
+    recipe, settings = make_recipe("S4"), LossSettings(kl_on_joint=True)
+    network = AlignedNetwork(recipe, replace(SMALL, prior_expert=True)).eval()
+    views = views_of(recipe, beta=0.3)
+    with torch.no_grad():
+        losses = aligned_loss(network, views, recipe, settings)
+        experts = [network.encoders[letter](views.tensors[letter]) for letter in "RC"]
+        prior = torch.zeros_like(experts[0].mean)
+        mu, log_var = stable_poe(
+            torch.stack([*(q.mean for q in experts), prior]),
+            torch.stack([*(q.log_variance for q in experts), prior]),
+        )
+        joint = bound(Gaussian(mu, log_var), views.noise[2], network, views, "CHP")
+        alone = sum(kld(*q) for q in experts) / 4
+    weights = {"pose": 1, "heat": 0.01, "chamfer": 1, "emd": 1}
+    ours = sum(weight * losses[f"{term}_joint"] for term, weight in weights.items())
+    assert ours.item() == pytest.approx(joint.item(), rel=1e-4)
+    assert losses["kl"].item() == pytest.approx((alone + kld(mu, log_var) / 4).item(), rel=1e-4)
+
+
+def test_s3_is_jmvae_and_the_bound_of_rgb():
+    recipe, alpha = make_recipe("S3"), 0.7
+    network, views = AlignedNetwork(recipe, SMALL).eval(), views_of(recipe, beta=0.3)
+    with torch.no_grad():
+        losses = aligned_loss(network, views, recipe, LossSettings(align_weight=alpha))
+        q_x = network.encoders["R"](views.tensors["R"])
+        mu, log_var = network.joint([views.tensors["R"], views.tensors["C"]])
+        # multivae/models/jmvae/jmvae_model.py, LJM
+        apart = (
+            q_x.log_variance
+            - log_var
+            - 1
+            + (torch.exp(log_var) + (mu - q_x.mean) ** 2) / torch.exp(q_x.log_variance)
+        ) / 2
+        recon = bound(Gaussian(mu, log_var), views.noise[1], network, views, "CHP")
+        jmvae = recon + (0.3 * kld(mu, log_var) + alpha * apart.sum()) / 4
+        alone = bound(q_x, views.noise[0], network, views, "CHP") + 0.3 * kld(*q_x) / 4
+    assert losses["loss"].item() == pytest.approx((jmvae + alone).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name, count", [("S4", 1), ("S4", 2), ("S3", 1), ("RCD2CHP", 2)])
+def test_fewer_clouds_leave_the_gradient_as_it_is_on_average(name, count):
+    recipe = make_recipe(name)
+    torch.manual_seed(0)
+    network, views = AlignedNetwork(recipe, SMALL).eval(), views_of(recipe, batch=2)
+    posteriors = len(posterior_names(recipe))
+
+    def slope(drawn):
+        views.drawn = drawn
+        network.zero_grad()
+        loss = aligned_loss(network, views, recipe)["loss"]
+        loss.backward()
+        parts = (network.encoders["R"].mean.weight, network.decoders["C"].second.from_z.weight)
+        return torch.cat([loss.detach()[None], *(part.grad.flatten() for part in parts)])
+
+    whole = slope(None)
+    choices = list(itertools.combinations(range(posteriors), count))
+    every = [
+        torch.tensor(pair).T for pair in itertools.product(choices, repeat=2)
+    ]  # both frames, each choice
+    mean = torch.stack([slope(drawn.contiguous()) for drawn in every]).mean(0)
+    torch.testing.assert_close(mean, whole, rtol=1e-3, atol=1e-4)
+    assert (slope(every[0]) - whole).abs().max() > 1e-2  # a single draw is another one
+
+
+def test_the_cloud_decoder_starts_at_the_spread_of_hands():
+    torch.manual_seed(0)
+    z = torch.randn(64, 64)
+    spreads = {gain: CloudDecoder(width=0.125, gain=gain)(z).std().item() for gain in (CLOUD_GAIN, 1.0)}
+    assert 0.66 < spreads[CLOUD_GAIN] < 0.79 < 1.5 < spreads[1.0]  # hand scales
 
 
 def test_every_part_learns():

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .decoders import CLOUD_GAIN
 from .losses import LossSettings, emd, subsets
 from .posteriors import beta_at, interpolate
 from handlab.aligned.strategies import (
@@ -57,7 +58,14 @@ class AlignedSettings(ExperimentSettings):
     points: int = 256  # of a cloud
     map_size: int = 32  # cells of heat and depth maps (the paper: 64)
     matched_points: int = 64  # random points that the EMD matches, 0 = all (the paper)
+    cloud_decoder: str = "layers"  # 'folding' as the paper (`full`), or 'layers': fingers in far fewer steps
+    cloud_posteriors: int = (
+        0  # posteriors decoded to a cloud per frame and step, at random; 0: all (the paper)
+    )
     norm_output: bool = True  # batch norm on the folds' outputs, as the supplement prints
+    cloud_gain: float = (
+        CLOUD_GAIN  # of that norm at the start: the spread of clouds before 3 tanh (unspecified)
+    )
     norm_points: bool = False  # batch norm inside ResPEL; the supplement prints none
     share_trunk: bool = False  # S3: one RGB trunk for both posteriors; unspecified in the paper
     start_spread: float = 0.1  # standard deviation of the posteriors at the start (unspecified; `full`: 1)
@@ -70,6 +78,7 @@ class AlignedSettings(ExperimentSettings):
     pose_norm: str = (
         "squared"  # Eq. 10: 'vector' as printed (`full`), 'joints', or 'squared', chosen as beta'
     )
+    map_norm: str = "maps"  # Eq. 7: 'maps' as printed, or 'squared'
     beta_first: float = 1e-5  # weight of the KL to the prior at the first step ...
     beta_last: float = 1e-3  # ... and at the last; log-linear in between (unspecified in the paper)
     heat_sigma: float = 25 / 256  # of the true heat maps, in crops; not in the paper
@@ -102,6 +111,7 @@ class AlignedSettings(ExperimentSettings):
         "quick": dict(),
         "full": shared.FULL
         | dict(
+            cloud_decoder="folding",
             cloud_width=1.0,
             heat_width=1.0,
             decoder_width=1.0,
@@ -121,7 +131,11 @@ class AlignedSettings(ExperimentSettings):
     }
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
-CHOICES = {"pose_norm": ("vector", "joints", "squared")}
+CHOICES = {
+    "pose_norm": ("vector", "joints", "squared"),
+    "map_norm": ("maps", "squared"),
+    "cloud_decoder": ("folding", "layers"),
+}
 POSITIVE = (
     "latent",
     "points",
@@ -136,6 +150,7 @@ POSITIVE = (
     "heat_sigma",
     "learning_rate",
     "start_spread",
+    "cloud_gain",
 )
 
 
@@ -144,6 +159,9 @@ def _requirements(settings):  # (setting, whether it holds, what is wrong, what 
     yield "labelled_share", 0 < share <= 1, f"{share} is not a share", "give a number above 0, at most 1"
     matched = 0 <= settings.matched_points <= points
     yield "matched_points", matched, f"a cloud has {points} points", "give at most that many, or 0 for all"
+    drawn, count = settings.cloud_posteriors, len(posterior_names(recipe))
+    problem = f"{recipe} has {count} posteriors, not {drawn}"
+    yield "cloud_posteriors", 0 <= drawn <= count, problem, f"give at most {count}, or 0 for all"
     corresponding = settings.correspondence or recipe.alignment == "product"
     problem = f"{recipe} has no encoders that could see different frames"
     yield "correspondence", corresponding, problem, "choose strategy S4"
@@ -238,8 +256,14 @@ def with_noise(views: Views, recipe, settings, device) -> Views:
     generator = torch_generator(settings.seed, "latent", views.step, device=device)
     count, latent = len(posterior_names(recipe)), settings.latent
     views.noise = torch.randn(count, len(views), latent, generator=generator, device=device)
-    if 0 < settings.matched_points < settings.points and "C" in recipe.decoders:
-        views.chosen = subsets(count * len(views), settings.points, settings.matched_points, generator)
+    if "C" not in recipe.decoders:
+        return views
+    if 0 < settings.cloud_posteriors < count:
+        order = torch.rand(count, len(views), generator=generator, device=device).argsort(0)
+        views.drawn = order[: settings.cloud_posteriors]
+    clouds = (settings.cloud_posteriors or count) * len(views)
+    if 0 < settings.matched_points < settings.points:
+        views.chosen = subsets(clouds, settings.points, settings.matched_points, generator)
     return views
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3ccd29bb
@@ -338,10 +362,12 @@ def train_strategy(
     folder,  # the run folder
     device="cpu",
     steps=0,  # 0 = as in the settings
-    report=None,
-):  # as `fit`'s
+    report=None,  # as `fit`'s
+    measure=None,  # network -> {name: number}: more columns at each validation, such as a `Balance`
+):
     "Train a strategy, or finish or load its training; returns its `finished.json`"
     settings, device = check_aligned(settings), pick_device(str(device))
+    validation = Validation(settings, data.validation, device)
     fit(
         make_network(settings),
         AlignedLoss(settings),
@@ -349,7 +375,7 @@ def train_strategy(
         train_settings(settings, steps),
         folder,
         device,
-        validate=Validation(settings, data.validation, device),
+        validate=lambda network: {**validation(network), **(measure(network) if measure else {})},
         about=shared.depends_on(settings, data, experiment="aligned"),
         report=report,
         name=settings.strategy,
