@@ -23,6 +23,7 @@ from handlab.data.batches import (
     change_colours,
     change_labels,
     change_pixels,
+    check_augment,
     depth_mm,
     draw_change,
     draw_pixels,
@@ -241,7 +242,7 @@ def test_compiled_crops_are_those_of_the_passes(prepared):
         torch.from_numpy(np.array(prepared.arrays[key]).view({"depth": np.int16}.get(key, np.uint8)))
         for key in ("image", "depth", "mask")
     )
-    for augment in (Augment.paper2(), Augment(180.0, 0.6, 0.5, 2.0, 0.3, 0.3, 0.5)):
+    for augment in (Augment.paper2(), Augment(180.0, 0.6, 0.5, 2.0, 0.3, 0.3, 0.5, 0.8, 0.4)):
         change = draw_change(augment, 10, numpy_generator(0, "change"))
         drawn, mm, on = draw_pixels({"image": image, "depth": depth, "mask": mask}, change, SIZE)
         plain = change_colours(
@@ -714,3 +715,25 @@ def test_the_process_that_compiles_draws_what_later_ones_draw(tmp_path):
         for _ in range(2)
     )
     assert first == second and len(first.split()) == 4 and any((tmp_path / "compiled").rglob("*.nbc"))
+
+
+def test_colour_can_be_stretched_or_lost_and_the_rest_stays():
+    plain, other = (
+        draw_change(Augment(**more), 4000, numpy_generator(0, "change"))
+        for more in ({}, dict(saturation=0.5, grey=0.25))
+    )
+    for name in Change._fields[:-1]:
+        assert torch.equal(getattr(plain, name), getattr(other, name)), name
+    assert (plain.saturation == 1).all()
+    grey, kept = other.saturation == 0, other.saturation[other.saturation > 0]
+    assert abs(grey.float().mean() - 0.25) < 0.03 and 0.5 <= kept.min() < 0.52 and 1.48 < kept.max() <= 1.5
+    image = change_colours(torch.rand(4000, 3, 2, 2) - 0.5, other)
+    most = (image.amax(1) - image.amin(1)).amax((1, 2))  # of any pixel's colour
+    assert most[grey].max() < 1e-5 < 0.01 < most[~grey].min()
+
+
+@pytest.mark.parametrize("name", ["saturation", "grey"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_colour_out_of_range(name, value):
+    with pytest.raises(HandlabError, match=f"Augment.{name}: {value} is not between 0 and 1"):
+        check_augment(Augment(**{name: value}))

@@ -51,6 +51,8 @@ class Augment:
     hue: float = 0.03  # to either side, in turns of the colour circle
     brightness: float = 0.08  # to either side; the image spans 1
     contrast: float = 0.15  # to either side of 1
+    saturation: float = 0.0  # to either side of 1; not in the papers
+    grey: float = 0.0  # share of the images that lose their colour; not in the papers
 
     @classmethod
     def none(cls):
@@ -66,7 +68,7 @@ class Augment:
 
     @property
     def colours(self):
-        return any((self.hue, self.brightness, self.contrast))
+        return any((self.hue, self.brightness, self.contrast, self.saturation, self.grey))
 
 # %% ../../nbs/data/06_batches.ipynb #73683fe1
 def check_augment(augment) -> Augment:
@@ -76,6 +78,10 @@ def check_augment(augment) -> Augment:
         if getattr(augment, name) < 0:
             what = f"{getattr(augment, name)} is below 0"
             raise HandlabError(f"Augment.{name}", what, "give the reach to either side")
+    for name in ("saturation", "grey"):
+        if not 0 <= getattr(augment, name) <= 1:
+            what = f"{getattr(augment, name)} is not between 0 and 1"
+            raise HandlabError(f"Augment.{name}", what, "give a number from 0 (off) to 1")
     if not 0 < augment.scale_low <= augment.scale_high:
         what = f"{augment.scale_low} to {augment.scale_high} is no range"
         raise HandlabError("Augment.scale_low", what, "give 0 < scale_low <= scale_high")
@@ -91,6 +97,7 @@ class Change(NamedTuple):
     hue: torch.Tensor  # (B,) turns
     brightness: torch.Tensor  # (B,)
     contrast: torch.Tensor  # (B,)
+    saturation: torch.Tensor = None  # (B,) factors, 0 makes grey; None: 1
 
 # %% ../../nbs/data/06_batches.ipynb #3cc87412
 def draw_change(augment: Augment, count: int, generator: np.random.Generator, device="cpu") -> Change:
@@ -107,7 +114,12 @@ def draw_change(augment: Augment, count: int, generator: np.random.Generator, de
         augment.contrast,
     )
     middles = np.float32([[0], [middle], [0], [0], [0], [0], [1]])
-    numbers = torch.from_numpy(unit * np.float32(reaches)[:, None] + middles).to(device, non_blocking=True)
+    strong = 1 + augment.saturation * generator.uniform(
+        -1, 1, count
+    )  # after the others: they stay what they were
+    strong = np.where(generator.random(count) < augment.grey, 0, strong).astype(np.float32)
+    numbers = np.concatenate([unit * np.float32(reaches)[:, None] + middles, strong[None]])
+    numbers = torch.from_numpy(numbers).to(device, non_blocking=True)
     return Change(numbers[0], numbers[1], numbers[2:4].T, *numbers[4:])
 
 # %% ../../nbs/data/06_batches.ipynb #770dd27d
@@ -136,18 +148,19 @@ def change_labels(
     return rotate(pose, rotation), root, transform_uv(matrix, uv), matrix @ K @ rotation.mT
 
 # %% ../../nbs/data/06_batches.ipynb #f0e15637
-def colour_matrix(hue, contrast):  # (B,) turns, (B,)
-    "Matrices (B,3,3) that turn RGB about grey and stretch it."
+def colour_matrix(hue, contrast, saturation=None):  # (B,) turns, (B,), (B,) or None for 1
+    "Matrices (B,3,3) that turn RGB about grey, stretch it away from grey and stretch it all."
     angle = 2 * np.pi * hue[:, None, None]
+    strong = torch.ones_like(angle) if saturation is None else saturation[:, None, None]
     third = torch.full((3, 3), 1 / 3).to(hue)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(hue) / 3**0.5
-    turn = third + angle.cos() * (torch.eye(3).to(hue) - third) + angle.sin() * cross
+    turn = third + strong * angle.cos() * (torch.eye(3).to(hue) - third) + strong * angle.sin() * cross
     return contrast[:, None, None] * turn
 
 # %% ../../nbs/data/06_batches.ipynb #e5a50b72
 def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
     "The images with other colours."
-    matrix = colour_matrix(change.hue, change.contrast)
+    matrix = colour_matrix(change.hue, change.contrast, change.saturation)
     changed = torch.baddbmm(change.brightness[:, None, None], matrix, image.flatten(2))
     return changed.clamp_(-0.5, 0.5).reshape(image.shape)
 
@@ -270,7 +283,8 @@ def draw_pixels(
         back = change_back(change, array.shape[1], size)
         pixels = torch.empty(len(array), size, size, *array.shape[3:])
         if key == "image":
-            matrix, offset = colour_matrix(change.hue, change.contrast), change.brightness[:, None, None]
+            matrix = colour_matrix(change.hue, change.contrast, change.saturation)
+            offset = change.brightness[:, None, None]
             light = torch.cat([matrix, offset.expand(-1, 3, 1)], 2)
             _draw_image(array.numpy(), back, light.numpy(), pixels.numpy())
             drawn[key] = pixels.permute(0, 3, 1, 2)

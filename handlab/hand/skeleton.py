@@ -140,13 +140,14 @@ def mirror_joints(joints):  # (...,3) mm
 
 # %% ../../nbs/hand/01_skeleton.ipynb #4578b6e5
 def handedness(joints):  # (...,21,3) mm
-    "How far (...) mm the fingers curl as a right hand's would; negative for left hands."
+    "How far (...) mm the fingers bend as a right hand's would; negative for left hands."
     library = library_of(joints)
-    wrist = joints[..., WRIST, :]
-    axis = library.linalg.cross(joints[..., 5, :] - wrist, joints[..., 17, :] - wrist)
-    axis = axis / (axis**2).sum(-1)[..., None] ** 0.5
-    curl = joints[..., [8, 12, 16, 20], :] - joints[..., [6, 10, 14, 18], :]
-    return (curl * axis[..., None, :]).sum(-1).mean(-1)
+    across = joints[..., 17, :] - joints[..., 5, :]  # from the index to the little knuckle
+    across = across / (across**2).sum(-1)[..., None] ** 0.5
+    first = joints[..., [6, 10, 14, 18], :] - joints[..., [5, 9, 13, 17], :]
+    second = joints[..., [7, 11, 15, 19], :] - joints[..., [6, 10, 14, 18], :]
+    first = first / (first**2).sum(-1)[..., None] ** 0.5
+    return (library.linalg.cross(second, first) * across[..., None, :]).sum(-1).mean(-1)
 
 # %% ../../nbs/hand/01_skeleton.ipynb #9e0c3a0d
 def root_of(

@@ -184,11 +184,15 @@ def sample_skin(generator):
     place = generator.uniform(0, len(order) - 1)
     first = int(place)
     colour = order[first] + (order[min(first + 1, len(order) - 1)] - order[first]) * (place - first)
-    grey, warmth = colour.mean(), generator.normal() * 0.02
-    colour = (grey + (colour - grey) * generator.uniform(0.75, 1.2)) * (1 + np.array([warmth, 0, -warmth]))
+    grey = colour.mean()
+    warmth, yellow = np.clip(generator.standard_normal(2), -2, 2) * [0.025, 0.05]
+    colour = (grey + (colour - grey) * generator.uniform(0.5, 1.2)) * (
+        1 + np.array([warmth, yellow, -warmth])
+    )
     colour = colour * generator.uniform(0.92, 1.06)
     if generator.random() < 0.92:
-        nail = colour * generator.uniform(0.85, 1.0) + np.array([0.14, 0.09, 0.09])
+        pale = generator.uniform(0.1, 1.0) * np.array([0.14, 0.09, 0.09])
+        nail = colour * generator.uniform(0.85, 1.0) + pale
     else:
         nail = muted(generator, 0.1, 0.7)
     ring = int(generator.choice([4, 7, 10, 13])) if generator.random() < 0.12 else -1
@@ -196,8 +200,8 @@ def sample_skin(generator):
         numbers(np.clip(colour, 0.05, 0.95)),
         numbers(np.clip(nail, 0, 1)),
         gloss=np.float32(generator.uniform(0.02, 0.16)),
-        mottle=np.float32(generator.uniform(0.5, 1.3)),
-        creases=np.float32(generator.uniform(0.45, 1.15)),
+        mottle=np.float32(generator.uniform(0.05, 0.9)),
+        creases=np.float32(generator.uniform(0.05, 0.75)),
         veins=np.float32(generator.random()),
         ring=ring,
         shift=np.float32(generator.uniform(0, 32)),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BACKGROUND_SIZE', 'SKIN_COLOURS', 'POOL_SIZE', 'fractal', 'blend', 'relief', 'canvas', 'ink', 'draw_strip',
            'draw_box', 'draw_ellipse', 'draw_writing', 'muted', 'paint_sky', 'paint_ground', 'paint_land',
-           'paint_woods', 'paint_street', 'draw_shelf', 'paint_room', 'paint_blobs', 'paint_crowd', 'paint_background',
-           'pool_background', 'take_background']
+           'paint_woods', 'paint_street', 'draw_shelf', 'paint_room', 'paint_blobs', 'paint_leaves', 'paint_crowd',
+           'spectrum', 'natural', 'paint_background', 'pool_background', 'take_background']
 
 # %% ../../nbs/sim/05_places.ipynb #6c8a8d42
 import functools
@@ -333,6 +333,29 @@ def paint_blobs(generator):
         draw_ellipse(image, *centre, *axes, colour, float(generator.uniform(0, 180)))
     return image / np.float32(255) * relief(fractal(generator, 12, 5, gain=0.8), 6)[..., None]
 
+# %% ../../nbs/sim/05_places.ipynb #23ba9d13
+def _draw_leaf(image, generator, radius, colour):
+    "An ellipse or a turned box, drawn in place."
+    centre, angle = generator.uniform(0, BACKGROUND_SIZE, 2), float(generator.uniform(0, 180))
+    across, down = radius * generator.uniform(0.4, 1.0, 2)
+    if generator.random() < 0.5:
+        draw_ellipse(image, *centre, max(1, across), max(1, down), colour, angle)
+    else:
+        corners = cv2.boxPoints((centre, (2 * across, 2 * down), angle))
+        cv2.fillConvexPoly(image, np.int32(corners), ink(colour), cv2.LINE_AA)
+
+
+def paint_leaves(generator):
+    "Things of all sizes that hide each other."
+    image, smallest = canvas(paint_ground(generator)), generator.uniform(2, 6)
+    colours = [muted(generator) for _ in range(3)] + [_skin_colour(generator, 0.5, 1)]
+    colours += list(_GROUNDS[generator.integers(len(_GROUNDS))])
+    radii = smallest / np.sqrt(1 - generator.random(int(generator.integers(500, 1500))))
+    for radius in np.minimum(radii, 110):
+        colour = np.clip(colours[generator.integers(6)] * generator.uniform(0.5, 1.4), 0, 1)
+        _draw_leaf(image, generator, radius, colour)
+    return _uneven(generator, image, 5)
+
 # %% ../../nbs/sim/05_places.ipynb #9145778a
 def _draw_person(image, generator):
     "A person from the waist up, with limbs anywhere, drawn in place."
@@ -365,6 +388,8 @@ _PAINTERS = (
     paint_street,
     paint_room,
     paint_blobs,
+    paint_leaves,
+    paint_leaves,
     paint_crowd,
 )
 
@@ -400,16 +425,43 @@ def _paint_something(generator):
     )
     return blend(first, second, np.clip(height * generator.choice([3, 30, 300]) + 0.5, 0, 1))
 
+# %% ../../nbs/sim/05_places.ipynb #e440df57
+@functools.lru_cache(maxsize=1)
+def _frequencies(size):
+    "Whole frequencies (size, size // 2 + 1) of a real Fourier transform, at least 1."
+    down, across = np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size
+    return np.maximum(np.hypot(down[:, None], across[None]), 1).astype(int)
+
+
+def spectrum(image):
+    "Mean power at each whole frequency (1 .. size // 2) of a square grey image (H,W)."
+    size = len(image)
+    power, rings = np.abs(np.fft.rfft2(image - image.mean())) ** 2, _frequencies(size)
+    mean = np.bincount(rings.ravel(), power.ravel()) / np.maximum(np.bincount(rings.ravel()), 1)
+    return mean[1 : size // 2 + 1]
+
+
+def natural(image, fall):
+    "An image (H,H,3) f32 whose mean power falls with frequency to the power -`fall`; its contrast stays."
+    size, power = len(image), spectrum(image.mean(2))
+    frequency = np.arange(1, len(power) + 1)
+    gain = np.sqrt(frequency**-fall / (power + 1e-6 * power.max() * frequency**-fall))
+    gain = (gain / gain[:6].mean()).clip(0.2, 8)
+    each = gain[np.minimum(_frequencies(size) - 1, len(gain) - 1)][..., None]
+    waves = np.fft.rfft2(image - image.mean((0, 1)), axes=(0, 1)) * each
+    changed = np.fft.irfft2(waves, (size, size), axes=(0, 1)).astype(np.float32)
+    return changed * (image.std() / changed.std()) + image.mean((0, 1))
+
 # %% ../../nbs/sim/05_places.ipynb #e98286d9
 def paint_background(generator):
     "One painted background (320,320,3) u8."
     image = _paint_something(generator)
     grey = image.mean(2, keepdims=True)
-    image = grey + (image - grey) * np.float32(generator.uniform(0.35, 1.0))
-    image = image.mean() + (image - image.mean()) * np.float32(generator.uniform(1.0, 1.5))
+    image = grey + (image - grey) * np.float32(generator.uniform(0.3, 1.1))
+    image = natural(image, generator.uniform(1.8, 2.6))
+    image = image.mean() + (image - image.mean()) * np.float32(generator.uniform(0.7, 1.15))
     grain = generator.standard_normal(image.shape[:2], np.float32)  # of a photograph
-    image = image * (1 + np.float32(0.05) * grain)[..., None]
-    image = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.45, 0.9))
+    image = image * (1 + np.float32(0.03) * grain)[..., None]
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 # %% ../../nbs/sim/05_places.ipynb #3af6ce95

@@ -72,6 +72,8 @@ class ExperimentSettings:
     hue: float = 0.03  # ... colour
     brightness: float = 0.1
     contrast: float = 0.1
+    saturation: float = 0.0  # ... stronger and paler colours, to either side of 1; not in the papers
+    grey: float = 0.0  # ... share of the images that lose their colour; not in the papers
     precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
     channels_last: bool = True  # memory order of the convolutions
     log_every: int = 20  # steps per row of the loss table
