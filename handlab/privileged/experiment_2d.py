@@ -70,7 +70,7 @@ class Stage2d(Stage):
 
 SHARES = (0.2, 0.8, 1.0)  # of Eq. 3; 0 is the control
 MASKS = {
-    f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, share)
+    f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, mask_share=share)
     for share in SHARES
 }
 STAGES_2D = {
