@@ -16,23 +16,27 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from handlab.core import HandlabError
+from handlab.data import rhd as rhd_files
 from handlab.pages import claims as claims_page
 from handlab.results import claims, measures, statistics
 from handlab.results.claims import COLUMNS, read_claims
 from handlab.results.evidence import Evidence, Network, World, frame_scores
 from handlab.results.runs import graph_runs, page_folder
 from handlab.results.statistics import (
-    CANNOT_TELL,
     DRAWS,
     FAILS,
     HOLDS,
+    LACKS_POWER,
     MORE,
+    NOT_ANSWERABLE,
     NOT_RUN,
     Estimate,
     mean_estimate,
     read_rule,
     seeds_estimate,
 )
+from handlab.sim import bighand, dexter_object, rhd
+from handlab.train.sets import persons_of
 
 ORDER = read_rule("order")
 
@@ -46,39 +50,88 @@ def spread(low, high):
     [
         (MORE, [(1, 2)], HOLDS),
         (MORE, [(-2, -1)], FAILS),
-        (MORE, [(-1, 2)], CANNOT_TELL),
+        (MORE, [(-1, 2)], LACKS_POWER),
         (MORE, [(0, 0)], FAILS),
-        (MORE, [(np.nan, np.nan)], CANNOT_TELL),
+        (MORE, [(np.nan, np.nan)], LACKS_POWER),
         (ORDER, [(1, 2), (1, 3)], HOLDS),
         (ORDER, [(1, 2), (-3, -1)], FAILS),
-        (ORDER, [(1, 2), (-1, 3)], CANNOT_TELL),
+        (ORDER, [(1, 2), (-1, 3)], LACKS_POWER),
         (ORDER, [(-1, 2), (-3, -1)], FAILS),
         (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.04, 0.07)], HOLDS),
         (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.01, 0.02)], FAILS),
-        (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.02, 0.07)], CANNOT_TELL),
+        (read_rule("up_to 0.06 0.03"), [(0, 0.01), (0.02, 0.07)], LACKS_POWER),
         (read_rule("up_to 0.06 0.03"), [(0.2, 0.3)], HOLDS),
         (read_rule("about 2 1"), [(1.5, 2.5)], HOLDS),
         (read_rule("about 2 1"), [(3.5, 5)], FAILS),
         (read_rule("about 2 1"), [(-1, 0.5)], FAILS),
-        (read_rule("about 2 1"), [(0.5, 2)], CANNOT_TELL),
+        (read_rule("about 2 1"), [(0.5, 2)], LACKS_POWER),
         (read_rule("same 0.1"), [(-0.05, 0.05)], HOLDS),
         (read_rule("same 0.1"), [(0.2, 0.3)], FAILS),
-        (read_rule("same 0.1"), [(0.05, 0.2)], CANNOT_TELL),
+        (read_rule("same 0.1"), [(0.05, 0.2)], LACKS_POWER),
         (read_rule("at_most 6"), [(4, 5)], HOLDS),
         (read_rule("at_most 6"), [(7, 8)], FAILS),
-        (read_rule("at_most 6"), [(5, 7)], CANNOT_TELL),
+        (read_rule("at_most 6"), [(5, 7)], LACKS_POWER),
     ],
 )
 def test_rules(rule, effects, verdict):
     assert rule.weigh([spread(*pair) for pair in effects])[0] == verdict
 
 
-def test_several_effects_are_held_to_a_stricter_level():
+def test_where_all_must_hold_each_is_tested_at_the_full_level():
     edge = spread(-0.02, 0.98)  # 95 % of it lies within 0.005 and 0.955, 97.5 % within -0.0075 and 0.9675
-    assert MORE.weigh([edge])[0] == HOLDS and ORDER.weigh([edge, spread(1, 2)])[0] == CANNOT_TELL
+    assert MORE.weigh([edge])[0] == HOLDS and ORDER.weigh([edge, spread(1, 2)])[0] == HOLDS
     _, shown, low, high = ORDER.weigh([spread(1, 2), edge])
-    assert shown is edge and (low, high) == pytest.approx((-0.02 + 0.0125, 0.98 - 0.0125), abs=1e-9)
+    assert shown is edge and (low, high) == pytest.approx((0.005, 0.955), abs=1e-9)
+    turned = edge * -1.0  # one false step is enough for an order to fail: the level is shared
+    assert MORE.weigh([turned])[0] == FAILS and ORDER.weigh([turned, spread(1, 2)])[0] == LACKS_POWER
+    best = read_rule("up_to 1 1")
+    assert best.weigh([edge, spread(-2, -1)])[0] == LACKS_POWER and best.weigh([edge])[0] == HOLDS
     assert read_rule("up_to 1 0").weigh([edge, spread(1, 2)])[1].value == 1.5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_an_intersection_claim_errs_no_more_often_than_its_level(steps):
+    "The worst case: one step has no effect, the others a large one."
+    generator, held = np.random.default_rng(4), 0
+    for _ in range(400):
+        effects = generator.normal([0, *[9] * (steps - 1)], 1, (5, steps))
+        held += ORDER.weigh([seeds_estimate(each) for each in effects.T])[0] == HOLDS
+    assert 0.01 < held / 400 < 0.045  # 2.5 %: an error above zero
+
+
+def test_the_p_value_belongs_to_the_verdict():
+    near, far = spread(-0.01, 0.99), spread(3, 4)
+    assert MORE.chance([near]) == pytest.approx(0.02, abs=0.002) == near.chance()
+    assert ORDER.chance([near, far]) == near.chance() and MORE.chance([far]) == pytest.approx(2 / (DRAWS + 1))
+    fails = near * -1.0
+    assert ORDER.chance([fails, far]) == pytest.approx(2 * near.chance())  # one of two is enough
+    about = read_rule("about 2 1")
+    assert about.chance([spread(0.99, 1.99)]) == pytest.approx(0.02, abs=0.002)  # inside, near the lower edge
+    assert about.chance([spread(2.99, 3.99)]) == pytest.approx(0.02, abs=0.002)  # outside, near the upper
+    assert np.isnan(MORE.chance([statistics.known(3)])) and np.isnan(MORE.chance([seeds_estimate([3.0])]))
+    for low in (-0.1, -0.03, -0.02, 0.01):
+        answered = MORE.weigh([spread(low, low + 1)])[0] != LACKS_POWER
+        assert answered == (MORE.chance([spread(low, low + 1)]) <= 0.05)
+
+
+@pytest.mark.parametrize("size, seeds", [(0.5, 34), (0.8, 15), (1.0, 10), (1.5, 6), (2.0, 5)])
+def test_seeds_needed_are_those_of_tables_of_the_t_test(size, seeds):
+    "Cohen's table for one sample, two-sided 5 %, power 80 %."
+    half = (0.75) ** 0.5 / size
+    estimate = seeds_estimate([1 + half, 1 - half, 1 + half, 1 - half])
+    assert statistics.seeds_needed(estimate, 0) == seeds
+    assert statistics.seeds_needed(estimate + 5.0, 5) == seeds == statistics.seeds_needed(estimate * 3.0, 0)
+
+
+def test_seeds_needed_know_what_frames_leave_open():
+    generator = np.random.default_rng(0)
+    frames = generator.normal(0, 1, 400)
+    made = mean_estimate(0.5 + frames - frames.mean() + generator.normal(0, 0.3, (4, 1)))
+    alone = seeds_estimate(made.by_seed)
+    assert made.value == pytest.approx(alone.value) and np.std(made.fixed) == pytest.approx(0.05, rel=0.1)
+    assert statistics.seeds_needed(made, 0) >= statistics.seeds_needed(alone, 0)
+    assert statistics.seeds_needed(made, made.value - 0.1) == np.inf  # two standard errors of the frames
+    assert np.isnan(statistics.seeds_needed(mean_estimate(frames), 0))  # one seed
 
 
 def test_an_estimate_is_paired():
@@ -131,14 +184,40 @@ def test_intervals_cover_as_they_say(seeds):
 def test_intervals_of_videos_need_stretches():
     "Frames that look like their neighbours: drawn singly, the interval covers too seldom."
 
-    def make(block):
+    def make(length):
         def made(generator):
             noise = generator.normal(0, 1, 405)
-            return mean_estimate(np.convolve(noise, np.ones(6), "valid"), block)
+            return mean_estimate(np.convolve(noise, np.ones(6), "valid"), np.arange(400) // length)
 
         return made
 
     assert coverage(make(1), 0) < 0.75 and coverage(make(10), 0) > 0.88
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_of_few_persons_cover_as_they_say(seeds):
+    "Eight persons with effects of their own: whole persons must be drawn."
+    persons = np.arange(600) // 80
+
+    def make(groups):
+        def made(generator):
+            of_persons, of_seeds = generator.normal(0, 1, 8)[persons], generator.normal(0, 0.3, (seeds, 1))
+            return mean_estimate(
+                of_persons + of_seeds * (seeds > 1) + generator.normal(0, 1, (seeds, 600)), groups
+            )
+
+        return made
+
+    assert coverage(make(None), 0) < 0.5 + 0.45 * (seeds > 1) and 0.92 <= coverage(make(persons), 0) <= 0.99
+
+
+def test_groups_of_equal_size_follow_students_t():
+    persons = np.random.default_rng(7).normal(20, 4, 8)
+    made = mean_estimate(np.repeat(persons, 50), np.repeat(list("abcdefgh"), 50))
+    assert made.interval() == pytest.approx(
+        stats.t.interval(0.95, 7, persons.mean(), stats.sem(persons)), abs=0.3
+    )
+    assert np.isnan(mean_estimate(persons, np.zeros(8)).interval()).all()  # one person says nothing of others
 
 
 def test_medians_are_those_of_drawn_frames():
@@ -206,7 +285,7 @@ def write_run(path, source, dimensions=3, frames=60, other=None, **errors):
     generator = np.random.default_rng(int(path.name[-1]))
     path.mkdir(parents=True)
 
-    def predictions(errors):
+    def predictions(errors, sequence=""):
         true, noise = (
             generator.normal(0, 60, (frames, 21, dimensions)),
             generator.normal(0, 0.02, (frames, 1, 1)),
@@ -214,13 +293,13 @@ def write_run(path, source, dimensions=3, frames=60, other=None, **errors):
         return dict(
             true=true,
             visible=np.ones((frames, 21), bool),
-            name=np.array([f"{number:04d}" for number in range(frames)]),
+            name=np.array([f"{sequence}{number:04d}" for number in range(frames)]),
             **{key: true + np.eye(dimensions)[0] * (error + noise) for key, error in errors.items()},
         )
 
     np.savez(path / "predictions.npz", **predictions(errors))
     for test, each in (other or {}).items():
-        np.savez(path / f"predictions-{test}.npz", **predictions(each))
+        np.savez(path / f"predictions-{test}.npz", **predictions(each, "Grasp1/"))
     (path / "metrics.json").write_text(json.dumps({"source": source, "settings": {"steps": 100}}))
 
 
@@ -303,7 +382,7 @@ def write_world(folder, good=True, prefix="sim-", seeds=3):
             write_aligned(folder, name, "stb", seed, good, prefix, error)
     pages = folder / page_folder("paper_aligned", not prefix)
     pages.mkdir()
-    noise = np.random.default_rng(0).normal(0, 0.01, (seeds, 50))
+    noise = np.random.default_rng(0).normal(0, 0.01, (seeds, 60))
     walk = (
         {
             "S4/path_ratio": 1.2,
@@ -377,7 +456,7 @@ def test_made_up_worlds(worlds, monkeypatch, good, real):
         for name, verdict in verdicts.items()
         if name not in still_open and verdict != (HOLDS if good else FAILS)
     } == {}
-    assert {verdicts[name] for name in still_open} == {CANNOT_TELL} and (
+    assert {verdicts[name] for name in still_open} == {NOT_ANSWERABLE} and (
         table.loc[list(still_open), "reason"] != ""
     ).all()
     weighed = table[~table.index.isin(still_open)]
@@ -386,7 +465,10 @@ def test_made_up_worlds(worlds, monkeypatch, good, real):
         ("twin" in source) != real for source in weighed.source
     )
     assert len(claims_page.failures(table)) == (0 if good else len(weighed))
-    assert len(claims_page.undecided(table)) == len(still_open)
+    assert len(claims_page.open_claims(table)) == len(still_open)
+    shown = claims_page.headline_table(table)
+    assert set(shown.verdict) == {HOLDS if good else FAILS} and len(shown) == 15
+    assert "not answerable" not in set(claims_page.shown_table(table, claims_page.PI_PAPER).verdict)
 
 
 def test_every_run_of_the_graph_is_asked_for():
@@ -446,14 +528,14 @@ def test_seeds_in_common_are_taken(world):
         shutil.rmtree(f"{world.folder}/train_aligned-S4-sim-rhd-seed{seed}")
     shutil.rmtree(f"{world.folder}/train_aligned-S3-sim-rhd-seed2")
     again = verdict(World(world.folder, 3), "poe-kl")
-    assert again["verdict"] == CANNOT_TELL and "no seed in common" in again["reason"]
+    assert again["verdict"] == NOT_ANSWERABLE and "no seed in common" in again["reason"]
 
 
 def test_one_seed_has_an_interval_of_frames_but_none_of_curves(world):
     alone = World(world.folder, 1)
     assert verdict(alone, "poe-kl")["seeds"] == 1 and verdict(alone, "poe-kl")["verdict"] == HOLDS
     row = verdict(alone, "joint-faster-same-time")
-    assert row["verdict"] == CANNOT_TELL and "one seed" in row["reason"] and row["ours"] > 0
+    assert row["verdict"] == LACKS_POWER and "one seed" in row["reason"] and row["ours"] > 0
     assert "about these trained networks" in claims_page.caption(
         alone, claims.claims_table(alone, [each for each in read_claims() if each.id == "poe-kl"])
     )
@@ -482,7 +564,7 @@ def test_seeds_that_disagree_leave_it_open(world):
             change(path, rgb_pi=found["true"] + factor * (found["rgb"] - found["true"]))
     row = verdict(World(world.folder, 3), "pi-3d-rhd")
     assert (
-        row["verdict"] == CANNOT_TELL and row["low"] < 0 < row["high"] and "contains an edge" in row["reason"]
+        row["verdict"] == LACKS_POWER and row["low"] < 0 < row["high"] and "contains an edge" in row["reason"]
     )
 
 
@@ -492,13 +574,13 @@ def test_what_cannot_be_compared_is_not(world):
         names = np.char.add("x", found["name"])
     change(path, name=names)
     row = verdict(world, "poe-kl")
-    assert row["verdict"] == CANNOT_TELL and "other frames" in row["reason"]
+    assert row["verdict"] == NOT_ANSWERABLE and "other frames" in row["reason"]
     path = f"{world.folder}/train_pi-sim-rhd-seed0/predictions.npz"
     with np.load(path) as found:
         broken = np.full_like(found["rgb"], np.nan)
     change(path, rgb=broken)
     row = verdict(world, "pi-3d-rhd")
-    assert row["verdict"] == CANNOT_TELL and "not finite" in row["reason"]
+    assert row["verdict"] == NOT_RUN and "not finite" in row["reason"]
 
 
 def test_a_network_that_a_run_lacks_is_not_run(world):
@@ -574,24 +656,37 @@ def test_reasons_belong_to_source_and_profile(worlds, monkeypatch):
     }
 
 
-def test_by_chance_counts(worlds, monkeypatch):
+def test_counts_in_words(worlds, monkeypatch):
     stand_ins(monkeypatch, True)
-    table = claims.claims_table(
-        World(str(worlds[True, False]), 3),
-        [
-            claim
-            for claim in read_claims()
-            if claim.id in ("s1-s4", "poe-kl", "order-strategies", "best-3d-rhd-all")
-        ],
-    )
-    text = claims.count_line(table)
+    chosen = ("s1-s4", "poe-kl", "order-strategies", "best-3d-rhd-all")
+    world = World(str(worlds[True, False]), 3)
+    table = claims.claims_table(world, [claim for claim in read_claims() if claim.id in chosen])
+    first, second, third = claims.count_sentences(table)
+    assert first.startswith("Of 3 claims of both papers that can be weighed here, 3 hold (3 also with Holm's")
     assert (
-        text.startswith(
-            "4 claims: 3 holds, 0 does not hold, 1 cannot tell, 0 not run. 2 of them are single comparisons"
-        )
-        and "up to 0.1 would hold by chance" in text
-        and text.endswith("2 hold, 2 also with Holm's correction for all of them together.")
+        "0 do not hold (0 also" in first and second.startswith("0 lack power") and third.startswith("1 more")
     )
+
+
+def test_a_claim_that_lacks_power_says_how_many_seeds_would_answer_it(world):
+    rng = np.random.default_rng(0)
+    for seed, apart in enumerate((-0.5, 0.4, 1.6)):
+        path = f"{world.folder}/train_pi-sim-rhd-seed{seed}/predictions.npz"
+        with np.load(path) as found:
+            noise = rng.normal(0, 0.1, (60, 1, 1))
+            change(path, rgb_pi=found["rgb"] - np.eye(3)[0] * (apart + noise))
+    row = verdict(World(world.folder, 3), "pi-3d-rhd")
+    by_seed = np.array([-0.5, 0.4, 1.6])
+    size = by_seed.mean() / by_seed.std(ddof=1)
+    assert row["verdict"] == LACKS_POWER and row["seeds needed"] > 3
+    power = stats.nct.sf(
+        stats.t.ppf(0.975, row["seeds needed"] - 1),
+        row["seeds needed"] - 1,
+        size * row["seeds needed"] ** 0.5,
+    )
+    assert 0.78 < power < 0.86 and f"about {row['seeds needed']:.0f} seeds" in row["reason"]
+    alone = verdict(World(world.folder, 1), "joint-faster-same-time")
+    assert np.isnan(alone["seeds needed"]) and "3 seeds" in alone["reason"]
 
 
 @pytest.mark.end_to_end
@@ -614,7 +709,7 @@ def test_notebook(worlds, tmp_path):
     assert (
         len(table) == len(read_claims())
         and table.loc["s1-s4", "verdict"] == FAILS
-        and table.loc["activations-rhd", "verdict"] == CANNOT_TELL
+        and table.loc["activations-rhd", "verdict"] == NOT_RUN
     )
     text = (tmp_path / "figures/claims-quick.md").read_text()
     assert "sim-rhd twin" in text and "about the simulated twin" in text
@@ -625,35 +720,75 @@ def test_notebook(worlds, tmp_path):
     } <= {path.name for path in (tmp_path / "figures").iterdir()}
 
 
-def test_frames_of_videos_are_drawn_in_stretches(tmp_path):
-    for dataset in ("rhd", "stb"):
-        write_run(
-            tmp_path / "quick" / f"train_pi-sim-{dataset}-seed0",
-            f"sim-{dataset}",
-            frames=400,
-            rgb=30,
-            rgb_pi=29,
-        )
-    write_run(
-        tmp_path / "quick" / "train_pi_2d-sim-rhd-seed0",
-        "sim-rhd",
-        2,
-        400,
-        {"sim-dexter-object": dict(rgb=9)},
-        rgb=8,
-    )
-    blocks = {}
-    for pattern, other in (
-        ("train_pi-{rhd}", ""),
-        ("train_pi-{stb}", ""),
-        ("train_pi_2d-{rhd}", ""),
-        ("train_pi_2d-{rhd}", "dexter-object"),
+def test_evidence_draws_what_the_names_say(tmp_path):
+    pictures = [f"evaluation/{number:05d}" for number in range(400)]
+    video = [
+        f"evaluation/{part}/{number:04d}" for part in ("B1Counting", "B1Random") for number in range(200)
+    ]
+    for source, name, names in (
+        ("sim-rhd", "train_pi-sim-rhd", pictures),
+        ("sim-stb", "train_pi-sim-stb", video),
     ):
-        network = Network(pattern, "rgb", other)
+        path = tmp_path / "quick" / f"{name}-seed0"
+        write_run(path, source, frames=400, rgb=30, rgb_pi=29)
+        change(path / "predictions.npz", name=np.array(names))
+    groups = {}
+    for pattern in ("train_pi-{rhd}", "train_pi-{stb}"):
+        network = Network(pattern, "rgb")
         evidence = Evidence(World(str(tmp_path / "quick")), [network])
-        evidence.scores(network, "error")
-        blocks[network] = evidence.block(network)
-    assert list(blocks.values()) == [1, 10, 1, 10]
+        groups[pattern] = evidence.groups(network)
+    assert np.array_equal(groups["train_pi-{rhd}"], np.arange(400) // 80)  # five persons
+    assert np.array_equal(groups["train_pi-{stb}"], np.arange(400) // 10)  # one person: stretches of ten
+    errors = np.repeat([30.0, 31, 29, 33, 28], 80)
+    path = tmp_path / "quick" / "train_pi-sim-rhd-seed0" / "predictions.npz"
+    with np.load(path) as found:
+        change(path, rgb=found["true"] + np.eye(3)[0] * errors[:, None, None])
+    evidence = Evidence(World(str(tmp_path / "quick")), [Network("train_pi-{rhd}", "rgb")])
+    low, high = evidence.estimate(Network("train_pi-{rhd}", "rgb")).interval()
+    assert (low, high) == pytest.approx(
+        stats.t.interval(0.95, 4, 30.2, stats.sem([30, 31, 29, 33, 28])), abs=0.4
+    )
+
+
+class Asked(Exception):
+    "Ends a drawing when it asks for its person."
+
+
+def asked_person(monkeypatch, module, draw):
+    def stop(*arguments):
+        raise Asked(arguments[-1])
+
+    monkeypatch.setattr(module, "actor_of", stop)
+    with pytest.raises(Asked) as caught:
+        draw()
+    return caught.value.args[0]
+
+
+def test_names_of_frames_say_the_person_that_the_twins_draw(monkeypatch):
+    "The simulators are asked whom they draw, for frames around the edges of persons."
+    numbers = [0, 79, 80, 239, 240]
+    drawn = [asked_person(monkeypatch, rhd, lambda: rhd.rhd_frame(0, "evaluation", n)) for n in numbers]
+    names = [rhd_files.frame_name("evaluation", number) for number in numbers]
+    assert (
+        persons_of("sim-rhd", names).tolist()
+        == np.unique(drawn, return_inverse=True)[1].tolist()
+        == [0, 0, 1, 2, 3]
+    )
+
+    numbers = [0, bighand.FRAMES_PER_PERSON - 1, bighand.FRAMES_PER_PERSON]
+    drawn = [bighand.place_of("evaluation", number)[0] for number in numbers]
+    names = [bighand.sample_name("evaluation", number) for number in numbers]
+    assert persons_of("sim-bighand", names).tolist() == drawn == [0, 0, 1]
+    assert persons_of("bighand", ["Subject_1/76 150/image_D1", "Subject_3/ego/image_D1"]).tolist() == [0, 1]
+
+    sequences = list(dexter_object.PERSONS)
+    drawn = [
+        asked_person(monkeypatch, dexter_object, lambda: dexter_object.stage_at(0, each, 5))
+        for each in sequences
+    ]
+    assert persons_of("sim-dexter-object", [f"{each}/0001" for each in sequences]).tolist() == drawn
+    assert set(persons_of("sim-stb", ["evaluation/B1Counting/0000", "evaluation/B1Random/0000"])) == {0}
+    assert persons_of("rhd", ["evaluation/00000"]) is None is persons_of("dexter-object", ["Grasp1/0001"])
 
 
 def test_hidden_joints_do_not_count_in_2d():

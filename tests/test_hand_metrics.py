@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.integrate import trapezoid
+from scipy.spatial import procrustes
 from scipy.spatial.transform import Rotation
 
 from handlab.core import HandlabError
@@ -14,12 +15,14 @@ from handlab.hand import metrics
 from handlab.hand.metrics import (
     EPE,
     PROTOCOLS,
+    align_procrustes,
     auc,
     epe,
     joint_errors,
     pck,
     scores_2d,
     scores_3d,
+    scores_split,
     thresholds_2d,
     thresholds_3d,
     thresholds_20_50,
@@ -401,3 +404,68 @@ def test_scores_of_tips():
     with pytest.raises(HandlabError, match="unknown alignment 'best'"):
         metrics.scores_tips(pred, true, alignment="best")
     assert len(metrics.thresholds_100()) == 100 and np.isclose(metrics.thresholds_100()[5], 5.0505, atol=1e-4)
+
+
+def hands(count=20, bend=8.0, seed=0):
+    "True hands, and predictions that are bent, turned, scaled and moved; the rotations."
+    generator = np.random.default_rng(seed)
+    true = generator.normal(0, 40, (count, 21, 3)) + [0, 0, 500]
+    turns = Rotation.random(count, random_state=seed)
+    moved = (true - true.mean(1, keepdims=True) + generator.normal(0, bend, true.shape)) * 1.3
+    return np.einsum("nij,nkj->nki", turns.inv().as_matrix(), moved) + [5, -9, 700], true, turns
+
+
+def test_rotation_and_articulation_are_scipys():
+    pred, true, turns = hands()
+    aligned, angle = align_procrustes(pred, true)
+    for number in range(len(true)):
+        centred = true[number] - true[number].mean(0), pred[number] - pred[number].mean(0)
+        assert angle[number] == pytest.approx(
+            np.degrees(Rotation.align_vectors(*centred)[0].magnitude()), abs=1e-6
+        )
+        _, _, disparity = procrustes(true[number], pred[number])
+        left = ((aligned[number] - true[number]) ** 2).sum() / (centred[0] ** 2).sum()
+        assert left == pytest.approx(disparity, rel=1e-9)
+    exact, true, turns = hands(bend=0)
+    aligned, angle = align_procrustes(exact, true)
+    assert np.abs(aligned - true).max() < 1e-9 and angle == pytest.approx(
+        np.degrees(turns.magnitude()), abs=1e-5
+    )
+
+
+def test_a_mirrored_hand_is_no_rotation():
+    "SciPy's procrustes mirrors; ours must not, as align_vectors does not: it is an error of articulation."
+    _, true, _ = hands(5)
+    mirrored = (true - true.mean(1, keepdims=True)) * [-1, 1, 1]
+    aligned, angle = align_procrustes(mirrored, true)
+    assert (np.sqrt(((aligned - true) ** 2).sum(-1)).mean(1) > 5).all()
+    for number in range(5):
+        found, _ = Rotation.align_vectors(true[number] - true[number].mean(0), mirrored[number])
+        assert angle[number] == pytest.approx(np.degrees(found.magnitude()), abs=1e-6)
+
+
+def test_articulation_needs_three_joints_and_leaves_unlabelled_ones_out():
+    pred, true, _ = hands(4)
+    whole, angles = align_procrustes(pred[:, :12], true[:, :12])
+    holed = true.copy()
+    holed[:, 12:], holed[3, 2:] = np.nan, np.nan
+    aligned, angle = align_procrustes(pred, holed)
+    assert aligned[:3, :12] == pytest.approx(whole[:3]) and angle[:3] == pytest.approx(angles[:3])
+    assert np.isnan(angle[3]) and np.isnan(aligned[3]).all()
+    split = scores_split(pred, holed)
+    assert (
+        split["rotation_mean"] == pytest.approx(angles[:3].mean()) and split["epe_joints"][12:] == [None] * 9
+    )
+
+
+def test_errors_by_visibility_and_joint_are_plain_means():
+    pred, true, _ = hands(6)
+    visible = np.random.default_rng(1).random((6, 21)) < 0.7
+    errors = np.linalg.norm(pred - true, axis=-1)
+    split = scores_split(pred, true, visible)
+    assert split["epe_visible"] == pytest.approx(errors[visible].mean())
+    assert split["epe_hidden"] == pytest.approx(errors[~visible].mean())
+    assert split["epe_joints"] == pytest.approx(errors.mean(0))
+    assert np.mean(split["epe_joints"]) == pytest.approx(scores_3d(pred, true)["epe_mean"])
+    assert scores_split(pred, true, np.ones((6, 21)))["epe_hidden"] is None
+    assert scores_split(pred, true)["epe_visible"] is None

@@ -19,6 +19,7 @@ from handlab.core import HandlabError, make_settings
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
 from handlab.hand.draw import COLOURS
+from handlab.hand.metrics import align_procrustes, epe, joint_errors
 from handlab.pages import pi_figures, pi_scores
 from handlab.pages.curves import (
     PUBLISHED,
@@ -111,7 +112,7 @@ def arrays_2d(
     return {
         "true": true,
         "visible": visible,
-        "name": np.array(["a", "b"]),
+        "name": np.array(["Grasp1/0001", "Grasp1/0002"]),
         **{name: true + factor * (place + 1) * shift for place, name in enumerate(networks)},
     }
 
@@ -124,9 +125,9 @@ def test_3d_errors_are_what_a_hand_calculates(three):
     assert table.loc["Depth Net", "EPE mean (mm)"] == pytest.approx(5) and table.loc[
         "RGB PI Net", "EPE median (mm)"
     ] == pytest.approx(8)
-    assert table.loc["RGB Net", "EPE mean (mm)"] == pytest.approx((20 + 22) / 2) and table.loc[
-        "RGB Net", "EPE mean (mm), sd"
-    ] == pytest.approx(2 / 2**0.5)
+    assert table.loc["RGB Net", "EPE mean (mm)"] == pytest.approx((20 + 22) / 2)
+    low, high = map(float, table.loc["RGB Net", "95 % interval"].split(" to "))
+    assert low < 21 < high and table.loc["Depth Net", "95 % interval"] == "5.00 to 5.00"
     step = 50 / 19  # all joints are right from the second threshold above 5 mm on: one trapezoid rises
     assert table.loc["Depth Net", "AUC 0-50 mm"] == pytest.approx((50 - 1.5 * step) / 50)
     assert table.loc["Depth Net", "AUC 20-50 mm"] == pytest.approx(1)
@@ -135,9 +136,24 @@ def test_3d_errors_are_what_a_hand_calculates(three):
 
 def test_one_seed_has_no_spread(three):
     table = pi_scores.table_3d({"RHD": open_runs("train_pi-sim-rhd", three, 1)})
-    assert not [name for name in table.columns if name.endswith("sd")] and table.loc[
-        ("RHD", "RGB Net"), "EPE mean (mm)"
-    ] == pytest.approx(20)
+    assert table.loc[("RHD", "RGB Net"), "EPE mean (mm)"] == pytest.approx(20)
+    assert table.loc[("RHD", "RGB PI Net"), "95 % interval"] == "8.00 to 8.00"  # alike in all frames
+
+
+def test_errors_by_joint_and_visibility_are_the_predictions_own(three):
+    runs = open_runs("train_pi-sim-rhd", three, 2)
+    table = pi_scores.table_3d_split({"RHD": runs}).loc["RHD"]
+    parts = ["visible joints", "hidden joints", "wrist", "MCP", "PIP", "DIP", "tip"]
+    assert list(table.columns) == parts and table.loc["RGB Net", "wrist"] == pytest.approx(21)
+    errors = np.array([joint_errors(run.predictions["rgb"], run.predictions["true"]) for run in runs])
+    assert table.loc["RGB Net", "PIP"] == pytest.approx(errors[:, :, [2, 6, 10, 14, 18]].mean())
+    whole = pi_scores.table_3d({"RHD": runs}).loc["RHD"]
+    aligned = [align_procrustes(run.predictions["rgb"], run.predictions["true"]) for run in runs]
+    left = [epe(each, run.predictions["true"]).mean for (each, _), run in zip(aligned, runs)]
+    assert whole.loc["RGB Net", "Procrustes EPE (mm)"] == pytest.approx(np.mean(left))
+    assert whole.loc["RGB Net", "rotation (degrees)"] == pytest.approx(
+        np.mean([angle for _, angle in aligned])
+    )
 
 
 def test_energy_on_the_hand_is_the_runs_mean(three):

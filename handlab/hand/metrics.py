@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'ALIGNMENTS', 'joint_errors', 'EPE', 'epe', 'thresholds_3d', 'thresholds_20_50', 'thresholds_2d',
            'thresholds_mmpose', 'pck', 'auc', 'scores_3d', 'scores_2d', 'measures_2d', 'align_root', 'align_root_scale',
-           'thresholds_100', 'align', 'scores_tips']
+           'thresholds_100', 'align', 'scores_tips', 'align_procrustes', 'scores_split']
 
 # %% ../../nbs/hand/03_metrics.ipynb #c186bf83
 from typing import NamedTuple
@@ -306,4 +306,53 @@ def scores_tips(
         auc_0_50=area(thresholds_3d()),
         auc_0_100=area(thresholds_100()),
         tips=int(counted.sum()),
+    )
+
+# %% ../../nbs/hand/03_metrics.ipynb #2caf78ce
+def _best_rotation(pred, true):  # (N,21,3) centred, 0 where a joint does not count
+    "Rotation (N,3,3) and scale (N,) that bring the prediction nearest to the truth."
+    left, sizes, right = np.linalg.svd(np.swapaxes(pred, 1, 2) @ true)
+    mirrored = np.linalg.det(left) * np.linalg.det(right) < 0
+    sizes[mirrored, -1] *= -1
+    left[mirrored, :, -1] *= -1
+    below = (pred**2).sum((1, 2))
+    scale = np.divide(sizes.sum(1), below, out=np.ones(len(pred)), where=below > 0)
+    return np.swapaxes(left @ right, 1, 2), scale
+
+
+def align_procrustes(
+    pred,  # (N,21,3) in any unit
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,  # (N,21) bool; None: all that are annotated
+):
+    "Predictions (N,21,3) mm turned, scaled and moved to fit best, and the angle (N,) of the turn in degrees."
+    centred, true_centred, target, counted = _centred(pred, true, visible)
+    rotation, scale = _best_rotation(np.where(counted[..., None], centred, 0), true_centred)
+    aligned = scale[:, None, None] * centred @ np.swapaxes(rotation, 1, 2) + target
+    angle = np.degrees(np.arccos(np.clip((np.trace(rotation, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    few = counted.sum(1) < 3
+    aligned[few], angle[few] = np.nan, np.nan
+    return aligned, angle
+
+# %% ../../nbs/hand/03_metrics.ipynb #faef97d0
+def scores_split(
+    pred,  # (N,21,3) mm
+    true,  # (N,21,3) mm, NaN where not annotated
+    visible=None,  # (N,21) bool; None: unknown
+):
+    "Procrustes EPE in mm, rotation in degrees, EPE of visible, hidden and each joint; None: no such joint."
+    errors = joint_errors(pred, true)
+    aligned, angle = align_procrustes(pred, true)
+    seen = np.ones(errors.shape, bool) if visible is None else _numbers(visible) > 0
+
+    def mean(values):
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else None
+
+    return dict(
+        epe_procrustes=mean(np.sqrt(((aligned - _numbers(true)) ** 2).sum(-1))),
+        rotation_mean=mean(angle),
+        epe_visible=None if visible is None else mean(errors[seen]),
+        epe_hidden=None if visible is None else mean(errors[~seen]),
+        epe_joints=[mean(column) for column in errors.T],
     )

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ALONE', 'BOTH', 'variant_runs', 'label_of', 'labelled_share', 'weak_variants', 'opened', 'run_errors',
-           'comparison_table', 'table_variants', 'table_strategies', 'train_for_equal_time', 'table_state_of_the_art',
-           'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'smoothness_of', 'table_smoothness',
-           'cloud_smoothness_of', 'table_clouds']
+           'comparison_table', 'table_variants', 'table_joints', 'table_strategies', 'train_for_equal_time',
+           'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'smoothness_of',
+           'table_smoothness', 'cloud_smoothness_of', 'table_clouds']
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cb3b8dc2
 import functools
@@ -30,7 +30,7 @@ from handlab.aligned.smoothness import (
 from ..aligned.strategies import LABELS, base_variant
 from ..core import HandlabError
 from ..hand.metrics import joint_errors
-from .page import block_length, every_run
+from .page import every_run, groups_of, split_scores
 from ..results.published import published_numbers, published_strategies
 from ..results.runs import source_line
 from ..results.statistics import Interval, difference
@@ -101,13 +101,12 @@ def run_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {variant: (seed
     }
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #4eff31fe
-def _comparison_row(name: str, errors: dict, reference: str) -> dict:
+def _comparison_row(name: str, errors: dict, reference: str, groups) -> dict:
     means = errors[name].mean(1)
     same = name == reference
-    apart = Interval(0.0, 0.0, 0.0) if same else difference(errors[name], errors[reference])
+    apart = Interval(0.0, 0.0, 0.0) if same else difference(errors[name], errors[reference], groups)
     return {
         "mean EPE (mm)": means.mean(),
-        "SD over seeds": means.std(ddof=1) if len(means) > 1 else np.nan,
         "each seed": ", ".join(f"{mean:.2f}" for mean in means),
         f"minus {reference}": apart.value,
         "95 % from": apart.low,
@@ -120,12 +119,13 @@ def comparison_table(
     reference: str = "S1",
     published: dict = None,  # {name: mm} on the real data
     steps: dict = None,  # {name: steps}
+    groups=None,  # (N,) which frames are drawn together; None: each frame alone
 ) -> pd.DataFrame:
     "One row per variant, compared with the reference row."
     rows = []
     for name in errors:
         row = {"strategy": name} | ({"steps": steps[name]} if steps else {})
-        row |= _comparison_row(name, errors, reference)
+        row |= _comparison_row(name, errors, reference, groups)
         rows.append(row | ({"published, real RHD": published.get(name, np.nan)} if published else {}))
     return pd.DataFrame(rows).set_index("strategy")
 
@@ -148,11 +148,22 @@ def table_variants(
 ) -> pd.DataFrame:
     "One row per variant, compared with the reference row."
     reference = reference if reference in runs else next(iter(runs))
-    table = comparison_table(run_errors(runs), reference, published)
+    table = comparison_table(run_errors(runs), reference, published, groups=groups_of(every_run(runs)[0]))
+    for variant, each in runs.items():
+        split = split_scores(each, "RGB")
+        for column in ("Procrustes EPE (mm)", "rotation (degrees)"):
+            table.loc[variant, column] = split[column]
     real = _real_errors(runs)
     if real is not None:
         table[real.name] = real
     return table.rename(index=label_of)
+
+
+def table_joints(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]}
+    "The mean EPE by visibility and kind of joint, one row per variant."
+    rows = {label_of(variant): split_scores(each, "RGB") for variant, each in runs.items()}
+    table = pd.DataFrame(rows).T.drop(columns=["Procrustes EPE (mm)", "rotation (degrees)"])
+    return table.rename_axis("mean EPE (mm) of")
 
 
 def table_strategies(runs: dict) -> pd.DataFrame:
@@ -177,7 +188,9 @@ def train_for_equal_time(
     )
     errors = comparison.frame_errors(predicted, data.test) | run_errors({"S4": runs})
     errors = {name: errors[name] for name in comparison.TABLE_1}
-    return errors, comparison_table(errors, published=published_strategies(), steps=steps)
+    return errors, comparison_table(
+        errors, published=published_strategies(), steps=steps, groups=groups_of(runs[0])
+    )
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #635b9374
 def _published_table() -> pd.DataFrame:
@@ -221,9 +234,11 @@ def split_reference(runs: dict) -> tuple:  # {variant: [RunFolder]}
     return shares, [run for variant, each in runs.items() if variant not in shares for run in each]
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #b3c71123
-def _weak_row(share: float, errors: dict) -> dict:  # errors: 'alone', 'both' and perhaps 'S1', (seeds, N)
+def _weak_row(
+    share: float, errors: dict, groups
+) -> dict:  # errors: 'alone', 'both' and perhaps 'S1', (seeds, N)
     alone, both = errors["alone"], errors["both"]
-    gain = difference(both, alone)
+    gain = difference(both, alone, groups)
     row = {
         "labelled (%)": 100 * share,
         "labelled frames alone (mm)": alone.mean(),
@@ -234,7 +249,7 @@ def _weak_row(share: float, errors: dict) -> dict:  # errors: 'alone', 'both' an
         "to": gain.high,
     }
     if "S1" in errors:
-        row |= dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), difference(both, errors["S1"])))
+        row |= dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), difference(both, errors["S1"], groups)))
     return row
 
 
@@ -246,7 +261,8 @@ def table_weak(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]} with S4, i
         pair = {"alone": f"S4-labelled{share:g}-alone", "both": f"S4-labelled{share:g}"}
         if all(variant in shares for variant in pair.values()):
             compared = {key: shares[variant] for key, variant in pair.items()}
-            rows.append(_weak_row(share, run_errors(compared | ({"S1": baseline} if baseline else {}))))
+            errors = run_errors(compared | ({"S1": baseline} if baseline else {}))
+            rows.append(_weak_row(share, errors, groups_of(every_run(compared)[0])))
     return pd.DataFrame(rows).set_index("labelled (%)") if rows else pd.DataFrame()
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #a3d429d9
@@ -341,9 +357,8 @@ def cloud_smoothness_of(runs: list, device="cpu") -> dict:
         return cloud_variation(network, data.test, settings, device)
 
     each = [measure(run) for run in runs]
-    return {
-        "clouds": {"measures": {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}}
-    }
+    measures = {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}
+    return {"clouds": {"measures": measures, "groups": groups_of(runs[0])}}
 
 
 def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothness_of`}
@@ -351,7 +366,7 @@ def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothn
     rows = {}
     for dataset, found in measured.items():
         put_in, reconstructed = (found["clouds"]["measures"][name] for name in CLOUD_LABELS)
-        apart = difference(put_in, reconstructed, block_length(dataset, put_in.shape[1]))
+        apart = difference(put_in, reconstructed, found["clouds"].get("groups"))
         rows[dataset] = {
             CLOUD_LABELS["put_in"]: put_in.mean(),
             CLOUD_LABELS["reconstructed"]: reconstructed.mean(),

@@ -21,7 +21,7 @@ from ..core import atomic_file, provenance, write_json
 from . import aligned_figures as figures
 from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
-from .page import Item, Page, Paper, block_length, compared, every_run, show_findings
+from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
 from ..results.published import published_strategies
 from ..results.runs import BUDGETS, source_line
 from ..results.statistics import difference
@@ -98,6 +98,12 @@ TABLES = (
         lambda runs, page: scores.table_strategies(runs),
         _variants(*TABLE_1),
         stored="table1",
+    ),
+    Item(
+        "table1-joints",
+        "Table 1, errors by joint",
+        lambda runs, page: scores.table_joints(runs),
+        _variants(*TABLE_1),
     ),
     Item(
         "viewpoint",
@@ -280,7 +286,7 @@ def _compare(page: Page, first: str, second: str, role: str) -> tuple | None:
     if len(runs) < 2:
         return None
     ours, theirs = run_errors(runs).values()
-    apart = difference(ours, theirs, block_length(dataset, ours.shape[1]))
+    apart = difference(ours, theirs, groups_of(every_run(runs)[0]))
     return runs, (ours.mean(), theirs.mean()), apart
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #ab3d4571

@@ -12,11 +12,11 @@ import pandas as pd
 from IPython.display import Markdown
 
 from ..core import pick_device
-from ..hand.metrics import joint_errors
 from . import pi_figures, pi_scores
-from .page import Item, Page, Paper, block_length, compared, every_run, show_findings
-from .pi_scores import label_of, networks_of, on_test_set
+from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
+from .pi_scores import label_of, networks_of
 from ..privileged.diagram import fig_1, fig_2
+from ..results.evidence import frame_scores
 from ..results.published import published_numbers
 from ..results.runs import source_line
 from ..results.statistics import difference
@@ -105,6 +105,12 @@ TABLES = (
         _all("rhd", "stereo"),
     ),
     Item(
+        "scores-3d-joints",
+        "Fig. 3, 3D errors by joint",
+        lambda runs, page: pi_scores.table_3d_split({"RHD": runs["rhd"], "Stereo": runs["stereo"]}),
+        _all("rhd", "stereo"),
+    ),
+    Item(
         "fig3-top-right-areas",
         "Fig. 3, top right, areas",
         lambda runs, page: pi_scores.table_state_of_the_art(runs["stereo"]),
@@ -189,19 +195,14 @@ PUBLISHED_NAMES = {
 
 
 def errors_by_frame(runs, network: str) -> np.ndarray:  # (seeds, frames)
-    "The mean error of each frame's joints, in 2D of the visible ones; frames without any are left out."
-
-    def measure(pred, true, visible):
-        errors = joint_errors(pred, true, visible)
-        return np.nanmean(errors[np.isfinite(errors).any(1)], 1)
-
-    return on_test_set(runs, network, measure)
+    "The mean error of each frame's joints, in 2D of the visible ones; NaN for frames without any."
+    return np.stack([frame_scores(run.predictions, network, "error") for run in runs])
 
 
 def with_against_control(runs, network: str):  # Interval of the error with depth minus the control's
     "What privileged training adds to as many steps of RGB alone."
     first, second = (errors_by_frame(runs, name) for name in (network, "rgb_steps"))
-    return difference(first, second, block_length(runs[0].metrics["source"], first.shape[1]))
+    return difference(first, second, groups_of(runs[0]))
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #0a3a9abb
 def _published(test: str, network: str) -> float:
@@ -214,7 +215,7 @@ def _published(test: str, network: str) -> float:
 
 def _finding(key: str, runs, apart) -> dict:
     role, test, unit, network = QUESTIONS[key]
-    means = {name: errors_by_frame(runs, name).mean() for name in ("rgb", "rgb_steps", network)}
+    means = {name: np.nanmean(errors_by_frame(runs, name)) for name in ("rgb", "rgb_steps", network)}
     return {
         "mean error": f"{'2D' if unit == 'px' else '3D'}, {runs[0].metrics['source']} ({unit})",
         "RGB alone": means["rgb"],

@@ -6,7 +6,7 @@
 __all__ = ['CONTROLS', 'NOT_NETWORKS', 'STATE_OF_THE_ART', 'NETWORKS_2D', 'PANELS', 'TABLE_2', 'PRINTED', 'SHARES',
            'published_statements', 'curve_style', 'label_of', 'was_tested', 'predictions_of', 'networks_of',
            'on_test_set', 'draw_networks', 'panel_3d', 'panel_published', 'table_state_of_the_art', 'panel_2d',
-           'fig_panel', 'fig_3', 'table_3d', 'our_2d', 'table_2', 'table_2_of', 'fig_mask_share']
+           'fig_panel', 'fig_3', 'table_3d', 'table_3d_split', 'our_2d', 'table_2', 'table_2_of', 'fig_mask_share']
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #029e2698
 import matplotlib.pyplot as plt
@@ -17,6 +17,7 @@ from ..core import HandlabError
 from ..hand.draw import COLOURS, plain_axes
 from ..hand.metrics import epe, pck, thresholds_2d, thresholds_3d
 from .curves import PUBLISHED, area_between, draw_ours, draw_published, finish_pck
+from .page import split_scores, with_interval
 from ..privileged.experiment import STAGES
 from ..results.published import facts, published_curves, published_numbers
 from ..results.runs import source_line
@@ -204,32 +205,40 @@ def fig_3(rhd=(), stereo=(), rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexte
     return figure
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #547b4e96
-def _over_seeds(columns: dict) -> dict:  # {column: (seeds,)}
-    "The mean of each column and, with several seeds, its standard deviation."
-    means = {key: float(values.mean()) for key, values in columns.items()}
-    if len(next(iter(columns.values()))) == 1:
-        return means
-    return means | {f"{key}, sd": float(values.std(ddof=1)) for key, values in columns.items()}
-
-
-def _scores_3d(runs, network: str) -> dict:  # {column: (seeds,)}
+def _scores_3d(runs, network: str) -> dict:  # {column: mean over the seeds}
     errors, curves = on_test_set(runs, network, epe), _curves(runs, network, thresholds_3d())
+    areas = {
+        name: np.mean([area_between(thresholds_3d(), curve, *part) for curve in curves])
+        for name, part in {"AUC 0-50 mm": (), "AUC 20-50 mm": (20, 50)}.items()
+    }
+    split = split_scores(runs, network)
     return {
-        "EPE mean (mm)": errors[:, 0],
-        "EPE median (mm)": errors[:, 1],
-        "AUC 0-50 mm": np.array([area_between(thresholds_3d(), curve) for curve in curves]),
-        "AUC 20-50 mm": np.array([area_between(thresholds_3d(), curve, 20, 50) for curve in curves]),
+        "EPE mean (mm)": errors[:, 0].mean(),
+        "95 % interval": with_interval(runs, network),
+        "EPE median (mm)": errors[:, 1].mean(),
+        **areas,
+        "Procrustes EPE (mm)": split["Procrustes EPE (mm)"],
+        "rotation (degrees)": split["rotation (degrees)"],
     }
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #b3c9cef7
-def table_3d(sets: dict) -> pd.DataFrame:  # {name: runs}
-    "EPE and areas of every 3D network, one row per set and network."
+def _rows_3d(sets: dict, columns) -> pd.DataFrame:  # columns: (runs, network) -> {column: number}
     rows = []
     for name, runs in sets.items():
         for network in networks_of(runs):
             row = {"set": name, "source": source_line(runs), "network": label_of(runs, network)}
-            rows.append(row | _over_seeds(_scores_3d(runs, network)))
+            rows.append(row | columns(runs, network))
     return pd.DataFrame(rows).set_index(["set", "network"])
+
+
+def table_3d(sets: dict) -> pd.DataFrame:  # {name: runs}
+    "EPE, its interval, areas, articulation and rotation, one row per set and 3D network."
+    return _rows_3d(sets, _scores_3d)
+
+
+def table_3d_split(sets: dict) -> pd.DataFrame:  # {name: runs}
+    "The mean EPE by visibility and kind of joint."
+    return _rows_3d(sets, split_scores).drop(columns=["source", "Procrustes EPE (mm)", "rotation (degrees)"])
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #a2f88c51
 TABLE_2 = {
@@ -243,13 +252,13 @@ PRINTED = {"rhd": "RHD", "stb": "Stereo", "dexter_object": "Dexter-Object", "rhd
 
 
 def our_2d(runs, network: str, test_set: str = "") -> dict:  # columns of Table 2
-    "Median and mean EPE by both protocols, over the seeds."
+    "Median and mean EPE by both protocols, over the seeds; the interval is that of the frames' mean."
     columns = {}
     for protocol in ("zb", "mmpose"):
         errors = on_test_set(runs, network, lambda *arrays: epe(*arrays, protocol), test_set)
         for name, values in (("median", errors[:, 1]), ("mean", errors[:, 0])):
-            columns |= _over_seeds({f"ours, {protocol}, {name}": values})
-    return columns
+            columns[f"ours, {protocol}, {name}"] = float(values.mean())
+    return columns | {"ours, 95 % interval": with_interval(runs, network, test_set)}
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #0a7641b4
 def _printed_row(test: str, key: tuple, value, tested: dict) -> dict:  # tested: {network: columns}

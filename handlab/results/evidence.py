@@ -18,14 +18,13 @@ from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, threshold
 from .published import published_curves, published_numbers
 from .runs import PROFILES, open_runs
 from handlab.results.statistics import (
-    BLOCKS,
-    VIDEOS,
     Estimate,
     known,
     mean_estimate,
     median_estimate,
     seeds_estimate,
 )
+from ..train.sets import drawn_together
 
 # %% ../../nbs/results/05_evidence.ipynb #3fe31958
 class Network(NamedTuple):
@@ -87,7 +86,7 @@ class Missing(Exception):
 
 
 class Unfit(Exception):
-    "What exists cannot be compared: 'cannot tell'."
+    "What exists cannot be compared: 'not answerable'."
 
 # %% ../../nbs/results/05_evidence.ipynb #8de957d8
 @dataclass(frozen=True)
@@ -200,10 +199,20 @@ class Evidence:
     def runs_of(self, network: Network) -> list:  # one for each seed
         return self.by_pattern[network.run]
 
-    def block(self, network: Network) -> int:
-        "How many frames of the network's test set are drawn together."
-        test = network.other or self.runs_of(network)[0].metrics["source"].removeprefix("sim-")
-        return max(1, self.frames // BLOCKS) if test in VIDEOS else 1
+    def groups(self, network: Network) -> np.ndarray:  # (N,)
+        "Which frames of the network's test set are drawn together."
+        run = self.runs_of(network)[0]
+        source = self.world.set_name(network.other) if network.other else run.metrics["source"]
+        names = self._names_of(run, network.other)
+        return self.world.keep((source, names), lambda: drawn_together(source, names))
+
+    def _arrays_of(self, run, other: str) -> dict:
+        other_set = self.world.set_name(other) if other else ""
+        return self.world.keep((run.name, other), lambda: _predictions(run, other_set))
+
+    def _names_of(self, run, other: str) -> tuple:
+        arrays = self._arrays_of(run, other)
+        return self.world.keep((run.name, other, "names"), lambda: tuple(arrays["name"].tolist()))
 
     def scores(self, network: Network, of: str) -> np.ndarray:  # (seeds, N, ...)
         "What each frame scored, as `frame_scores` has it."
@@ -211,11 +220,9 @@ class Evidence:
 
     def _scores_of(self, run, network: Network, of: str) -> np.ndarray:
         world, other = self.world, network.other
-        other_set = world.set_name(other) if other else ""
-        arrays = world.keep((run.name, other), lambda: _predictions(run, other_set))
+        arrays, names = self._arrays_of(run, other), self._names_of(run, other)
         if network.key not in arrays:
             raise Missing(f"{_name_of(run)}: predictions of {network.key}")
-        names = world.keep((run.name, other, "names"), lambda: tuple(arrays["name"].tolist()))
         if self.names not in (None, names):
             raise Unfit(f"{run.name} was tested on other frames")
         self.names, self.frames = names, len(names)
@@ -226,8 +233,8 @@ class Evidence:
         if network.published:
             return known(published_value(self.paper, network, of))
         if of == "median":
-            return median_estimate(self.scores(network, "joints"), self.block(network))
-        return mean_estimate(self.scores(network, of), self.block(network))
+            return median_estimate(self.scores(network, "joints"), self.groups(network))
+        return mean_estimate(self.scores(network, of), self.groups(network))
 
     def over_seeds(self, network: Network, of: Callable) -> Estimate:  # of: RunFolder -> number
         "The mean over seeds of one number per run."

@@ -28,11 +28,10 @@ from .runs import page_folder
 from handlab.results.statistics import (
     BOOTSTRAP_SEED,
     Estimate,
-    frame_weights,
     known,
     mean_estimate,
+    median_estimate,
     seeds_estimate,
-    weighted_medians,
 )
 from ..train.experiment import experiment_data, in_order
 from ..train.scores import device_name, forward_times
@@ -148,8 +147,9 @@ def across_sets(evidence: Evidence, first: Network, second: Network, *further: N
     networks = (first, second, *further)
     half = len(networks) // 2
     one, two = (_on_its_set(evidence, part) for part in (networks[:half], networks[half:]))
-    shuffled = numpy_generator(BOOTSTRAP_SEED, "sets").permutation(two.draws)
-    return Measured([one - Estimate(two.value, shuffled)], abs(one.value) or 1.0)
+    order = numpy_generator(BOOTSTRAP_SEED, "sets").permutation(len(two.draws))
+    shuffled = Estimate(two.value, two.draws[order], two.fixed[order], two.by_seed)
+    return Measured([one - shuffled], abs(one.value) or 1.0)
 
 # %% ../../nbs/results/06_measures.ipynb #c440b431
 def _curve(run, stage: str, column: str) -> tuple:  # (steps, values)
@@ -234,8 +234,8 @@ def on_hand(evidence: Evidence, before: Network, after: Network) -> Measured:
         for run in evidence.runs_of(before)
     ]
     evidence.frames = len(shares[0][before.key])
-    block = evidence.block(before)
-    first, second = (mean_estimate([each[stage.key] for each in shares], block) for stage in (before, after))
+    groups = evidence.groups(before)
+    first, second = (mean_estimate([each[stage.key] for each in shares], groups) for stage in (before, after))
     return Measured([second - first])
 
 # %% ../../nbs/results/06_measures.ipynb #8d28635e
@@ -288,8 +288,7 @@ def milliseconds_at_test(runs, count: int = _TIMINGS) -> np.ndarray:  # (len(run
 # %% ../../nbs/results/06_measures.ipynb #ae8848e6
 def _median_time(times) -> Estimate:  # (n,) ms
     "The median of some times; each time is drawn like a frame."
-    times = np.asarray(times)
-    return Estimate(float(np.median(times)), weighted_medians(times[:, None], frame_weights(len(times))))
+    return median_estimate(np.asarray(times)[None, :, None])
 
 
 @_measure
@@ -326,7 +325,9 @@ def _walks(evidence: Evidence, *networks: Network) -> list:
             raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")
         found = [arrays[key] for key in keys]
     evidence.seeds, evidence.frames = list(range(len(found[0]))), found[0].shape[1]
-    return [mean_estimate(each) for each in found]
+    of_frames = keys[0].startswith("clouds/")  # else of pairs of frames
+    groups = evidence.groups(networks[0]) if of_frames else None
+    return [mean_estimate(each, groups) for each in found]
 
 # %% ../../nbs/results/06_measures.ipynb #397c56ba
 @_measure
