@@ -96,6 +96,11 @@ def test_training_notebook(tmp_path, parameters):
         and "| mean training pose |" in text
         and "of which the EMD" in text
     )
+    measured = {"S4": {"RGB", "cloud", "resampled", "mean_cloud"}, "RD2DHP": set()}[parameters["strategy"]]
+    assert set(metrics["clouds"]) == measured and set(metrics["latent"]["kl"]) == {
+        "R",
+        encoders[1][0].upper(),
+    }
     assert pictures(notebook) >= 6 and "widgets" not in notebook["metadata"]
 
 

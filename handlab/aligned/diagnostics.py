@@ -16,9 +16,16 @@ import pandas as pd
 import torch
 
 from .encoders import Gaussian
-from .experiment import AlignedLoss, ViewsAt, modality_tensors, needed_pixels, to_camera
+from handlab.aligned.experiment import (
+    ENCODER_NAMES,
+    AlignedLoss,
+    ViewsAt,
+    modality_tensors,
+    needed_pixels,
+    to_camera,
+)
 from .posteriors import draw
-from .strategies import MODALITIES
+from .strategies import MODALITIES, make_recipe
 from ..core import pick_device, torch_generator
 from ..hand.metrics import epe
 from ..train.experiment import has_depth, ordered_batches
@@ -97,15 +104,15 @@ def diagnose(network, prepared, settings, device="cpu") -> dict:
         "sigma": {letter: (q.log_variance / 2).exp().mean().item() for letter, q in found.items()},
     }
     if "P" in network.decoders:
-        result["drawn"] = drawn_errors(network, found["R"], prepared, settings)
+        result["drawn"] = drawn_errors(network, next(iter(found.values())), prepared, settings)
     if len(found) > 1:
         result |= _between(network, found)
     return result
 
 
 def _between(network, found):
-    "What can be told of two or more encoders: of RGB and the first other."
-    rgb, other = found["R"], next(q for letter, q in found.items() if letter != "R")
+    "What can be told of two or more encoders: of the first, RGB, and the second."
+    rgb, other = list(found.values())[:2]
     another = Gaussian(other.mean.roll(1, 0), other.log_variance.roll(1, 0))
     distances = {"same frame": code_distance(rgb, other), "another frame": code_distance(rgb, another)}
     return {
@@ -123,17 +130,14 @@ def _value(result, *path):
 
 
 DIAGNOSTICS = {  # what the table says of a network: where it lies in the result of `diagnose`
-    "active units, RGB": ("active_units", "R"),
-    "active units, cloud": ("active_units", "C"),
-    "KL to the prior, RGB (nats)": ("kl", "R"),
-    "KL to the prior, cloud (nats)": ("kl", "C"),
-    "sigma, RGB": ("sigma", "R"),
-    "sigma, cloud": ("sigma", "C"),
+    **{f"active units, {name}": ("active_units", letter) for letter, name in ENCODER_NAMES.items()},
+    **{f"KL to the prior, {name} (nats)": ("kl", letter) for letter, name in ENCODER_NAMES.items()},
+    **{f"sigma, {name}": ("sigma", letter) for letter, name in ENCODER_NAMES.items()},
     "share of RGB in the product": ("shares", "R"),
-    "RGB to cloud, same frame (sigma)": ("distance", "same frame"),
-    "RGB to cloud, another frame (sigma)": ("distance", "another frame"),
-    "right cloud is the nearest (share)": ("retrieval", "top1"),
-    "median rank of the right cloud (share)": ("retrieval", "rank"),
+    "RGB to the other code, same frame (sigma)": ("distance", "same frame"),
+    "RGB to the other code, another frame (sigma)": ("distance", "another frame"),
+    "right code is the nearest (share)": ("retrieval", "top1"),
+    "median rank of the right code (share)": ("retrieval", "rank"),
     "EPE of the mean (mm)": ("drawn", "mean"),
     "EPE of a draw (mm)": ("drawn", "drawn"),
 }
@@ -198,13 +202,12 @@ class Balance:
     def __init__(self, settings, train, device="cpu"):  # train: prepared frames
         self.loss = AlignedLoss(settings).settings
         self.views = ViewsAt(settings, train, device)(0)
+        self.silent = (
+            make_recipe(settings.strategy).alignment == "alternating"
+        )  # one term per step: no balance
 
     def __call__(self, network) -> dict:
-        pulls = (
-            {}
-            if network.recipe.alignment == "alternating"
-            else term_gradients(network, self.views, self.loss)
-        )
+        pulls = {} if self.silent else term_gradients(network, self.views, self.loss)
         return {f"gradient_{name}": value for name, value in pulls.items()}
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #528fa895

@@ -84,9 +84,9 @@ def fig_modalities(prepared, settings, indices):
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #90c19185
-def fig_reconstructions(network, prepared, settings, indices, device="cpu"):
+def fig_reconstructions(network, prepared, settings, indices, device="cpu", letter="R"):
     "Image, true and estimated pose, true and reconstructed cloud of some frames."
-    true, decoded, _ = reconstruct(network, prepared.subset(np.asarray(indices)), settings, device)
+    true, decoded, _ = reconstruct(network, prepared.subset(np.asarray(indices)), settings, device, letter)
     rows = [
         ("RGB", "R", true["R"], {}),
         ("true pose", "P", true["P"], dict(colour=COLOURS["truth"])),
