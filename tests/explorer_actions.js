@@ -1,8 +1,8 @@
 // What a test adds to the explorer's page: it uses every control and notes what changed.
-const wait = async test => { for (let i = 0; i < 2000 && !test(); i++) await new Promise(done => setTimeout(done, 20)); };
+const wait = async test => { while (!test()) await new Promise(done => setTimeout(done, 20)); };
 const still = async () => { await wait(() => !drawing && !wanted); return [...code]; };
 const seen = () => [...plot.data[plot.data.length - 2].x];
-window.addEventListener('error', event => { document.title = `error ${event.message}`; });
+const answer = arguments[arguments.length - 1];  // as selenium hands it over
 (async () => {
   await wait(() => document.body.dataset.ready === 'yes');
   const result = {codes: [], poses: [], clouds: [], steps: {}};
@@ -29,5 +29,5 @@ window.addEventListener('error', event => { document.title = `error ${event.mess
   await step('play', async () => { $('play').click(); await wait(() => +$('share').value > 65); $('play').click(); });
   result.eye = plot._fullLayout.scene.camera.eye;
   result.wide = document.documentElement.scrollWidth <= innerWidth;
-  const note = document.createElement('pre'); note.id = 'result'; note.textContent = JSON.stringify(result); document.body.append(note);
-})().catch(error => { document.title = `error ${error}`; });
+  answer(result);
+})().catch(error => answer({error: `${error}`}));

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import html
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 import papermill_calls
 import pytest
 import torch
+from selenium import webdriver
 
 from handlab.aligned.experiment import AlignedSettings, make_network, open_run, run_name
 from handlab.aligned.explorer import choose_pairs, middle, practice_run
@@ -170,6 +170,24 @@ def test_explorer_notebook(tmp_path):
 
 
 # ---------------------------------------------------------------- the page
+@pytest.fixture(scope="module")
+def browser():
+    "A browser without a window."
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("no chromium with its driver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    flags = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --use-gl=angle".split()
+    flags += "--disable-background-networking --use-angle=swiftshader --enable-unsafe-swiftshader".split()
+    for flag in flags:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_script_timeout(400)
+    yield driver
+    driver.quit()
+
+
 def content_of(page):
     "What a page's script reads."
     return json.loads(gzip.decompress(base64.b64decode(re.search(r'id="content">([^<]*)<', page)[1])))
@@ -243,17 +261,14 @@ def test_the_pages_files_are_part_of_its_code():
     )
 
 
-ACTIONS = f"<script>{(Path(__file__).parent / 'explorer_actions.js').read_text()}</script>"
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium here")
-def test_page_decodes_and_moves_in_a_browser(atlas, tmp_path):
+def test_page_decodes_and_moves_in_a_browser(atlas, browser, tmp_path):
     "What the page computes is what PyTorch computes, and every control changes the drawing."
     network, found = atlas
     write_explorer(tmp_path / "page.html", network, found)
-    page = (tmp_path / "page.html").read_text().replace("</body>", ACTIONS + "</body>")
-    (tmp_path / "page.html").write_text(page)
-    result = in_browser(tmp_path / "page.html", tmp_path / "profile")
+    browser.get(f"file://{tmp_path}/page.html")
+    result = browser.execute_async_script((Path(__file__).parent / "explorer_actions.js").read_text())
+    assert not result.get("error"), result["error"]
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     code = torch.tensor(result["codes"])
     np.testing.assert_allclose(code, found.codes["R"].mean[:3], atol=1e-6)
     with torch.no_grad():
@@ -269,19 +284,6 @@ def test_page_decodes_and_moves_in_a_browser(atlas, tmp_path):
     assert steps["slider"] == "60 % of the way" and steps["random"] == "drawn from the prior"
     assert result["eye"] == {"x": 0.1, "y": -2, "z": 0.1}  # kept over the steps of a walk
     assert result["wide"]
-
-
-def in_browser(page, profile):
-    "What a page's added script has found."
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --use-gl=angle".split()
-    flags += "--disable-background-networking --use-angle=swiftshader --enable-unsafe-swiftshader".split()
-    flags += [f"--user-data-dir={profile}", "--virtual-time-budget=10000000", "--dump-dom"]
-    seen = subprocess.run(
-        ["chromium", *flags, f"file://{page}"], capture_output=True, text=True, timeout=580
-    ).stdout
-    found = re.search(r'<pre id="result">([^<]*)</pre>', seen)
-    assert found, re.search(r"<title>[^<]*", seen)
-    return json.loads(html.unescape(found[1]))
 
 
 # ---------------------------------------------------------------- its parts
