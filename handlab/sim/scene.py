@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from ..core import numpy_generator
-from .actor import body_pieces, move_arm, pose_arm, unit_vector
+from .actor import body_pieces, cross, move_arm, pose_arm, unit_vector
 from .places import take_background
 from .pose import skin_hand
 from handlab.sim.render import (
@@ -64,9 +64,9 @@ def look(eye_direction, roll):
     "Rotation (3,3) of a camera that stands in direction `eye_direction` of what it looks at."
     forward = -eye_direction
     right = unit_vector(
-        np.cross(forward, np.array([0, 1.0, 0]))
+        cross(forward, np.array([0, 1.0, 0]))
     )  # never parallel: the camera does not stand above or below
-    down = np.cross(forward, right)
+    down = cross(forward, right)
     turn = np.array([[math.cos(roll), math.sin(roll), 0], [-math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
     return turn @ np.stack([right, down, forward])
 
@@ -209,7 +209,8 @@ def jpeg(image, quality):
 
 def sense(generator, image):
     "What a cheap camera makes of light (H,W,3) f32: u8."
-    image = np.maximum(cv2.transform(image, sample_tint(generator)), 0)
+    image = cv2.transform(image, sample_tint(generator))
+    np.maximum(image, 0, out=image)
     sharp = generator.uniform(0.2, 0.5) if generator.random() < 0.85 else generator.uniform(0.5, 1.2)
     image = cv2.GaussianBlur(image, (0, 0), sharp * image.shape[0] / 320)
     if generator.random() < 0.5:
