@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from handlab.core import HandlabError
+from handlab.core import HandlabError, write_json
 from handlab.data import arrays
 from handlab.data import prepare as module
 from handlab.data.prepare import (
@@ -392,10 +392,10 @@ def test_folders_that_were_damaged(tmp_path):
         (dict(version=0), "another version"),
         (dict(settings=dict(colour=1)), "it is not what this version writes"),
     ):
-        (folder / "meta.json").write_text(json.dumps({**meta, **change}))
+        write_json(folder / "meta.json", {**meta, **change}, sealed=True)
         with pytest.raises(HandlabError, match=said):
             open_prepared(folder)
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_json(folder / "meta.json", meta, sealed=True)
     np.save(folder / "uv.npy", np.zeros((3, 21, 2), np.float32))  # a frame too few
     with pytest.raises(HandlabError, match="uv.npy: the file is missing or cut short"):
         open_prepared(folder)
@@ -522,7 +522,11 @@ class Recording(RHD):
 
 
 def same_files(one, two):
-    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (one, two)]
+    "Hidden files note the dates of the others."
+    files = [
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+        for folder in (one, two)
+    ]
     assert (
         "digests.npy" not in files[0]
         and files[0].keys() == files[1].keys()
@@ -755,7 +759,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
 
 
 def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
-    def full(path, *_):
+    def full(path, *_, **__):
         raise OSError(28, "No space left on device", str(path))
 
     for place, name in ((module, "write_rows"), (arrays, "create_array"), (module, "write_json")):

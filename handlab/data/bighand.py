@@ -16,9 +16,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import HandlabError, fingerprint, full_disk_named, numpy_generator, project_path
+from ..core import HandlabError, full_disk_named, numpy_generator, project_path
 from .drawn import bone_points, disc_at, far_first, turn_about_z
-from .files import check_choice, check_complete, file_sizes, numbers_in, read_png, read_source
+from handlab.data.files import (
+    check_choice,
+    check_complete,
+    file_states,
+    identity_of,
+    numbers_in,
+    read_png,
+    read_source,
+)
 from .sample import Reader, Sample
 from ..hand.camera import project
 from ..hand.skeleton import BIGHAND_TO_CANONICAL, example_hand, from_bighand
@@ -344,13 +352,14 @@ def _read_frame(reader, index: int) -> Sample:
 
 
 def _identity(reader) -> str:
-    "A short name for the content: the texts, frame numbers and the sizes of all images."
-    sizes = []
+    "A short name for the content: the texts, frame numbers, sizes and dates of all images."
+    states = []
     for number, part in enumerate(reader.parts):
         start, frames = f"{part.images}/", reader.frames[reader.part == number].tolist()
-        sizes.append(file_sizes([start + image_name(frame) for frame in frames]))
+        states.append(file_states([start + image_name(frame) for frame in frames]))
     names = [part.name for part in reader.parts]
-    return fingerprint(reader.source, reader.split, names, reader.digests, reader.part, reader.frames, *sizes)
+    what = reader.source, reader.split, names, reader.digests, reader.part, reader.frames
+    return identity_of(*what, states=states)
 
 # %% ../../nbs/data/11_bighand.ipynb #086b3a5a
 def write_frame(root, part: str, frame: int, millimetres):  # (480,640) u16

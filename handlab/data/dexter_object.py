@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..core import HandlabError, fingerprint, project_path
+from ..core import HandlabError, project_path
 from handlab.data.files import (
     SOURCE_FILE,
     UNPACK,
@@ -26,7 +26,8 @@ from handlab.data.files import (
     check_complete,
     check_folder,
     decode_png,
-    file_sizes,
+    file_states,
+    identity_of,
     numbers_in,
     read_checked,
     read_digests,
@@ -359,7 +360,7 @@ class DexterObject(Reader):
         return to_color(from_file(self.points[index, 5:])).astype(np.float32)
 
     def identity(self) -> str:
-        "A short name for the content: labels, frames and the sizes of all files."
+        "A short name for the content: labels, frames, sizes and dates of all files."
         return _identity(self)
 
 # %% ../../nbs/data/10_dexter_object.ipynb #d74fcfc3
@@ -381,7 +382,7 @@ def _identity(reader) -> str:
         for sequence, number in reader.frames
     ]
     frames = [list(frame) for frame in reader.frames]
-    return fingerprint(reader.source, frames, reader.points, file_sizes(paths))
+    return identity_of(reader.source, frames, reader.points, states=[file_states(paths)])
 
 
 def _read_frame(reader, index: int) -> Sample:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIGNATURE', 'UNPACK', 'DIGESTS', 'SOURCE_FILE', 'check_png', 'decode_png', 'read_file', 'read_png', 'write_image',
-           'write_digests', 'read_digests', 'read_checked', 'numbers_in', 'file_sizes', 'check_complete', 'read_source',
-           'source_of', 'real_root', 'check_choice', 'check_folder']
+           'write_digests', 'read_digests', 'read_checked', 'numbers_in', 'file_states', 'identity_of',
+           'check_complete', 'read_source', 'check_source', 'source_of', 'real_root', 'check_choice', 'check_folder']
 
 # %% ../../nbs/data/00_files.ipynb #741df45a
 import hashlib
@@ -18,7 +18,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import HandlabError, full_disk_named, project_path, read_json, write_json
+from handlab.core import (
+    HandlabError,
+    fingerprint,
+    full_disk_named,
+    project_path,
+    read_errors_named,
+    read_json,
+    write_json,
+)
 
 # %% ../../nbs/data/00_files.ipynb #30c3ccaa
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -147,9 +155,22 @@ def numbers_in(
     return np.unique(np.fromiter((int(each[1]) for each in found), np.int64))
 
 
-def file_sizes(paths: list):
-    "The sizes (N,) i64 of files, bytes."
-    return np.fromiter(map(os.path.getsize, paths), np.int64, len(paths))
+def file_states(paths: list):
+    "The sizes (N,0) in bytes and dates (N,1) in ns of files, i64: one look at each directory entry."
+    states = ((state.st_size, state.st_mtime_ns) for state in map(os.stat, paths))
+    try:
+        return np.fromiter(states, np.dtype((np.int64, 2)), len(paths))
+    except OSError as error:
+        with read_errors_named(error.filename, "unpack the dataset completely"):
+            raise
+
+
+def identity_of(
+    *what,  # the source, split, frames and labels
+    states,  # of `file_states`
+) -> str:
+    "A name for what a reader yields: one word for what is read, and one for the files it is read from."
+    return f"{fingerprint(*what)} {fingerprint(*states)}"
 
 # %% ../../nbs/data/00_files.ipynb #2f255130
 def check_complete(
@@ -181,8 +202,16 @@ def read_source(root, official: str) -> dict:  # the name of the official set
         return {"source": official}
     stated = read_json(path)
     if isinstance(stated, dict) and isinstance(stated.get("source"), str):
+        check_source(path, stated["source"])
         return stated
     raise HandlabError(path, "it does not name a 'source'", "write the dataset again")
+
+
+def check_source(where, source: str):
+    "A source becomes part of a folder's name: anything but a plain name is an error."
+    if not re.fullmatch(r"[\w-]{1,40}", source, re.ASCII):
+        what = f"its source {source[:60]!r} is no name of a dataset"
+        raise HandlabError(where, what, "give letters, digits and hyphens, or write the dataset again")
 
 
 def source_of(root, official: str) -> str:

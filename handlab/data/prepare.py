@@ -24,8 +24,10 @@ from handlab.core import (
     check_settings,
     fingerprint,
     in_processes,
+    note_files,
     progress,
     project_path,
+    read_errors_named,
     read_json,
     usable_cores,
     write_json,
@@ -34,6 +36,7 @@ from handlab.data.arrays import (
     DIGESTS,
     NAME_LENGTH,
     PIXELS,
+    check_arrays,
     check_space,
     create_arrays,
     folder_lock,
@@ -240,6 +243,7 @@ class Prepared:
         self.arrays = {
             key: open_array(self.folder / f"{key}.npy", shape) for key, shape in self.meta["shapes"].items()
         }
+        check_arrays(self.folder, self.meta.get("files", {}), _again(self.folder))
         whole = self.meta["fingerprint"]
         self.fingerprint = whole if rows is None else fingerprint(whole, np.asarray(rows))
 
@@ -277,18 +281,20 @@ VERSION = 1  # of what is stored; arrays of another version are made anew
 
 def read_meta(folder) -> dict:
     "The folder's own description; a folder without a finished one is an error."
-    fix = "delete it and prepare again"
+    fix = _again(folder)
     if not (Path(folder) / META).exists():
+        if any(Path(folder).glob("*.npy")):
+            raise HandlabError(folder, f"its {META} is missing", fix)
         raise HandlabError(folder, "it is not a prepared folder", "prepare it first, or name another folder")
-    meta = read_json(Path(folder) / META)
-    if not isinstance(meta, dict) or meta.get("finished") is not True:
+    meta = read_json(Path(folder) / META, (), fix)
+    if meta.get("finished") is not True:
         raise HandlabError(folder, "it was never finished", fix)
     if meta.get("version") != VERSION:
         what = f"it was prepared by another version ({meta.get('version')}, not {VERSION})"
         raise HandlabError(folder, what, fix)
     try:
         CropSettings(**meta["settings"])
-        for key in ("count", "source", "fingerprint"):
+        for key in ("count", "source", "fingerprint", "identity"):
             meta[key]
         meta["shapes"].items()
     except (TypeError, KeyError, AttributeError):
@@ -302,9 +308,19 @@ def open_array(path, shape):
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         if list(array.shape) == list(shape):
             return array
-    except (OSError, ValueError, EOFError):
+    except FileNotFoundError:
         pass
-    raise HandlabError(path, "the file is missing or cut short", "delete the folder and prepare again")
+    except OSError:  # nothing is said about the file
+        with read_errors_named(path, _again(path.parent)):
+            raise
+    except Exception:  # a damaged header raises many kinds
+        pass
+    raise HandlabError(path, "the file is missing or cut short", _again(path.parent))
+
+
+def _again(folder) -> str:
+    "What to do about a damaged folder."
+    return f"delete the folder {Path(folder).name}, and what needs it prepares it again"
 
 
 def open_prepared(folder) -> Prepared:
@@ -325,15 +341,18 @@ def source_name(reader):
     return getattr(reader, "source", type(reader).__name__)
 
 # %% ../../nbs/data/05_prepare.ipynb #cb0b0298
-def check_same(prepared: Prepared, settings: CropSettings, identity: str):
-    "A prepared folder serves only the settings and the data it was made with."
+def check_same(prepared: Prepared, settings: CropSettings, identity: str) -> bool:
+    "Whether a folder's frames are as they were; it serves only the settings and the frames it was made with."
     fix = "name another folder, or delete this one"
     for name, value in asdict(settings).items():
         made = getattr(prepared.settings, name)
         if made != value:
             raise HandlabError(prepared.folder, f"it was prepared with {name}={made!r}, not {value!r}", fix)
-    if prepared.meta["identity"] != identity:
+    made = prepared.meta["identity"]
+    frames, _, _ = identity.rpartition(" ")  # the last word names the content of their files
+    if made != identity and not (frames and made.rpartition(" ")[0] == frames):
         raise HandlabError(prepared.folder, f"it was prepared from other data ({prepared.source})", fix)
+    return made == identity
 
 # %% ../../nbs/data/05_prepare.ipynb #280114e9
 def _begin(folder, first: dict, count: int):
@@ -341,8 +360,11 @@ def _begin(folder, first: dict, count: int):
     check_space(folder, count * sum(array.nbytes for array in first.values()))
     try:
         return rows_done(folder, shapes_of(first, count), count)
-    except (OSError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         create_arrays(folder, first, count)
+    except OSError:  # what is there may be whole
+        with read_errors_named(folder, "call it again"):
+            raise
     return np.zeros(count, bool)
 
 # %% ../../nbs/data/05_prepare.ipynb #8907c517
@@ -358,11 +380,11 @@ def _crop_all(job: CropJob, done, workers: int, show_progress: bool):
 
 # %% ../../nbs/data/05_prepare.ipynb #b39d60df
 def already_prepared(folder, settings: CropSettings, identity: str):
-    "The finished folder, or None where there is none yet."
+    "The finished folder, or None where there is none of today's files."
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return None
-    check_same(prepared := open_prepared(folder), settings, identity)
-    return prepared
+    prepared = open_prepared(folder)
+    return prepared if check_same(prepared, settings, identity) else None
 
 # %% ../../nbs/data/05_prepare.ipynb #86440cee
 def prepare_each(
@@ -386,8 +408,19 @@ def prepare_each(
             for folder in sorted(wanted):  # in one order, so that no two processes wait for each other
                 locks.enter_context(folder_lock(folder))
             if left := missing():
+                _say_stale(left)
                 _fill_or_report(reader, left, identity, workers or usable_cores(), show_progress)
+    elif show_progress:
+        names = ", ".join(folder.name for folder in wanted)
+        print(f"{source_name(reader)}: {len(reader)} frames prepared before are used: {names}", flush=True)
     return [open_prepared(folder) for folder in wanted]
+
+
+def _say_stale(folders):
+    "Name the finished folders that are made again."
+    for folder in folders:
+        if (folder / META).exists():
+            print(f"{folder.name}: the files of its frames have changed; they are prepared again", flush=True)
 
 # %% ../../nbs/data/05_prepare.ipynb #81d114e4
 def _fill_or_report(reader, wanted, identity, workers, show_progress):
@@ -434,9 +467,12 @@ def _finish(files: CropFiles, reader, identity):
             identity=identity,
             skipped=getattr(reader, "skipped", []),
             fingerprint=fingerprint(digests, files.settings),
+            files=(noted := note_files(files.folder, [f"{key}.npy" for key in files.shapes])),
             finished=True,
         ),
+        sealed=True,
     )
+    check_arrays(files.folder, noted, _again(files.folder))
     write_to_disk(files.folder)
 
 # %% ../../nbs/data/05_prepare.ipynb #f6899f94

@@ -19,7 +19,6 @@ import numpy as np
 from handlab.core import (
     HandlabError,
     atomic_file,
-    fingerprint,
     numpy_generator,
     project_path,
     read_pickle,
@@ -31,7 +30,8 @@ from handlab.data.files import (
     check_choice,
     check_complete,
     check_folder,
-    file_sizes,
+    file_states,
+    identity_of,
     numbers_in,
     read_png,
     source_of,
@@ -341,10 +341,11 @@ class RHD(Reader):
 
 # %% ../../nbs/data/03_rhd.ipynb #5b4ad79e
 def _identity(reader) -> str:
-    "A short name for the content: labels, frame numbers and the sizes of all files."
+    "A short name for the content: labels, frame numbers, sizes and dates of all files."
     root, split, frames = reader.root, reader.split, reader.frames.tolist()
     paths = [frame_path(root, split, folder, frame) for folder in reader.folders for frame in frames]
-    return fingerprint(reader.source, split, reader.frames, *reader.labels.values(), file_sizes(paths))
+    what = reader.source, split, reader.frames, *reader.labels.values()
+    return identity_of(*what, states=[file_states(paths)])
 
 
 def _read_frame(reader, frame, labels):

@@ -17,14 +17,15 @@ import cv2
 import numpy as np
 import scipy.io
 
-from ..core import HandlabError, fingerprint, full_disk_named, project_path, write_json
+from ..core import HandlabError, full_disk_named, project_path, write_json
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (
     SOURCE_FILE,
     check_choice,
     check_complete,
     check_folder,
-    file_sizes,
+    file_states,
+    identity_of,
     numbers_in,
     read_png,
     source_of,
@@ -359,14 +360,14 @@ def _describe(reader) -> str:
 
 
 def _identity(reader) -> str:
-    "A short name for the content: labels, frames and the sizes of all files."
+    "A short name for the content: labels, frames, sizes and dates of all files."
     paths = [
         image_path(reader.root, *frame, reader.camera, depth)
         for frame in reader.frames
         for depth in (False, True)[: 1 + reader.has_depth]
     ]
     what = reader.source, reader.split, reader.camera, reader.frames
-    return fingerprint(*what, *reader.labels.values(), file_sizes(paths))
+    return identity_of(*what, *reader.labels.values(), states=[file_states(paths)])
 
 
 def _read_frame(reader, sequence: str, number: int) -> Sample:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..core import project_path, project_root, write_json
+from ..core import note_files, project_path, project_root, write_json
 from .code import PACKAGE, notebook_file, reserve_folder, training_fingerprint
 from .plan import crops_to_prepare, data_names, find_run, page_parameters, whole_graph
 from ..results.runs import real_roots, run_folder, run_parameters
@@ -93,7 +93,9 @@ def _run_page(run, folder: Path, parameters: dict):
     begun = time.time()
     execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)
     made_with = {"notebook": run.notebook, "parameters": parameters, "seconds": time.time() - begun}
-    write_json(folder / "finished.json", made_with)
+    files = [path.name for path in folder.iterdir() if path.suffix in (".json", ".npz", ".csv")]
+    noted = note_files(folder, sorted(set(files) - {"finished.json"}))
+    write_json(folder / "finished.json", {**made_with, "files": noted}, sealed=True)
 
 # %% ../../nbs/graph/03_execute.ipynb #3a57ed7d
 def adopt(profile: str, seeds: int, real: str = "") -> list[str]:  # the names of the runs

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PAGES', 'PAGES_BEFORE', 'PAGE_MINUTES', 'SMALLER', 'page_run', 'page_parameters', 'figures_folder', 'without_roots',
-           'whole_graph', 'find_run', 'data_names', 'data_name', 'experiment_of', 'crops_to_prepare', 'files_made']
+           'whole_graph', 'find_run', 'data_names', 'data_name', 'experiment_of', 'crops_to_prepare', 'files_made',
+           'incomplete_runs']
 
 # %% ../../nbs/graph/02_plan.ipynb #2ddfb41e
 import ast
 import importlib
 from dataclasses import replace
 
-from ..core import HandlabError, assigned_names, make_settings, project_root
+from ..core import HandlabError, assigned_names, make_settings, project_path, project_root
 from .code import ROOTS, notebook_cells, notebook_file, training_code
-from ..results.runs import Run, graph_runs, page_folder, real_roots, run_folder
+from ..results.runs import Run, RunFolder, graph_runs, page_folder, real_roots, run_folder
 
 # %% ../../nbs/graph/02_plan.ipynb #756b9c09
 # {a page's notebook: the notebooks whose runs it shows}
@@ -163,3 +164,10 @@ def files_made(profile: str, seeds: int, real: str = "") -> dict:  # {name: file
         **{name: f"runs/{profile}/data/{name}.json" for name in data_names(profile, seeds, real)},
         "manifest": f"runs/{profile}/{page_folder('manifest', bool(real))}.json",
     }
+
+# %% ../../nbs/graph/02_plan.ipynb #c85eb93b
+def incomplete_runs(profile: str, seeds: int, real: str = "") -> list[str]:
+    "The finished runs and pages of which a file is missing."
+    trainings, pages = whole_graph(profile, seeds, real)
+    folders = {run.name: RunFolder(project_path(run_folder(run, profile))) for run in (*trainings, *pages)}
+    return [name for name, folder in folders.items() if folder.lacking]

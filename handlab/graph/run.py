@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core import HandlabError, one_line_errors, project_path, project_root, usable_cores
 from .execute import adopt, gpu_count, prepare_data, run_one
-from .plan import figures_folder, files_made, whole_graph
+from .plan import figures_folder, files_made, incomplete_runs, whole_graph
 from ..pages.manifest import missing_files
 from ..results.runs import PROFILES, REAL_SETS, page_folder, run_command
 
@@ -66,11 +66,19 @@ def _unknown(word: str, known, profile: str, seeds: int) -> HandlabError:
     return HandlabError(word, what, f"did you mean {near[0]}? " * bool(near) + "--dry-run names everything")
 
 # %% ../../nbs/graph/05_run.ipynb #6244d9ea
+def _made_again(names: list[str]) -> list[str]:
+    "The words that make Snakemake run them again, which is printed."
+    if names:
+        print(f"made again, because files of theirs were deleted: {', '.join(names)}")
+    return ["--forcerun", *names] if names else []
+
+
 def become_snakemake(profile: str, seeds: int, cores: int = 0, more=(), real: str = ""):
     "Run the graph; more: names of runs, then options of Snakemake."
     more = named_targets(more, profile, seeds, real)  # first, so that a wrong value is reported at once
     hold_lock(project_path(f"runs/{profile}/.lock"))
     forget_incomplete_pages(profile)
+    more = [*_made_again(incomplete_runs(profile, seeds, real)), *more]
     sys.stdout.flush()
     words = snakemake_words(profile, seeds, cores, more, real and str(Path(real).expanduser().absolute()))
     os.execv(words[0], words)

@@ -17,7 +17,7 @@ from IPython.display import Markdown
 from ..aligned.comparison import TABLE_1, fig_budgets
 from ..aligned.diagram import fig_models
 from ..aligned.smoothness import fig_smoothness
-from ..core import atomic_file, provenance, write_json
+from ..core import provenance, write_arrays
 from . import aligned_figures as figures
 from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
@@ -25,6 +25,7 @@ from .page import Item, Page, Paper, compared, every_run, groups_of, show_findin
 from ..results.published import published_strategies
 from ..results.runs import BUDGETS, source_line
 from ..results.statistics import difference
+from ..train.experiment import close_run
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #f37e8ae1
 PAPER = Paper("aligned latent spaces", "aligned", "paper_aligned", between="_")
@@ -341,8 +342,7 @@ def write_paper(folder, page: Page, **more) -> dict:  # more: entries of metrics
     "Write every walk's measures and, last of all, `metrics.json`."
     folder, measures = Path(folder), {row: parts["measures"] for row, parts in _smoothness(page).items()}
     flat = {f"{row}/{name}": values for row, each in measures.items() for name, values in each.items()}
-    with atomic_file(folder / "smoothness.npz") as file:
-        np.savez_compressed(file, **flat)
+    write_arrays(folder / "smoothness.npz", flat)
     means = {
         row: {name: {"mean": values.mean(), "seeds": values.mean(1)} for name, values in each.items()}
         for row, each in measures.items()
@@ -355,5 +355,5 @@ def write_paper(folder, page: Page, **more) -> dict:  # more: entries of metrics
         "values": {"smoothness": means, **tables},
         **more,
     }
-    write_json(folder / "metrics.json", content)
+    close_run(folder, content)
     return content

@@ -7,8 +7,9 @@ __all__ = ['STAGES', 'CONTROLS', 'ARMS', 'CHOICES', 'POSITIVE', 'OTHER_START', '
            'SEARCHED', 'SCALES', 'Stage', 'named_controls', 'stages_of', 'PiSettings', 'check_pi', 'train_settings',
            'training_batches', 'make_network', 'trained_network', 'PoseLoss', 'PiLoss', 'carries_mask',
            'ValidationLosses', 'depends_on', 'start_network', 'untrained_teacher', 'teacher_network', 'train_stage',
-           'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio', 'second_steps',
-           'search_second', 'train_second', 'predict', 'predict_all', 'choose_scale', 'gather_losses', 'write_run']
+           'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
+           'read_step_time', 'second_steps', 'search_second', 'train_second', 'predict', 'predict_all', 'choose_scale',
+           'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 
-from ..core import HandlabError, pick_device, project_path, read_json, write_json
+from ..core import HandlabError, fingerprint, pick_device, project_path, read_json, write_json
 from ..data.batches import Augment, Batches
 from ..data.bighand import BigHand
 from ..hand.metrics import thresholds_3d
@@ -40,6 +42,7 @@ from handlab.train.loop import (
     weights_fingerprint,
     write_losses,
 )
+from ..train.scores import device_name
 from ..train.search import draw_candidates, search
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
@@ -113,6 +116,7 @@ class PiSettings(ExperimentSettings):
     steps_before: int = 1700  # Depth Net on `depth_first`
     steps_first: int = 1700  # stage 1: Depth Net and RGB Net
     steps_second: int = 940  # stage 2: RGB PI Net and the control of equal steps
+    steps_same_time: int = 0  # ... and the control of equal time; 0 = by the measured time of a step
     rate_first: float = 2e-3  # highest learning rate of stage 1
     rate_second: float = 1e-3  # ... and of stage 2, the same for RGB PI Net and the controls
     weight_decay: float = 0.0  # of Adam
@@ -176,7 +180,7 @@ def check_pi(settings: PiSettings) -> PiSettings:
         settings,
         CHOICES,
         (*POSITIVE, "timing_steps"),
-        ("search", "inter_weight", "joints_weight", "mask_weight"),
+        ("search", "inter_weight", "joints_weight", "mask_weight", "steps_same_time"),
     )
     shuffles = "pi_shuffled" in named_controls(settings.controls)
     shared.require_setting(
@@ -385,7 +389,7 @@ PLAN = ("controls", "search")  # which trainings there are
 def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
     "What a stage's result depends on; stage 1 does not depend on the settings of stage 2."
     without = () if settings.STAGES[stage].second else SECOND_ONLY
-    return shared.depends_on(settings, data, {*PLAN, *without}, stage=stage)
+    return shared.depends_on(settings, data, {*PLAN, *without, "steps_same_time"}, stage=stage)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #764f07af
 def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
@@ -571,21 +575,64 @@ def time_steps(
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f5b9e70f
 def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> float:
-    "Seconds of a privileged step over seconds of a control's, measured once a run folder."
+    "Seconds of a privileged step over seconds of a control's, of the run folder, the project, or measured."
     path = Path(folder) / "step_time.json"
     if not path.exists():
-        jobs = [
-            Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device)))
-            for stage in ("rgb_pi", "rgb_steps")
-        ]
-        seconds = run_jobs(jobs, device, show=False, own_processes=settings.own_processes)
-        write_json(path, {"seconds": seconds, "ratio": max(1.0, seconds["rgb_pi"] / seconds["rgb_steps"])})
-    return read_json(path)["ratio"]
+        write_json(path, _noted_times(settings, data, device), sealed=True)
+    return read_step_time(folder)["ratio"]
+
+
+def read_step_time(folder) -> dict:  # {'seconds', 'ratio'}
+    "What a run folder notes of the times of its steps."
+    path, fix = Path(folder) / "step_time.json", "delete it and run the notebook again, which writes it"
+    found = read_json(path, ("seconds", "ratio"), fix)
+    if type(found["ratio"]) not in (int, float) or not 1 <= found["ratio"] < 1000:
+        raise HandlabError(path, f"its ratio {found['ratio']!r} is no number of 1 or more", fix)
+    return found
+
+
+def _noted_times(settings, data, device) -> dict:
+    "The times of the project's note; what it does not have yet is measured and added."
+    settings_of_time = {
+        name: value
+        for name, value in asdict(settings).items()
+        if name not in {*_NO_TIME, *shared.NOT_TRAINING}
+    }
+    key = fingerprint(settings_of_time, settings.own_processes, settings.timing_steps, device_name(device))
+    path = project_path("runs/step_times.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".step_times.lock")):  # who comes second reads what the first has measured
+        known = read_json(path, ()) if path.exists() else {}
+        if key not in known:
+            known[key] = _measured_times(settings, data, device)
+            write_json(path, known, sealed=True)
+    return known[key]
+
+
+_NO_TIME = {
+    "seed",
+    "steps_first",
+    "steps_second",
+    "steps_before",
+    "steps_same_time",
+    *PLAN,
+}  # nothing to a step's time
+
+
+def _measured_times(settings, data, device) -> dict:
+    "Both kinds of step, timed at the same time."
+    jobs = [
+        Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device)))
+        for stage in ("rgb_pi", "rgb_steps")
+    ]
+    seconds = run_jobs(jobs, device, show=False, own_processes=settings.own_processes)
+    return {"seconds": seconds, "ratio": max(1.0, seconds["rgb_pi"] / seconds["rgb_steps"])}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #9fdebb15
 def second_steps(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {stage: steps}
     "The networks of stage 2, the longest trainings first; 0 steps: as in the settings."
-    same_time = round(settings.steps_second * step_time_ratio(settings, data, folder, device))
+    measured = round(settings.steps_second * step_time_ratio(settings, data, folder, device))
+    same_time = settings.steps_same_time or measured
     second = {stage: 0 for stage, kind in stages_of(settings).items() if kind.second}
     longest = {"rgb_pi": 0, "rgb_time": same_time}
     return longest | {stage: steps for stage, steps in second.items() if stage not in longest}
@@ -702,7 +749,7 @@ def choose_scale(
     tables = {job.name: Path(folder) / job.arguments["into"] / "losses.csv" for job in jobs}
     errors = {name: float(read_losses(table, "validation")["epe"][-1]) for name, table in tables.items()}
     chosen = {"split": "validation", "epe_mean": errors, "chosen": min(names, key=errors.get)}
-    write_json(Path(folder) / "scale.json", chosen)
+    write_json(Path(folder) / "scale.json", chosen, sealed=True)
     return chosen
 
 # %% ../../nbs/privileged/03_experiment.ipynb #061abaae
@@ -749,7 +796,7 @@ def write_run(
         seconds,
         labels={stage: kind.label for stage, kind in stages.items()},
         stages={stage: read_json(folder / stage / "finished.json") for stage in stages},
-        step_time=read_json(folder / "step_time.json"),
+        step_time=read_step_time(folder),
         protocol=settings.protocol,
         thresholds=thresholds_3d(),
         values=values,

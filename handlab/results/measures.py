@@ -19,12 +19,12 @@ import torch
 from safetensors import safe_open
 
 from ..aligned import experiment as aligned_experiment
-from ..core import make_settings, numpy_generator, pick_device, project_path
+from ..core import make_settings, numpy_generator, pick_device, project_path, read_arrays
 from ..privileged import experiment as pi_experiment
 from ..privileged.diagram import paper_networks
 from ..privileged.networks import energy_on_hand
 from .evidence import Evidence, Missing, Network, Unfit
-from .runs import page_folder
+from .runs import RunFolder, page_folder
 from handlab.results.statistics import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -216,6 +216,7 @@ def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {s
         raise Unfit(f"the data of {run.name} have changed since it was trained")
 
     def shares(stage):
+        run.file(f"{stage}/model.safetensors")
         network = pi_experiment.trained_network(settings, stage, run.path, device).eval()
 
         def energy(batch):
@@ -247,7 +248,7 @@ def _file_of(run, name: str) -> Path:
     "A file of a run, which must exist."
     if not (run.path / name).exists():
         raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {name}")
-    return run.path / name
+    return run.file(name)
 
 
 def weights_at_test(run) -> int:
@@ -320,10 +321,11 @@ def _walks(evidence: Evidence, *networks: Network) -> list:
     path = project_path(world.folder) / page_folder("paper_aligned", world.real) / "smoothness.npz"
     if not path.exists():
         raise Missing("paper_aligned: smoothness.npz")
-    with np.load(path, allow_pickle=False) as arrays:
-        if lacking := set(keys) - set(arrays):
-            raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")
-        found = [arrays[key] for key in keys]
+    page = RunFolder(path.parent)
+    arrays = read_arrays(page.file(path.name) if (page.path / "metrics.json").exists() else path)
+    if lacking := set(keys) - set(arrays):
+        raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")
+    found = [arrays[key] for key in keys]
     evidence.seeds, evidence.frames = list(range(len(found[0]))), found[0].shape[1]
     of_frames = keys[0].startswith("clouds/")  # else of pairs of frames
     groups = evidence.groups(networks[0]) if of_frames else None

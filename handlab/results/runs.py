@@ -16,9 +16,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from ..core import HandlabError, project_path, read_json
+from handlab.core import (
+    HandlabError,
+    check_noted,
+    project_path,
+    read_arrays,
+    read_errors_named,
+    read_json,
+)
 
 # %% ../../nbs/results/03_runs.ipynb #490f18b8
 OTHER = "sim-dexter-object"  # both papers test on it and train on RHD
@@ -262,6 +267,9 @@ def command_for(
     return f"papermill nbs/{name}.ipynb runs/{name}.ipynb -p profile {profile} -p seeds {seeds}"
 
 # %% ../../nbs/results/03_runs.ipynb #042e928e
+_MADE_AGAIN = "run its notebook again; make figures does so where a file is missing"
+
+
 class RunFolder:
     "The results of a finished run; arrays are read on first use."
 
@@ -281,7 +289,29 @@ class RunFolder:
 
     @cached_property
     def metrics(self) -> dict:
-        return read_json(self.path / "metrics.json")
+        path, fix = self.path / "metrics.json", f"delete it and {_MADE_AGAIN}"
+        found, seed = read_json(path, (), fix), re.search(r"-seed(\d+)$", self.name)
+        if seed and found.get("seed", int(seed[1])) != int(seed[1]):
+            raise HandlabError(path, f"it is of seed {found['seed']}: another run's", fix)
+        return found
+
+    def file(self, name: str) -> Path:  # from the run's folder
+        "A file of the run, as `metrics.json` notes it; one that is missing or changed is an error."
+        with read_errors_named(self.path / name, _MADE_AGAIN):
+            (self.path / name).stat()
+        noted = self.metrics.get("files", {})
+        return check_noted(self.path / name, noted, name, f"delete it and {_MADE_AGAIN}")
+
+    @property
+    def lacking(self) -> list:  # names
+        "Noted files that are not there; `metrics.json` itself where it is damaged."
+        try:
+            notes = [self.metrics] if (self.path / "metrics.json").exists() else []
+            notes += [read_json(path, ()) for path in [self.path / "finished.json"] if path.exists()]
+        except HandlabError:
+            return ["metrics.json"]
+        names = dict.fromkeys(name for note in notes for name in note.get("files", {}))
+        return [name for name in names if not (self.path / name).exists()]
 
     @cached_property
     def predictions(self) -> dict:
@@ -289,14 +319,14 @@ class RunFolder:
 
     def predictions_on(self, other: str) -> dict:  # another test set; '': its own
         "The arrays of `predictions.npz`, or of the file for another test set."
-        with np.load(self.path / f"predictions{'-' * bool(other)}{other}.npz", allow_pickle=False) as arrays:
-            return dict(arrays)
+        path = self.file(f"predictions{'-' * bool(other)}{other}.npz")
+        return read_arrays(path, f"delete it and {_MADE_AGAIN}")
 
     def losses(self, stage: str = "", split: str = "training") -> dict:  # {column: (n,) array}
         "One split of `losses.csv`; of a stage's own table where the run has stages."
         from handlab.train.loop import read_losses  # here, since it imports torch
 
-        return read_losses(self.path / stage / "losses.csv", split)
+        return read_losses(self.file(f"{stage}{'/' * bool(stage)}losses.csv"), split)
 
 # %% ../../nbs/results/03_runs.ipynb #7c5e89a3
 def open_runs(

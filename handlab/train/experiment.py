@@ -6,7 +6,7 @@
 __all__ = ['SMOKE', 'FULL', 'SHARED_CHOICES', 'SHARED_POSITIVE', 'REAL_MISSING', 'NOT_TRAINING', 'ExperimentSettings',
            'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'ExperimentData', 'prepared_folder',
            'prepared_reader', 'experiment_data', 'has_root', 'has_depth', 'ordered_batches', 'in_order', 'mean_pose',
-           'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on', 'write_predictions',
+           'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on', 'write_predictions', 'close_run',
            'write_metrics']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
@@ -19,17 +19,18 @@ import torch
 
 from handlab.core import (
     HandlabError,
-    atomic_file,
     check_settings,
     fingerprint,
+    note_files,
     pick_device,
     project_path,
     provenance,
     read_json,
+    write_arrays,
     write_json,
 )
 from ..data.batches import Batches
-from ..data.files import real_root
+from ..data.files import check_source, real_root
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..data.rhd import RHD
 from ..hand.skeleton import ROOT, denormalise
@@ -192,6 +193,7 @@ class ExperimentData:
 # %% ../../nbs/train/05_experiment.ipynb #45e9334f
 def prepared_folder(reader, crops: CropSettings) -> Path:
     "The folder of a reader's prepared crops, named by what they depend on."
+    check_source(type(reader).__name__, reader.source)
     return (
         project_path("data/prepared")
         / f"{reader.source}-{reader.split}-{fingerprint(reader_identity(reader), crops)}"
@@ -371,16 +373,26 @@ def write_predictions(
     true=None,  # by default the joints in mm; `prepared.uv` where the predictions are pixels
 ):
     "Truth and predictions as one .npz, atomically."
-    with atomic_file(path) as file:
-        np.savez_compressed(
-            file,
-            true=np.asarray(prepared.joints if true is None else true, np.float32),
-            visible=np.asarray(prepared.visible),
-            name=np.asarray(prepared.name, str),
-            **{name: np.asarray(predicted, np.float32) for name, predicted in predictions.items()},
-        )
+    truth = {
+        "true": np.asarray(prepared.joints if true is None else true, np.float32),
+        "visible": np.asarray(prepared.visible),
+        "name": np.asarray(prepared.name, str),
+    }
+    write_arrays(path, truth | {name: np.asarray(each, np.float32) for name, each in predictions.items()})
 
 # %% ../../nbs/train/05_experiment.ipynb #1cd8697a
+_NOTED = ("*.npz", "*.csv", "*.safetensors", "*/losses.csv", "*/model.safetensors")  # files of a run
+
+
+def close_run(folder, metrics: dict) -> dict:
+    "Write `metrics.json`, last of all: sealed, with size and digest of the run's other files; its content."
+    folder = Path(folder)
+    paths = sorted(path for pattern in _NOTED for path in folder.glob(pattern) if path.name[0] != ".")
+    noted = note_files(folder, [path.relative_to(folder).as_posix() for path in paths])
+    write_json(folder / "metrics.json", {**metrics, "files": noted}, sealed=True)
+    return read_json(folder / "metrics.json")
+
+
 def write_metrics(
     folder,  # the run folder
     experiment: str,  # the notebook's name
@@ -401,5 +413,4 @@ def write_metrics(
         "seconds": seconds or {},
         **content,
     }
-    write_json(Path(folder) / "metrics.json", metrics)
-    return read_json(Path(folder) / "metrics.json")
+    return close_run(folder, metrics)

@@ -1,0 +1,282 @@
+"Damage to what handlab itself wrote: a changed bit is noticed, and the advice leads on."
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_dexter_object import frame as dexter_frame
+from test_data_dexter_object import write as write_dexter
+
+from handlab.core import HandlabError, MachineError, read_arrays, read_json, write_arrays, write_json
+from handlab.data import arrays, bighand, dexter_object, rhd, stb
+from handlab.data import prepare as preparing
+from handlab.data.prepare import CropSettings, open_prepared, prepare
+from handlab.train.experiment import prepared_folder
+
+SMALL = CropSettings(size=24)
+
+
+def flip(path, place: float = 0.7, bit: int = 1):
+    "Change one bit of a file."
+    content = bytearray(Path(path).read_bytes())
+    content[int(place * len(content))] ^= bit
+    Path(path).write_bytes(content)
+
+
+def no_more_files(*arguments, **options):
+    raise OSError(24, os.strerror(24))
+
+
+# ---- JSON and arrays
+
+
+def test_every_changed_digit_of_a_sealed_file_is_noticed(tmp_path):
+    path, content = tmp_path / "a.json", {"epe": 12.25, "names": ["a", "b"], "inner": {"seed": 3}}
+    write_json(path, content, sealed=True)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 4, 64):
+            flipped = bytearray(whole)
+            flipped[place] ^= bit
+            path.write_bytes(flipped)
+            try:
+                value = read_json(path)
+            except HandlabError as error:
+                assert "delete it" in str(error)
+            else:  # white space, or the name of the digest itself
+                assert {name: value.get(name) for name in content} == content
+
+
+def test_an_archive_of_arrays_is_whole_or_an_error(tmp_path):
+    path, content = tmp_path / "a.npz", {"true": np.arange(300.0), "name": np.array(["x", "y"])}
+    write_arrays(path, content)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:40], whole[:-1], whole[:100] + bytes([whole[100] ^ 8]) + whole[101:]):
+        path.write_bytes(damaged)
+        with pytest.raises(HandlabError, match="a.npz: it is not a whole .npz"):
+            read_arrays(path)
+    with pytest.raises(HandlabError, match="b.npz: the file is not there; run the step"):
+        read_arrays(tmp_path / "b.npz")
+
+
+def test_too_many_open_files_are_not_the_files_fault(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {})
+    monkeypatch.setattr(Path, "read_text", no_more_files)
+    with pytest.raises(MachineError, match="Too many open files") as error:
+        read_json(tmp_path / "a.json")
+    assert "ulimit -n" in str(error.value) and "delete" not in str(error.value)
+
+
+# ---- prepared crops
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("drawn")
+    rhd.write_drawn(root, "evaluation", 6)
+    rhd.write_drawn(root, "training", 6)
+    return root
+
+
+def crops(reader, folder, settings=SMALL, show=False):
+    return prepare(reader, folder, settings, workers=1, show_progress=show)
+
+
+ARRAYS = ("image", "depth", "mask", "joints", "uv", "visible", "K", "box", "mirrored", "name")
+
+
+@pytest.mark.parametrize("whole", [arrays.WHOLE, 0])  # compared each time, or when a date has changed
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_flipped_bit_in_prepared_arrays_is_noticed(drawn, tmp_path, monkeypatch, name, whole):
+    monkeypatch.setattr(arrays, "WHOLE", whole)
+    reader, folder = rhd.RHD(drawn, "evaluation"), tmp_path / "crops"
+    before = crops(reader, folder).fingerprint
+    flip(folder / f"{name}.npy", 0.99)
+    for look in (open_prepared, lambda folder: crops(reader, folder)):
+        with pytest.raises(HandlabError, match=f"{name}.npy: its bytes are not those .* delete the folder"):
+            look(folder)
+    shutil.rmtree(folder)  # as advised
+    assert crops(reader, folder).fingerprint == before
+
+
+def test_arrays_of_another_folder_are_noticed(drawn, tmp_path):
+    for split in ("training", "evaluation"):
+        reader = rhd.RHD(drawn, split)
+        reader.frames, reader.labels = reader.frames[:5], {k: v[:5] for k, v in reader.labels.items()}
+        reader.frames = reader.frames if split == "training" else reader.frames[::-1].copy()
+        crops(reader, tmp_path / split)
+    for name in ("name", "image"):
+        shutil.copy(tmp_path / f"training/{name}.npy", tmp_path / f"evaluation/{name}.npy")
+        with pytest.raises(HandlabError, match="its bytes are not those"):
+            open_prepared(tmp_path / "evaluation")
+    assert len(open_prepared(tmp_path / "training")) == 5
+
+
+def test_large_arrays_are_compared_when_a_date_has_changed_only(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "WHOLE", 0)
+    folder = crops(rhd.RHD(drawn, "evaluation"), tmp_path / "crops").folder
+    compared = []
+    real = arrays.check_noted
+    monkeypatch.setattr(
+        arrays, "check_noted", lambda path, *a, **k: compared.append(path.name) or real(path, *a, **k)
+    )
+    open_prepared(folder)
+    assert compared == []
+    os.utime(folder / "image.npy")
+    open_prepared(folder)
+    assert compared == ["image.npy"]  # once
+    open_prepared(folder)
+    assert compared == ["image.npy"]
+    (folder / arrays.CHECKED).write_text("[1")  # a damaged note is no note
+    open_prepared(folder)
+    assert len(compared) == 1 + len(ARRAYS)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "empty", "a digit", "not an object"])
+def test_a_damaged_description_has_a_way_out(drawn, tmp_path, damage):
+    reader, folder = rhd.RHD(drawn, "evaluation"), tmp_path / "crops"
+    before, meta = crops(reader, folder).fingerprint, folder / "meta.json"
+    text = meta.read_text()
+    changed = {"cut": text[:100], "empty": "", "a digit": text.replace('"count": 6', '"count": 5')}
+    meta.write_text(changed.get(damage, "[]"))
+    if damage == "deleted":
+        meta.unlink()
+    for look in (open_prepared, lambda folder: crops(reader, folder)):
+        with pytest.raises(HandlabError, match="crops.*; delete the folder crops, and what needs it"):
+            look(folder)
+    shutil.rmtree(folder)  # as advised
+    assert crops(reader, folder).fingerprint == before
+
+
+def test_crops_without_notes_are_still_opened(drawn, tmp_path):
+    folder = crops(rhd.RHD(drawn, "evaluation"), tmp_path / "crops").folder
+    meta = read_json(folder / "meta.json")
+    write_json(folder / "meta.json", {name: meta[name] for name in meta if name != "files"})
+    assert len(open_prepared(folder)) == 6
+
+
+def test_too_many_open_files_do_not_cost_the_crops(drawn, tmp_path, monkeypatch):
+    reader, folder = rhd.RHD(drawn, "evaluation"), tmp_path / "crops"
+    crops(reader, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing.np, "load", no_more_files)
+        with pytest.raises(MachineError, match="Too many open files") as error:
+            open_prepared(folder)
+    assert "delete" not in str(error.value)
+
+    def interrupted(function, spans, workers):
+        yield function(spans[0])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "in_processes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            crops(reader, tmp_path / "grown")
+    growing = next(tmp_path.glob(".grown.*.partial"))
+    done = np.load(growing / "digests.npy")
+    assert done.any()
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "rows_done", no_more_files)
+        with pytest.raises(MachineError, match="Too many open files"):
+            crops(reader, tmp_path / "grown")
+    assert np.array_equal(np.load(growing / "digests.npy"), done)  # the work stays
+    assert len(crops(reader, tmp_path / "grown")) == 6
+
+
+# ---- the files that crops were made of
+
+
+def small_dexter(root):
+    write_dexter(root, {"Grasp1": [dexter_frame(index) for index in range(3)]})
+    return dexter_object.DexterObject(root, "Grasp1")
+
+
+def small_rhd(root):
+    rhd.write_drawn(root, "evaluation", 3)
+    return rhd.RHD(root, "evaluation")
+
+
+def small_stb(root):
+    stb.write_drawn(root, "evaluation", 2)
+    return stb.STB(root, "evaluation")
+
+
+def small_bighand(root):
+    bighand.write_drawn(root)
+    return bighand.BigHand(root, "all")
+
+
+@pytest.mark.parametrize("make", [small_rhd, small_stb, small_dexter, small_bighand])
+def test_a_corrected_file_of_the_same_size_is_cropped_again(make, tmp_path, capsys):
+    reader = make(tmp_path / "set")
+    first = crops(reader, tmp_path / "crops", CropSettings(size=24, crop="tips"), show=True)
+    capsys.readouterr()
+    assert crops(reader, first.folder, first.settings, show=True).fingerprint == first.fingerprint
+    assert f"{reader.source}: {len(reader)} frames prepared before are used: crops" in capsys.readouterr().out
+    images = [path for path in (tmp_path / "set").rglob("*.*") if path.suffix in (".png", ".bmp")]
+    image = max(sorted(images), key=lambda path: path.stat().st_size)
+    other = next(p for p in sorted(images) if p != image and p.stat().st_size <= image.stat().st_size)
+    before, size = reader.identity(), image.stat().st_size
+    image.write_bytes(other.read_bytes().ljust(size, b"\0"))  # pictures are not opened for a name
+    assert image.stat().st_size == size and reader.identity() != before
+    assert reader.identity().split(" ")[0] == before.split(" ")[0]  # the same frames
+
+
+def test_the_new_picture_is_in_the_crops(tmp_path, capsys):
+    reader = small_dexter(tmp_path / "set")
+    settings = CropSettings(size=24, crop="tips")
+    crops(reader, tmp_path / "crops", settings)
+    path = dexter_object.image_path(reader.root, "Grasp1", "color", 1)
+    path.write_bytes(dexter_object.encode_bmp(np.full((480, 640, 3), 200, np.uint8)))
+    assert (crops(reader, tmp_path / "crops", settings).image[0] == 200).all()
+    assert "crops: the files of its frames have changed; they are prepared again" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_other_labels_are_other_data(tmp_path):
+    reader = small_rhd(tmp_path / "set")
+    crops(reader, tmp_path / "crops")
+    reader.labels["uv_vis"][0, 0] += 1
+    with pytest.raises(HandlabError, match="it was prepared from other data"):
+        crops(reader, tmp_path / "crops")
+
+
+# ---- what a folder states about itself
+
+
+@pytest.mark.parametrize(
+    "source", ["../../elsewhere", "a/b", "..", "", "sim rhd", "x" * 90, "C:\\x", "sim-rhd\n"]
+)
+def test_a_source_is_a_name_and_no_path(tmp_path, source, monkeypatch):
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
+    rhd.write_drawn(tmp_path / "set", "evaluation", 2)
+    write_json(tmp_path / "set/source.json", {"source": source})
+    with pytest.raises(HandlabError, match="source.json: its source .* is no name of a dataset"):
+        rhd.RHD(tmp_path / "set", "evaluation")
+    reader = small_rhd(tmp_path / "other")
+    reader.source = source
+    with pytest.raises(HandlabError, match="no name of a dataset"):
+        prepared_folder(reader, SMALL)
+
+
+def test_no_flipped_bit_changes_what_is_read(drawn, tmp_path):
+    "Anywhere in any file of the folder: an error, or the very same arrays."
+    whole = crops(rhd.RHD(drawn, "evaluation"), tmp_path / "crops")
+    true, random = {key: np.array(value) for key, value in whole.arrays.items()}, np.random.default_rng()
+    files = sorted(path for path in whole.folder.iterdir() if path.is_file())
+    for _ in range(150):
+        path = files[random.integers(len(files))]
+        content = path.read_bytes()
+        flip(path, random.random() ** 3, 1 << int(random.integers(8)))  # headers more often
+        try:
+            found = open_prepared(whole.folder)
+        except HandlabError:
+            pass
+        else:
+            assert all(
+                np.array_equal(found.arrays[key], true[key], equal_nan=key != "name") for key in true
+            ), path
+            assert found.fingerprint == whole.fingerprint and found.source == whole.source
+        path.write_bytes(content)
