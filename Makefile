@@ -14,6 +14,14 @@ READY   := $(VENV)/.ready
 BIN     := $(VENV)/bin
 SHELL   := /bin/bash
 .DEFAULT_GOAL := help
+
+# A misspelt variable would change nothing and say nothing: SEED=3 made one seed.
+SETTINGS := PYTHON PROFILE SEEDS REAL FLAGS
+UNKNOWN  := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(filter-out $(SETTINGS) SHELL MAKE%,$(name))))
+NEAREST   = import difflib, sys; word, *known = sys.argv[1:]; print(*difflib.get_close_matches(word.upper(), known, 1))
+MEANT     = $(shell $(PYTHON) -c '$(NEAREST)' '$(firstword $(UNKNOWN))' $(SETTINGS))
+$(if $(strip $(UNKNOWN)),$(error $(firstword $(UNKNOWN)): there is no such variable; $(if $(MEANT),did you mean $(MEANT)? )choose one of $(SETTINGS)))
+
 .PHONY: help environment figures report test export clean
 
 help:

@@ -10,13 +10,12 @@ from handlab.core import project_root
 
 def environment(root: Path) -> dict:
     "The project's root is elsewhere: nothing is written into the checkout, and no real frames are found."
-    kept = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    return {
-        **kept,
-        "HANDLAB_ROOT": str(root),
-        "HANDLAB_REAL_RHD": str(root / "nowhere"),
-        "OMP_NUM_THREADS": "1",
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "IN_TEST" and not name.startswith("HANDLAB_")
     }
+    return {**kept, "HANDLAB_ROOT": str(root), "OMP_NUM_THREADS": "1"}
 
 
 def call(notebook: str, target: Path, **parameters) -> list:

@@ -1,13 +1,16 @@
 "Published facts and what goes to figures/."
 
 import csv
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from handlab.core import HandlabError, project_root
-from handlab.pages.output import markdown_table, save_table
+from handlab.core import HandlabError, project_root, read_json
+from handlab.pages import claims, paper_aligned
+from handlab.pages.output import choose_folder, markdown_table, save_table
+from handlab.results.claims import World, claims_table
 from handlab.results.published import curve_auc, published_curves, published_numbers
 
 
@@ -56,3 +59,58 @@ def test_tables_are_written_whole(tmp_path):
         and "| one | 1.23 | x |" in text_path.read_text()
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "t.md"]
+
+
+def claims_about(seeds, count, **more):
+    return {"item": "claims", "paper": "both", "notebook": "claims", "seeds": seeds, "runs": count, **more}
+
+
+def test_files_made_of_more_runs_are_kept(tmp_path, capsys):
+    figures, own = tmp_path / "figures", tmp_path / "runs/quick/claims/figures"
+    table = pd.DataFrame({"a": [1.0]}, index=pd.Index(["one"], name="row"))
+    kept = claims_about(3, 6, source="sim-rhd twin, sim-stb twin", profile="quick")
+
+    def write(about):
+        folder = choose_folder("claims", about, figures, own)
+        save_table(table, "claims", folder=folder, about=about)
+        return folder
+
+    assert write(kept) == figures
+    nothing = {key: kept[key] for key in ("item", "paper", "notebook")}
+    for less in (
+        nothing,
+        kept | {"seeds": 1},
+        kept | {"runs": 5},
+        kept | {"profile": "smoke"},
+        kept | {"source": "sim-rhd twin"},
+    ):
+        before = (figures / "claims.md").stat().st_mtime_ns
+        capsys.readouterr()
+        assert write(less) == own and (own / "claims.md").exists()
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1 and "keeps the one made of 6 runs, 3 seeds" in said and str(own) in said
+        assert (figures / "claims.md").stat().st_mtime_ns == before
+    for as_much in (kept, kept | {"seeds": 4, "runs": 8}, kept | {"profile": "full", "seeds": 4, "runs": 8}):
+        assert write(as_much) == figures
+    (figures / "claims.md").unlink()  # what is gone need not be kept
+    assert write(nothing) == figures
+
+
+def test_pages_without_runs_leave_the_figures_alone(tmp_path, monkeypatch, capsys):
+    "As in a fresh clone: the real list of figures, and no run."
+    shutil.copytree(project_root() / "figures", tmp_path / "figures")
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
+    before = {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()}
+    world = World("runs/quick", 1)
+    assert claims.save_claims(world, claims_table(world), {})
+    page = paper_aligned.aligned_page()
+    page.show("fig2")
+    assert {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()} == before
+    assert (tmp_path / "runs/quick/claims/figures/claims-quick.md").exists()
+    assert (tmp_path / "runs/quick/paper_aligned/figures/aligned-fig2.svg").exists()
+    assert capsys.readouterr().out.count("goes to runs/quick/") == 2
+
+
+def test_every_tracked_figure_says_of_how_many_runs_it_is_made():
+    notes = [read_json(path) for path in (project_root() / "figures/about").glob("*.json")]
+    assert notes and all(note["runs"] >= note.get("seeds", 0) for note in notes)

@@ -1,7 +1,6 @@
 "Paper 1's tables and figures on made-up runs, published beside ours, and the notebook with and without runs."
 
 import json
-import os
 import subprocess
 import time
 from dataclasses import asdict
@@ -601,13 +600,7 @@ def test_every_place_of_fig_3_is_a_panel_of_its_own(tmp_path):
 def run_notebook(root: Path, in_test: bool = False, **parameters) -> tuple:
     "A papermill call; what the notebook printed and the error, if there was one."
     out = root / "paper_pi.ipynb"
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "IN_TEST"},
-        **({"IN_TEST": "1"} if in_test else {}),
-        "HANDLAB_ROOT": str(root),
-        "HANDLAB_REAL_RHD": str(root / "nowhere"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = papermill_calls.environment(root) | ({"IN_TEST": "1"} if in_test else {})
     done = subprocess.run(
         papermill_calls.call("paper_pi", out, **parameters),
         env=environment,

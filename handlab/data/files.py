@@ -20,8 +20,10 @@ from PIL import Image
 
 from handlab.core import (
     HandlabError,
+    choose,
     fingerprint,
     full_disk_named,
+    named_folder,
     project_path,
     read_errors_named,
     read_json,
@@ -225,23 +227,42 @@ _MARKS = {  # what only the unpacked set has
     "dexter-object": "data",
     "bighand": "full_annotation",
 }
+_VARIABLES = {name: "HANDLAB_REAL_" + name.upper().replace("-", "_") for name in _MARKS}
 
 
 def real_root(name: str):  # 'rhd', 'stb', 'dexter-object' or 'bighand'
-    "The folder of the official data of that name, or None where there is none."
-    named = os.environ.get("HANDLAB_REAL_" + name.upper().replace("-", "_"))
-    for root in [named] if named else [f"data/{name}", f"../shared/data/{name}"]:
+    "The folder of the official data of that name, or None where there is none; a wrong one is an error."
+    for variable in os.environ:
+        if variable.startswith("HANDLAB_REAL_") and variable not in _VARIABLES.values():
+            what = "there is no such environment variable"
+            raise HandlabError(variable, what, choose(variable, _VARIABLES.values()))
+    if named := os.environ.get(_VARIABLES[name]):
+        return _named_root(name, named_folder(project_path(named), _VARIABLES[name]))
+    for root in (f"data/{name}", f"../shared/data/{name}"):
         root = project_path(root).resolve()
-        if (root / _MARKS[name]).exists() and source_of(root, name) == name:
+        if _is_real(name, root):
             return root
     return None
+
+
+def _is_real(name: str, root: Path) -> bool:
+    return (root / _MARKS[name]).exists() and source_of(root, name) == name
+
+
+def _named_root(name: str, root: Path) -> Path:
+    "The folder, if it holds the set; else an error that names one near it that does."
+    if _is_real(name, root):
+        return root
+    near = [each for each in (root.parent, *sorted(root.iterdir())) if _is_real(name, each)]
+    what = "it holds a simulated twin" if (root / _MARKS[name]).exists() else f"it holds no {_MARKS[name]}"
+    fix = f"did you mean {near[0]}?" if near else f"name the folder of the unpacked {name}"
+    raise HandlabError(f"{_VARIABLES[name]}={root}", what, fix)
 
 # %% ../../nbs/data/00_files.ipynb #894ad7d1
 def check_choice(dataset: str, kind: str, value, options):
     "An unknown name is an error that lists the known ones."
     if value not in options:
-        fix = f"choose one of {', '.join(options)}"
-        raise HandlabError(f"{kind} {value!r}", f"{dataset} has no such {kind}", fix)
+        raise HandlabError(f"{kind} {value!r}", f"{dataset} has no such {kind}", choose(value, options))
 
 
 def check_folder(path, holds: str):  # what the named folder should hold, as the user knows it

@@ -12,7 +12,7 @@ import ast
 import importlib
 from dataclasses import replace
 
-from ..core import HandlabError, assigned_names, make_settings, project_path, project_root
+from ..core import HandlabError, choose, make_settings, notebook_parameters, project_path, project_root
 from .code import ROOTS, notebook_cells, notebook_file, training_code
 from ..results.runs import Run, RunFolder, graph_runs, page_folder, real_roots, run_folder
 
@@ -33,11 +33,8 @@ def _exists(notebook: str) -> bool:
 
 # %% ../../nbs/graph/02_plan.ipynb #3c20effe
 def _declared(notebook: str) -> list[str]:
-    "The names of a notebook's parameters: what its first cell of assignments assigns."
-    for cell in notebook_cells(project_root() / notebook_file(notebook)):
-        if names := assigned_names(cell):
-            return names
-    return []
+    "The names of a notebook's parameters."
+    return notebook_parameters(project_root() / notebook_file(notebook))[0]
 
 # %% ../../nbs/graph/02_plan.ipynb #3c13749c
 def page_run(notebook: str, profile: str, seeds: int, real: str = "") -> Run:
@@ -84,7 +81,11 @@ def whole_graph(
 ) -> tuple:  # (trainings, pages), those whose notebooks exist
     "Everything the graph makes with a notebook."
     trainings = [run for run in graph_runs(profile, seeds, real) if _exists(run.notebook)]
-    return trainings, [page_run(notebook, profile, seeds, real) for notebook in PAGES if _exists(notebook)]
+    pages = [page_run(notebook, profile, seeds, real) for notebook in PAGES if _exists(notebook)]
+    if not trainings and not pages:
+        fix = "call it in a checkout of the project, or name one in HANDLAB_ROOT"
+        raise HandlabError(project_root() / "nbs", "the notebooks of the graph are not there", fix)
+    return trainings, pages
 
 # %% ../../nbs/graph/02_plan.ipynb #394d6772
 def find_run(name: str, profile: str, seeds: int, real: str = "") -> Run:
@@ -92,7 +93,7 @@ def find_run(name: str, profile: str, seeds: int, real: str = "") -> Run:
     trainings, pages = whole_graph(profile, seeds, real)
     runs = {run.name: run for run in (*trainings, *pages)}
     if name not in runs:
-        raise HandlabError(name, "the graph has no such run", f"choose among {', '.join(runs)}")
+        raise HandlabError(name, "the graph has no such run", choose(name, runs))
     return runs[name]
 
 # %% ../../nbs/graph/02_plan.ipynb #5dceb35e

@@ -6,15 +6,21 @@
 __all__ = ['hold_lock', 'snakemake_words', 'forget_incomplete_pages', 'named_targets', 'become_snakemake', 'command_line', 'main']
 
 # %% ../../nbs/graph/05_run.ipynb #64371460
-import argparse
-import difflib
 import fcntl
 import itertools
 import os
 import sys
 from pathlib import Path
 
-from ..core import HandlabError, one_line_errors, project_path, project_root, usable_cores
+from handlab.core import (
+    CommandLine,
+    HandlabError,
+    nearest,
+    one_line_errors,
+    project_path,
+    project_root,
+    usable_cores,
+)
 from .execute import adopt, gpu_count, prepare_data, run_one
 from .plan import figures_folder, files_made, incomplete_runs, whole_graph
 from ..pages.manifest import missing_files
@@ -61,9 +67,9 @@ def named_targets(words, profile: str, seeds: int, real: str = "") -> list[str]:
 
 
 def _unknown(word: str, known, profile: str, seeds: int) -> HandlabError:
-    near = difflib.get_close_matches(word, known, 1, 0.3)
+    near = nearest(word, known, 0.3)
     what = f"nothing of that name is made at profile {profile} with {seeds} seed{'s' * (seeds > 1)}"
-    return HandlabError(word, what, f"did you mean {near[0]}? " * bool(near) + "--dry-run names everything")
+    return HandlabError(word, what, f"did you mean {near}? " * bool(near) + "--dry-run names everything")
 
 # %% ../../nbs/graph/05_run.ipynb #6244d9ea
 def _made_again(names: list[str]) -> list[str]:
@@ -84,22 +90,22 @@ def become_snakemake(profile: str, seeds: int, cores: int = 0, more=(), real: st
     os.execv(words[0], words)
 
 # %% ../../nbs/graph/05_run.ipynb #d5663d45
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> CommandLine:
     "The commands and their options."
-    usual = argparse.ArgumentParser(add_help=False)
+    usual = CommandLine(add_help=False)
     usual.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (quick)")
     usual.add_argument("--seeds", type=int, default=1, help="how many (1)")
     real = f"make everything on the real sets in this folder ({', '.join(REAL_SETS)}) instead of their twins"
     usual.add_argument("--real", default="", metavar="FOLDER", help=real)
     text = "The graph that makes every table and figure of both papers."
-    parser = argparse.ArgumentParser(prog="python -m handlab.graph.run", description=text)
+    parser = CommandLine(prog="python -m handlab.graph.run", description=text)
     _add_commands(parser.add_subparsers(dest="what", required=True), usual)
     return parser
 
 
 def _add_commands(parts, usual):
     def add(what, text):
-        return parts.add_parser(what, help=text, description=text, parents=[usual], allow_abbrev=False)
+        return parts.add_parser(what, help=text, description=text, parents=[usual])
 
     figures = add(
         "figures", "the whole graph, or the named runs; options of Snakemake follow, such as --dry-run"
@@ -117,6 +123,9 @@ def main(arguments=None):
     "The command line."
     parser = command_line()
     given, more = parser.parse_known_args(arguments)
+    for word in more:
+        if near := nearest(word.split("=")[0], ("--profile", "--seeds", "--real", "--cores"), 0.8):
+            parser.error(f"there is no option {word}; did you mean {near}?")
     graph = given.profile, given.seeds
     if given.what == "figures":
         become_snakemake(*graph, given.cores, more, given.real)

@@ -14,10 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .output import save_figure, save_table
+from .output import choose_folder, save_figure, save_table
 from ..results.claims import World, count_sentences, read_headlines
 from ..results.published import PAPERS, facts
-from ..results.runs import about_item, graph_runs, require
+from ..results.runs import about_item, graph_runs, page_folder, require
 from ..results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_ANSWERABLE, NOT_RUN, VERDICTS
 
 # %% ../../nbs/pages/05_claims.ipynb #fe65af2f
@@ -280,12 +280,14 @@ def save_claims(
     world: World,
     table: pd.DataFrame,
     forests: dict,  # {paper: figure}
-    folder="figures",
+    folder="figures",  # or the page's own, where the files there are made of more runs
 ) -> list:  # names of the files
     "Write the headlines, the ledger, each paper's table and its forest."
     text, runs = caption(world, table), world.opened
     name = f"claims-{world.profile}{'-real' * world.real}"
     about = about_item("claims", "both", "claims", runs)
+    own = f"{world.folder}/{page_folder('claims', world.real)}/figures"
+    folder = choose_folder(name, about, folder, own)
     written = save_table(headline_table(table), f"{name}-headlines", text, folder=folder, about=about)
     counts = " ".join(count_sentences(table))
     written += save_table(table[list(SAVED)], name, f"{text} {counts}", 3, folder, about)

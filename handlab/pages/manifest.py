@@ -6,14 +6,21 @@
 __all__ = ['COLUMNS', 'HEAD', 'items', 'missing_files', 'other_files', 'manifest_page', 'write_manifest', 'main']
 
 # %% ../../nbs/pages/12_manifest.ipynb #d514e6f1
-import argparse
 import os
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from ..core import atomic_file, one_line_errors, project_path, project_root, read_json, write_json
+from handlab.core import (
+    CommandLine,
+    atomic_file,
+    one_line_errors,
+    project_path,
+    project_root,
+    read_json,
+    write_json,
+)
 from .output import markdown_table
 
 # %% ../../nbs/pages/12_manifest.ipynb #7864896c
@@ -106,7 +113,7 @@ def write_manifest(folder="figures", command: str = "make figures") -> list:  # 
 # %% ../../nbs/pages/12_manifest.ipynb #d944aed2
 def main(arguments=None):
     "The command line."
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m handlab.pages.manifest",
         description="Write README.md of a folder of tables and figures.",
     )

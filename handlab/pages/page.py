@@ -18,9 +18,17 @@ from IPython.display import Markdown, display
 
 from ..core import HandlabError
 from ..hand.metrics import scores_split
-from .output import markdown_table, save_figure, save_table
+from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.evidence import frame_scores
-from ..results.runs import BUDGETS, about_item, missing_line, open_runs, require, source_line
+from handlab.results.runs import (
+    BUDGETS,
+    about_item,
+    missing_line,
+    open_runs,
+    page_folder,
+    require,
+    source_line,
+)
 from ..results.statistics import Interval, mean_estimate
 from ..train.scores import split_columns
 from ..train.sets import drawn_together
@@ -133,21 +141,24 @@ def _about(page, item: Item, runs: list) -> dict:
     about = about_item(item.place, page.paper.name, page.paper.notebook, runs)
     if item.tested:
         about["source"] = f"{page.sets[item.tested]}; trained on {about['source']}"
+    if not runs:  # it belongs to the others of its page
+        about["runs"] = len(page.all_runs())
     return about
 
 # %% ../../nbs/pages/03_page.ipynb #d105af57
 def _keep(page, item: Item, thing, runs: list) -> None:
     files, name, about = [], _file_name(page, item, runs), _about(page, item, runs)
+    folder = page.figures and choose_folder(name, about, page.figures, page.own_figures)
     page.read += runs
     if isinstance(thing, pd.DataFrame):
         caption = page.paper.caption.format(source=source_line(runs)) if runs else ""
         page.tables[item.stored or item.name] = thing
-        if page.figures:
-            files = save_table(thing, name, caption, item.digits, page.figures, about)
+        if folder:
+            files = save_table(thing, name, caption, item.digits, folder, about)
         display(Markdown(markdown_table(thing, caption, item.digits)))
     else:
-        if page.figures:
-            files = save_figure(thing, name, page.figures, about)
+        if folder:
+            files = save_figure(thing, name, folder, about)
         plt.show()
     if files:
         print(*(path.name for path in files))
@@ -175,6 +186,17 @@ class Page:
     @property
     def profile(self) -> str:
         return Path(self.folder).name
+
+    @property
+    def own_figures(self) -> Path:
+        "Where files go if `figures` has them made of more."
+        real = not self.sets["rhd"].startswith("sim-")
+        return Path(self.folder) / page_folder(self.paper.notebook, real) / "figures"
+
+    def all_runs(self) -> list:  # RunFolders
+        "Every run that the items want and that exists."
+        names = {name: name for item in self.items for name in item.wanted(self)[0].values()}
+        return self.once("all runs", lambda: every_run(self.find(names)))
 
     def find(self, names: dict) -> dict:  # {key: run name without seed} -> {key: [RunFolder]}
         "The runs that exist."

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'VIDEOS', 'LARGEST', 'COLUMNS', 'files_named', 'read_image', 'frames_of', 'record', 'rows', 'write_table',
-           'fig_answers', 'error_line', 'Parser', 'parser', 'questions', 'run', 'save_picture', 'main']
+           'fig_answers', 'error_line', 'parser', 'questions', 'run', 'save_picture', 'main']
 
 # %% ../../nbs/predict/04_command.ipynb #63b10b8c
-import argparse
 import csv
 import dataclasses
 import glob
@@ -20,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..core import HandlabError, atomic_file, one_line_errors, progress, write_json
+from ..core import CommandLine, HandlabError, atomic_file, one_line_errors, progress, write_json
 from ..hand.draw import bare_3d, draw_hand_2d, draw_hand_3d, plain_axes
 from ..hand.skeleton import JOINTS, normalise
 from .detect import HandDetector
@@ -177,17 +176,10 @@ def _draw_spread(axis, answer):
         axis.add_patch(plt.Circle((u, v), size, fill=False, color="white", lw=0.8, alpha=0.8))
 
 # %% ../../nbs/predict/04_command.ipynb #10a70e6b
-class Parser(argparse.ArgumentParser):
-    "An argument parser whose errors are one line, as all of handlab's."
-
-    def error(self, message):
-        raise HandlabError("command line", message, f"see {self.prog} --help")
-
-
-def parser() -> Parser:
+def parser() -> CommandLine:
     "The words of the command line."
     about = "The 21 joints of hands in photographs and videos."
-    words = Parser("python -m handlab.predict", description=about, allow_abbrev=False)
+    words = CommandLine("python -m handlab.predict", description=about)
     words.add_argument(
         "images", nargs="+", metavar="IMAGE", help="images, videos, folders, or patterns in quotes"
     )

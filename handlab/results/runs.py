@@ -19,6 +19,7 @@ from pathlib import Path
 from handlab.core import (
     HandlabError,
     check_noted,
+    choose,
     project_path,
     read_arrays,
     read_errors_named,
@@ -177,7 +178,7 @@ def graph_runs(
 ) -> list[Run]:  # the longest first
     "Every run that the tables and figures need."
     if profile not in PROFILES:
-        raise HandlabError("profile", f"unknown profile {profile!r}", f"choose one of {', '.join(PROFILES)}")
+        raise HandlabError("profile", f"unknown profile {profile!r}", choose(profile, PROFILES))
     if not isinstance(seeds, int) or seeds < 1:
         raise HandlabError("seeds", f"{seeds!r} is not a number of seeds", "give 1 or more")
     runs = [run for seed in range(seeds) for run in _seed_runs(profile, seed)]
@@ -239,7 +240,7 @@ def run_command(run: Run, profile: str) -> str:
     words = " ".join(
         f"-p {name} {shlex.quote(str(value))}" for name, value in run_parameters(run, profile).items()
     )
-    return f"papermill nbs/{run.notebook}.ipynb runs/{run.notebook}.ipynb {words}"
+    return f"papermill nbs/{run.notebook}.ipynb runs/{profile}-{run.name}.ipynb {words}"
 
 # %% ../../nbs/results/03_runs.ipynb #76561e82
 _EXTRA_RUNS = {  # not in the graph
@@ -417,6 +418,7 @@ def about_item(
         "source": ", ".join(data_sources(runs)),
         "profile": profile,
         "seeds": seeds,
+        "runs": len({run.name for run in runs}),
         "date": f"{datetime.fromtimestamp(newest, UTC):%Y-%m-%d}",
         "command": make_command(profile, seeds, not runs[0].metrics["source"].startswith("sim-")),
     }

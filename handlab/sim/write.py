@@ -19,8 +19,10 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 from handlab.core import (
+    CommandLine,
     HandlabError,
     check_settings,
+    choose,
     fingerprint,
     full_disk_named,
     in_processes,
@@ -277,7 +279,7 @@ TWINS = {
 def files_of(source: str) -> type:  # a subclass of TwinFiles
     "The class `Files` of a twin."
     if source not in TWINS:
-        raise HandlabError(f"twin {source!r}", "there is no such twin", f"choose one of {', '.join(TWINS)}")
+        raise HandlabError(f"twin {source!r}", "there is no such twin", choose(source, TWINS))
     return importlib.import_module(f"handlab.sim.{TWINS[source]}").Files
 
 # %% ../../nbs/sim/09_write.ipynb #6bd7eebd
@@ -294,7 +296,7 @@ def write(
     for name in options:
         if name not in names:
             what = f"{files.source} has no such option"
-            raise HandlabError(f"option {name!r}", what, f"choose among {', '.join(names)}")
+            raise HandlabError(f"option {name!r}", what, choose(name, names))
     counts = tuple(name for name in names if name in ("training", "evaluation"))
     twin = check_settings(files(**options), not_negative=counts)
     if workers < 0:
@@ -306,21 +308,14 @@ def write(
     return writer.root
 
 # %% ../../nbs/sim/09_write.ipynb #2f0c6d87
-class _Parser(argparse.ArgumentParser):
-    "An argument parser whose errors are one line, as all of handlab's."
-
-    def error(self, message):
-        raise HandlabError("command line", message, f"see {self.prog} --help")
-
-
-def _parser(words) -> argparse.ArgumentParser:
+def _parser(words) -> CommandLine:
     "The parser; the twin that the words name adds its options."
     line, about = "python -m handlab.sim.write", "Write a simulated twin in the official layout."
     if not words or words[0] not in TWINS:
-        parser = _Parser(prog=line, description=about, allow_abbrev=False)
+        parser = CommandLine(prog=line, description=about)
         parser.add_argument("twin", choices=TWINS, help="which twin; TWIN --help shows its options")
         return parser
-    parser = _Parser(prog=f"{line} {words[0]}", description=about, allow_abbrev=False)
+    parser = CommandLine(prog=f"{line} {words[0]}", description=about)
     parser.add_argument("twin", choices=words[:1], help=argparse.SUPPRESS)
     parser.add_argument("folder", help="where to write; relative paths count from the project root")
     for each in dataclasses.fields(files_of(words[0])):

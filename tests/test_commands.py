@@ -1,0 +1,179 @@
+"What a user types: parameters of notebooks, variables of make, folders in the environment, command lines."
+
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from handlab.core import HandlabError, check_parameters, named_folder, notebook_parameters, project_root
+from handlab.data.files import real_root
+from handlab.privileged.experiment import PiSettings
+from handlab.results.runs import graph_runs, run_command
+
+NOTEBOOKS = sorted(
+    path.stem for path in (project_root() / "nbs").glob("*.ipynb") if notebook_parameters(path)[0]
+)
+
+
+@pytest.fixture
+def own_cell():
+    "The cell of parameters of train_pi."
+    cells = nbformat.read(project_root() / "nbs/train_pi.ipynb", 4).cells
+    return next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+
+
+FIELDS = [field.name for field in fields(PiSettings)]
+
+
+def given(*cells):
+    namespace = {"In": ["", *cells]}
+    for cell in cells:
+        exec(cell, namespace)
+    return check_parameters(namespace, "train_pi", FIELDS)
+
+
+def test_only_the_cell_of_parameters_and_what_papermill_gave_are_judged(own_cell):
+    usual = given(own_cell)
+    assert usual["train_frames"] is None and "batch_size" not in usual
+    for scratch in ("n = 3", 'my_note: str = "try 2"', "seeeds = [1, 2]", "import os\nprofiles = os.sep"):
+        assert given(scratch, own_cell) == given(own_cell, scratch) == usual
+    assert given(own_cell, "seed = 5\nn = 1")["seed"] == 5
+    assert given(own_cell, "batch_size = 4 * 4")["batch_size"] == 16
+    assert given(own_cell + "\ntrain_frames = 80 * 10\nmine = 1") == usual | {"train_frames": 800}
+    paths = '# Parameters\nPAPERMILL_INPUT_PATH = "a"\nPAPERMILL_OUTPUT_PATH = "b"\nseed = 2'
+    assert given(own_cell, paths) == usual | {"seed": 2}
+
+
+def test_a_misspelt_parameter_is_named_with_the_one_that_was_meant(own_cell):
+    for cells, meant in (
+        ((own_cell, "# Parameters\nSEED = 3"), "seed"),
+        ((own_cell, "# Parameters\nbatchsize = 3"), "batch_size"),
+        ((own_cell + "\nwidht = 1",), "width"),
+        ((own_cell + "\nbatch_sizes = 1",), "batch_size"),
+    ):
+        with pytest.raises(HandlabError, match=f"no such parameter; did you mean {meant}?"):
+            given(*cells)
+    with pytest.raises(HandlabError, match="'colour': this notebook has no such parameter; choose one of"):
+        given(own_cell, "# Parameters\ncolour = 3")
+    assert given(own_cell + "\nwidht = 1", own_cell) == given(own_cell)  # mended and run again
+    with pytest.raises(HandlabError, match="'dataset': it has no value"):
+        given('profile = "smoke"')
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_every_notebook_checks_its_parameters_under_its_own_name(notebook):
+    cells = nbformat.read(project_root() / f"nbs/{notebook}.ipynb", 4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert text.count("check_parameters(globals()") == 1
+    assert f'check_parameters(globals(), "{notebook}"' in text
+
+
+def test_a_named_folder_that_is_missing_is_an_error(own_cell, tmp_path, monkeypatch):
+    for name in ("data_root", "other_root", "real_root"):
+        with pytest.raises(HandlabError, match=f"{name}=.*/gone: there is no such folder"):
+            given(own_cell, f'# Parameters\n{name} = "{tmp_path}/gone"')
+    assert given(own_cell, f'# Parameters\ndata_root = "{tmp_path}"')["data_root"] == str(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(HandlabError, match="it is no folder"):
+        named_folder(tmp_path / "file", "runs")
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path / "gone"))
+    with pytest.raises(HandlabError, match="HANDLAB_ROOT=.*/gone: there is no such folder"):
+        project_root()
+
+
+@pytest.mark.parametrize(
+    "name, mark", [("rhd", "evaluation/anno_evaluation.pickle"), ("stb", "labels/B1Counting_SK.mat")]
+)
+def test_a_named_real_set_is_there_or_an_error(name, mark, tmp_path, monkeypatch):
+    variable = f"HANDLAB_REAL_{name.upper()}"
+    monkeypatch.setenv(variable, str(tmp_path / "gone"))
+    with pytest.raises(HandlabError, match=f"{variable}=.*/gone: there is no such folder"):
+        real_root(name)
+    root = tmp_path / "set"
+    (root / mark).parent.mkdir(parents=True)
+    monkeypatch.setenv(variable, str(root))
+    with pytest.raises(HandlabError, match=f"it holds no {mark}"):
+        real_root(name)
+    (root / mark).touch()
+    assert real_root(name) == root
+    for near in (tmp_path, (root / mark).parent):
+        monkeypatch.setenv(variable, str(near))
+        with pytest.raises(HandlabError, match=f"did you mean {root}?"):
+            real_root(name)
+    monkeypatch.setenv(variable, str(root))
+    (root / "source.json").write_text(f'{{"source": "sim-{name}"}}')
+    with pytest.raises(HandlabError, match="it holds a simulated twin"):
+        real_root(name)
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("HANDLAB_REAL_RDH", str(root))
+    with pytest.raises(HandlabError, match="HANDLAB_REAL_RDH: .*did you mean HANDLAB_REAL_RHD?"):
+        real_root(name)
+
+
+def make(*words):
+    words = ["make", "--dry-run", "--assume-old=.venv/.ready", *words]
+    return subprocess.run(words, cwd=project_root(), capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_make_refuses_variables_that_it_does_not_know():
+    for word, meant in (("SEED=3", "SEEDS"), ("profile=smoke", "PROFILE"), ("REALS=/data", "REAL")):
+        said = make("figures", "SEEDS=1", word)
+        assert (
+            said.returncode
+            and f"{word.split('=')[0]}: there is no such variable; did you mean {meant}?" in (said.stderr)
+        )
+    assert "no such variable; choose one of" in make("test", "COLOUR=red").stderr
+    assert make("figures", "SEEDS=2", "PROFILE=smoke", "REAL=", "FLAGS=-n", "PYTHON=python3").returncode == 0
+
+
+def test_every_run_has_its_own_output_path():
+    runs = [(run, profile) for profile in ("smoke", "quick") for run in graph_runs(profile, 2)]
+    assert len({run_command(*each).split()[2] for each in runs}) == len(runs)
+
+
+def python(*words, cwd=None):
+    return subprocess.run([sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def test_outside_a_checkout_the_graph_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
+    said = python("handlab.graph.run", "list")
+    assert (
+        said.returncode == 2 and not said.stdout and "the notebooks of the graph are not there" in said.stderr
+    )
+
+
+COMMANDS = {
+    "handlab.graph.run": ["--sed", "1"],
+    "handlab.graph.run figures": ["--seed", "1"],
+    "handlab.graph.run list": ["--seed", "1"],
+    "handlab.pages.manifest": ["--comand", "x"],
+    "handlab.sim.write": ["sim-rdh"],
+    "handlab.sim.write sim-stb": ["folder", "--trainin", "4"],
+    "handlab.predict": ["picture.png", "--detct"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_help_and_have_errors_of_one_line(command):
+    said = python(*command.split(), "--help")
+    assert said.returncode == 0 and f"usage: python -m {command}" in said.stdout and not said.stderr
+    said = python(*command.split(), *COMMANDS[command])
+    assert said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("handlab: ")
+
+
+def test_a_notebook_shows_an_error_of_one_line_without_its_traceback():
+    error = 'raise HandlabError("color/00007.png", "the image is cut short", "unpack the archive again")'
+    cells = [nbformat.v4.new_code_cell(text) for text in ("from handlab.core import HandlabError", error)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    with pytest.raises(CellExecutionError):
+        NotebookClient(notebook, kernel_name="python3").execute()
+    shown = notebook.cells[1].outputs[0]
+    line = "color/00007.png: the image is cut short; unpack the archive again"
+    assert shown.evalue == line and shown.traceback == [f"HandlabError: {line}"]
