@@ -6,14 +6,17 @@ import sys
 from dataclasses import fields
 
 import nbformat
+import numba
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+import handlab
 from handlab.core import HandlabError, check_parameters, named_folder, notebook_parameters, project_root
 from handlab.data.files import real_root
 from handlab.privileged.experiment import PiSettings
 from handlab.results.runs import graph_runs, run_command
+from handlab.sim import write
 
 NOTEBOOKS = sorted(
     path.stem for path in (project_root() / "nbs").glob("*.ipynb") if notebook_parameters(path)[0]
@@ -177,3 +180,24 @@ def test_a_notebook_shows_an_error_of_one_line_without_its_traceback():
     shown = notebook.cells[1].outputs[0]
     line = "color/00007.png: the image is cut short; unpack the archive again"
     assert shown.evalue == line and shown.traceback == [f"HandlabError: {line}"]
+
+
+def test_compiling_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(write._COMPILING, "said", False)
+    with write.compiling_said():
+        for number in (1, 2.0):  # two compilations
+            numba.njit(lambda x: x + 1)(number)
+    assert capsys.readouterr().out == "compiling the simulator, once: this takes a minute or two\n"
+    with write.compiling_said():
+        numba.njit(lambda x: x + 2)(1)
+    numba.njit(lambda x: x + 3)(1)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["handlab", "handlab.sim", "handlab.sim.dexter_object", "handlab.core"])
+def test_a_module_that_is_no_command_says_which_are(module):
+    said = python(module)
+    assert said.returncode == 2 and not said.stdout and f"{module} is no command" in said.stderr
+    said = python(module, "--help")
+    assert said.returncode == 0 and all(f"python -m {name}" in said.stdout for name in handlab.COMMANDS)
+    assert {name.split()[0] for name in COMMANDS} == {*handlab.COMMANDS}

@@ -148,7 +148,11 @@ def start_line(tally: Tally, profile: str) -> str:
 def success_line(tally: Tally, folder: str) -> str:
     "The last line, when everything is made."
     minutes = (time.time() - tally.begun) / 60
-    return f"All made in {minutes:.1f} minutes: {folder}/README.md says what is where."
+    line = f"All made in {minutes:.1f} minutes: {folder}/README.md says what is where."
+    notes = project_path("runs").glob("*/*/figures/about/*.json")
+    kept = sorted({note.parts[-4] for note in notes if note.stat().st_mtime >= tally.begun})
+    where = ", ".join(f"runs/*/{page}/figures" for page in kept)
+    return line + f" It keeps figures made of more runs; those of now are in {where}." * bool(kept)
 
 
 def failure_lines(tally: Tally, files: dict) -> str:
