@@ -59,19 +59,24 @@ def caption(world: World, table: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 # %% ../../nbs/pages/05_claims.ipynb #d33e0dc2
-def with_unit(value: float, unit: str) -> str:
-    "A number for reading: three digits, shares in per cent."
+_DECIMALS = {"mm": 2, "px": 2, "share": 1, "AUC": 3}
+
+
+def with_unit(value: float, unit: str, name: bool = True) -> str:  # name: whether the unit is written
+    "A number for reading; shares in per cent."
     if pd.isna(value):
         return ""
-    return f"{100 * value:.3g} %" if unit == "share" else f"{value:.3g} {unit}".removesuffix(" AUC")
+    number = f"{100 * value if unit == 'share' else value:.{_DECIMALS.get(unit, 2)}f}"
+    return " ".join([number, *[{"share": "%"}.get(unit, unit)] * (name and unit != "AUC")])
 
 
 def _interval(row) -> str:  # row: of itertuples
     "Ours with its interval, such as '1.18 mm (0.55 to 1.84)'."
+    ours = with_unit(row.ours, row.unit)
     if pd.isna(row.ours) or pd.isna(row.low):
-        return with_unit(row.ours, row.unit)
-    factor = 100 if row.unit == "share" else 1
-    return f"{with_unit(row.ours, row.unit)} ({factor * row.low:.3g} to {factor * row.high:.3g})"
+        return ours
+    low, high = (with_unit(edge, row.unit, name=False) for edge in (row.low, row.high))
+    return f"{ours} ({low} to {high})"
 
 
 def _meaning(row, headline) -> str:

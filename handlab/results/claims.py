@@ -212,7 +212,7 @@ def _why_open(claim: Claim, low: float, needed: float, seeds: int) -> str:
     if np.isnan(low):
         why = "one seed: the spread over seeds is unknown" if seeds == 1 else "some draws are not finite"
     if np.isnan(needed):
-        return f"{why}; how many seeds would answer it is told by 3 seeds" if seeds == 1 else why
+        return f"{why}; 3 seeds would tell how many are needed" if seeds == 1 else why
     if np.isinf(needed):
         return f"{why}; no number of seeds would answer it: more test persons are needed"
     return f"{why}; about {needed:.0f} seeds would answer it (power {POWER:.0%})"
@@ -248,26 +248,24 @@ def claims_table(world: World, claims=None) -> pd.DataFrame:  # claims: None for
     "One row per claim."
     claims = read_claims(world.graph_profile) if claims is None else claims
     table = pd.DataFrame([weigh(claim, world) for claim in claims]).set_index("id")
-    together = np.where(table.p.isna(), "", np.where(holm(table.p), "yes", "no"))
+    answered = table.verdict.isin((HOLDS, FAILS)) & table.p.notna()
+    together = np.where(answered, np.where(holm(table.p), "yes", "no"), "")
     return table.assign(**{"also together": together})
 
 # %% ../../nbs/results/07_claims.ipynb #8e46de38
 def count_sentences(table: pd.DataFrame) -> list:
-    "How many claims are answered, also after correction; how many lack power; how many are not answerable."
+    "How many claims are answered, also after correction; how many lack power or are not answerable."
     of = {verdict: table[table.verdict == verdict] for verdict in table.verdict.unique()}
     count = {verdict: len(of.get(verdict, ())) for verdict in (LACKS_POWER, NOT_ANSWERABLE, NOT_RUN)}
-    answers = []
-    for verdict, words in ((HOLDS, "hold"), (FAILS, "do not hold")):
-        rows = of.get(verdict, table[:0])
-        corrected = (rows["also together"] == "yes").sum()
-        answers.append(
-            f"{len(rows)} {words} ({corrected} also with Holm's correction for all tests together)"
-        )
-    few = (table["seeds needed"] <= 10).sum()
+    held, failed = (of.get(verdict, table[:0]) for verdict in (HOLDS, FAILS))
+    stand = [(rows["also together"] == "yes").sum() for rows in (held, failed)]
+    needed = table["seeds needed"].dropna()
+    plan = f"{(needed <= 10).sum()} of them would be answered by ten seeds or fewer"
     return [
         f"Of {len(table) - count[NOT_ANSWERABLE]} claims of both papers that can be weighed here, "
-        f"{' and '.join(answers)}.",
-        f"{count[LACKS_POWER]} lack power: {few} of them would be answered by ten seeds or fewer. "
+        f"{len(held)} hold and {len(failed)} do not hold; {stand[0]} and {stand[1]} of these stand with "
+        f"Holm's correction for all {table.p.notna().sum()} tests together.",
+        f"{count[LACKS_POWER]} lack power{f'; {plan}' if len(needed) else ''}. "
         f"{count[NOT_RUN]} have not been run.",
         f"{count[NOT_ANSWERABLE]} more are not answerable here, most of them comparisons with others' "
         "published numbers; they are listed apart and not counted.",

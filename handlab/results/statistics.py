@@ -199,8 +199,7 @@ def seeds_needed(estimate: Estimate, edge: float) -> float:  # NaN: unknown; inf
     seeds = np.arange(2, MOST_SEEDS + 1)
     of_seeds, of_frames = np.var(estimate.by_seed, ddof=1) / seeds, np.var(estimate.fixed)
     total = of_seeds + of_frames
-    freedom = np.where(of_seeds > 0, (seeds - 1) * (total / np.maximum(of_seeds, 1e-300)) ** 2, np.inf)
-    freedom = np.minimum(freedom, 1e6)
+    freedom = (seeds - 1) * (total / np.maximum(of_seeds, 1e-6 * total)) ** 2
     needed = stats.t.ppf((1 + LEVEL) / 2, freedom)
     enough = stats.nct.sf(needed, freedom, abs(estimate.value - edge) / np.sqrt(total)) >= POWER
     return float(seeds[np.argmax(enough)]) if enough.any() else np.inf
