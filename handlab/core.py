@@ -362,15 +362,71 @@ def read_arrays(path, fix: str = "delete it and run the step that writes it") ->
         raise HandlabError(path, what, fix) from None
 
 # %% ../nbs/00_core.ipynb #fb704363
-_ADMITTED = {
-    (module, name)
-    for package in ("numpy.core", "numpy._core")
-    for module, names in (
-        (f"{package}.multiarray", ("_reconstruct", "scalar")),
-        (f"{package}.numeric", ("_frombuffer",)),
-    )
-    for name in names
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+class _Dtype:
+    "Stands for NumPy's dtype while unpickling: numbers and texts of one kind, never objects or records."
+
+    def __init__(self, name, *options):
+        self.dtype = np.dtype(name if isinstance(name, str) else "O")
+        if self.dtype.kind not in "biufcSU":
+            raise pickle.UnpicklingError(f"it asks for an array of {self.dtype}")
+
+    def __setstate__(self, state):  # version, byte order, three parts of records, ...
+        if len(state) < 5 or any(part is not None for part in state[2:5]):
+            raise pickle.UnpicklingError("it asks for an array of records")
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+    def fill(self, data, shape=(), order="C"):
+        "An array from its bytes; bytes that do not fill the shape are refused."
+        data = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(data, (bytes, bytearray)) or math.prod(shape) * self.dtype.itemsize != len(data):
+            raise pickle.UnpicklingError("its bytes do not fill the array")
+        array = np.frombuffer(data, self.dtype) if data else np.zeros(0, self.dtype)
+        return array.reshape(shape, order=order)
+
+
+class _Array(np.ndarray):
+    "An array whose state is checked before it is taken."
+
+    def __setstate__(self, state):
+        version, shape, dtype, columns_first, data = state
+        filled = dtype.fill(data, shape, "F" if columns_first else "C")
+        super().__setstate__((version, shape, filled.dtype, columns_first, filled.tobytes("A")))
+
+    def __reduce__(self):
+        return np.asarray(self).__reduce__()
+
+
+def _refuse(*parts):
+    raise pickle.UnpicklingError("it makes an array in an unusual way")
+
+
+def _encode(text, encoding):
+    "The bytes of a text, as Python 2 wrote them."
+    return text.encode(encoding) if encoding == "latin1" else _refuse()
+
+
+_BUILT = {  # what the functions that pickled arrays name are replaced with
+    "_reconstruct": lambda *parts: np.ndarray.__new__(_Array, (0,), "b"),
+    "scalar": lambda dtype, data: dtype.fill(data)[()],
+    "_frombuffer": lambda data, dtype, shape, order: dtype.fill(bytes(data), shape, order),
+}
+_ADMITTED = (
+    {
+        (f"{package}.{module}", name): _BUILT[name]
+        for package in ("numpy.core", "numpy._core")
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
+    }
+    | {("numpy", "ndarray"): _refuse, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode}
+    | {
+        (module, "bytes"): lambda *parts: _refuse() if parts else b""
+        for module in ("builtins", "__builtin__")
+    }
+)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -378,7 +434,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) in _ADMITTED:
-            return super().find_class(module, name)
+            return _ADMITTED[module, name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 # %% ../nbs/00_core.ipynb #cc148bbb

@@ -196,9 +196,9 @@ def test_frames_left_out(root):
 
 def test_joints_outside_the_picture_are_not_visible(root):
     joints = numbers(0)
-    joints[0], joints[1], joints[2] = (
-        (400.0, 0, 400),
-        (0.0, -300, 400),
+    joints[17], joints[20], joints[14] = (  # tips
+        (290.0, 0, 400),
+        (0.0, -220, 400),
         ((-0.4 - K[0, 2]) / K[0, 0] * 400, 0, 400),
     )  # right of it, above it, on its first pixel
     write_part(
@@ -208,7 +208,10 @@ def test_joints_outside_the_picture_are_not_visible(root):
         text="\n".join(text_line(f"{frame}", values) for frame, values in ((1, joints), (2, numbers(1)))),
     )
     sample = BigHand(root, "all")[3]
-    assert sample.name.endswith("ego/image_D00000001") and np.flatnonzero(~sample.visible).tolist() == [0, 1]
+    assert sample.name.endswith("ego/image_D00000001") and np.flatnonzero(~sample.visible).tolist() == [
+        16,
+        20,
+    ]
 
 
 # ---- the mask

@@ -145,6 +145,9 @@ def spot(u, v, K=None, side="right"):
     )
     K = np.float32([[300, 0, 150], [0, 300, 110], [0, 0, 1]]) if K is None else K
     joints = np.tile(np.float32([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], 1]) * 500, (21, 1))
+    joints *= 1 + np.float32(0.06) * (np.arange(21) % 2)[:, None].astype(
+        np.float32
+    )  # bones of 30 mm, along the ray
     mask = np.hypot(grid_u - u, grid_v - v) < 9
     return Sample(
         image,

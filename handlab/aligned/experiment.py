@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'POSITIVE', 'ENCODER_NAMES', 'AlignedSettings', 'check_aligned', 'train_settings', 'viewpoint',
-           'modality_tensors', 'needed_pixels', 'joined', 'labelled_parts', 'with_noise', 'ViewsAt', 'make_network',
-           'AlignedLoss', 'Validation', 'train_strategy', 'trained_network', 'strategy_jobs', 'to_camera', 'predict',
-           'predict_mean', 'predict_all', 'decode_all', 'reconstruct', 'time_parts', 'equal_time_steps', 'run_name',
-           'write_run', 'open_run']
+           'modality_tensors', 'needed_pixels', 'aligned_data', 'joined', 'labelled_parts', 'with_noise', 'ViewsAt',
+           'make_network', 'AlignedLoss', 'Validation', 'train_strategy', 'trained_network', 'strategy_jobs',
+           'to_camera', 'predict', 'predict_mean', 'predict_all', 'decode_all', 'reconstruct', 'time_parts',
+           'equal_time_steps', 'run_name', 'write_run', 'open_run']
 
 # %% ../../nbs/aligned/06_experiment.ipynb #88f0393f
 from dataclasses import dataclass, replace
@@ -225,6 +225,14 @@ def needed_pixels(letters):
     return tuple(
         name for name, needs in (("image", "R"), ("depth", "D"), ("mask", "D")) if set(needs) & set(letters)
     )
+
+# %% ../../nbs/aligned/06_experiment.ipynb #7de26a8f
+def aligned_data(settings: AlignedSettings, show_progress: bool = True) -> ExperimentData:
+    "The prepared frames; that a strategy lacks the depth it needs is an error before anything is prepared."
+    recipe = make_recipe(settings.strategy)
+    sees_depth = set(recipe.encoders + recipe.decoders) & set("CD")
+    depth_for = f"strategy {settings.strategy} ({recipe})" if sees_depth else ""
+    return shared.experiment_data(settings, show_progress, depth_for)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #0e914328
 def joined(parts):  # dicts {letter: (B,...)}

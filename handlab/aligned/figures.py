@@ -28,7 +28,7 @@ from handlab.hand.draw import (
     plain_axes,
 )
 from ..hand.metrics import thresholds_3d
-from ..train.experiment import ordered_batches
+from ..train.experiment import has_depth, ordered_batches
 from ..train.loop import read_losses
 
 # %% ../../nbs/aligned/07_figures.ipynb #6ca894ab
@@ -68,15 +68,16 @@ def fig_rows(
 
 # %% ../../nbs/aligned/07_figures.ipynb #4b5e3360
 def fig_modalities(prepared, settings, indices):
-    "RGB, depth map, heat maps, cloud and pose of some frames."
+    "RGB, depth map, heat maps, cloud and pose of some frames, or what they have of these."
     chosen = prepared.subset(np.asarray(indices))
-    pixels = needed_pixels("RD")
-    batches = Batches(
-        chosen, len(chosen), augment=None, shuffle=False, cloud_points=settings.points, modalities=pixels
-    )
-    batch = batches.at(0)
-    views = modality_tensors(batch, "RDHCP", settings)
     names = dict(R="RGB and joints", D="depth map", H="heat maps", C="point cloud", P="pose")
+    if not has_depth(prepared):
+        names = {letter: name for letter, name in names.items() if letter not in "DC"}
+    pixels, points = needed_pixels(names), settings.points if "C" in names else 0
+    batch = Batches(
+        chosen, len(chosen), augment=None, shuffle=False, cloud_points=points, modalities=pixels
+    ).at(0)
+    views = modality_tensors(batch, "".join(names), settings)
     rows = [(name, letter, views[letter].numpy(), {}) for letter, name in names.items()]
     figure, axes = fig_rows(rows, 0.08)
     for ax, uv, visible in zip(axes[0], batch.uv.numpy(), batch.visible.numpy()):

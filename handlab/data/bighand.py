@@ -7,6 +7,7 @@ __all__ = ['WIDTH', 'HEIGHT', 'CAMERA', 'ANNOTATION', 'SPLITS', 'image_name', 'f
            'threshold_mask', 'decode_frame', 'drawn_frame', 'Part', 'BigHand', 'write_frame', 'write_drawn']
 
 # %% ../../nbs/data/11_bighand.ipynb #c5b6c6e6
+import contextlib
 import hashlib
 import re
 from array import array
@@ -21,15 +22,26 @@ from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (
     check_choice,
     check_complete,
+    check_some,
     file_states,
     identity_of,
-    numbers_in,
+    images_in,
+    is_folder,
+    names_in,
     read_png,
     read_source,
+    skip_match,
+    skip_names,
 )
 from .sample import Reader, Sample
 from ..hand.camera import project
-from ..hand.skeleton import BIGHAND_TO_CANONICAL, example_hand, from_bighand
+from handlab.hand.skeleton import (
+    BIGHAND_TO_CANONICAL,
+    example_hand,
+    from_bighand,
+    mean_bone,
+    unit_fault,
+)
 
 # %% ../../nbs/data/11_bighand.ipynb #968b661e
 WIDTH, HEIGHT = 640, 480  # px
@@ -42,7 +54,11 @@ def image_name(frame: int) -> str:
     return f"image_D{frame:08d}.png"
 
 # %% ../../nbs/data/11_bighand.ipynb #5cd590a5
-_SKIP_IT = "unpack the dataset again, or leave the frame out with skip=[name]"
+def _skip_it(name: str) -> str:  # 'Subject_1/76 150/image_D00000001'
+    "What to do about a broken frame."
+    return f'unpack the dataset again, or leave the frame out with skip="{name}"'
+
+
 _FIRST = re.compile(rb"(?:image_D)?(\d{1,8})(?:\.png)?")
 _NOT_A_LINE = "it is not a frame and 63 numbers"
 
@@ -54,7 +70,11 @@ def format_line(frame: int, joints) -> bytes:  # (21,3) mm, canonical order
     return b"%08d\t" % frame + b"\t".join([b"%.4f" % value for value in numbers.ravel().tolist()]) + b"\n"
 
 # %% ../../nbs/data/11_bighand.ipynb #989ed638
-def parse_line(line: bytes, where):  # the file and the line or frame, for messages
+def parse_line(
+    line: bytes,
+    where,  # the file and the line or frame, for messages
+    fix: str = "unpack the annotation again",  # what the user can do about a broken one
+):
     "The frame and the 63 numbers (63,) f32 of a line."
     first, *columns = line.split() or [b""]
     match = _FIRST.fullmatch(first)
@@ -63,9 +83,9 @@ def parse_line(line: bytes, where):  # the file and the line or frame, for messa
     except ValueError:
         numbers = np.empty(0)
     if not match or len(numbers) != 63:
-        raise HandlabError(where, _NOT_A_LINE, "unpack the annotation again")
+        raise HandlabError(where, _NOT_A_LINE, fix)
     if not np.isfinite(numbers).all():
-        raise HandlabError(where, "a label is not a finite number", _SKIP_IT)
+        raise HandlabError(where, "a label is not a finite number", fix)
     return int(match[1]), numbers
 
 # %% ../../nbs/data/11_bighand.ipynb #70aaafd4
@@ -76,14 +96,18 @@ _NUMERIC = b"0123456789+-.eE \t\r\n"
 def index_annotation(path):
     "Frames (N,) i32 in ascending order, where their lines begin (N,) i64, and a digest of the text."
     frames, starts, digest, at, number = array("i"), array("q"), hashlib.blake2b(digest_size=16), 0, 0
-    with open(path, "rb") as file:
-        while line := file.readline(_LONGEST):
-            digest.update(line)
-            number += 1
-            if columns := line.split():
-                frames.append(_frame_of(line, columns, f"{path}, line {number}"))
-                starts.append(at)
-            at += len(line)
+    try:
+        with open(path, "rb") as file:
+            while line := file.readline(_LONGEST):
+                digest.update(line)
+                number += 1
+                if columns := line.split():
+                    frames.append(_frame_of(line, columns, f"{path}, line {number}"))
+                    starts.append(at)
+                at += len(line)
+    except OSError as error:
+        fix = "unpack the annotation again"
+        raise HandlabError(path, f"it cannot be read ({error.strerror})", fix) from None
     if not frames:
         raise HandlabError(path, "the file is empty", "unpack the annotation again")
     frames, starts = np.array(frames, np.int32), np.array(starts, np.int64)
@@ -104,22 +128,24 @@ def _frame_of(line, columns, where) -> int:
     return int(match[1])
 
 # %% ../../nbs/data/11_bighand.ipynb #1f9d6736
-def _read_label(path, start: int, frame: int):
+def _read_label(path, start: int, frame: int, fix: str = "unpack the annotation again"):
     "The 63 numbers of a frame whose line begins at `start`."
     try:
         with open(path, "rb") as file:
             file.seek(start)
-            found, numbers = parse_line(file.readline(_LONGEST), f"{path}, frame {frame}")
+            found, numbers = parse_line(file.readline(_LONGEST), f"{path}, frame {frame}", fix)
     except FileNotFoundError:
         raise HandlabError(path, "the file is not there", "unpack the annotation again") from None
+    except OSError as error:
+        raise HandlabError(path, f"it cannot be read ({error.strerror})", fix) from None
     if found != frame:
         raise HandlabError(path, "it has changed since it was opened", "open the dataset again")
     return numbers
 
 # %% ../../nbs/data/11_bighand.ipynb #cfb6f6e8
-def _read_depth(path):
+def _read_depth(path, fix: str = "unpack the dataset again"):
     "The depth (480,640) u16 mm of an image file."
-    return read_png(path, "I;16", (WIDTH, HEIGHT), _SKIP_IT)
+    return read_png(path, "I;16", (WIDTH, HEIGHT), fix)
 
 
 def _encode_depth(millimetres) -> bytes:  # (480,640) u16
@@ -166,12 +192,14 @@ def decode_frame(
 ) -> Sample:
     joints = np.ascontiguousarray(from_bighand(np.asarray(numbers, np.float32)))
     if joints[:, 2].min() <= 0:
-        raise HandlabError(f"{name}, annotation", "the hand reaches behind the camera", _SKIP_IT)
+        raise HandlabError(f"{name}, annotation", "the hand reaches behind the camera", _skip_it(name))
+    if fault := unit_fault(mean_bone(joints)):
+        raise HandlabError(f"{name}, annotation", fault, _skip_it(name))
     depth = millimetres * np.float32(0.001)
     depth[millimetres == 0] = np.nan
     mask = threshold_mask(depth, joints, CAMERA)
     if not mask.any():
-        raise HandlabError(name, "the image shows nothing where the label has a hand", _SKIP_IT)
+        raise HandlabError(name, "the image shows nothing where the label has a hand", _skip_it(name))
     uv = project(joints, CAMERA).astype(np.float32)
     visible = ((uv >= -0.5) & (uv < (WIDTH - 0.5, HEIGHT - 0.5))).all(1)
     return Sample(None, depth, mask, joints, uv, visible, CAMERA.copy(), "right", name)
@@ -207,24 +235,25 @@ def _natural(name: str):
 # %% ../../nbs/data/11_bighand.ipynb #c82cc81a
 def _texts_in(folder: Path) -> list:
     "The text files of a folder in natural order, readme files aside."
-    texts = [path for path in folder.glob("*.txt") if not path.name.lower().startswith("readme")]
+    names = [name for name in names_in(folder) if name.lower().endswith(".txt")]
+    texts = [folder / name for name in names if not name.lower().startswith("readme")]
     return sorted(texts, key=lambda path: _natural(path.name))
 
 # %% ../../nbs/data/11_bighand.ipynb #dd6f02d6
 def _find_parts(root: Path) -> list:
     "The parts of a dataset in either of its forms."
     fix = f"name the folder that holds {ANNOTATION}/"
-    if not root.is_dir():
+    if not is_folder(root):
         raise HandlabError(root, "the folder is not there", fix)
     texts = root / ANNOTATION
-    if not texts.is_dir():
+    if not is_folder(texts):
         found = _texts_in(root)
         if len(found) != 1:
             raise HandlabError(root, f"it holds neither {ANNOTATION}/ nor one text file", fix)
-        images = root / "images" if (root / "images").is_dir() else root
+        images = root / "images" if is_folder(root / "images") else root
         return [Part("", images.name, images, found[0])]
     parts = {}
-    for subject in sorted((path.name for path in texts.iterdir() if path.is_dir()), key=_natural):
+    for subject in sorted(names_in(texts, folders=True), key=_natural):
         for path in _texts_in(texts / subject):
             name = f"{subject}/{path.stem.split('_')[0]}"
             if name in parts:
@@ -268,21 +297,37 @@ def _choose_subjects(
 
 # %% ../../nbs/data/11_bighand.ipynb #4d288c0e
 def _frames_of(part: Part, partial: bool):
-    "Frames (N,) i32 of a part, where their lines begin (N,) i64, and the text's digest."
+    "Frames (N,) i32 of a part, where their lines begin (N,) i64, the text's digest, images' other names."
     frames, starts, digest = index_annotation(part.annotation)
-    listed = part.images.is_dir() or not partial
-    found = numbers_in(part.images, r"image_D(\d{8})\.png") if listed else frames[:0]
+    _check_unit(part, frames, starts)
+    found, others = frames[:0], {}
+    if is_folder(part.images) or not partial:
+        found, others = images_in(part.images, r"image_D0*(\d{1,8})\.png", image_name)
     if partial:
         kept = np.isin(frames, found, assume_unique=True)
-        return frames[kept], starts[kept], digest
+        return frames[kept], starts[kept], digest, others, len(kept) - kept.sum()
     check_complete(frames, found, part.images, part.annotation, image_name)
-    return frames, starts, digest
+    return frames, starts, digest, others, 0
+
+
+def _check_unit(part: Part, frames, starts):
+    "A few labels of a text must be millimetres of a hand: the unit is the same in all of them."
+    lengths = []
+    for index in np.linspace(0, len(frames) - 1, 5).astype(int).tolist():
+        with contextlib.suppress(HandlabError):  # a broken line is an error when its frame is read
+            numbers = _read_label(part.annotation, int(starts[index]), int(frames[index]))
+            lengths.append(mean_bone(from_bighand(numbers)))
+    if lengths and (fault := unit_fault(np.median(lengths))):
+        raise HandlabError(part.annotation, fault, "use the dataset's own text, unpacked anew")
 
 # %% ../../nbs/data/11_bighand.ipynb #b415915e
+_FRAME = r"(?:(.*)/)?image_D0*(\d{1,8})(?:\.png)?"
+
+
 class BigHand(Reader):
     "Depth frames of BigHand2.2M, or of a twin in its layout, as samples without an image."
 
-    name, has_depth = "bighand", True
+    name, has_depth, frame_form = "bighand", True, _FRAME
 
     def __init__(
         self,
@@ -290,7 +335,7 @@ class BigHand(Reader):
         split: str = "training",  # 'evaluation' or 'all'
         partial: bool = False,  # True: take the frames that have both image and label
         held_out=None,  # the subjects of 'evaluation'; None: the last tenth of them
-        skip=(),  # names of samples to leave out
+        skip=(),  # names of samples to leave out; of another split: no matter
     ):
         self.root, self.split = project_path(root), split
         parts, stated = _find_parts(self.root), _stated(self.root)
@@ -299,17 +344,18 @@ class BigHand(Reader):
         chosen = _choose_subjects(subjects, split, held_out)
         self.parts = [part for part in parts if part.subject in chosen]
         found = [_frames_of(part, partial) for part in self.parts]
-        self.digests = [digest.hex() for _, _, digest in found]
+        self.digests, self.other_names = [each[2].hex() for each in found], [each[3] for each in found]
         self.frames, self.starts = (np.concatenate([each[item] for each in found]) for item in (0, 1))
-        counts = [len(frames) for frames, _, _ in found]
+        counts, self.missing = [len(each[0]) for each in found], int(sum(each[4] for each in found))
         self.part = np.repeat(np.arange(len(self.parts), dtype=np.uint16), counts)
-        _leave_out(self, skip)
+        _leave_out(self, skip_names(skip), {part.name for part in parts})
 
     def sample_name(self, index: int) -> str:
         return f"{self.parts[self.part[index]].name}/image_D{self.frames[index]:08d}"
 
     def image_path(self, index: int) -> Path:
-        return self.parts[self.part[index]].images / image_name(self.frames[index])
+        number, frame = self.part[index], int(self.frames[index])
+        return self.parts[number].images / self.other_names[number].get(frame, image_name(frame))
 
     def identity(self) -> str:
         return _identity(self)
@@ -321,20 +367,22 @@ class BigHand(Reader):
         return _read_frame(self, index)
 
 # %% ../../nbs/data/11_bighand.ipynb #8ef26b3a
-def _leave_out(reader, names):
+def _leave_out(reader, names, known):  # known: the names of the parts of all splits
     "Drop the frames of those names; some must stay."
+    reader.skipped = []
     for name in names:
-        _drop(reader, name)
-    reader.skipped = [(name, "left out on request") for name in names]
+        part, number = skip_match(_FRAME, name, "Subject_1/76 150/image_D00000001").groups()
+        if part not in known or any(each.name == part for each in reader.parts):
+            reader.skipped.append((_drop(reader, name, part, int(number)), "left out on request"))
+    check_some(reader.root, reader.frames, reader.skipped)
     if not len(reader.frames):
         fix = "unpack the dataset completely"
         raise HandlabError(reader.root, "no frame has both image and label", fix)
 
 
-def _drop(reader, name):
-    places = {part.name: number for number, part in enumerate(reader.parts)}
-    part, _, frame = str(name).rpartition("/image_D")
-    number = int(frame) if frame.isdecimal() else -1
+def _drop(reader, name, part, number) -> str:
+    "Take a frame out; its full name."
+    places = {part.name: place for place, part in enumerate(reader.parts)}
     gone = (reader.part == places.get(part, -1)) & (reader.frames == number)
     if not gone.any():
         fix = f"give names such as {reader.sample_name(0)!r}"
@@ -342,13 +390,15 @@ def _drop(reader, name):
     reader.frames, reader.starts, reader.part = (
         each[~gone] for each in (reader.frames, reader.starts, reader.part)
     )
+    return f"{part}/image_D{number:08d}"
 
 
 def _read_frame(reader, index: int) -> Sample:
     "The sample of a frame: its image and its line are read now."
     annotation, start = reader.parts[reader.part[index]].annotation, int(reader.starts[index])
-    numbers = _read_label(annotation, start, int(reader.frames[index]))
-    return decode_frame(reader.sample_name(index), _read_depth(reader.image_path(index)), numbers)
+    name = reader.sample_name(index)
+    numbers = _read_label(annotation, start, int(reader.frames[index]), _skip_it(name))
+    return decode_frame(name, _read_depth(reader.image_path(index), _skip_it(name)), numbers)
 
 
 def _identity(reader) -> str:
@@ -356,7 +406,8 @@ def _identity(reader) -> str:
     states = []
     for number, part in enumerate(reader.parts):
         start, frames = f"{part.images}/", reader.frames[reader.part == number].tolist()
-        states.append(file_states([start + image_name(frame) for frame in frames]))
+        names = reader.other_names[number]
+        states.append(file_states([start + names.get(frame, image_name(frame)) for frame in frames]))
     names = [part.name for part in reader.parts]
     what = reader.source, reader.split, names, reader.digests, reader.part, reader.frames
     return identity_of(*what, states=states)

@@ -20,7 +20,8 @@ _TYPES = dict(
     zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "i1 u1 i2 u2 i4 u4 f4 f8 i8 u8".split())
 )  # of the numbers as stored
 _CLASSES = {6: "f8", 7: "f4"}  # of the array: double, single
-_MATRIX, _PACKED, _LARGEST = 14, 15, 1 << 26  # element types; bytes
+_MATRIX, _PACKED = 14, 15  # element types
+_LARGEST, _MOST = 1 << 25, 1000  # bytes of a file, and of all its packed elements opened; elements
 
 
 def _elements(data, order):  # bytes; '<' or '>'
@@ -43,11 +44,11 @@ def _elements(data, order):  # bytes; '<' or '>'
         at += 8 + length + (-length % 8 if kind != _PACKED else 0)
 
 # %% ../../nbs/data/07_mat.ipynb #7f7ab32e
-def _unpacked(data):
+def _unpacked(data, most: int):  # bytes that it may have
     "The bytes of a packed element."
     opened = zlib.decompressobj()
-    out = opened.decompress(data, _LARGEST)
-    if not opened.eof:
+    out = opened.decompress(data, most + 1)
+    if not opened.eof or len(out) > most:
         raise ValueError("a packed element is cut short or too large")
     return out
 
@@ -79,9 +80,16 @@ def read_mat(data: bytes, wanted: str):
         raise ValueError("it is of MATLAB 7.3")
     if order is None:
         raise ValueError("it is no MATLAB file")
-    for kind, content in _elements(data[128:], order):
+    if len(data) > _LARGEST:
+        raise ValueError(f"it has {len(data)} bytes, label files have at most {_LARGEST}")
+    room = _LARGEST  # for what is unpacked: a small file may open into a huge one
+    for number, (kind, content) in enumerate(_elements(data[128:], order)):
+        if number == _MOST:
+            raise ValueError(f"it has more than {_MOST} elements")
         if kind == _PACKED:
-            kind, content = next(_elements(_unpacked(content), order), (0, b""))
+            content = _unpacked(content, room)
+            room -= len(content)
+            kind, content = next(_elements(content, order), (0, b""))
         found = _array(content, order, wanted) if kind == _MATRIX else None
         if found is not None:
             return found

@@ -24,10 +24,15 @@ from handlab.data.files import (
     check_choice,
     check_complete,
     check_folder,
+    check_some,
     file_states,
+    found_file,
     identity_of,
-    numbers_in,
+    images_in,
+    is_folder,
     read_png,
+    skip_match,
+    skip_names,
     source_of,
     write_image,
 )
@@ -47,7 +52,14 @@ from handlab.data.stb_depth import (
     register_depth,
 )
 from ..hand.camera import project
-from ..hand.skeleton import BONES, STB_TO_CANONICAL, example_hand, from_stb, mirror_joints
+from handlab.hand.skeleton import (
+    BONES,
+    STB_TO_CANONICAL,
+    example_hand,
+    from_stb,
+    mirror_joints,
+    unit_fault,
+)
 
 # %% ../../nbs/data/09_stb.ipynb #c1821eda
 SPLITS = {
@@ -101,9 +113,13 @@ def stored_joints(joints):  # (...,21,3) mm, canonical, SK colour camera
 
 # %% ../../nbs/data/09_stb.ipynb #a5e94596
 _AS_OFFICIAL = "use the dataset's own file, unpacked anew"
-_SKIP_IT = "unpack the dataset again, or leave the frame out with skip=['sequence/number']"
 RIGID = 0.1  # mm: how far a bone may be from its median over the sequence
 BONE_RANGE = (4.0, 150.0)  # mm: what the median of any bone of a hand lies in
+
+
+def _skip_it(name: str) -> str:  # 'sequence/number'
+    "What to do about a broken frame."
+    return f'unpack the dataset again, or leave the frame out with skip="{name}"'
 
 
 def read_labels(path):
@@ -135,6 +151,8 @@ def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numb
         typical = np.median(lengths[kept & finite], 0)
         bent = ~(np.abs(lengths - typical) < rigid).all(1)
         behind = ~(stored[2] > 0).all(0)
+    if fault := unit_fault(typical.mean()):
+        raise HandlabError(path, fault, _AS_OFFICIAL)
     if typical.min() < BONE_RANGE[0] or typical.max() > BONE_RANGE[1]:
         what = f"bones are {typical.min():.3g} to {typical.max():.3g} long, not millimetres of a hand"
         raise HandlabError(path, what, _AS_OFFICIAL)
@@ -144,7 +162,9 @@ def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numb
         (bent, "its bones are not as long as in the other frames"),
     ):
         if (wrong & kept).any():
-            raise HandlabError(f"{path}, frame {np.flatnonzero(wrong & kept)[0]}", what, _SKIP_IT)
+            number = np.flatnonzero(wrong & kept)[0]
+            fix = _skip_it(f"{Path(path).stem.split('_')[0]}/{number}")
+            raise HandlabError(f"{path}, frame {number}", what, fix)
 
 # %% ../../nbs/data/09_stb.ipynb #52254b75
 FEWEST_ON_HAND = 0.25  # share of the joints in view that must have hand within a few pixels
@@ -158,14 +178,14 @@ def _check_raw(name, color, depth_code, stored, camera):
             continue
         if array.shape != (HEIGHT, WIDTH, 3) or array.dtype != np.uint8:
             what = f"the image is {array.dtype} {array.shape}, not uint8 {(HEIGHT, WIDTH, 3)}"
-            raise HandlabError(f"{name}, {label}", what, _SKIP_IT)
+            raise HandlabError(f"{name}, {label}", what, _skip_it(name))
     if not color[..., 2].any() and color.any():
         what = "it has no blue, as only coded depth has: colour and depth are swapped"
-        raise HandlabError(f"{name}, color", what, _SKIP_IT)
+        raise HandlabError(f"{name}, color", what, _skip_it(name))
     if np.shape(stored) != (3, 21):
-        raise HandlabError(f"{name}, label", f"its shape is {np.shape(stored)}, not (3, 21)", _SKIP_IT)
+        raise HandlabError(f"{name}, label", f"its shape is {np.shape(stored)}, not (3, 21)", _skip_it(name))
     if not np.isfinite(stored).all():
-        raise HandlabError(f"{name}, label", "a label is not a finite number", _SKIP_IT)
+        raise HandlabError(f"{name}, label", "a label is not a finite number", _skip_it(name))
 
 # %% ../../nbs/data/09_stb.ipynb #60c42580
 def _check_hand(name, mask, uv, visible):
@@ -175,7 +195,7 @@ def _check_hand(name, mask, uv, visible):
     share = grown[v, u].mean() if len(u) else 1.0
     if share < FEWEST_ON_HAND:
         what = f"only {share:.0%} of the joints have a surface near them: it is not the depth of this frame"
-        raise HandlabError(f"{name}, depth", what, _SKIP_IT)
+        raise HandlabError(f"{name}, depth", what, _skip_it(name))
 
 # %% ../../nbs/data/09_stb.ipynb #f0f2d0a7
 def decode_frame(
@@ -189,7 +209,7 @@ def decode_frame(
     _check_raw(name, color, depth_code, stored, camera)
     joints, K = camera_joints(stored, camera), SK_COLOR_K if camera == "SK" else BB_K
     if joints[:, 2].min() <= 0:
-        raise HandlabError(f"{name}, label", "the hand reaches behind the camera", _SKIP_IT)
+        raise HandlabError(f"{name}, label", "the hand reaches behind the camera", _skip_it(name))
     uv = project(joints, K)
     visible = ((np.rint(uv) >= 0) & (np.rint(uv) <= [WIDTH - 1, HEIGHT - 1])).all(1)
     depth = mask = None
@@ -257,9 +277,9 @@ def write_labels(root, sequence: str, stored):  # (3,21,N) mm
     os.replace(partial, path)
 
 # %% ../../nbs/data/09_stb.ipynb #f6689493
-def _images_in(folder, prefix: str):
-    "The numbers of a folder's images with this prefix; numbers are not padded."
-    return numbers_in(folder, re.escape(prefix) + r"(0|[1-9]\d*)\.png")
+def _images_in(folder, prefix: str) -> tuple:
+    "The numbers of a folder's images with this prefix, and {number: name} of those with another name."
+    return images_in(folder, re.escape(prefix) + r"0*(\d{1,9})\.png", (prefix + "{}.png").format)
 
 
 def _usable_frames(folder, annotation, images: dict, labelled: int, partial: bool):  # {prefix: numbers}
@@ -272,7 +292,7 @@ def _usable_frames(folder, annotation, images: dict, labelled: int, partial: boo
 # %% ../../nbs/data/09_stb.ipynb #4fdbdf1b
 def _sequence_labels(reader, sequence: str, skipped, rigid: float):
     "The checked labels (3,21,N) of a sequence; `skipped`: pairs (sequence, number) that need not be right."
-    path = label_path(reader.root, sequence, reader.camera)
+    path = found_file(label_path(reader.root, sequence, reader.camera))
     stored = read_labels(path)
     if reader.source == "stb" and stored.shape[2] != FRAMES:
         what = f"it holds {stored.shape[2]} frames, an official sequence has {FRAMES}"
@@ -283,25 +303,36 @@ def _sequence_labels(reader, sequence: str, skipped, rigid: float):
 # %% ../../nbs/data/09_stb.ipynb #c98d0d96
 def _has_sequence(root, sequence: str, camera: str) -> bool:
     "Are labels and a folder of images there?"
-    return label_path(root, sequence, camera).exists() and (Path(root) / "images" / sequence).is_dir()
+    return found_file(label_path(root, sequence, camera)).exists() and is_folder(
+        _images_folder(root) / sequence
+    )
+
+
+def _images_folder(root) -> Path:
+    "The folder of the sequences: `images`, or the root where the archives were unpacked without it."
+    folder = Path(root) / "images"
+    unpacked = any(is_folder(Path(root) / name) for names in SPLITS.values() for name in names)
+    return Path(root) if unpacked and not is_folder(folder) else folder
+
+
+_FRAME = rf"(?:(?:{'|'.join(SPLITS)})/)?({'|'.join(sum(SPLITS.values(), ()))})/0*(\d{{1,9}})"
 
 
 def _skip_key(text) -> tuple:
     "'B2Counting/17' as a pair."
-    sequence, _, number = str(text).partition("/")
-    if not any(sequence in names for names in SPLITS.values()) or not number.isdecimal():
-        fix = "give 'sequence/number', such as 'B2Counting/17'"
-        raise HandlabError(f"skip {text!r}", "it names no frame", fix)
+    sequence, number = skip_match(_FRAME, str(text), "B2Counting/17").groups()
     return sequence, int(number)
 
 # %% ../../nbs/data/09_stb.ipynb #3cff58ce
 def _list_frames(reader, names, partial: bool) -> tuple:
-    "The frames (sequence, number) of a reader's sequences, and whether they have depth."
+    "The frames (sequence, number) of a reader's sequences, images' other names, whether there is depth."
     prefixes = [_image_prefix(reader.camera)]
     if reader.camera == "SK":
         prefixes.append(_image_prefix("SK", depth=True))
-    folders = {name: reader.root / "images" / name for name in names}
-    listed = {name: {prefix: _images_in(folders[name], prefix) for prefix in prefixes} for name in names}
+    folders = {name: _images_folder(reader.root) / name for name in names}
+    found = {name: {prefix: _images_in(folders[name], prefix) for prefix in prefixes} for name in names}
+    others = {name: {prefix: each[1] for prefix, each in found[name].items()} for name in names}
+    listed = {name: {prefix: each[0] for prefix, each in found[name].items()} for name in names}
     has_depth = len(prefixes) > 1 and any(len(images[prefixes[1]]) for images in listed.values())
     frames = []
     for name in names:
@@ -309,42 +340,51 @@ def _list_frames(reader, names, partial: bool) -> tuple:
         annotation, count = label_path(reader.root, name, reader.camera), reader.labels[name].shape[2]
         usable = _usable_frames(folders[name], annotation, images, count, partial)
         frames += [(name, number) for number in usable]
-    return frames, has_depth
+    return frames, others, has_depth
 
 # %% ../../nbs/data/09_stb.ipynb #ea2d5e21
 class STB(Reader):
     "Frames of one split of STB, or of a twin in its layout, as samples."
 
-    name = "stb"
+    name, frame_form = "stb", _FRAME
 
     def __init__(
         self,
         root,  # the folder that holds `images` and `labels`
         split: str = "training",  # B2 to B6, or 'evaluation': B1
         partial: bool = False,  # True: take the sequences and frames that are there
-        skip=(),  # frames to leave out, as 'B2Counting/17'
+        skip=(),  # frames to leave out, as 'B2Counting/17'; of the other split: no matter
         camera: str = "SK",  # 'SK' with depth; 'BB_left' or 'BB_right' without
         rigid: float = RIGID,  # mm: how far the labels' bones may be from their median
     ):
         self.root, self.split, self.camera = project_path(root), split, camera
         check_choice("STB", "split", split, SPLITS)
         check_choice("STB", "camera", camera, CAMERAS)
-        for folder in ("images", "labels"):
-            check_folder(self.root / folder, "images/ and labels/")
-        self.source, skipped = source_of(self.root, "stb"), [_skip_key(text) for text in skip]
+        for folder in (_images_folder(self.root), self.root / "labels"):
+            check_folder(folder, "images/ and labels/")
+        self.source, skipped = source_of(self.root, "stb"), [_skip_key(text) for text in skip_names(skip)]
         names = [name for name in SPLITS[split] if not partial or _has_sequence(self.root, name, camera)]
         labels = functools.partial(_sequence_labels, self, skipped=skipped, rigid=rigid)
         self.labels = {name: labels(name) for name in names}
-        found, self.has_depth = _list_frames(self, names, partial)
+        found, self.other_names, self.has_depth = _list_frames(self, names, partial)
+        self.missing = sum(stored.shape[2] for stored in self.labels.values()) - len(found)
+        _check_skipped(self, skipped)
         self.frames = [frame for frame in found if frame not in skipped]
         gone = [frame_name(split, *frame) for frame in found if frame in skipped]
         self.skipped = [(name, "left out on request") for name in gone]
+        check_some(self.root, self.frames, self.skipped)
         if not self.frames:
             what = f"no labelled frame of {split} has its images"
             raise HandlabError(self.root, what, "unpack the dataset completely")
 
     def __repr__(self):
         return _describe(self)
+
+    def path(self, sequence: str, number: int, depth: bool = False) -> Path:
+        "Where an image of a frame lies, whatever its name is."
+        prefix = _image_prefix(self.camera, depth)
+        name = self.other_names[sequence][prefix].get(number, f"{prefix}{number}.png")
+        return _images_folder(self.root) / sequence / name
 
     def identity(self) -> str:
         return _identity(self)
@@ -353,6 +393,14 @@ class STB(Reader):
         return _read_frame(self, *self.frames[index])
 
 # %% ../../nbs/data/09_stb.ipynb #10d12d59
+def _check_skipped(reader, skipped):
+    "A frame to leave out that a sequence of this split does not have is an error."
+    for sequence, number in skipped:
+        if sequence in reader.labels and number >= reader.labels[sequence].shape[2]:
+            what = f"{sequence} has {reader.labels[sequence].shape[2]} frames, from 0 on"
+            raise HandlabError(f"skip '{sequence}/{number}'", what, "give the number of one of them")
+
+
 def _describe(reader) -> str:
     depth = "with" if reader.has_depth else "without"
     what = f"{len(reader)} frames of {reader.source}, camera {reader.camera}, {depth} depth"
@@ -362,7 +410,7 @@ def _describe(reader) -> str:
 def _identity(reader) -> str:
     "A short name for the content: labels, frames, sizes and dates of all files."
     paths = [
-        image_path(reader.root, *frame, reader.camera, depth)
+        reader.path(*frame, depth)
         for frame in reader.frames
         for depth in (False, True)[: 1 + reader.has_depth]
     ]
@@ -373,9 +421,10 @@ def _identity(reader) -> str:
 def _read_frame(reader, sequence: str, number: int) -> Sample:
     "The sample of a frame: its images are opened now."
     size, depth_code = (WIDTH, HEIGHT), None
-    color = read_png(image_path(reader.root, sequence, number, reader.camera), "RGB", size, _SKIP_IT)
+    fix = _skip_it(f"{sequence}/{number}")
+    color = read_png(reader.path(sequence, number), "RGB", size, fix)
     if reader.has_depth:
-        depth_code = read_png(image_path(reader.root, sequence, number, depth=True), "RGB", size, _SKIP_IT)
+        depth_code = read_png(reader.path(sequence, number, depth=True), "RGB", size, fix)
     label = reader.labels[sequence][..., number]
     return decode_frame(frame_name(reader.split, sequence, number), color, depth_code, label, reader.camera)
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FINGERS', 'JOINTS', 'WRIST', 'ROOT', 'TIPS', 'PARENTS', 'BONES', 'RHD_TO_CANONICAL', 'STB_TO_CANONICAL',
-           'BIGHAND_TO_CANONICAL', 'DEXTER_MISSING', 'STAND_IN_SCALE', 'library_of', 'as_array', 'as_like',
-           'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand', 'from_dexter', 'mirror_joints',
-           'handedness', 'root_of', 'hand_scale', 'normalise', 'denormalise']
+           'BIGHAND_TO_CANONICAL', 'DEXTER_MISSING', 'UNITS', 'MEAN_BONE', 'STAND_IN_SCALE', 'library_of', 'as_array',
+           'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand', 'from_dexter',
+           'mirror_joints', 'handedness', 'root_of', 'hand_scale', 'mean_bone', 'unit_fault', 'normalise',
+           'denormalise']
 
 # %% ../../nbs/hand/01_skeleton.ipynb #24c7b263
 import numpy as np
@@ -169,6 +170,33 @@ def root_of(
 def hand_scale(joints):  # (...,21,3) mm
     "Length of the middle finger's first bone, MCP to PIP, (...) mm."
     return ((joints[..., ROOT, :] - joints[..., ROOT + 1, :]) ** 2).sum(-1) ** 0.5
+
+# %% ../../nbs/hand/01_skeleton.ipynb #7401da7f
+UNITS = {"metres": 1000.0, "centimetres": 10.0, "millimetres": 1.0}  # mm
+MEAN_BONE = (12.0, 115.0)  # mm: wider than hands of any age; below a factor of 10, so that units stay apart
+
+
+def mean_bone(joints):  # (...,21,3)
+    "The mean length (...) of the 20 bones, in the unit of the input; NaN where a joint is not annotated."
+    bones = joints[..., BONES[:, 1], :] - joints[..., BONES[:, 0], :]
+    return ((bones**2).sum(-1) ** 0.5).mean(-1)
+
+
+def unit_fault(
+    length: float,  # a length of a hand, in the unit that is due
+    due: str = "millimetres",  # or 'metres', 'centimetres'
+    typical: tuple = MEAN_BONE,  # mm: what the length lies in for any hand
+    what: str = "bones are {} long on average",
+):
+    "What is wrong with a hand's length, with the unit it must have been measured in; None where it can be."
+    low, high = typical
+    fitting = [unit for unit, factor in UNITS.items() if low <= length * factor <= high]
+    if due in fitting:
+        return None
+    if length == 0:
+        return "all its joints lie in one point"
+    found = f"the labels are in {fitting[0]}, not in {due}" if fitting else "that is no hand"
+    return f"its {what.format(f'{length:.3g} {due}')}: {found}"
 
 # %% ../../nbs/hand/01_skeleton.ipynb #ef029b3a
 STAND_IN_SCALE = 33.0  # mm, where the bone is not annotated; the median of RHD's evaluation hands

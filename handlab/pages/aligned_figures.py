@@ -148,7 +148,9 @@ def measure_tips(
     for variant, each in runs.items():
         for run in each:
             settings, _, network = opened(run, device)
-            reader = evaluation_reader(dataset, root, settings.test_frames, settings.data_seed)
+            reader = evaluation_reader(
+                dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip
+            )
             crops = replace(crop_settings(settings), crop="tips")
             prepared = prepared_reader(reader, crops, show_progress=False)
             curves = tip_curves(predict(network, prepared, settings, device), prepared)

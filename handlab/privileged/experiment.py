@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'CONTROLS', 'ARMS', 'CHOICES', 'POSITIVE', 'OTHER_START', 'SECOND_ONLY', 'PLAN', 'CALIBRATION_STEPS',
-           'SEARCHED', 'SCALES', 'Stage', 'named_controls', 'stages_of', 'PiSettings', 'check_pi', 'train_settings',
-           'training_batches', 'make_network', 'trained_network', 'PoseLoss', 'PiLoss', 'carries_mask',
-           'ValidationLosses', 'depends_on', 'start_network', 'untrained_teacher', 'teacher_network', 'train_stage',
-           'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
+           'SEARCHED', 'SCALES', 'Stage', 'named_controls', 'stages_of', 'PiSettings', 'check_pi', 'pi_data',
+           'train_settings', 'training_batches', 'make_network', 'trained_network', 'PoseLoss', 'PiLoss',
+           'carries_mask', 'ValidationLosses', 'depends_on', 'start_network', 'untrained_teacher', 'teacher_network',
+           'train_stage', 'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
            'read_step_time', 'second_steps', 'search_second', 'train_second', 'predict', 'predict_all', 'choose_scale',
            'gather_losses', 'write_run']
 
@@ -23,7 +23,6 @@ from filelock import FileLock
 
 from ..core import HandlabError, fingerprint, pick_device, project_path, read_json, write_json
 from ..data.batches import Augment, Batches
-from ..data.bighand import BigHand
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
 from .losses import REDUCTIONS, loss_c, loss_inter, loss_joint, loss_mask, term_sizes
@@ -44,6 +43,7 @@ from handlab.train.loop import (
 )
 from ..train.scores import device_name
 from ..train.search import draw_candidates, search
+from ..train.sets import open_real
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
 @dataclass(frozen=True)
@@ -205,6 +205,11 @@ def check_pi(settings: PiSettings) -> PiSettings:
         "give 2 or more",
     )
     return settings
+
+# %% ../../nbs/privileged/03_experiment.ipynb #45210e2f
+def pi_data(settings: ExperimentSettings, show_progress: bool = True) -> ExperimentData:
+    "The prepared frames; that a set has no depth is an error before anything is prepared."
+    return shared.experiment_data(settings, show_progress, depth_for="Depth Net")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #60a64570
 def train_settings(
@@ -474,7 +479,7 @@ def _before_data(settings: PiSettings, show_progress: bool = True):
     reader = (
         SimBigHand("training", settings.depth_first_frames, seed=settings.data_seed)
         if twin
-        else BigHand(project_path(settings.depth_first_root), partial=True)
+        else open_real("bighand", settings.depth_first_root, "training", True, settings.skip)
     )
     return shared.prepared_reader(reader, shared.crop_settings(settings), show_progress)
 

@@ -349,7 +349,9 @@ def evaluate_2d(
 # %% ../../nbs/privileged/06_experiment_2d.ipynb #d140ac0c
 def other_frames(dataset: str, root: str, settings: Pi2dSettings):
     "The prepared evaluation crops of another dataset, cropped by its finger tips."
-    reader = evaluation_reader(dataset, root, settings.test_frames, settings.data_seed)
+    reader = evaluation_reader(
+        dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip
+    )
     return shared.prepared_reader(reader, replace(shared.crop_settings(settings), crop="tips"))
 
 # %% ../../nbs/privileged/06_experiment_2d.ipynb #c5a426c7

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SMOKE', 'FULL', 'SHARED_CHOICES', 'SHARED_POSITIVE', 'REAL_MISSING', 'NOT_TRAINING', 'ExperimentSettings',
-           'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'ExperimentData', 'prepared_folder',
-           'prepared_reader', 'experiment_data', 'has_root', 'has_depth', 'ordered_batches', 'in_order', 'mean_pose',
-           'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on', 'write_predictions', 'close_run',
-           'write_metrics']
+           'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'settings_given', 'ExperimentData',
+           'prepared_folder', 'prepared_reader', 'experiment_data', 'has_root', 'has_depth', 'ordered_batches',
+           'in_order', 'mean_pose', 'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on',
+           'write_predictions', 'close_run', 'write_metrics']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from handlab.core import (
     HandlabError,
     check_settings,
     fingerprint,
+    make_settings,
     note_files,
     pick_device,
     project_path,
@@ -30,7 +31,7 @@ from handlab.core import (
     write_json,
 )
 from ..data.batches import Batches
-from ..data.files import check_source, real_root
+from ..data.files import check_source, real_root, skip_names
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..data.rhd import RHD
 from ..hand.skeleton import ROOT, denormalise
@@ -45,7 +46,7 @@ from handlab.train.loop import (
     train_step,
 )
 from .scores import Stopwatch
-from .sets import DATASETS, reader_of
+from .sets import DATASETS, reader_of, skip_of
 
 # %% ../../nbs/train/05_experiment.ipynb #b0967fca
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ExperimentSettings:
 
     dataset: str = "sim-rhd"  # a simulated twin ('sim-rhd', 'sim-stb') or a real set ('rhd', 'stb')
     data_root: str = ""  # folder of the real dataset; not used for a twin
+    skip: str = ""  # real frames to leave out, as 'training/00003, Grasp1/0017'
+    partial: bool = False  # of real sets: take the frames whose images are there
     data_seed: int = 0  # of the simulated frames
     train_frames: int = 3040  # simulated frames to train on, 80 per person (a real set is used whole)
     validation_frames: int = 400  # the last of the training split, other persons: choices are made on them
@@ -127,6 +130,7 @@ def check_experiment(
     settings = check_settings(
         settings, SHARED_CHOICES | (choices or {}), (*SHARED_POSITIVE, *positive), not_negative=not_negative
     )
+    skip_of("rhd", settings.skip)
     require_setting(
         settings,
         "batch_size",
@@ -159,7 +163,31 @@ def crop_settings(settings: ExperimentSettings) -> CropSettings:
     "How an experiment crops."
     return CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
 
+# %% ../../nbs/train/05_experiment.ipynb #69cb2a71
+def settings_given(
+    cls,  # the experiment's settings
+    profile: str,
+    given: dict,  # of `check_parameters`: what is None stays as the profile has it
+):
+    "A profile's settings with a notebook's parameters; `skip` may be a number or a list there."
+    names = {field.name for field in fields(cls)}
+    chosen = {name: value for name, value in given.items() if name in names and value is not None}
+    if "skip" in chosen:
+        chosen["skip"] = ", ".join(skip_names(chosen["skip"]))
+    return make_settings(cls, profile, **chosen)
+
 # %% ../../nbs/train/05_experiment.ipynb #d6422d73
+def _left_out_text(prepared, shown: int = 3) -> str:
+    "The frames that are not in some prepared crops, in brackets; nothing where there are none."
+    left_out, texts = prepared.left_out, []
+    if left_out:
+        named = "; ".join(f"{frame}: {reason}" for frame, reason in left_out[:shown])
+        texts.append(f"{len(left_out)} left out, {named}{'; ...' * (len(left_out) > shown)}")
+    if prepared.missing:
+        texts.append(f"{prepared.missing} without images")
+    return f" ({', '.join(texts)})" if texts else ""
+
+
 @dataclass(frozen=True)
 class ExperimentData:
     "Where the prepared crops lie; opened on demand, so that it can be handed to other processes."
@@ -181,6 +209,24 @@ class ExperimentData:
     @property
     def test(self):
         return open_prepared(self.test_folder)
+
+    def __str__(self):
+        "Where the frames are from, how many there are and which were left out."
+        training = open_prepared(self.training_folder)
+        parts = (
+            (f"{len(self.train)} training, {len(self.validation)} validation", training),
+            (f"{len(self.test)} test frames", self.test),
+        )
+        return f"{training.source}: " + ", ".join(text + _left_out_text(prepared) for text, prepared in parts)
+
+    @property
+    def left_out(self) -> dict:
+        "What is not in the splits, for `metrics.json`: counts, and the first frames with their reasons."
+        splits = {"training": open_prepared(self.training_folder), "test": self.test}
+        return {
+            split: {"count": len(each.left_out), "first": each.left_out[:20], "without_images": each.missing}
+            for split, each in splits.items()
+        }
 
     @property
     def training_fingerprint(self) -> str:
@@ -205,11 +251,18 @@ def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
     return prepare(reader, prepared_folder(reader, crops), crops, show_progress=show_progress)
 
 # %% ../../nbs/train/05_experiment.ipynb #1b2c9272
-def experiment_data(settings: ExperimentSettings, show_progress: bool = True) -> ExperimentData:
+def experiment_data(
+    settings: ExperimentSettings,
+    show_progress: bool = True,
+    depth_for: str = "",  # what needs depth, such as "Depth Net"; empty: nothing does
+) -> ExperimentData:
     "Prepare the crops of both splits, or find them prepared."
     folders, crops = {}, crop_settings(settings)
-    for split in ("training", "evaluation"):
-        reader = reader_of(settings, split)
+    readers = {split: reader_of(settings, split) for split in ("training", "evaluation")}
+    if depth_for:
+        for split, reader in readers.items():
+            _require_depth(settings, split, reader, depth_for)
+    for split, reader in readers.items():
         folders[split] = prepared_reader(reader, crops, show_progress).folder
     count = len(open_prepared(folders["training"]))
     require_setting(
@@ -220,6 +273,14 @@ def experiment_data(settings: ExperimentSettings, show_progress: bool = True) ->
         "give fewer validation frames",
     )
     return ExperimentData(str(folders["training"]), str(folders["evaluation"]), settings.validation_frames)
+
+
+def _require_depth(settings, split: str, reader, depth_for: str):
+    "That a set has no depth is an error before anything is prepared or trained."
+    if not reader.has_depth:
+        what = f"{split} of {reader.source} has no depth images, and {depth_for} needs them"
+        fix = "unpack depth as well; train_aligned with strategy S1 or R2HP needs RGB alone"
+        raise HandlabError(settings.data_root, what, fix)
 
 # %% ../../nbs/train/05_experiment.ipynb #d1af6f50
 def has_root(prepared) -> bool:
@@ -287,12 +348,13 @@ REAL_MISSING = (
 def real_frames(
     crops: CropSettings,
     root: str = "",  # empty: data/rhd or HANDLAB_REAL_RHD
+    skip="",  # frames to leave out, as 'evaluation/00003'
 ) -> tuple:  # the prepared crops or None, and a line on what was found
     "The real evaluation frames on this machine."
     root = project_path(root) if root else real_root("rhd")
     if root is None:
         return None, REAL_MISSING
-    reader = RHD(root, "evaluation", partial=True)
+    reader = RHD(root, "evaluation", partial=True, skip=skip_of("rhd", skip))
     if reader.source != "rhd":
         raise HandlabError(
             root,
@@ -344,6 +406,8 @@ def step_times(
 NOT_TRAINING = {
     "dataset",
     "data_root",
+    "skip",
+    "partial",
     "data_seed",
     "train_frames",
     "validation_frames",
@@ -409,7 +473,7 @@ def write_metrics(
         "settings": asdict(settings),
         "seed": settings.seed,
         **provenance(),
-        "data": {"fingerprint": data.fingerprint, **counts},
+        "data": {"fingerprint": data.fingerprint, **counts, "left_out": data.left_out},
         "seconds": seconds or {},
         **content,
     }
