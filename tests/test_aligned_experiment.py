@@ -20,6 +20,7 @@ from handlab.aligned.experiment import (
     predict,
     predict_mean,
     reconstruct,
+    run_name,
     strategy_jobs,
     train_settings,
     train_strategy,
@@ -158,6 +159,21 @@ def test_a_step_is_a_function_of_its_number(data):
         first(0).noise, ViewsAt(replace(SMOKE, seed=1), data.train)(0).noise
     )
     assert first(0).beta == pytest.approx(1e-5) and first(3).beta == pytest.approx(1e-3)
+
+
+def test_three_times_the_batch_is_three_times_the_frames_and_nothing_else(data):
+    "The control of S4's three posteriors: S1's own network and loss, more frames a step."
+    one, three = replace(SMOKE, strategy="S1"), replace(SMOKE, strategy="S1", batch_factor=3)
+    few, many = ViewsAt(one, data.train)(1), ViewsAt(three, data.train)(1)
+    assert (len(few), len(many)) == (4, 12) and few.beta == many.beta
+    assert {name: view.shape[1:] for name, view in few.tensors.items()} == {
+        name: view.shape[1:] for name, view in many.tensors.items()
+    }
+    assert weights_fingerprint(make_network(one)) == weights_fingerprint(make_network(three))
+    assert AlignedLoss(one).settings == AlignedLoss(three).settings
+    assert run_name(three) == "train_aligned-S1-batch3-sim-rhd-seed0"
+    with pytest.raises(HandlabError, match="AlignedSettings.batch_factor: a batch of 84 frames"):
+        check_aligned(replace(SMOKE, batch_factor=21))
 
 
 def test_weak_supervision_takes_the_first_frames(data):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import nbformat
 import pytest
@@ -16,7 +17,8 @@ from handlab.aligned.strategies import alternating_pair, make_recipe
 from handlab.core import HandlabError, make_settings, project_root, write_json
 from handlab.graph.execute import TRIES, execute
 from handlab.graph.plan import data_names, whole_graph
-from handlab.results.runs import BUDGETS, PROFILES, REAL_SETS, STEPS, graph_runs
+from handlab.privileged.experiment import PiSettings, check_pi
+from handlab.results.runs import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
 
 
 def aligned_settings(run, profile):
@@ -34,8 +36,8 @@ def test_names_are_the_notebooks_own(profile):
             else f"{run.notebook}-{run.dataset}-seed{run.seed}"
         )
         named = run.name
-        for budget in BUDGETS:
-            named = named.replace(f"-{budget}", "")
+        for word in (*BUDGETS, "controls"):
+            named = named.replace(f"-{word}", "")
         assert named == own
     assert len({run.name for run in runs}) == len(runs)
 
@@ -47,6 +49,43 @@ def test_every_weak_supervision_has_a_whole_batch():
                 continue
             settings = aligned_settings(run, profile)
             assert round(settings.labelled_share * settings.train_frames) >= settings.batch_size
+
+
+def test_controls_are_trained_at_other_profiles_than_quick():
+    "And each differs from what it is compared with in what its name says."
+    names = {profile: {run.name for run in graph_runs(profile)} for profile in PROFILES}
+    for name in ("train_pi-controls", "train_aligned-S1-batch3", "train_aligned-R2DP", "train_aligned-RC2HP"):
+        for profile in PROFILES:
+            assert (f"{name}-sim-rhd-seed0" in names[profile]) == (profile != "quick")
+        command = command_for(f"{name}-sim-rhd", "quick")  # also where the graph does not make it
+        assert f"-p out runs/quick/{name}-sim-rhd-seed0" in command and "-p profile quick" in command
+    runs = {run.name: run for run in graph_runs("full")}
+    for name, like in (("S1-batch3", "S1"), ("R2DP", "R2CP"), ("RC2HP", "S4")):
+        own, other = (
+            aligned_settings(runs[f"train_aligned-{each}-sim-rhd-seed0"], "full") for each in (name, like)
+        )
+        changed = {
+            field.name for field in fields(own) if getattr(own, field.name) != getattr(other, field.name)
+        }
+        assert changed == ({"batch_factor"} if name == "S1-batch3" else {"strategy"})
+    assert str(make_recipe("RC2HP")) == str(make_recipe("S4")).replace("2C", "2")
+    assert make_recipe("R2DP").decoders == make_recipe("R2CP").decoders.replace("C", "D")
+
+
+def test_depth_net_begins_on_bighand_at_full(real_sets, tmp_path):
+    runs = {run.name: run.parameters for run in graph_runs("full")}
+    assert runs["train_pi-sim-rhd-seed0"]["depth_first"] == "sim-bighand"
+    assert make_settings(PiSettings, "full").depth_first == "sim-bighand"
+    assert not any("depth_first" in run.parameters for run in graph_runs("quick"))
+    on_real = {run.name: run.parameters for run in graph_runs("full", real=str(real_sets))}
+    assert on_real["train_pi-rhd-seed0"]["depth_first"] == ""  # no folder bighand: no twin in its place
+    for name in (*REAL_SETS, "bighand"):
+        (tmp_path / name).mkdir()
+    on_real = {run.name: run.parameters for run in graph_runs("full", real=str(tmp_path))}
+    found = on_real["train_pi-rhd-seed0"]
+    assert found["depth_first"] == "bighand" and found["depth_first_root"] == str(tmp_path / "bighand")
+    with pytest.raises(HandlabError, match="PiSettings.depth_first: Depth Net would begin on simulated"):
+        check_pi(make_settings(PiSettings, "full", dataset="rhd", data_root="x"))
 
 
 @pytest.mark.parametrize("profile", PROFILES)

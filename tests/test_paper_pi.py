@@ -30,7 +30,7 @@ from handlab.pages.curves import (
 from handlab.pages.paper_pi import findings, pi_page
 from handlab.pages.pi_scores import PANELS, STATE_OF_THE_ART
 from handlab.privileged import diagram
-from handlab.privileged.experiment import STAGES, PiSettings, make_network
+from handlab.privileged.experiment import ARMS, STAGES, PiSettings, make_network
 from handlab.results.published import published_curves, published_numbers
 from handlab.results.runs import open_runs
 from handlab.train.experiment import prepared_reader
@@ -411,6 +411,13 @@ def smoke_runs(folder: Path, dataset: str):
         labels={stage: kind.label for stage, kind in STAGES.items()},
         energy_on_hand={"rgb": 0.3, "rgb_pi": 0.4, "depth": 0.5, "hand": 0.25},
     )
+    if dataset == "sim-rhd":  # the controls' run, as far as its table reads it
+        shifts = wrong | {"pi_shuffled": [2, 2, 0]}
+        arrays = {"true": true, "visible": visible, "name": names}
+        arrays |= {stage: true + shift for stage, shift in shifts.items()}
+        labels = {stage: kind.label for stage, kind in ARMS.items()}
+        shown = dict(settings=asdict(settings), labels=labels, source=dataset)
+        write_run(folder, f"train_pi-controls-{dataset}", arrays, **shown)
     for stage in STAGES:
         (path / stage).mkdir()
         save_network(path / stage / "model.safetensors", make_network(settings, stage))
@@ -585,6 +592,24 @@ def test_findings_are_the_runs_numbers(tmp_path):
     assert "No run has been found" in findings(pi_page(tmp_path / "nothing")).data
 
 
+def test_controls_are_compared_with_rgb_and_with_depth(tmp_path, capsys):
+    errors = dict(depth=[5, 5], rgb=[30, 31], rgb_steps=[28, 30], rgb_pi=[20, 24], pi_shuffled=[27, 29])
+    labels = {stage: kind.label for stage, kind in ARMS.items()}
+    name = "train_pi-controls-sim-rhd"
+    write_run(tmp_path / "full", name, arrays_3d(**errors), labels=labels, source="sim-rhd")
+    page = pi_page(tmp_path / "full", figures="")
+    page.show("controls")
+    table = page.tables["controls"]
+    assert list(table.index) == [labels[name] for name in ("rgb", "rgb_steps", "rgb_pi", "pi_shuffled")]
+    row = table.loc["PI, shuffled depth"]
+    assert list(row[["mean EPE (mm)", "minus same steps", "minus PI"]]) == pytest.approx([28, -1, 6])
+    assert row["PI: 95 % from"] <= 6 <= row["PI: to"]
+    capsys.readouterr()
+    quick = pi_page(tmp_path / "quick", figures="")  # trains no controls: no table, and no complaint
+    quick.show("controls")
+    assert "controls" not in quick.tables and "train_pi-controls" not in capsys.readouterr().out
+
+
 def test_every_place_of_fig_3_is_a_panel_of_its_own(tmp_path):
     runs = dict(zip(("rhd", "stereo", "rhd_2d", "stereo_2d"), all_six(tmp_path / "quick")))
     for place, (key, _, title, *_) in PANELS.items():
@@ -638,6 +663,8 @@ ITEMS = {
 }
 TABLES = {
     "scores-3d-sim-rhd-sim-stb",
+    "scores-3d-joints-sim-rhd-sim-stb",
+    "controls-sim-rhd",
     "fig3-top-right-areas-sim-stb",
     "fig4-energy-sim-rhd-sim-stb",
     "table2-sim-rhd-sim-stb",

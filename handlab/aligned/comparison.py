@@ -137,6 +137,7 @@ def validation_curves(
     return {
         name: (np.asarray(each[0]["step"], int), np.array([table["epe"] for table in each], float))
         for name, each in tables.items()
+        if all(each)  # not where there were no validation frames
     }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9

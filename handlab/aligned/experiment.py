@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'POSITIVE', 'ENCODER_NAMES', 'AlignedSettings', 'check_aligned', 'train_settings', 'viewpoint',
-           'modality_tensors', 'needed_pixels', 'aligned_data', 'joined', 'labelled_parts', 'with_noise', 'ViewsAt',
-           'make_network', 'AlignedLoss', 'Validation', 'train_strategy', 'trained_network', 'strategy_jobs',
+           'modality_tensors', 'needed_pixels', 'aligned_data', 'joined', 'labelled_parts', 'paired_part', 'with_noise',
+           'ViewsAt', 'make_network', 'AlignedLoss', 'Validation', 'train_strategy', 'trained_network', 'strategy_jobs',
            'to_camera', 'predict', 'predict_mean', 'predict_all', 'decode_all', 'reconstruct', 'time_parts',
            'equal_time_steps', 'run_name', 'write_run', 'open_run']
 
@@ -29,7 +29,7 @@ from handlab.aligned.strategies import (
     make_recipe,
     posterior_names,
 )
-from ..core import HandlabError, make_settings, pick_device, read_json, torch_generator
+from ..core import HandlabError, make_settings, numpy_generator, pick_device, read_json, torch_generator
 from ..data.batches import Augment, Batches
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
@@ -46,8 +46,14 @@ class AlignedSettings(ExperimentSettings):
 
     strategy: str = "S4"  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2HP', 'RD2DHP'
     labelled_share: float = 1.0  # weak supervision, Fig. 8: the first share of the training frames has labels
+    labelled_by: str = "first"  # the labelled ones are the 'first', as the paper; or drawn among all 'frames'
     use_unlabelled: bool = True  # ... and the others take part without labels (RC2C), or are left out
+    batch_factor: int = (
+        1  # batches of this many times batch_size frames, a control of S1: S4 draws three codes
+    )
     correspondence: bool = True  # False: one sensor per training frame (supplement, section E)
+    paired_share: float = 1.0  # the first share of the training frames has corresponding data ...
+    unpaired_steps: int = 0  # ... the first steps see all frames, each by one sensor (supplement, section E)
     viewpoint_correction: bool = True  # rotate pose and cloud: the crop's centre lies on the optical axis
     crop: int = 128  # side of the RGB encoder's input, px (the paper: 256)
     crop_by: str = "mask"  # around the 'mask', as the paper, the visible joints ('zb'), or the finger 'tips'
@@ -125,6 +131,7 @@ class AlignedSettings(ExperimentSettings):
             warm_up=0,
             schedule="step",
             rotation=180.0,
+            context=1.64,
             validate_every=2000,
             timing_steps=50,
         ),
@@ -132,12 +139,14 @@ class AlignedSettings(ExperimentSettings):
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1a4fc0a9
 CHOICES = {
+    "labelled_by": ("first", "frames"),
     "pose_norm": ("vector", "joints", "squared"),
     "map_norm": ("maps", "squared"),
     "cloud_decoder": ("folding", "layers"),
 }
 POSITIVE = (
     "latent",
+    "batch_factor",
     "points",
     "map_size",
     "steps",
@@ -157,6 +166,9 @@ POSITIVE = (
 def _requirements(settings):  # (setting, whether it holds, what is wrong, what to do)
     recipe, points, share = make_recipe(settings.strategy), settings.points, settings.labelled_share
     yield "labelled_share", 0 < share <= 1, f"{share} is not a share", "give a number above 0, at most 1"
+    frames = settings.batch_factor * settings.batch_size
+    holds = frames <= settings.train_frames
+    yield "batch_factor", holds, f"a batch of {frames} frames is larger than the training set", "give less"
     matched = 0 <= settings.matched_points <= points
     yield "matched_points", matched, f"a cloud has {points} points", "give at most that many, or 0 for all"
     drawn, count = settings.cloud_posteriors, len(posterior_names(recipe))
@@ -165,6 +177,14 @@ def _requirements(settings):  # (setting, whether it holds, what is wrong, what 
     corresponding = settings.correspondence or recipe.alignment == "product"
     problem = f"{recipe} has no encoders that could see different frames"
     yield "correspondence", corresponding, problem, "choose strategy S4"
+    pairs = settings.paired_share
+    yield "paired_share", 0 < pairs <= 1, f"{pairs} is not a share", "give a number above 0, at most 1"
+    separate = settings.correspondence and recipe.alignment == "product"
+    few = pairs < 1 or settings.unpaired_steps > 0
+    problem = f"{recipe} cannot learn from unpaired frames first and from pairs then"
+    yield "paired_share", separate or not few, problem, "choose strategy S4 with correspondence"
+    within = 0 <= settings.unpaired_steps < settings.steps
+    yield "unpaired_steps", within, f"there are {settings.steps} steps", "give at least 0 and fewer than that"
     size = settings.map_size
     yield "map_size", size % 16 == 0, f"{size} is not a multiple of 16", "choose 64, 32 or 16"
     square = round(points**0.5) ** 2 == points
@@ -247,7 +267,7 @@ def joined(parts):  # dicts {letter: (B,...)}
 def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled': frames}
     "The training frames with labels and, where the settings use them, those without."
     count = max(1, round(settings.labelled_share * len(train)))
-    if count < settings.batch_size:
+    if count < settings.batch_factor * settings.batch_size:
         raise HandlabError(
             "labelled_share",
             f"{count} labelled frames are fewer than a batch",
@@ -255,8 +275,24 @@ def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled
         )
     if count == len(train):
         return {"labelled": train}
-    parts = {"labelled": train.subset(slice(0, count)), "unlabelled": train.subset(slice(count, None))}
-    return parts if settings.use_unlabelled else {"labelled": parts["labelled"]}
+    order = np.arange(len(train))
+    if settings.labelled_by == "frames":
+        order = numpy_generator(settings.seed, "labelled").permutation(len(train))
+    parts = {"labelled": order[:count], "unlabelled": order[count:]}
+    used = parts if settings.use_unlabelled else ("labelled",)
+    return {name: train.subset(np.sort(parts[name])) for name in used}
+
+# %% ../../nbs/aligned/06_experiment.ipynb #082f0585
+def paired_part(train, settings):
+    "The training frames that have corresponding data."
+    count = max(1, round(settings.paired_share * len(train)))
+    if count < settings.batch_factor * settings.batch_size:
+        raise HandlabError(
+            "paired_share",
+            f"{count} paired frames are fewer than a batch",
+            "give a larger share or a smaller batch_size",
+        )
+    return train.subset(slice(0, count))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7170a9ba
 def with_noise(views: Views, recipe, settings, device) -> Views:
@@ -284,15 +320,19 @@ class ViewsAt:
         self.settings, self.recipe = settings, make_recipe(settings.strategy)
         self.steps, self.device = steps or settings.steps, pick_device(str(device))
         self.letters = "".join(sorted({*self.recipe.encoders, *self.recipe.decoders}))
-        self.batches = [
-            self._batches(part, name) for name, part in labelled_parts(train, self.settings).items()
-        ]
+        self.batches = self._of_parts(train)
+        self.unpaired = self.batches if self.settings.unpaired_steps else ()
+        if self.settings.paired_share < 1:
+            self.batches = self._of_parts(paired_part(train, self.settings))
+
+    def _of_parts(self, train) -> list:
+        return [self._batches(part, name) for name, part in labelled_parts(train, self.settings).items()]
 
     def _batches(self, part, name):
         seed = self.settings.seed + (name == "unlabelled") * 1_000_003
         return Batches(
             part,
-            self.settings.batch_size,
+            self.settings.batch_factor * self.settings.batch_size,
             device=self.device,
             augment=part_of(Augment, self.settings),
             seed=seed,
@@ -303,7 +343,8 @@ class ViewsAt:
 
     def __call__(self, step):
         "Step number `step`"
-        batches = [batches.at(step) for batches in self.batches]
+        unpaired = step < self.settings.unpaired_steps
+        batches = [batches.at(step) for batches in (self.unpaired if unpaired else self.batches)]
         tensors = joined([modality_tensors(batch, self.letters, self.settings) for batch in batches])
         views = Views(
             tensors,
@@ -312,7 +353,7 @@ class ViewsAt:
         )
         if len(batches) > 1:
             views.labelled = torch.arange(len(views), device=self.device) < len(batches[0])
-        if not self.settings.correspondence:
+        if unpaired or not self.settings.correspondence:
             views.sensor = torch.cat([batch.index for batch in batches]) % len(self.recipe.encoders)
         return with_noise(views, self.recipe, self.settings, self.device)
 
@@ -375,7 +416,11 @@ def train_strategy(
 ):
     "Train a strategy, or finish or load its training; returns its `finished.json`"
     settings, device = check_aligned(settings), pick_device(str(device))
-    validation = Validation(settings, data.validation, device)
+    validation = Validation(settings, data.validation, device) if data.validation_frames else None
+
+    def validate(network):
+        return {**validation(network), **(measure(network) if measure else {})}
+
     fit(
         make_network(settings),
         AlignedLoss(settings),
@@ -383,7 +428,7 @@ def train_strategy(
         train_settings(settings, steps),
         folder,
         device,
-        validate=lambda network: {**validation(network), **(measure(network) if measure else {})},
+        validate=validate if validation else None,
         about=shared.depends_on(settings, data, experiment="aligned"),
         report=report,
         name=settings.strategy,
@@ -536,19 +581,15 @@ def equal_time_steps(settings, times, reference="S4"):  # times: {strategy: mill
 # %% ../../nbs/aligned/06_experiment.ipynb #d326c61a
 def run_name(settings):
     "The name of a run: strategy, regime, data and seed"
-    regime = [f"labelled{settings.labelled_share:g}" + "-alone" * (not settings.use_unlabelled)] * (
-        settings.labelled_share < 1
-    )
-    regime += ["apart"] * (not settings.correspondence) + ["own_view"] * (not settings.viewpoint_correction)
-    return "-".join(
-        [
-            "train_aligned",
-            settings.strategy.replace(":", "_"),
-            *regime,
-            settings.dataset,
-            f"seed{settings.seed}",
-        ]
-    )
+    words, share = [settings.strategy.replace(":", "_")], settings.labelled_share
+    if share < 1:
+        words += [f"labelled{share:g}{'-alone' * (not settings.use_unlabelled)}"]
+        words += ["frames"] * (settings.labelled_by == "frames")
+    words += [f"batch{settings.batch_factor}"] * (settings.batch_factor > 1)
+    words += [f"pairs{settings.paired_share:g}"] * (settings.paired_share < 1)
+    words += ["pretrained"] * (settings.unpaired_steps > 0)
+    words += ["apart"] * (not settings.correspondence) + ["own_view"] * (not settings.viewpoint_correction)
+    return "-".join(["train_aligned", *words, settings.dataset, f"seed{settings.seed}"])
 
 # %% ../../nbs/aligned/06_experiment.ipynb #076f218e
 def write_run(

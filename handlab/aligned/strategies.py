@@ -163,12 +163,19 @@ LABELS = {
     "R2HP": "S2: R2HP",
     "R2CP": "S2: R2CP",
     "R2CHP": "S2: R2CHP",
+    "R2DP": "S2: R2DP, depth maps",
     "S3": "S3: RC2CHP, KL",
     "S4": "S4: RC2CHP, PoE",
     "RD2DHP": "RD2DHP, depth maps",
     "alternating": "RC2CHP, alternating",
     "S1-own_view": "S1 without viewpoint correction",
     "S4-apart": "S4 without corresponding data",
+    "S1-batch3": "S1, three times the batch",
+    "RC2HP": "S4 without the cloud decoder",
+    "S4-labelled0.25-frames": "S4, 25 % labelled, frames of all persons",
+    "S4-labelled0.25-apart": "S4, 25 % labelled, no corresponding data",
+    "S4-pairs0.25": "S4, 25 % of the frames, paired",
+    "S4-pairs0.25-pretrained": "S4, unpaired first, then 25 % paired",
 }
 
 # %% ../../nbs/aligned/05_strategies.ipynb #e2bdd892

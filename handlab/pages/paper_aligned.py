@@ -23,7 +23,7 @@ from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
 from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
 from ..results.published import published_strategies
-from ..results.runs import BUDGETS, source_line
+from ..results.runs import BUDGETS, control_variants, source_line
 from ..results.statistics import difference
 from ..train.experiment import close_run
 
@@ -75,6 +75,13 @@ def _weak(page: Page) -> tuple:
     "S4, its labelled shares, and S1 with all labels."
     shares = scores.weak_variants(page.folder, page.sets["rhd"])
     return variant_runs(["S1", "S4", *shares], page.sets["rhd"]), ["S4"]
+
+
+def _controls(page: Page) -> tuple:
+    "The controls and what they are compared with; a profile without them has nothing to show."
+    controls = control_variants(page.folder, page.sets["rhd"])
+    compared = variant_runs(["S4", "S1", "R2CP"], page.sets["rhd"])
+    return compared | controls, ["S4"] if controls else ["controls"]
 
 
 _ALTERNATING = [f"alternating-{budget}" for budget in BUDGETS]
@@ -137,6 +144,7 @@ ABLATION_TABLES = (
         _compared_with("S4"),
         _variants("S4", "S1", "S4-apart", needs=["S4", "S4-apart"]),
     ),
+    Item("controls", "controls of section 5.3, not in the paper", _compared_with("S4"), _controls, least=2),
     Item(
         "test_time",
         SECTION_6,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'RUNS', 'OPTIONS', 'FIG_3', 'TABLES', 'PICTURES', 'ITEMS', 'QUESTIONS', 'PUBLISHED_NAMES', 'pi_page',
-           'errors_by_frame', 'with_against_control', 'findings']
+           'errors_by_frame', 'with_against_control', 'table_controls', 'findings']
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #a57dab47
 import numpy as np
@@ -18,7 +18,7 @@ from .pi_scores import label_of, networks_of
 from ..privileged.diagram import fig_1, fig_2
 from ..results.evidence import frame_scores
 from ..results.published import published_numbers
-from ..results.runs import source_line
+from ..results.runs import has_controls, source_line
 from ..results.statistics import difference
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #31181446
@@ -39,6 +39,12 @@ def _names(page: Page, keys=tuple(RUNS)) -> dict:  # {key: run name without seed
 
 def _all(*keys):
     return lambda page: (_names(page, keys), keys)
+
+
+def _controls(page: Page) -> tuple:
+    "The run of the controls; a profile without them has nothing to show, and nothing is missing."
+    name = f"train_pi-controls-{page.sets['rhd']}"
+    return {"controls": name} if has_controls(page.folder, name) else _names(page, ["rhd"]), ["controls"]
 
 
 def _any(*keys):
@@ -109,6 +115,12 @@ TABLES = (
         "Fig. 3, 3D errors by joint",
         lambda runs, page: pi_scores.table_3d_split({"RHD": runs["rhd"], "Stereo": runs["stereo"]}),
         _all("rhd", "stereo"),
+    ),
+    Item(
+        "controls",
+        "controls of section 4.1, not in the paper",
+        lambda runs, page: table_controls(runs["controls"]),
+        _controls,
     ),
     Item(
         "fig3-top-right-areas",
@@ -199,10 +211,24 @@ def errors_by_frame(runs, network: str) -> np.ndarray:  # (seeds, frames)
     return np.stack([frame_scores(run.predictions, network, "error") for run in runs])
 
 
-def with_against_control(runs, network: str):  # Interval of the error with depth minus the control's
-    "What privileged training adds to as many steps of RGB alone."
-    first, second = (errors_by_frame(runs, name) for name in (network, "rgb_steps"))
+def with_against_control(runs, network: str, control: str = "rgb_steps"):  # an Interval
+    "What privileged training adds to as many steps of RGB alone, or to another network of its run."
+    first, second = (errors_by_frame(runs, name) for name in (network, control))
     return difference(first, second, groups_of(runs[0]))
+
+# %% ../../nbs/pages/07_paper_pi.ipynb #fb2d71f8
+def table_controls(runs) -> pd.DataFrame:
+    "Mean EPE (mm) of every network that sees RGB, and its differences from two of them."
+    rows = []
+    for network in networks_of(runs):
+        if network in ("depth", "mean_pose"):
+            continue
+        row = {"network": label_of(runs, network), "mean EPE (mm)": errors_by_frame(runs, network).mean()}
+        for name, other in (("same steps", "rgb_steps"), ("PI", "rgb_pi")):
+            apart = with_against_control(runs, network, other)
+            row |= {f"minus {name}": apart.value, f"{name}: 95 % from": apart.low, f"{name}: to": apart.high}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("network")
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #0a3a9abb
 def _published(test: str, network: str) -> float:

@@ -42,7 +42,7 @@ from handlab.train.loop import (
     write_losses,
 )
 from ..train.scores import device_name
-from ..train.search import draw_candidates, search
+from ..train.search import draw_candidates, final_error, search
 from ..train.sets import open_real
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
@@ -151,6 +151,7 @@ class PiSettings(ExperimentSettings):
         "full": shared.FULL
         | dict(
             fc_width=1024,
+            depth_first="sim-bighand",
             depth_first_frames=200000,
             steps_before=100000,
             steps_first=20000,
@@ -182,6 +183,14 @@ def check_pi(settings: PiSettings) -> PiSettings:
         (*POSITIVE, "timing_steps"),
         ("search", "inter_weight", "joints_weight", "mask_weight", "steps_same_time"),
     )
+    mixes = settings.depth_first.startswith("sim-") and not settings.dataset.startswith("sim-")
+    shared.require_setting(
+        settings,
+        "depth_first",
+        not mixes,
+        f"Depth Net would begin on simulated depth maps and go on with the real ones of {settings.dataset}",
+        "give 'bighand' and depth_first_root, or '' for none",
+    )
     shuffles = "pi_shuffled" in named_controls(settings.controls)
     shared.require_setting(
         settings,
@@ -203,6 +212,13 @@ def check_pi(settings: PiSettings) -> PiSettings:
         settings.batch_size > 1 or not shuffles,
         "a batch of 1 has no other frame whose depth pi_shuffled could see",
         "give 2 or more",
+    )
+    shared.require_setting(
+        settings,
+        "search",
+        settings.validation_frames > 0 or not settings.search,
+        "there is no validation split to choose by",
+        "give validation_frames above 0, or search 0",
     )
     return settings
 
@@ -458,6 +474,9 @@ def train_stage(
         about["depth_net"] = weights_fingerprint(teacher)
     if stage == "depth" and settings.depth_first:
         about["before"] = train_before(settings, folder, device, report)["weights"]
+    validate = None
+    if data.validation_frames:
+        validate = ValidationLosses(settings, data.validation, kind.modality, depth_net, device)
     fit(
         start_network(settings, stage, folder),
         loss,
@@ -465,7 +484,7 @@ def train_stage(
         train_settings(settings, stage, steps),
         here,
         device,
-        validate=ValidationLosses(settings, data.validation, kind.modality, depth_net, device),
+        validate=validate,
         about=about,
         report=report,
         name=kind.label,
@@ -751,8 +770,7 @@ def choose_scale(
     common = dict(data=data, folder=str(folder), steps=steps, device=str(device))
     jobs = [_scale_job(name, settings, **common) for name in (*names, "control")]
     run_jobs(jobs, device, show=show, own_processes=settings.own_processes)
-    tables = {job.name: Path(folder) / job.arguments["into"] / "losses.csv" for job in jobs}
-    errors = {name: float(read_losses(table, "validation")["epe"][-1]) for name, table in tables.items()}
+    errors = {job.name: final_error(Path(folder) / job.arguments["into"]) for job in jobs}
     chosen = {"split": "validation", "epe_mean": errors, "chosen": min(names, key=errors.get)}
     write_json(Path(folder) / "scale.json", chosen, sealed=True)
     return chosen
@@ -762,7 +780,7 @@ def _rows(path, stage: str, split: str) -> list:
     "The rows of a stage's loss table, with the stage's name."
     table = read_losses(path, split)
     columns = {name: column.tolist() for name, column in table.items()}
-    columns["step"] = [int(step) for step in columns["step"]]
+    columns["step"] = [int(step) for step in columns.get("step", ())]
     named = {"network": stage, "split": split}
     return [{**named, **dict(zip(columns, row))} for row in zip(*columns.values())]
 

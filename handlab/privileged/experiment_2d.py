@@ -241,6 +241,9 @@ def train_stage_2d(
     about = {**depends_on(settings, stage, data), "mask_share": kind.mask_share}
     if kind.privileged:
         about["depth_net"] = weights_fingerprint(depth_net)
+    validate = None
+    if data.validation_frames:
+        validate = ValidationMaps(settings, data.validation, stage, depth_net, device)
     fit(
         start_machine(settings, stage, folder),
         MapLoss(settings, stage, depth_net if kind.privileged else None),
@@ -248,7 +251,7 @@ def train_stage_2d(
         train_settings(settings, stage, steps),
         here,
         device,
-        validate=ValidationMaps(settings, data.validation, stage, depth_net, device),
+        validate=validate,
         about=about,
         report=report,
         name=kind.label,

@@ -123,7 +123,7 @@ PANELS = {
 def stage_curves(folder, stage: str, offset: int) -> tuple:
     "A stage's validation and training losses, its steps moved by `offset`."
     tables = [read_losses(Path(folder) / stage / "losses.csv", split) for split in ("validation", "training")]
-    return tuple({**table, "step": table["step"] + offset} for table in tables)
+    return tuple({**table, "step": table["step"] + offset} if table else {} for table in tables)
 
 # %% ../../nbs/privileged/04_figures.ipynb #575317ba
 def draw_loss(axis, curves: tuple, stage: str, name: str, label: str):  # curves: of `stage_curves`

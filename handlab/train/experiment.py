@@ -59,7 +59,7 @@ class ExperimentSettings:
     partial: bool = False  # of real sets: take the frames whose images are there
     data_seed: int = 0  # of the simulated frames
     train_frames: int = 3040  # simulated frames to train on, 80 per person (a real set is used whole)
-    validation_frames: int = 400  # the last of the training split, other persons: choices are made on them
+    validation_frames: int = 400  # the last of the training split, for choices; 0: all are trained on
     test_frames: int = 600  # simulated frames of the evaluation split: for reporting only
     crop: int = 64  # side of the network's input in px (256 in both papers)
     context: float = 1.25  # side of the stored crop, in crops: a margin for rotation and shift
@@ -117,7 +117,7 @@ SHARED_CHOICES = {
     "precision": CHOICES["precision"],
     "protocol": ("zb", "mmpose", "pooled"),
 }
-SHARED_POSITIVE = ("train_frames", "validation_frames", "test_frames", "crop", "width", "batch_size")
+SHARED_POSITIVE = ("train_frames", "test_frames", "crop", "width", "batch_size")
 
 
 def check_experiment(
@@ -128,7 +128,10 @@ def check_experiment(
 ) -> ExperimentSettings:
     "The settings with types and values checked."
     settings = check_settings(
-        settings, SHARED_CHOICES | (choices or {}), (*SHARED_POSITIVE, *positive), not_negative=not_negative
+        settings,
+        SHARED_CHOICES | (choices or {}),
+        (*SHARED_POSITIVE, *positive),
+        not_negative=("validation_frames", *not_negative),
     )
     skip_of("rhd", settings.skip)
     require_setting(

@@ -59,7 +59,7 @@ def search(
     errors = {arm: [final_error(place) for _, place in of_arm] for arm, of_arm in trials.items()}
     chosen = {arm: int(np.nan_to_num(each, nan=np.inf).argmin()) for arm, each in errors.items()}
     found = {"split": "validation", "candidates": candidates, "epe": errors, "chosen": chosen}
-    write_json(Path(folder) / "search.json", found)
+    write_json(Path(folder) / "search.json", found, sealed=True)
     return found
 
 # %% ../../nbs/train/07_search.ipynb #686fb3e8

@@ -76,7 +76,7 @@ def reader_of(
             skip=getattr(settings, "skip", ""),
         )
     twin, block = TWINS[settings.dataset]
-    if settings.train_frames % block:
+    if settings.validation_frames and settings.train_frames % block:
         whole = (settings.train_frames // block + 1) * block
         raise HandlabError(
             "train_frames",
