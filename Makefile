@@ -31,14 +31,16 @@ environment: $(READY)
 
 # The pins decide every version; the stamp is written last, so a broken-off installation is made again.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
 # Snakefile says what depends on what; FLAGS go to Snakemake, such as FLAGS=--dry-run.
-GRAPH = $(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL),--real "$(REAL)")
+# A folder may have any name: the shell gets it from the environment, as it was given.
+export REAL_FOLDER := $(value REAL)
+GRAPH = $(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL_FOLDER),--real "$$REAL_FOLDER")
 figures: $(READY)
 	@$(GRAPH) $(FLAGS)
 

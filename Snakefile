@@ -7,7 +7,6 @@
 # nbs/results/03_runs.ipynb lists the runs, nbs/graph explains the rest. Sources are no inputs here: a rule's `code` is
 # a fingerprint of the meaning of its notebook and of all modules that this imports, so that neither a fresh clone's file
 # dates nor a comment make anything again.
-import shlex
 import sys
 
 from snakemake.logging import logger
@@ -25,10 +24,9 @@ TRAININGS, PAGES = plan.whole_graph(PROFILE, SEEDS, REAL)
 DATA = plan.data_names(PROFILE, SEEDS, REAL)
 MADE = plan.files_made(PROFILE, SEEDS, REAL)
 FIGURES = plan.figures_folder(PROFILE)
-CALL = f"{sys.executable} -m handlab.graph.run"
-OPTIONS = f"--profile {PROFILE} --seeds {SEEDS}" + (f" --real {shlex.quote(REAL)}" if REAL else "")
+CALL = [sys.executable, "-m", "handlab.graph.run"]  # quoted in the shell (:q): folders may have any name
+OPTIONS = ["--profile", PROFILE, "--seeds", SEEDS, *(["--real", REAL] if REAL else [])]
 GPUS = int(config.get("gpus", gpu_count()))  # of this machine, or of each of a cluster's jobs
-THREADS = "" if GPUS else "OMP_NUM_THREADS=1"  # on a CPU a training is one thread, or several processes of one thread each
 DATA_CODE = code_fingerprint("handlab/train/experiment.py")
 
 
@@ -52,7 +50,7 @@ for name, needs in DATA.items():
         params: code=DATA_CODE, wanted=needs
         threads: data_threads()
         priority: 10000
-        shell: "{CALL} data {rule} {OPTIONS} --output {output} &> {log}"  # {rule}: `name` would be that of the last round
+        shell: "{CALL:q} data {rule} {OPTIONS:q} --output {output} > {log} 2>&1"  # {rule}: `name` would be that of the last round
 
 
 for run in TRAININGS:
@@ -65,7 +63,7 @@ for run in TRAININGS:
         threads: 1 if GPUS else run.threads
         resources: gpu=1 if GPUS else 0
         priority: 10 + int(10 * run.minutes * run.threads)  # the longest first
-        shell: "{THREADS} {CALL} run {rule} {OPTIONS} &> {log.text}"
+        shell: "{CALL:q} run {rule} {OPTIONS:q} > {log.text} 2>&1"
 
 
 for page in PAGES:
@@ -79,7 +77,7 @@ for page in PAGES:
         params: code=notebook_code(page), given=plan.without_roots(plan.page_parameters(page, PROFILE))
         resources: gpu=1 if GPUS else 0
         priority: 1
-        shell: "{THREADS} {CALL} run {rule} {OPTIONS} &> {log.text}"
+        shell: "{CALL:q} run {rule} {OPTIONS:q} > {log.text} 2>&1"
 
 
 rule manifest:
@@ -89,7 +87,7 @@ rule manifest:
     params:
         code=code_fingerprint("handlab/pages/manifest.py"),
         command=make_command(PROFILE, SEEDS, bool(REAL))
-    shell: "{sys.executable} -m handlab.pages.manifest {FIGURES} --command '{params.command}' --json {output} &> {log}"
+    shell: "{sys.executable:q} -m handlab.pages.manifest {FIGURES} --command {params.command:q} --json {output} > {log} 2>&1"
 
 
 # One readable line per run that has ended, instead of Snakemake's own.

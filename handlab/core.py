@@ -8,16 +8,19 @@ __all__ = ['SEAL', 'HandlabError', 'one_line_errors', 'CommandLine', 'nearest', 
            'atomic_folder', 'plain', 'fingerprint', 'write_json', 'read_json', 'file_state', 'file_digest',
            'note_files', 'check_noted', 'write_arrays', 'read_arrays', 'read_pickle', 'check_settings', 'make_settings',
            'assigned_names', 'notebook_parameters', 'check_parameters', 'seed_words', 'numpy_generator',
-           'torch_generator', 'pick_device', 'usable_cores', 'git_commit', 'hardware', 'provenance', 'progress',
-           'one_thread', 'can_spawn', 'end_with_parent', 'in_processes']
+           'torch_generator', 'pick_device', 'usable_cores', 'compiled_once', 'git_commit', 'hardware', 'provenance',
+           'progress', 'figures_inline', 'one_thread', 'can_spawn', 'end_with_parent', 'WorkerDied',
+           'leave_if_run_again', 'WorkerPool', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #1411e854
 import argparse
 import ast
+import atexit
 import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -35,6 +38,7 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -623,7 +627,35 @@ def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 # %% ../nbs/00_core.ipynb #0fb9552b
 def usable_cores() -> int:
     "The number of cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# %% ../nbs/00_core.ipynb #8a3451ac
+def compiled_once(function=None, **options):  # options of `numba.njit`
+    "`numba.njit` with the machine code kept on disk, wherever that is possible."
+    import numba  # not at the top: reading and evaluating do without it
+
+    if function is None:
+        return functools.partial(compiled_once, **options)
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # neither the package nor the user's cache folder can be written
+        return numba.njit(function, cache=_temporary_cache(numba.config), **options)
+
+
+@functools.cache
+def _temporary_cache(config) -> bool:  # False where no temporary folder can be made either
+    "Keep compiled code until this process ends."
+    fix = "set NUMBA_CACHE_DIR to a folder that can be"
+    print(
+        f"handlab: no folder for compiled code can be written, so every start compiles again; {fix}",
+        file=sys.stderr,
+    )
+    try:
+        os.environ["NUMBA_CACHE_DIR"] = config.CACHE_DIR = tempfile.mkdtemp(prefix="handlab-")
+    except OSError:
+        return False
+    atexit.register(shutil.rmtree, config.CACHE_DIR, ignore_errors=True)
+    return True
 
 # %% ../nbs/00_core.ipynb #70c1f8a8
 _INSTRUCTIONS = (
@@ -713,6 +745,21 @@ def progress(
         leave=True,
     )
 
+# %% ../nbs/00_core.ipynb #3504541e
+def figures_inline():
+    "In a Jupyter kernel figures are shown in the notebook, whichever backend `MPLBACKEND` names."
+    named, inline = os.environ.get("MPLBACKEND", ""), "module://matplotlib_inline.backend_inline"
+    shell = sys.modules["IPython"].get_ipython() if "ipykernel" in sys.modules else None
+    if getattr(shell, "kernel", None) is None or named in ("", inline):
+        return
+    os.environ["MPLBACKEND"] = inline  # for matplotlib where it is not loaded yet
+    matplotlib = sys.modules.get("matplotlib")
+    if matplotlib and (matplotlib.get_backend(auto_select=False) or named).lower() == named.lower():
+        shell.enable_matplotlib("inline")
+
+
+figures_inline()
+
 # %% ../nbs/00_core.ipynb #2cc50a83
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -768,6 +815,37 @@ def end_with_parent(*signs):  # pipes whose end (or a message) ends this process
     threading.Thread(target=watch, daemon=True).start()
 
 
+class WorkerDied(HandlabError):
+    "A worker process ended before its work: a later call may go on where it was."
+
+
+_RUN_AGAIN = 91  # exit code of a worker process that runs the script which started it
+
+
+def leave_if_run_again():
+    "End a worker process that, at its start, runs its parent's script and would start all its work again."
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(_RUN_AGAIN)
+
+
+class WorkerPool(ProcessPoolExecutor):
+    "Worker processes that start afresh on every system, and that tell why they ended."
+
+    def __init__(self, workers: int, prepare, *arguments):  # prepare: called once in each, with the arguments
+        leave_if_run_again()
+        super().__init__(workers, multiprocessing.get_context("spawn"), prepare, arguments)
+        self.started = self._processes  # the executor forgets them when one has ended
+
+    def why_ended(self, where: str, what: str) -> WorkerDied:
+        "Why a worker ended early."
+        self.shutdown(cancel_futures=True)
+        if any(process.exitcode == _RUN_AGAIN for process in self.started.values()):
+            where, what = sys.modules["__main__"].__file__, "its worker processes run it from the top"
+            return WorkerDied(where, what, 'start the work under `if __name__ == "__main__":`')
+        fix = "memory is the usual cause: close other programs or use fewer processes, and call it again"
+        return WorkerDied(where, what, fix)
+
+
 _function = None  # what this worker process computes, set once
 
 
@@ -793,8 +871,7 @@ def in_processes(
     if workers <= 1 or not can_spawn(function):
         yield from map(function, items)
         return
-    context = multiprocessing.get_context("spawn")
-    pool, waiting = ProcessPoolExecutor(workers, context, _start_worker, (function,)), set()
+    pool, waiting = WorkerPool(workers, _start_worker, function), set()
     try:
         for item in items:
             with one_thread():
@@ -803,5 +880,7 @@ def in_processes(
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in finished)
         yield from (each.result() for each in as_completed(waiting))
+    except BrokenProcessPool:
+        raise pool.why_ended("worker processes", "one was killed or ended early") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from handlab import core
-from handlab.core import HandlabError, can_spawn, in_processes, one_thread, usable_cores
+from handlab.core import HandlabError, WorkerDied, can_spawn, in_processes, one_thread, usable_cores
 
 HERE = Path(__file__).parent
 
@@ -97,8 +96,41 @@ def test_errors_come_through(workers):
 
 
 def test_a_dead_worker_is_noticed():
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(WorkerDied, match="one was killed or ended early; memory is the usual cause"):
         list(in_processes(dies_at_five, range(100), workers=2))
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "print(sum(in_processes(abs, range(9), workers=2)))",
+        # the parent holds a lock that its workers wait for when they run the script
+        "with folder_lock(HERE / 'crops'): print(sum(in_processes(abs, range(9), workers=2)))",
+        "run_jobs([Job('one', practice_job)], show=False)",
+    ],
+)
+def test_a_script_without_a_main_guard_gets_one_line(work, tmp_path):
+    script, start = tmp_path / "my script.py", "if __name__ == '__main__':\n    "
+    imports = (
+        "from pathlib import Path\nfrom handlab.core import in_processes\n"
+        "from handlab.data.arrays import folder_lock\n"
+        "from handlab.train.jobs import Job, practice_job, run_jobs\nHERE = Path(__file__).parent\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+
+    def say():
+        return subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    script.write_text(imports + work)
+    said = say()
+    line = f"WorkerDied: {script}: its worker processes run it from the top; start the work under"
+    assert said.returncode == 1 and said.stderr.count("Traceback") == 1, said.stderr
+    assert said.stderr.splitlines()[-1] == f'handlab.core.{line} `if __name__ == "__main__":`'
+    assert not said.stdout
+    script.write_text(imports + start + work)
+    assert say().returncode == 0
 
 
 def test_few_items_are_handed_out_at_a_time(monkeypatch):
@@ -106,7 +138,7 @@ def test_few_items_are_handed_out_at_a_time(monkeypatch):
     handed_out, most, taken = [], [], []
 
     class Pool:
-        def __init__(self, *arguments):
+        def __init__(self, workers, prepare, *arguments):
             pass
 
         def submit(self, function, item):
@@ -132,7 +164,7 @@ def test_few_items_are_handed_out_at_a_time(monkeypatch):
             taken.append(item)
             yield item
 
-    monkeypatch.setattr(core, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(core, "WorkerPool", Pool)
     monkeypatch.setattr(core, "wait", finish_first)
     monkeypatch.setattr(core, "as_completed", finish_rest)
     results = in_processes(math.factorial, items(), workers=2, ahead=4)

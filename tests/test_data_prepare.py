@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from handlab.core import HandlabError, write_json
+from handlab.core import HandlabError, WorkerDied, write_json
 from handlab.data import arrays
 from handlab.data import prepare as module
 from handlab.data.prepare import (
@@ -622,11 +622,11 @@ def test_other_work_does_not_go_on_with_it(tmp_path):
 def test_a_dead_worker_loses_nothing(tmp_path, monkeypatch):
     def dying(function, spans, workers):
         yield function(spans[0])
-        raise module.BrokenProcessPool
+        raise WorkerDied("worker processes", "one was killed", "call it again")
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "in_processes", dying)
-        with pytest.raises(HandlabError, match="prepare: a worker process died; call it again"):
+        with pytest.raises(HandlabError, match="one was killed; call it again"):
             quiet(Drawn(40), tmp_path / "crops")
     reader = Drawn(40)
     quiet(reader, tmp_path / "crops")

@@ -1,5 +1,6 @@
 "The list of runs, the graph that makes them, and what it does when something changes or fails."
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,13 +11,16 @@ from dataclasses import fields
 
 import nbformat
 import pytest
+import torch
 
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.aligned.strategies import alternating_pair, make_recipe
 from handlab.core import HandlabError, make_settings, project_root, write_json
-from handlab.graph.execute import TRIES, execute
+from handlab.graph import execute as execute_module
+from handlab.graph.execute import TRIES, execute, gpu_count, gpu_names, one_gpu
 from handlab.graph.plan import data_names, whole_graph
+from handlab.graph.progress import log_error
 from handlab.privileged.experiment import PiSettings, check_pi
 from handlab.results.runs import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
 
@@ -145,12 +149,14 @@ def write_notebook(path, cells):
 
 @pytest.fixture
 def tree(tmp_path):
+    "A folder with a name that people give and shells stumble on."
+    root = tmp_path / "my (own) projects" / "Anna's #1 {v2} Hände"
     for name in ("handlab", "profiles"):
-        shutil.copytree(project_root() / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(project_root() / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "settings.ini", "pyproject.toml"):
-        shutil.copy(project_root() / name, tmp_path)
-    (tmp_path / "nbs").mkdir()
-    return tmp_path
+        shutil.copy(project_root() / name, root)
+    (root / "nbs").mkdir()
+    return root
 
 
 @pytest.fixture
@@ -168,7 +174,8 @@ def environment(tree):
         "HANDLAB_ROOT": str(tree),
         "PYTHONPATH": str(tree),
         "CUDA_VISIBLE_DEVICES": "",
-        "XDG_CACHE_HOME": str(tree / "cache"),
+        "XDG_CACHE_HOME": str(tree / "settings.ini"),  # a file: no cache can be made there
+        "SNAKEMAKE_PROFILE": "/profile/of another workflow",
     }
 
 
@@ -243,7 +250,7 @@ def test_named_runs_alone_are_made_and_unknown_names_are_answered(tree):
 
 @pytest.fixture
 def real_sets(tmp_path):
-    folder = tmp_path / "the real sets"
+    folder = tmp_path / 'the real sets: Anna\'s "#2" $HOME {v2} \\n'
     for name in REAL_SETS:
         (folder / name).mkdir(parents=True)
     return folder
@@ -256,9 +263,19 @@ def test_the_real_sets_take_the_twins_places(tree, real_sets):
     assert to_be_made(tree, "--real", str(real_sets)) == {
         name.replace("sim-", "") for name in twins - own
     } | {f"{name}-real" for name in own}
-    (real_sets / "stb").rmdir()
+    for name in ("stb", "dexter-object"):
+        (real_sets / name).rmdir()
+    made = to_be_made(tree, "--real", str(real_sets))
+    assert {"data-rhd", "train_pi-rhd-seed0", "paper_pi-real"} <= made and not any(
+        "stb" in name for name in made
+    )
+    line = (
+        "holds no stb and no dexter-object: what needs them is left out; put or link there: stb (the Stereo"
+    )
+    assert line in figures(tree, "--dry-run", "--real", str(real_sets)).stdout
+    (real_sets / "rhd").rmdir()
     said = figures(tree, "--real", str(real_sets))
-    assert said.returncode == 2 and "holds no folder stb; put or link there: stb" in said.stderr
+    assert said.returncode == 2 and "holds no folder rhd or stb; put or link there: rhd" in said.stderr
 
 
 def test_runs_on_the_real_sets_are_told_where_they_lie_and_stay_when_these_move(tiny, real_sets):
@@ -366,12 +383,96 @@ def test_a_killed_graph_goes_on_and_two_do_not_meet(tiny):
     assert to_be_made(tiny) == set()
 
 
+def test_what_was_killed_is_named_and_so_is_the_usual_cause(tiny):
+    "A kernel, and the whole process of a run."
+    killing = (
+        "import os, signal, time\n"
+        "os.kill({'sim-rhd': os.getpid(), 'sim-stb': os.getppid()}[dataset], signal.SIGKILL)\n"
+        "time.sleep(60)"
+    )
+    write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0], killing))
+    said = figures(tiny).stdout
+    name = "train_pi-sim-rhd-seed0"
+    assert f"failed: {name}: handlab: {name}: its kernel was killed; memory is the usual cause" in said, said
+    line = "it ended without an error, as a program does that is killed; memory is the usual cause; see"
+    assert f"failed: train_pi-sim-stb-seed0: {line}" in said, said
+
+
+@pytest.mark.parametrize(
+    "log, error",
+    [
+        ("50%\nhandlab: rhd: no frame; check it\n\n", "handlab: rhd: no frame; check it"),
+        ("Traceback\n  File\nzipfile.BadZipFileError: cut short", "zipfile.BadZipFileError: cut short"),
+        ("KeyboardInterrupt\n", "KeyboardInterrupt"),
+        ("preparing sim-rhd:  37%|### | 37/100", ""),
+        ("", ""),
+    ],
+)
+def test_the_error_of_a_log(tmp_path, log, error):
+    (tmp_path / "a.log").write_text(log)
+    assert log_error(tmp_path / "a.log") == error
+
+
+GPUS = [  # CUDA_VISIBLE_DEVICES, the GPUs that torch counts with it, their names
+    (None, 2, ["0", "1"]),
+    ("1,0", 2, ["1", "0"]),
+    ("3, 5", 2, ["3", "5"]),
+    ("0,-1", 1, ["0"]),
+    ("-1", 0, []),
+    ("", 0, []),
+    ("NoDevFiles", 0, []),
+    ("GPU-8932f937-d72c,GPU-4a50", 2, ["GPU-8932f937-d72c", "GPU-4a50"]),
+]
+
+
+@pytest.mark.parametrize("chosen, count, names", GPUS)
+def test_gpus_are_those_of_torch(chosen, count, names, monkeypatch):
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    monkeypatch.setenv("PATH", "")  # no nvidia-smi
+    monkeypatch.setattr(execute_module, "_GPU_FILES", ("/",))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert gpu_count() == count and gpu_names() == names
+
+
+@pytest.mark.parametrize("chosen", ["NoDevFiles", "0", "0,-1", "0,1"])
+def test_no_gpu_is_counted_where_there_is_none(chosen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    if not torch.cuda.is_available():
+        assert gpu_count() == 0 and gpu_names() == []
+        monkeypatch.setattr(execute_module, "_GPU_FILES", ("/",))
+        assert gpu_count() == 0  # torch is asked, and says so too
+
+
+@pytest.mark.parametrize("job", [{}, {"SLURM_JOB_ID": "17"}])
+def test_runs_side_by_side_get_a_gpu_each(job, monkeypatch, tmp_path):
+    "Also within an allocation of SLURM; two of its jobs, whose GPUs it may number alike, do not wait."
+    monkeypatch.setattr(execute_module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(execute_module, "gpu_count", lambda: 2)
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "PBS_JOBID", "LSB_JOBID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def begin():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,-1")
+        gpus.enter_context(one_gpu())
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    with contextlib.ExitStack() as gpus:
+        assert [begin(), begin()] == ["4", "6"]
+        monkeypatch.setenv("SLURM_JOB_ID", "18")
+        assert begin() == "4"
+
+
 @pytest.mark.parametrize(
     "error, calls",
     [
         ("Kernel died before replying to kernel_info", TRIES),
         ("Kernel didn't respond in 60 seconds", TRIES),
-        ("Kernel died", 1),
+        ("some other error", 1),
     ],
 )
 def test_a_kernel_that_does_not_begin_is_begun_again_but_nothing_runs_twice(

@@ -10,12 +10,11 @@ __all__ = ['pose_loss', 'map_loss', 'all_distances', 'pair_distances', 'nearest_
 import functools
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from lap import lapjvr_batch
 
-from ..core import HandlabError
+from ..core import HandlabError, compiled_once
 
 # %% ../../nbs/aligned/03_losses.ipynb #b74361cb
 def pose_loss(
@@ -67,7 +66,7 @@ def pair_distances(
     return (points.float() - chosen).norm(dim=2)
 
 # %% ../../nbs/aligned/03_losses.ipynb #ee85a166
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _search(first, second, forward, backward):  # (B,N,3), (B,M,3), f32; zeros (B,N), (B,M), int64
     "Fill in each point's nearest neighbour in the other cloud."
     squares, least = np.empty(second.shape[1], np.float32), np.empty(second.shape[1], np.float32)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIXELS', 'DIGESTS', 'NAME_LENGTH', 'WHOLE', 'CHECKED', 'create_array', 'write_rows', 'row_digest', 'shapes_of',
            'create_arrays', 'rows_done', 'spans_left', 'shorten_names', 'folder_lock', 'growing_folder',
-           'write_to_disk', 'check_space', 'check_arrays']
+           'write_to_disk', 'check_space', 'room_taken', 'check_arrays']
 
 # %% ../../nbs/data/04_arrays.ipynb #6fdf0de2
 import contextlib
@@ -21,9 +21,11 @@ from filelock import FileLock, Timeout
 from handlab.core import (
     HandlabError,
     MachineError,
+    WorkerDied,
     check_noted,
     file_state,
     full_disk_named,
+    leave_if_run_again,
     read_errors_named,
     read_json,
     write_json,
@@ -122,6 +124,7 @@ def shorten_names(path, step: int = 65536):
     create_array(short, names.shape, f"<U{longest}")
     for start in range(0, len(names), step):
         write_rows(short, names.shape, start, names[start : start + step].astype(f"<U{longest}"))
+    del names  # Windows replaces no file that is open
     os.replace(short, path)
 
 # %% ../../nbs/data/04_arrays.ipynb #50b74e75
@@ -134,6 +137,7 @@ def folder_lock(folder):
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        leave_if_run_again()  # it is the parent that holds the lock
         print(f"{folder.name} is being prepared by another process; waiting for it", flush=True)
         lock.acquire()
     try:
@@ -157,7 +161,7 @@ def growing_folder(folder, name: str):
         if folder.exists():  # empty, or of frames whose files have changed since
             shutil.rmtree(folder)
         os.replace(growing, folder)
-    except MachineError:
+    except (MachineError, WorkerDied):
         raise
     except HandlabError:  # the user has to correct something; after anything else the next call goes on
         shutil.rmtree(growing, ignore_errors=True)
@@ -167,18 +171,24 @@ def growing_folder(folder, name: str):
 def write_to_disk(folder):
     "Make sure that the files of a folder outlive a power cut."
     for path in Path(folder).iterdir():
-        with full_disk_named(path), open(path, "rb") as file:
+        with full_disk_named(path), open(path, "r+b") as file:  # Windows syncs no file opened to be read
             os.fsync(file.fileno())
 
 # %% ../../nbs/data/04_arrays.ipynb #994fc787
 def check_space(folder, need: int):
     "Too little room on the disk is an error at once; what the folder's files take already counts as free."
     free = shutil.disk_usage(folder).free + sum(
-        path.stat().st_blocks * 512 for path in Path(folder).iterdir() if path.is_file()
+        room_taken(path) for path in Path(folder).iterdir() if path.is_file()
     )
     if need > free:
         what = f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
         raise HandlabError(folder, what, "free some space or name another folder")
+
+
+def room_taken(path: Path) -> int:
+    "The bytes that a file takes on the disk; its size where the system does not say (Windows)."
+    state = path.stat()
+    return state.st_blocks * 512 if hasattr(state, "st_blocks") else state.st_size
 
 # %% ../../nbs/data/04_arrays.ipynb #5cb6c868
 WHOLE = 1 << 26  # bytes: a file up to this size is compared in every process

@@ -18,11 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
 
-from ..core import HandlabError, check_settings, numpy_generator, pick_device, torch_generator
+from handlab.core import (
+    HandlabError,
+    check_settings,
+    compiled_once,
+    numpy_generator,
+    pick_device,
+    torch_generator,
+)
 from .arrays import PIXELS
 from .files import check_choice
 from .prepare import DEPTH_STEPS
@@ -197,7 +203,7 @@ def change_grid(stored, change, size: int):
 STEADY = {"nnan", "ninf", "nsz"}
 
 
-@numba.njit(cache=True, fastmath=STEADY, nogil=True)
+@compiled_once(fastmath=STEADY, nogil=True)
 def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
     "A channel's value between four pixels, some of them beyond the border: (value, share of those within)"
     value = within = np.float32(0)
@@ -211,7 +217,7 @@ def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
     return value, within
 
 # %% ../../nbs/data/06_batches.ipynb #f2dc2c8b
-@numba.njit(cache=True, fastmath=STEADY, nogil=True)
+@compiled_once(fastmath=STEADY, nogil=True)
 def _draw_line(stored, back, v, line):  # (P,P,3) u8, map (2,3) from crop to stored px, row, (3,S) f32 to fill
     "A line of the crop, bilinearly, in -0.5..0.5; grey beyond the border"
     flat, edge = stored.reshape(-1), len(stored)
@@ -236,7 +242,7 @@ def _draw_line(stored, back, v, line):  # (P,P,3) u8, map (2,3) from crop to sto
                 line[c, u] = value * unit - half * within
 
 # %% ../../nbs/data/06_batches.ipynb #d4cb60c9
-@numba.njit(cache=True, fastmath=STEADY, nogil=True)
+@compiled_once(fastmath=STEADY, nogil=True)
 def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), (B,S,S,3) f32 to fill
     "Crops with other colours"
     size, half = drawn.shape[1], np.float32(0.5)
@@ -251,7 +257,7 @@ def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), 
                     drawn[b, v, u, c] = min(max(value, -half), half)
 
 # %% ../../nbs/data/06_batches.ipynb #88655a68
-@numba.njit(cache=True, fastmath=STEADY, nogil=True)
+@compiled_once(fastmath=STEADY, nogil=True)
 def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), counts in one, (B,S,S) f32 to fill
     "Crops of the nearest pixels; 0 beyond the border"
     edge, size = stored.shape[1], drawn.shape[1]
@@ -609,7 +615,7 @@ def draw_clouds(mm, mask, labels, count, generator):
     return (points - labels["root"][:, None]) / labels["scale"][:, None, None]
 
 # %% ../../nbs/data/06_batches.ipynb #b0337a0e
-@numba.njit(cache=True, nogil=True)
+@compiled_once(nogil=True)
 def _on_hand(depth, mask, back, ray, root, size, places, far):
     "List the crop's pixels on the hand and their depths in mm; returns how many"
     # depth and mask (P,P), back (2,3), ray (3,3), root (3,) mm; places and far (S*S,) are filled
@@ -631,7 +637,7 @@ def _on_hand(depth, mask, back, ray, root, size, places, far):
     return count
 
 # %% ../../nbs/data/06_batches.ipynb #6695ef19
-@numba.njit(cache=True, nogil=True)
+@compiled_once(nogil=True)
 def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):
     "Random points on each hand, root-relative and in units of its scale"
     # (B,...) of the above, scale (B,) mm, chance (B,N) in 0..1; cloud (B,N,3) is filled

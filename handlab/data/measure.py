@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
+from .arrays import room_taken
 from .batches import Augment, Batches
 from .prepare import CropSettings, prepare
 
@@ -79,7 +80,7 @@ def measured(step: str, count: int, work) -> dict:
 # %% ../../nbs/data/12_measure.ipynb #afb58969
 def bytes_of(folder) -> int:
     "What the files of a folder take on disk."
-    return sum(path.stat().st_blocks * 512 for path in Path(folder).rglob("*") if path.is_file())
+    return sum(room_taken(path) for path in Path(folder).rglob("*") if path.is_file())
 
 
 def forget(folder):

@@ -11,7 +11,6 @@ __all__ = ['GREY', 'DEPTH_STEPS', 'SMALLEST', 'META', 'VERSION', 'CropSettings',
 # %% ../../nbs/data/05_prepare.ipynb #8bed8247
 import contextlib
 import itertools
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -425,7 +424,7 @@ def prepare_each(
                 locks.enter_context(folder_lock(folder))
             if left := missing():
                 _say_stale(left)
-                _fill_or_report(reader, left, identity, workers or usable_cores(), show_progress)
+                _fill(reader, left, identity, workers or usable_cores(), show_progress)
     elif show_progress:
         names = ", ".join(folder.name for folder in wanted)
         print(f"{source_name(reader)}: {len(reader)} frames prepared before are used: {names}", flush=True)
@@ -439,20 +438,6 @@ def _say_stale(folders):
             print(f"{folder.name}: the files of its frames have changed; they are prepared again", flush=True)
 
 # %% ../../nbs/data/05_prepare.ipynb #81d114e4
-def _fill_or_report(reader, wanted, identity, workers, show_progress):
-    "Make the folders; the death of a worker is an error that the user can act on."
-    try:
-        _fill(reader, wanted, identity, workers, show_progress)
-    except BrokenProcessPool:
-        fix = (
-            "call it again with fewer workers, it goes on where it was: memory may have run out; "
-            'a script must start its work under `if __name__ == "__main__":`'
-        )
-        raise HandlabError("prepare", "a worker process died", fix) from None
-    for folder in wanted:
-        (folder / f"{DIGESTS}.npy").unlink(missing_ok=True)
-
-
 def _fill(reader, wanted, identity, workers, show_progress):
     "Make the folders, or what is missing of them."
     sample, count, files, done = reader[0], len(reader), [], np.ones(len(reader), bool)
@@ -466,6 +451,8 @@ def _fill(reader, wanted, identity, workers, show_progress):
         _crop_all(CropJob(reader, tuple(files)), done, workers, show_progress)
         for each in files:
             _finish(each, reader, identity)
+    for folder in wanted:
+        (folder / f"{DIGESTS}.npy").unlink(missing_ok=True)
 
 # %% ../../nbs/data/05_prepare.ipynb #f6ab4463
 def _finish(files: CropFiles, reader, identity):

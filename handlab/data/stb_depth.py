@@ -9,9 +9,9 @@ __all__ = ['HEIGHT', 'WIDTH', 'SK_COLOR_K', 'SK_DEPTH_K', 'SK_TURN', 'SK_SHIFT',
 
 # %% ../../nbs/data/08_stb_depth.ipynb #57f49ceb
 import cv2
-import numba
 import numpy as np
 
+from ..core import compiled_once
 from ..hand.camera import project
 from ..hand.skeleton import BONES
 
@@ -62,7 +62,7 @@ SAME_SURFACE = np.float32(8.0)  # mm
 OVERLAP = 0.06  # px: squares are this much wider on each side, for slanted surfaces
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled_once(nogil=True)
 def _splat(depth, matrix, shift, inverse_K, K, half, z_buffer, total, weight):
     "Draw a depth map (H,W) mm: nearest surface to `z_buffer`, then weighted sums to `total` and `weight`."
     height, width = depth.shape
@@ -113,7 +113,7 @@ def register_depth(mm):  # (H,W) mm, SK depth camera, NaN where there is none
 FINGER_REACH, PALM_REACH = 15.0, 24.0  # mm from the bone to what still is hand
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled_once(nogil=True)
 def _near_bones(depth, K, starts, ends, reaches, box, mask):
     "Mark the pixels of a box (u0, v0, u1, v1) whose points lie within reach (B,) mm of a bone (B,3) mm."
     for row in range(box[1], box[3]):

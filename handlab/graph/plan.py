@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ..core import HandlabError, choose, make_settings, notebook_parameters, project_path, project_root
 from .code import ROOTS, notebook_cells, notebook_file, training_code
-from ..results.runs import Run, RunFolder, graph_runs, page_folder, real_roots, run_folder
+from ..results.runs import REAL_SETS, Run, RunFolder, graph_runs, page_folder, real_roots, run_folder
 
 # %% ../../nbs/graph/02_plan.ipynb #756b9c09
 # {a page's notebook: the notebooks whose runs it shows}
@@ -39,7 +39,11 @@ def _declared(notebook: str) -> list[str]:
 # %% ../../nbs/graph/02_plan.ipynb #3c13749c
 def page_run(notebook: str, profile: str, seeds: int, real: str = "") -> Run:
     "A page as a run of the graph."
-    given = {"seeds": seeds, "strict": True, **(_real_parameters(real) if real else {})}
+    given = {
+        "seeds": seeds,
+        "strict": True,
+        **(_real_parameters(real) if real else {}),
+    }  # strict: all is made
     return Run(page_folder(notebook, bool(real)), notebook, given, 0, 1, PAGE_MINUTES)
 
 
@@ -53,8 +57,8 @@ def _real_parameters(real: str) -> dict:
         "dexter": "dexter-object",
         "tips": "dexter-object",
     }
-    places = {f"{name}_root": roots[sets[name]] for name in ("rhd", "stereo", "dexter", "tips")}
-    return {"real": True, **sets, **places}
+    places = {f"{name}_root": roots.get(sets[name], "") for name in ("rhd", "stereo", "dexter", "tips")}
+    return {"real": True, "strict": REAL_SETS.keys() <= roots.keys(), **sets, **places}
 
 # %% ../../nbs/graph/02_plan.ipynb #65bdf5a0
 def page_parameters(run: Run, profile: str) -> dict:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OTHER', 'LABELLED_SHARES', 'PROFILES', 'TABLE_1', 'TRIALS', 'STEPS', 'BUDGETS', 'REAL_SETS', 'OPTIONAL_SETS', 'Run',
-           'name_of', 'aligned_controls', 'pi_controls', 'graph_runs', 'real_roots', 'page_folder', 'run_folder',
-           'run_parameters', 'run_command', 'has_controls', 'control_variants', 'command_for', 'RunFolder', 'open_runs',
-           'missing_runs', 'make_command', 'command_of', 'missing_line', 'require', 'data_sources', 'seed_count',
-           'source_line', 'about_item']
+           'name_of', 'aligned_controls', 'pi_controls', 'graph_runs', 'real_roots', 'left_out_line', 'page_folder',
+           'run_folder', 'run_parameters', 'run_command', 'has_controls', 'control_variants', 'command_for',
+           'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of', 'missing_line', 'require',
+           'data_sources', 'seed_count', 'source_line', 'about_item']
 
 # %% ../../nbs/results/03_runs.ipynb #5aa17eba
 import re
@@ -219,7 +219,7 @@ def graph_runs(
     runs = [run for seed in range(seeds) for run in _seed_runs(profile, seed)]
     if real:
         roots = real_roots(real)
-        runs = [_on_real(run, roots) for run in runs]
+        runs = [_on_real(run, roots) for run in runs if run.dataset.removeprefix("sim-") in roots]
     return sorted(runs, key=lambda run: (run.seed, -run.minutes * run.threads))
 
 # %% ../../nbs/results/03_runs.ipynb #eaec3c93
@@ -233,19 +233,25 @@ REAL_SETS = {  # name: what its folder holds
 OPTIONAL_SETS = {"bighand": "BigHand2.2M, on which paper 1's Depth Net begins"}
 
 
-def real_roots(folder) -> dict:  # {'rhd': folder, ...}
-    "The folders of the real sets within one folder."
-    roots = {name: Path(folder).expanduser().absolute() / name for name in REAL_SETS}
-    missing = [name for name, root in roots.items() if not root.is_dir()]
-    if missing:
-        raise HandlabError(
-            folder,
-            f"holds no folder {', '.join(missing)}",
-            "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in missing),
-        )
-    more = {name: Path(folder).expanduser().absolute() / name for name in OPTIONAL_SETS}
-    roots |= {name: root for name, root in more.items() if root.is_dir()}
-    return {name: root.as_posix() for name, root in roots.items()}
+def real_roots(folder) -> dict:  # {'rhd': folder, ...}, without the sets that are not there
+    "The folders of the real sets within one folder; one that networks are trained on must be there."
+    roots = {name: Path(folder).expanduser().absolute() / name for name in (*REAL_SETS, *OPTIONAL_SETS)}
+    found = {name: root.as_posix() for name, root in roots.items() if root.is_dir()}
+    if not found.keys() & {"rhd", "stb"}:
+        raise HandlabError(folder, "holds no folder rhd or stb", _put_there(REAL_SETS))
+    return found
+
+
+def left_out_line(folder) -> str:  # '' where all are there
+    "One line on the real sets that are not in a folder."
+    missing = [name for name in REAL_SETS if name not in real_roots(folder)]
+    if not missing:
+        return ""
+    return f"{folder} holds no {' and no '.join(missing)}: what needs them is left out; {_put_there(missing)}"
+
+
+def _put_there(names) -> str:
+    return "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in names)
 
 # %% ../../nbs/results/03_runs.ipynb #a1303873
 def _on_real(run: Run, roots: dict) -> Run:
@@ -255,8 +261,10 @@ def _on_real(run: Run, roots: dict) -> Run:
         for name, value in run.parameters.items()
     }
     given["data_root"] = roots[given["dataset"]]
-    if "other_set" in given:
+    if given.get("other_set") in roots:
         given["other_root"] = roots[given["other_set"]]
+    else:
+        given.pop("other_set", None)
     if "depth_first" in given:
         root = roots.get("bighand", "")
         given |= {"depth_first": "bighand" if root else "", "depth_first_root": root}

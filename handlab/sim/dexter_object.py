@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
-import numba
 import numpy as np
 
-from ..core import HandlabError, fingerprint, numpy_generator
+from ..core import HandlabError, compiled_once, fingerprint, numpy_generator
 from ..data import dexter_object as files
 from ..data.files import write_digests
 from ..hand.camera import project
@@ -86,7 +85,7 @@ def _ease(x):
     return x**3 * (10 - 15 * x + 6 * x**2)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #232149aa
-@numba.njit(cache=True)
+@compiled_once
 def box_distance(x, y, z, centre, axes, half):
     "Distance (mm, negative inside) of a point from a box; `axes` columns are its own directions."
     outside, deepest = 0.0, -1e9
@@ -100,7 +99,7 @@ def box_distance(x, y, z, centre, axes, half):
     return math.sqrt(outside) + min(deepest, 0.0)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #b40c8aaa
-@numba.njit(cache=True)
+@compiled_once
 def _finger_depth(finger, posed, radii, centre, axes, half):
     "How deep (mm) a finger sinks into the box: balls along its bones."
     deepest = -1e9
@@ -137,14 +136,14 @@ class _Closing(NamedTuple):
     half: np.ndarray  # (3,) mm
 
 
-@numba.njit(cache=True)
+@compiled_once
 def _angle(closing, i, share):
     "Entry `i` of the pose vector at a share of the way from open to closed."
     angle = closing.opened[i] + share * (closing.closed[i] - closing.opened[i])
     return min(max(angle, closing.low[i]), closing.high[i])
 
 
-@numba.njit(cache=True)
+@compiled_once
 def _share_depth(share, finger, parts, hand, closing, scratch):
     "How deep a finger sinks in at a share of its way from open to closed; `scratch` is filled."
     trial, posed, transforms = scratch
@@ -154,7 +153,7 @@ def _share_depth(share, finger, parts, hand, closing, scratch):
     return _finger_depth(finger, posed, hand.radii, closing.centre, closing.axes, closing.half)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #02fcb144
-@numba.njit(cache=True)
+@compiled_once
 def _closed_share(finger, parts, hand, closing, reach, allowed, scratch):
     "How far (at most `reach`) a finger closes before it sinks in deeper than `allowed` mm."
     best, first = -0.5, reach
@@ -175,7 +174,7 @@ def _closed_share(finger, parts, hand, closing, reach, allowed, scratch):
     return best
 
 
-@numba.njit(cache=True)
+@compiled_once
 def _close_fingers(hand, closing, reach, allowed, vector):
     "Fill the pose vector: each finger as near to `closed`, or to its reach (0..1), as the box lets it come."
     scratch = closing.opened.copy(), hand.joints.copy(), np.empty((17, 3, 4))

@@ -12,10 +12,9 @@ __all__ = ['FINGER_DIRECTION', 'FINGER_FLEXION', 'THUMB_ABDUCTION', 'THUMB_FLEXI
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
-from ..core import HandlabError
+from ..core import HandlabError, compiled_once
 from handlab.sim.shape import (
     HALF_CHILDREN,
     HALF_JOINTS,
@@ -71,7 +70,7 @@ def pose_from(
     return Pose(vector[:20].reshape(5, 4).copy(), float(vector[20]), vector[21:].copy(), name)
 
 # %% ../../nbs/sim/02_pose.ipynb #4e494ad6
-@numba.njit(cache=True)
+@compiled_once
 def turn(axis, angle):
     "Rotation (3,3) about a unit axis."
     x, y, z = axis
@@ -86,7 +85,7 @@ def turn(axis, angle):
     )
 
 # %% ../../nbs/sim/02_pose.ipynb #95f8f2a7
-@numba.njit(cache=True)
+@compiled_once
 def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms):
     "Fill the posed joints and bone transforms of one finger."
     placed = np.eye(3)
@@ -103,7 +102,7 @@ def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transf
         posed[start + 1] = posed[start] + placed @ (joints[start + 1] - joints[start])
 
 # %% ../../nbs/sim/02_pose.ipynb #cad8cb2d
-@numba.njit(cache=True)
+@compiled_once
 def forward(joints, frames, rest_abduction, vector, posed, transforms):
     "Fill posed joints (21,3) and the 17 bone transforms (17,3,4), palm frame, mm."
     transforms[:] = 0
@@ -133,7 +132,7 @@ def pose_hand(
     return posed, transforms
 
 # %% ../../nbs/sim/02_pose.ipynb #a12603f4
-@numba.njit(cache=True)
+@compiled_once
 def half_rotation(rotation):
     "The rotation about the same axis by half the angle (below 180 degrees)."
     w = (
@@ -158,7 +157,7 @@ def half_rotation(rotation):
     )
 
 # %% ../../nbs/sim/02_pose.ipynb #16c35f81
-@numba.njit(cache=True)
+@compiled_once
 def _add_half_bones(joints, transforms, parents, children, at, full):
     "Fill (33,3,4) float32 transforms: the 17 bones, then the half bones."
     full[:17] = transforms
@@ -170,7 +169,7 @@ def _add_half_bones(joints, transforms, parents, children, at, full):
         full[17 + i, :, 3] = before @ joint + parent[:, 3] - half @ joint
 
 # %% ../../nbs/sim/02_pose.ipynb #d116568d
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, turned):
     "Fill moved vertices and their unit normals (V,3)."
     for i in range(len(vertices)):
@@ -224,7 +223,7 @@ def mirror_posed(
     return vertices * flip, joints * flip.astype(joints.dtype), np.ascontiguousarray(faces[:, ::-1])
 
 # %% ../../nbs/sim/02_pose.ipynb #a5034529
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def overlap(a, b, c, d, ra, rb, rc, rd):
     "How deep (mm) a capsule a-b sinks into c-d."
     ux, uy, uz, vx, vy, vz = b[0] - a[0], b[1] - a[1], b[2] - a[2], d[0] - c[0], d[1] - c[1], d[2] - c[2]
@@ -241,7 +240,7 @@ def overlap(a, b, c, d, ra, rb, rc, rd):
     return ra + s * (rb - ra) + rc + t * (rd - rc) - math.sqrt(x * x + y * y + z * z)
 
 # %% ../../nbs/sim/02_pose.ipynb #db2c5b49
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _palm_depth(start, end, radius_start, radius_end, palm):
     "How deep (mm) three balls along a bone sink into the palm's flesh."
     deepest = -1e3
@@ -254,7 +253,7 @@ def _palm_depth(start, end, radius_start, radius_end, palm):
     return deepest
 
 # %% ../../nbs/sim/02_pose.ipynb #f0df228e
-@numba.njit(cache=True)
+@compiled_once
 def contact_depths(posed, radii, palm):
     "Deepest overlap (mm) that involves the thumb, and deepest among the fingers, palm included."
     thumb = fingers = -1e3
@@ -391,7 +390,7 @@ def gesture_style(
     return style
 
 # %% ../../nbs/sim/02_pose.ipynb #9888ff1e
-@numba.njit(cache=True)
+@compiled_once
 def _closed_directions(joints, radii, closed):
     "Directions (5,) rad of fingers side by side, positive towards the thumb; the middle finger is straight."
     closed[:] = 0
@@ -408,7 +407,7 @@ def _closed_directions(joints, radii, closed):
 _GATHER = np.radians([0, -1, 0, 3, 6])  # how a closed finger leans towards the base of the thumb, rad
 
 
-@numba.njit(cache=True)
+@compiled_once
 def _angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
     "Fill a pose vector (24,) within the limits from a style."
     closed = np.empty(5)
@@ -426,7 +425,7 @@ def _angles_of(style, joints, radii, rest_abduction, gather, low, high, vector):
 _PRESSED_DEPTH = 1.5  # mm
 
 
-@numba.njit(cache=True)
+@compiled_once
 def _rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, posed, transforms):
     "Open each finger that sinks into the palm, in small steps; pose vector and posed joints change in place."
     for finger in range(1, 5):
@@ -445,7 +444,7 @@ def _rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, 
             forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
 
 # %% ../../nbs/sim/02_pose.ipynb #e94612cf
-@numba.njit(cache=True)
+@compiled_once
 def _try_style(
     style, joints, frames, radii, rest_abduction, palm, gather, low, high, vector, posed, transforms
 ):
@@ -456,7 +455,7 @@ def _try_style(
     return contact_depths(posed, radii, palm)
 
 # %% ../../nbs/sim/02_pose.ipynb #f90a6024
-@numba.njit(cache=True)
+@compiled_once
 def _vary(style, noise, amount):
     "Human variation of a style (25,) by 32 normal numbers, in place. `amount` 1 is a sloppy copy."
     common, before = noise[0], noise[1]
@@ -479,7 +478,7 @@ def _vary(style, noise, amount):
     style[20] += amount * 0.09 * noise[27]
 
 # %% ../../nbs/sim/02_pose.ipynb #eb6f583f
-@numba.njit(cache=True)
+@compiled_once
 def _free_style(noise, uniform, low, high, style):
     "A pose of no name, from 32 normal and 8 uniform numbers: one common curl, coupled neighbours."
     before = 0.0

@@ -10,13 +10,13 @@ __all__ = ['compiled', 'NEAR', 'project_vertices', 'raster', 'empty_buffers', 's
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from ..core import compiled_once
 from .shape import part_of
 
 # %% ../../nbs/sim/03_render.ipynb #92d6ada4
-compiled = numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+compiled = compiled_once(fastmath=True, nogil=True, error_model="numpy")
 
 # %% ../../nbs/sim/03_render.ipynb #bd6763cd
 NEAR = 40.0  # mm

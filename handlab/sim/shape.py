@@ -12,12 +12,11 @@ __all__ = ['KNUCKLES', 'TIP_SETBACK', 'FOREARM', 'PALM_BLEND', 'BONE_COUNT', 'HA
 import math
 from dataclasses import dataclass, replace
 
-import numba
 import numpy as np
 from scipy.sparse import coo_matrix, diags, identity
 from skimage.measure import marching_cubes
 
-from ..core import HandlabError
+from ..core import HandlabError, compiled_once
 
 # %% ../../nbs/sim/01_shape.ipynb #e8f0010c
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def round_cone(
     return np.r_[start, axis / length, length, radius_start, radius_end, lean, math.sqrt(1 - lean**2)]
 
 # %% ../../nbs/sim/01_shape.ipynb #695895be
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def cone_distance(x, y, z, cone):
     "Signed distance (mm) from a point to a round cone."
     px, py, pz = x - cone[0], y - cone[1], z - cone[2]
@@ -357,14 +356,14 @@ def hand_cones(
 PALM_BLEND, _FINGER_BLEND, _THUMB_ROOT_BLEND, _FINGER_ROOT_BLEND = 9.0, 4.0, 12.0, 7.0  # mm
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def smooth_minimum(first, second, reach):
     "Minimum of two distances, rounded where they differ by less than `reach`."
     overlap = max(1 - abs(first - second) / reach, 0.0)
     return min(first, second) - overlap * overlap * overlap * reach / 6
 
 # %% ../../nbs/sim/01_shape.ipynb #85099089
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def skin_distance(x, y, z, cones, groups, by_group):
     "Signed distance (mm) from a point to the skin; `by_group` (6,) receives that to palm and fingers."
     by_group[:] = 1e3
@@ -384,7 +383,7 @@ def skin_distance(x, y, z, cones, groups, by_group):
     return nearest
 
 # %% ../../nbs/sim/01_shape.ipynb #9d1625f7
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _nearby(x, y, z, cones, limit):
     "Indices of the cones closer than `limit` mm to a point."
     chosen = np.empty(len(cones), np.int64)
@@ -396,7 +395,7 @@ def _nearby(x, y, z, cones, limit):
     return chosen[:count]
 
 # %% ../../nbs/sim/01_shape.ipynb #93fc3915
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def field_on_grid(xs, ys, zs, cones, groups):
     "The field on a grid (float32), exact only in blocks that can hold skin."
     field, by_group, block = np.empty((len(xs), len(ys), len(zs)), np.float32), np.empty(6), 4
@@ -440,7 +439,7 @@ def grid_axes(joints, radii, size, spacing):
     return xs, np.array(ys[::-1]), zs
 
 # %% ../../nbs/sim/01_shape.ipynb #cdc644e1
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _gradient(x, y, z, cones, groups, by_group):
     "Gradient of the field by four samples on a tetrahedron, and the field itself."
     step, gx, gy, gz, mean = 0.4, 0.0, 0.0, 0.0, 0.0
@@ -451,7 +450,7 @@ def _gradient(x, y, z, cones, groups, by_group):
     return gx / (4 * step), gy / (4 * step), gz / (4 * step), mean
 
 # %% ../../nbs/sim/01_shape.ipynb #a5372638
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _settle(vertices, cones, groups, normals, by_vertex, steps):
     "Move vertices onto the skin in place; fill their unit normals and distances to palm and fingers (V,6)."
     for i in range(len(vertices)):
@@ -467,7 +466,7 @@ def _settle(vertices, cones, groups, normals, by_vertex, steps):
         skin_distance(x, y, z, cones, groups, by_vertex[i])
 
 # %% ../../nbs/sim/01_shape.ipynb #7a2b835d
-@numba.njit(cache=True, fastmath=True)
+@compiled_once(fastmath=True)
 def _even_out(vertices, faces, normals, share):
     "Slide vertices in their tangent plane towards the mean of their neighbours, in place."
     total, count = np.zeros_like(vertices), np.zeros(len(vertices))
@@ -522,14 +521,14 @@ def _joint_planes(joints, axes, radii):
     return planes
 
 # %% ../../nbs/sim/01_shape.ipynb #90085d44
-@numba.njit(cache=True)
+@compiled_once
 def smooth_step(x):
     "0 below 0, 1 above 1, smooth between."
     x = min(1.0, max(0.0, x))
     return x * x * (3 - 2 * x)
 
 # %% ../../nbs/sim/01_shape.ipynb #6c930a99
-@numba.njit(cache=True)
+@compiled_once
 def _finger_share(distances, nearest, planes, x, y, z, size, share):
     "How much each finger claims a point (5,): all to the nearest one, softly near the knuckles."
     plane = planes[nearest, 0]
@@ -542,7 +541,7 @@ def _finger_share(distances, nearest, planes, x, y, z, size, share):
         share[finger] = soft * share[finger] / total + (1 - soft) * (finger == nearest)
 
 # %% ../../nbs/sim/01_shape.ipynb #6915f39a
-@numba.njit(cache=True)
+@compiled_once
 def _skin_weights(vertices, by_vertex, planes, size, weights, fingers):
     "Weights of the 17 bones for each vertex (V,17) and its nearest finger (V,)."
     share, step = np.empty(5), np.empty(3)
@@ -618,7 +617,7 @@ def _strongest(
     return order.astype(np.int32), (kept / kept.sum(1, keepdims=True)).astype(np.float32)
 
 # %% ../../nbs/sim/01_shape.ipynb #32dbb496
-@numba.njit(cache=True)
+@compiled_once
 def part_of(
     segments,
     forearms,

@@ -13,13 +13,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 import torch
 
-from ..core import HandlabError, end_with_parent, one_thread, pick_device, usable_cores
+from ..core import HandlabError, WorkerPool, end_with_parent, one_thread, pick_device, usable_cores
 from .loop import Lines, clock
 
 # %% ../../nbs/train/02_jobs.ipynb #6d616202
@@ -104,14 +104,13 @@ def progress_line(states: dict) -> str:  # {name: (step, steps in all, loss, ima
     return " | ".join(parts) + f" | {speed:,.0f} images/s, {clock(left)} left"
 
 # %% ../../nbs/train/02_jobs.ipynb #c8d730d4
-def _outcome(job: Job, future) -> tuple:  # ('result' or 'error', value)
+def _outcome(job: Job, future, pool: WorkerPool) -> tuple:  # ('result' or 'error', value)
     "What a finished job has come to."
     error = future.exception()
     if error is None:
         return "result", future.result()
     if isinstance(error, BrokenProcessPool):
-        reason = "see stderr; if it is silent, memory may have run out: run fewer jobs at once"
-        error = HandlabError(job.name, "its process was killed or ended early", reason)
+        error = pool.why_ended(job.name, "its process was killed or ended early")
     elif not isinstance(error, HandlabError):
         traceback.print_exception(error)
         what = f"{type(error).__name__}: {error}"
@@ -121,19 +120,18 @@ def _outcome(job: Job, future) -> tuple:  # ('result' or 'error', value)
 # %% ../../nbs/train/02_jobs.ipynb #1b8e627e
 def _side_by_side(jobs, places: int, view: Together) -> dict:  # {name: ('result' or 'error', value)}
     "Run jobs in processes, `places` at a time."
-    context = multiprocessing.get_context("spawn")
-    leash, held = context.Pipe(duplex=False)
+    leash, held = multiprocessing.Pipe(duplex=False)
     waiting, running, outcomes = list(jobs), {}, {}
     try:
         while waiting or running:
             while waiting and len(running) < places:
                 job, begun = waiting.pop(0), time.perf_counter()
-                pool = ProcessPoolExecutor(1, context, _start_process, (view.boards[job.name], leash))
+                pool = WorkerPool(1, _start_process, view.boards[job.name], leash)
                 with one_thread():
                     running[pool.submit(_run_job, job)] = job, pool, begun
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 job, pool, begun = running.pop(future)
-                outcomes[job.name] = kind, _ = _outcome(job, future)
+                outcomes[job.name] = kind, _ = _outcome(job, future, pool)
                 pool.shutdown()
                 view.end(job.name, time.perf_counter() - begun, kind == "error")
             view.tick()
