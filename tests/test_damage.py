@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_data_dexter_object import frame as dexter_frame
 from test_data_dexter_object import write as write_dexter
 
@@ -13,7 +14,9 @@ from handlab.core import HandlabError, MachineError, read_arrays, read_json, wri
 from handlab.data import arrays, bighand, dexter_object, rhd, stb
 from handlab.data import prepare as preparing
 from handlab.data.prepare import CropSettings, open_prepared, prepare
-from handlab.train.experiment import prepared_folder
+from handlab.results.runs import RunFolder
+from handlab.train.experiment import close_run, prepared_folder
+from handlab.train.loop import TrainSettings, fit, load_network, read_losses, weights_fingerprint
 
 SMALL = CropSettings(size=24)
 
@@ -280,3 +283,205 @@ def test_no_flipped_bit_changes_what_is_read(drawn, tmp_path):
             ), path
             assert found.fingerprint == whole.fingerprint and found.source == whole.source
         path.write_bytes(content)
+
+
+# ---- a training
+
+
+def settled(**changes):
+    return TrainSettings(steps=12, log_every=4, checkpoint_every=4, precision="fp32", **changes)
+
+
+def points(step):
+    x = torch.rand(8, 1, generator=torch.Generator().manual_seed(step))
+    return x, 2 * x + 1
+
+
+def squared(network, batch):
+    return {"loss": (network(batch[0]) - batch[1]).square().mean()}
+
+
+def line(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Linear(1, 1)
+
+
+def train(folder, stop=99, about="a"):
+    def batch_at(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return points(step)
+
+    return fit(line(), squared, batch_at, settled(), folder, about={"of": about}, report=lambda *state: None)
+
+
+def half_trained(folder, about="a"):
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, 6, about)
+    return folder / "checkpoint.pt"
+
+
+def kept(folder):
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "losses.csv")}
+
+
+FILES = ("model.safetensors", "losses.csv", "finished.json", "run.json", "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    "gone", [FILES[:1], FILES[1:2], FILES[2:3], FILES[3:4], FILES[4:], FILES[::4], FILES[:3]]
+)
+def test_whatever_is_deleted_of_a_training_is_made_again(tmp_path, gone, capsys):
+    train(tmp_path)
+    before = kept(tmp_path)
+    for name in gone:
+        (tmp_path / name).unlink()
+    train(tmp_path)
+    assert kept(tmp_path) == before and (tmp_path / "finished.json").exists()
+    if gone[0] in before:
+        assert ("the training is" in capsys.readouterr().out) == ("finished.json" not in gone)
+
+
+@pytest.mark.parametrize("name", FILES[:4])
+def test_no_flipped_bit_changes_a_finished_training(tmp_path, name):
+    true = weights_fingerprint(train(tmp_path))
+    whole, before = (tmp_path / name).read_bytes(), kept(tmp_path)
+    for place in np.random.default_rng().integers(0, len(whole), 25):
+        flip(tmp_path / name, place / len(whole), 1 << int(place % 8))
+        try:
+            assert weights_fingerprint(train(tmp_path)) == true
+            read_losses(tmp_path / "losses.csv")
+        except HandlabError as error:
+            assert "delete" in str(error) or "name another folder" in str(error)
+        (tmp_path / name).write_bytes(whole)
+    flip(tmp_path / name, 0.5, 4)
+    if name != "run.json":
+        with pytest.raises(HandlabError, match=f"{name}: .*delete it and run its training again"):
+            train(tmp_path)
+    (tmp_path / name).unlink()  # as advised
+    train(tmp_path)
+    assert kept(tmp_path) == before
+
+
+def test_no_flipped_bit_changes_where_a_training_goes_on(tmp_path):
+    train(tmp_path / "whole")
+    true = kept(tmp_path / "whole")
+    whole = half_trained(tmp_path / "run").read_bytes()
+    noticed = 0
+    for place in np.random.default_rng().integers(0, len(whole), 40):
+        shutil.rmtree(tmp_path / "run")
+        path = half_trained(tmp_path / "run")
+        flip(path, place / len(whole), 1 << int(place % 8))
+        try:
+            train(tmp_path / "run")
+        except HandlabError as error:
+            noticed += 1
+            assert "checkpoint.pt: " in str(error) and "delete the file to train from the start" in str(error)
+            path.unlink()
+            train(tmp_path / "run")
+        assert kept(tmp_path / "run") == true
+    assert noticed
+
+
+def test_an_empty_or_anothers_checkpoint_is_not_taken_up(tmp_path):
+    path, other = half_trained(tmp_path / "one"), half_trained(tmp_path / "two", about="b")
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(HandlabError, match="checkpoint.pt: it is the checkpoint of another training; delete"):
+        train(tmp_path / "one")
+    path.write_bytes(b"")
+    with pytest.raises(
+        HandlabError, match="checkpoint.pt: the checkpoint cannot be read .*; delete the file"
+    ):
+        train(tmp_path / "one")
+    path.unlink()
+    train(tmp_path / "one")
+    train(tmp_path / "two", about="b")
+    assert kept(tmp_path / "one") == kept(tmp_path / "two")
+
+
+def test_weights_of_another_training_are_noticed(tmp_path):
+    train(tmp_path / "one")
+    fit(line(1), squared, points, settled(seed=1), tmp_path / "two", report=lambda *state: None)
+    shutil.copy(tmp_path / "two/model.safetensors", tmp_path / "one")
+    for read in (
+        lambda: train(tmp_path / "one"),
+        lambda: load_network(tmp_path / "one/model.safetensors", line()),
+    ):
+        with pytest.raises(HandlabError, match="model.safetensors: its bytes are not those"):
+            read()
+    shutil.copy(tmp_path / "two/finished.json", tmp_path / "one")
+    with pytest.raises(HandlabError, match="finished.json: it is not of the training that run.json names"):
+        load_network(tmp_path / "one/model.safetensors", line())
+
+
+def test_a_machines_limits_cost_no_training(tmp_path, monkeypatch):
+    path = half_trained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", no_more_files)
+        with pytest.raises(MachineError, match="Too many open files") as error:
+            train(tmp_path)
+    assert "delete" not in str(error.value)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("handlab.core.os.fsync", full)
+        with pytest.raises(
+            HandlabError, match="could not be written .No space left on device.; free some space"
+        ):
+            train(tmp_path)
+    assert path.read_bytes() == before and not list(tmp_path.glob(".*.partial"))
+    train(tmp_path)  # the last good checkpoint is there
+
+
+# ---- a run
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "quick/train_x-sim-rhd-seed3"
+    train(folder / "rgb")
+    write_arrays(folder / "predictions.npz", {"true": np.zeros((2, 21, 3))})
+    shutil.copy(folder / "rgb/losses.csv", folder)
+    close_run(folder, {"experiment": "train_x", "source": "sim-rhd", "seed": 3, "values": {"epe": 12.5}})
+    return folder
+
+
+def test_a_whole_run_is_opened(run):
+    opened = RunFolder(run)
+    assert opened.metrics["values"] == {"epe": 12.5} and opened.lacking == []
+    assert opened.predictions["true"].shape == (2, 21, 3) and len(opened.losses("rgb")["loss"]) == 3
+    assert set(opened.metrics["files"]) == {
+        "predictions.npz",
+        "losses.csv",
+        "rgb/losses.csv",
+        "rgb/model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("name", ["predictions.npz", "losses.csv", "rgb/losses.csv", "metrics.json"])
+def test_a_changed_file_of_a_run_is_noticed(run, name):
+    def read():
+        opened = RunFolder(run)
+        return opened.metrics, opened.predictions, opened.losses(), opened.losses("rgb")
+
+    flip(run / name, 0.6, 4)
+    with pytest.raises(HandlabError, match=f"{name}: .*; delete it and run its notebook again"):
+        read()
+    (run / name).unlink()
+    assert RunFolder(run).lacking == ([] if name == "metrics.json" else [name])
+    with pytest.raises(HandlabError, match=f"{name}: the file is not there; run its notebook again"):
+        read()
+
+
+def test_the_results_of_another_seed_are_noticed(run):
+    shutil.copytree(run, run.with_name("train_x-sim-rhd-seed4"))
+    with pytest.raises(HandlabError, match="metrics.json: it is of seed 3: another run's"):
+        _ = RunFolder(run.with_name("train_x-sim-rhd-seed4")).metrics
+
+
+def test_runs_without_notes_are_still_opened(run):
+    write_json(run / "metrics.json", {"source": "sim-rhd", "seed": 3})
+    assert RunFolder(run).predictions["true"].shape == (2, 21, 3) and RunFolder(run).lacking == []

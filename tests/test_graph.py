@@ -18,6 +18,7 @@ from handlab.aligned.experiment import run_name as aligned_name
 from handlab.aligned.strategies import alternating_pair, make_recipe
 from handlab.core import HandlabError, make_settings, project_root, write_json
 from handlab.graph import execute as execute_module
+from handlab.graph.code import training_fingerprint
 from handlab.graph.execute import TRIES, execute, gpu_count, gpu_names, one_gpu
 from handlab.graph.plan import data_names, whole_graph
 from handlab.graph.progress import log_error
@@ -521,3 +522,11 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
     append(tree / "handlab/aligned/losses.py", "\nNEW = 1\n")
     loss = say()
     assert before[0] == plot[0] != loss[0] and len({before[1], plot[1], loss[1]}) == 3
+
+
+def test_the_fingerprint_of_a_training_follows_its_parameters():
+    one = training_fingerprint("train_aligned", {"strategy": "S4"})
+    assert one == training_fingerprint("train_aligned", {"strategy": "S4", "out": "x", "data_root": "y"})
+    others = [{"strategy": "S1"}, {"strategy": "S4", "steps": 5}, {}, {"strategy": "S4", "dataset": "rhd"}]
+    names = {training_fingerprint("train_aligned", given) for given in others}
+    assert len(names) == len(others) and one not in names

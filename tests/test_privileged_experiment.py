@@ -34,7 +34,7 @@ from handlab.privileged.experiment import (
     training_batches,
     write_run,
 )
-from handlab.train.experiment import ExperimentData
+from handlab.train.experiment import ExperimentData, mean_pose
 from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.sets import reader_of
@@ -394,3 +394,58 @@ def test_stages_on_a_gpu(data, tmp_path):
         21,
         3,
     )
+
+
+# ---------------------------------------------------------------- what must not go unnoticed
+def test_prediction_is_in_evaluation_mode(data):
+    "Without dropout and with the learnt batch statistics, whichever mode the network is in."
+    settings = replace(SMOKE, dropout=0.5)
+    network = make_network(settings, "rgb").train()
+    before = state_on_cpu(network)
+    many, few = (predict(network, data.test, batch_size=size) for size in (10, 1))
+    np.testing.assert_allclose(many, few, rtol=1e-4, atol=1e-2)
+    assert all(torch.equal(before[name], value) for name, value in state_on_cpu(network).items())
+
+
+def test_the_mean_pose_is_that_of_the_training_frames(data):
+    class Bent:
+        "The data with other poses in the evaluation split."
+
+        train, validation = data.train, data.validation
+
+        @property
+        def test(self):
+            return pytest.fail("the evaluation split was opened")
+
+    joints, root = np.asarray(data.train.joints), np.asarray(data.train.joints)[:, 9:10]
+    scale = np.linalg.norm(joints[:, 9] - joints[:, 10], axis=-1)[:, None, None]
+    np.testing.assert_allclose(mean_pose(Bent()), ((joints - root) / scale).mean(0), atol=1e-4)
+
+
+def test_what_a_stage_depends_on_follows_settings_and_data(data):
+    one = experiment.depends_on(SMOKE, "rgb_pi", data)
+    for change in ({"lambda_c": 7.0}, {"rotation": 1.0}, {"seed": 5}, {"width": 0.5}):
+        assert experiment.depends_on(replace(SMOKE, **change), "rgb_pi", data) != one
+    other = ExperimentData(data.training_folder, data.test_folder, 9)
+    assert other.training_fingerprint != data.training_fingerprint
+    assert experiment.depends_on(SMOKE, "rgb_pi", other) != one
+
+
+def test_the_steps_of_equal_time_are_measured_once_and_repeatable(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
+    times = iter([0.3, 0.2])
+    monkeypatch.setattr(
+        experiment, "run_jobs", lambda jobs, *_, **__: {job.name: next(times) for job in jobs}
+    )
+    assert step_time_ratio(SMOKE, data, tmp_path / "one") == pytest.approx(1.5)
+    assert step_time_ratio(SMOKE, data, tmp_path / "two") == pytest.approx(1.5)  # no third measurement
+    assert step_time_ratio(replace(SMOKE, seed=4), data, tmp_path / "three") == pytest.approx(1.5)
+    assert experiment.second_steps(SMOKE, data, tmp_path / "one")["rgb_time"] == 12
+    named = replace(SMOKE, steps_same_time=11)
+    assert experiment.second_steps(named, data, tmp_path / "one")["rgb_time"] == 11
+    (tmp_path / "one/step_time.json").unlink()
+    assert step_time_ratio(SMOKE, data, tmp_path / "one") == pytest.approx(1.5)
+    for text in ("[]", "{}", '{"seconds": {}, "ratio": "two"}', '{"seconds": {}, "ratio": 0.2}', ""):
+        (tmp_path / "one/step_time.json").write_text(text)
+        with pytest.raises(HandlabError, match="step_time.json: .*; delete it and run the notebook again"):
+            step_time_ratio(SMOKE, data, tmp_path / "one")

@@ -498,3 +498,22 @@ def test_a_named_precision_is_never_measured(monkeypatch):
     loop.faster_precision.cache_clear()
     assert not loop.precision_of(TrainSettings(precision="fp32"), CPU)._enabled
     assert loop.precision_of(TrainSettings(precision="bf16"), CPU)._enabled
+
+
+def test_validation_sees_the_network_as_it_is_used(tmp_path):
+    "Without dropout, with the batch statistics as they are; training goes on in training mode."
+    seen = []
+
+    def validate(network):
+        before, image = network[1].running_mean.clone(), batch_at(10_000)[0]
+        same = torch.equal(network(image), network(image))  # dropout would differ
+        seen.append((network.training, same, torch.equal(network[1].running_mean, before)))
+        return {"error": 0.0}
+
+    def loss(network, batch):
+        assert network.training
+        return namespace["loss"](network, batch)
+
+    settings = replace(SETTINGS, steps=4, validate_every=2, precision="fp32")
+    fit(tiny(), loss, batch_at, settings, tmp_path, validate=validate, report=quiet)
+    assert seen == [(False, True, True)] * 3

@@ -124,7 +124,10 @@ def become_snakemake(profile: str, seeds: int, cores: int = 0, more=(), real: st
     more = named_targets(more, profile, seeds, real)  # first, so that a wrong value is reported at once
     hold_lock(project_path(f"runs/{profile}/.lock"))
     forget_incomplete_pages(profile)
-    more = [*_made_again(incomplete_runs(profile, seeds, real)), *more]
+    lacking, files = incomplete_runs(profile, seeds, real), files_made(profile, seeds, real)
+    if any(word in more for each in files.items() for word in each):  # only what was named
+        lacking = [name for name in lacking if name in more or files[name] in more]
+    more = [*_made_again(lacking), *more]
     settle()
     if real and (line := left_out_line(real)):
         print(line)

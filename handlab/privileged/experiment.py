@@ -640,7 +640,7 @@ _NO_TIME = {
     "steps_before",
     "steps_same_time",
     *PLAN,
-}  # nothing to a step's time
+}  # these say nothing of a step's time
 
 
 def _measured_times(settings, data, device) -> dict:
