@@ -1,3 +1,4 @@
+import importlib as _importlib
 import sys as _sys
 
 __version__ = "0.1.0"
@@ -27,9 +28,7 @@ if _sys.argv[:1] == ["-m"]:  # Python looks for the module that it is to run
 
 
 def __getattr__(name):
-    "`handlab.load`, imported when it is used: torch takes seconds to import."
-    if name == "load":
-        from handlab.predict.networks import load
-
-        return load
+    "`handlab.load`, found when it is used: torch takes seconds to import."
+    if name == "load":  # by name, so that no module's code depends on all of them through this file
+        return _importlib.import_module("handlab.predict.networks").load
     raise AttributeError(f"module 'handlab' has no attribute {name!r}")
