@@ -8,8 +8,8 @@ __all__ = ['SEAL', 'HandlabError', 'one_line_errors', 'CommandLine', 'nearest', 
            'atomic_folder', 'plain', 'fingerprint', 'write_json', 'read_json', 'file_state', 'file_digest',
            'note_files', 'check_noted', 'write_arrays', 'read_arrays', 'read_pickle', 'check_settings', 'make_settings',
            'assigned_names', 'notebook_parameters', 'check_parameters', 'seed_words', 'numpy_generator',
-           'torch_generator', 'pick_device', 'usable_cores', 'compiled_once', 'git_commit', 'hardware', 'provenance',
-           'progress', 'figures_inline', 'one_thread', 'can_spawn', 'end_with_parent', 'WorkerDied',
+           'torch_generator', 'pick_device', 'usable_cores', 'compiled_once', 'git_commit', 'hardware', 'measured_once',
+           'provenance', 'progress', 'figures_inline', 'one_thread', 'can_spawn', 'end_with_parent', 'WorkerDied',
            'leave_if_run_again', 'WorkerPool', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #1411e854
@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #d56d52bf
@@ -284,7 +285,8 @@ def write_json(
     "Write `value` to `path` as readable JSON, atomically."
     value = plain(value)
     if sealed:
-        value = {**value, SEAL: fingerprint(value)}
+        value = {name: each for name, each in value.items() if name != SEAL}
+        value[SEAL] = fingerprint(value)
     with atomic_file(path, "w") as file:
         file.write(json.dumps(value, indent=1) + "\n")
 
@@ -719,6 +721,22 @@ def hardware() -> dict:
     if torch is not None and torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found
+
+# %% ../nbs/00_core.ipynb #c0ffee02
+def measured_once(
+    name: str,  # of the note: runs/<name>.json
+    about: tuple,  # what the measurement depends on
+    measure,  # () -> a plain value
+):
+    "What was measured first for this machine and these settings; who comes second reads it."
+    path, key = project_path(f"runs/{name}.json"), fingerprint(*about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{name}.lock")):
+        known = read_json(path, ()) if path.exists() else {}
+        if key not in known:
+            known[key] = measure()
+            write_json(path, known, sealed=True)
+    return known[key]
 
 # %% ../nbs/00_core.ipynb #d50e654f
 def provenance() -> dict:

@@ -24,7 +24,7 @@ const answer = arguments[arguments.length - 1];  // as selenium hands it over
   await step('direction', async () => { const slider = document.querySelector('#axes input'); slider.value = 2; slider.dispatchEvent(new Event('input')); });
   await step('random', async () => $('random').click());
   await step('expert', async () => { $('expert').value = 'C'; $('expert').dispatchEvent(new Event('change')); });
-  await step('key', async () => { for (const key of ['ArrowRight', 'ArrowLeft', 'ArrowUp', 'ArrowDown']) $('map').dispatchEvent(new KeyboardEvent('keydown', {key})); });
+  await step('key', async () => { const start = chosen; for (const key of ['ArrowRight', 'ArrowLeft', 'ArrowUp']) if (chosen === start) $('map').dispatchEvent(new KeyboardEvent('keydown', {key})); });
   await Plotly.relayout(plot, {'scene.camera.eye': {x: .1, y: -2, z: .1}});
   await step('play', async () => { $('play').click(); await wait(() => +$('share').value > 65); $('play').click(); });
   result.eye = plot._fullLayout.scene.camera.eye;

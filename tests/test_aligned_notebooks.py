@@ -21,7 +21,7 @@ from handlab.aligned.explorer import choose_pairs, middle, practice_run
 from handlab.aligned.figures import make_walk
 from handlab.aligned.live import LiveExplorer, in_jupyterlab
 from handlab.aligned.page import LEAD, TITLE, explorer_page, fused, make_atlas, note_on, write_explorer
-from handlab.core import HandlabError, make_settings, project_root, read_json
+from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
 from handlab.graph.code import closure
 from handlab.hand.skeleton import example_hand, normalise
 from handlab.hand.solid import capsules, hand_faces, hand_vertices
@@ -337,7 +337,7 @@ def test_foreign_or_changed_run_is_refused(practised, tmp_path):
         (dict(data={"fingerprint": "other"}), "its data have changed"),
         (dict(settings={**metrics["settings"], "colour": 1}), "'colour'"),
     ):
-        (tmp_path / "run" / "metrics.json").write_text(json.dumps({**metrics, **change}))
+        write_json(tmp_path / "run" / "metrics.json", {**metrics, **change}, sealed=True)
         with pytest.raises(HandlabError, match=words):
             open_run(tmp_path / "run")
 

@@ -217,7 +217,7 @@ def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
     said = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=fast"],
         cwd=tree,
-        env=environment(tree),
+        env={**environment(tree), "SNAKEMAKE_PROFILE": "", "XDG_CACHE_HOME": str(tree / "cache")},  # by hand
         capture_output=True,
         text=True,
     )

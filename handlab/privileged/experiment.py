@@ -19,9 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 
-from ..core import HandlabError, fingerprint, pick_device, project_path, read_json, write_json
+from ..core import HandlabError, measured_once, pick_device, read_json, write_json
 from ..data.batches import Augment, Batches
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
@@ -622,15 +621,8 @@ def _noted_times(settings, data, device) -> dict:
         for name, value in asdict(settings).items()
         if name not in {*_NO_TIME, *shared.NOT_TRAINING}
     }
-    key = fingerprint(settings_of_time, settings.own_processes, settings.timing_steps, device_name(device))
-    path = project_path("runs/step_times.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".step_times.lock")):  # who comes second reads what the first has measured
-        known = read_json(path, ()) if path.exists() else {}
-        if key not in known:
-            known[key] = _measured_times(settings, data, device)
-            write_json(path, known, sealed=True)
-    return known[key]
+    about = settings_of_time, settings.own_processes, settings.timing_steps, device_name(device)
+    return measured_once("step_times", about, lambda: _measured_times(settings, data, device))
 
 
 _NO_TIME = {

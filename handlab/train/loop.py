@@ -15,6 +15,7 @@ import csv
 import ctypes
 import io
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,8 @@ from handlab.core import (
     check_noted,
     check_settings,
     fingerprint,
+    hardware,
+    measured_once,
     note_files,
     pick_device,
     plain,
@@ -394,6 +397,11 @@ def faster_precision(device: torch.device) -> str:  # 'bf16' or 'fp32'
     "The faster precision on a device: known for a GPU, measured on a CPU; bf16 only if it is clearly faster."
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    about = {**hardware(), "cores": 0}, os.environ.get("ONEDNN_MAX_CPU_ISA", ""), torch.__version__
+    return measured_once("precision", about, lambda: _faster_on_cpu(device))
+
+
+def _faster_on_cpu(device):
     seconds = {bf16: [] for bf16 in (False, True)}
     for _ in range(4):  # alternating, so that another program's load affects both
         for bf16, measured in seconds.items():
