@@ -62,9 +62,9 @@ def draw_overview(
 
 
 def _card(page):
-    "The part of the explorer's page that moves: its white card."
+    "The two white cards of the explorer's page."
     width, height = page.size
-    return page.crop((int(0.065 * width), int(0.15 * height), int(0.935 * width), int(0.82 * height)))
+    return page.crop((int(0.01 * width), int(0.135 * height), int(0.98 * width), height))
 
 # %% ../../nbs/pages/08_overview.ipynb #dd2d25c5
 def write_overview(predictions="figures/pi-fig7-sim-rhd-quick.png", folder="figures"):
