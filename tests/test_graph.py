@@ -530,3 +530,24 @@ def test_the_fingerprint_of_a_training_follows_its_parameters():
     others = [{"strategy": "S1"}, {"strategy": "S4", "steps": 5}, {}, {"strategy": "S4", "dataset": "rhd"}]
     names = {training_fingerprint("train_aligned", given) for given in others}
     assert len(names) == len(others) and one not in names
+
+
+def test_a_run_whose_files_were_deleted_is_made_again(tiny):
+    (tiny / "mended").touch()
+    last = '(Path(out) / "metrics.json")'
+    noting = (
+        FAKE_TRAINING[1]
+        .replace(last, "(Path(out) / 'predictions.npz').write_text('x')\n" + last)
+        .replace('{"source": dataset}', '{"source": dataset, "files": {"predictions.npz": {}}}')
+    )
+    write_notebook(tiny / "nbs/train_pi.ipynb", (FAKE_TRAINING[0], noting))
+    assert figures(tiny).returncode == 0 and to_be_made(tiny) == set()
+    run = tiny / "runs/smoke/train_pi-sim-rhd-seed0"
+    (run / "predictions.npz").unlink()
+    assert to_be_made(tiny, "train_pi-sim-stb-seed0") == set()
+    said = figures(tiny)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "made again, because files of theirs were deleted: train_pi-sim-rhd-seed0" in said.stdout
+    assert (run / "predictions.npz").exists() and to_be_made(tiny) == set()
+    (run / "metrics.json").write_text("{")  # a damaged one, too
+    assert {"train_pi-sim-rhd-seed0", "paper_pi", "manifest"} == to_be_made(tiny)
