@@ -83,7 +83,7 @@ def _exit_line(error):
     print(f"handlab: {error}", file=sys.stderr)
     return 2
 
-
+# %% ../nbs/00_core.ipynb #5fd5981c
 class CommandLine(argparse.ArgumentParser):
     "The parser of every command: options are written in full, and an error is one line."
 
@@ -103,7 +103,7 @@ def nearest(
     lower = {str(name).lower(): str(name) for name in known}
     return "".join(lower[name] for name in difflib.get_close_matches(str(word).lower(), lower, 1, least))
 
-
+# %% ../nbs/00_core.ipynb #352ec55d
 def choose(word, known) -> str:
     "The advice for a name that does not exist: the nearest one, and all where they are few."
     near, known = nearest(word, known), [str(name) for name in known]
@@ -154,11 +154,11 @@ _MACHINE = {
 class MachineError(HandlabError):
     "The machine does not open a file: what lies there may be whole and stays."
 
-
+# %% ../nbs/00_core.ipynb #1ede39f2
 class MissingFile(HandlabError, FileNotFoundError):
     "A file is not there."
 
-
+# %% ../nbs/00_core.ipynb #6ad8c9d7
 @contextlib.contextmanager
 def read_errors_named(
     path,  # the file that is being opened
@@ -321,7 +321,7 @@ def file_digest(path) -> str:  # 32 hexadecimal digits
     with read_errors_named(path, "run the step that writes it"):
         return _digest_of(str(path), file_state(path))
 
-
+# %% ../nbs/00_core.ipynb #bbaf9aa0
 @lru_cache(maxsize=4096)
 def _digest_of(path, state):
     with open(path, "rb") as file:
@@ -333,7 +333,7 @@ def note_files(folder, names) -> dict:  # {name: {'bytes', 'digest'}}
     paths = {str(name): Path(folder) / name for name in names}
     return {name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for name, path in paths.items()}
 
-
+# %% ../nbs/00_core.ipynb #fdbe6881
 def check_noted(
     path,
     noted: dict,  # of `note_files`; a file that it does not have is not compared
@@ -355,7 +355,7 @@ def write_arrays(path, arrays: dict):
     with atomic_file(path) as file:
         file.write(content.getbuffer())
 
-
+# %% ../nbs/00_core.ipynb #4b5992cd
 def read_arrays(path, fix: str = "delete it and run the step that writes it") -> dict:
     "The arrays of an .npz; a broken one is an error that names it."
     with read_errors_named(path, fix.removeprefix("delete it and ")):
@@ -390,7 +390,7 @@ class _Dtype:
         array = np.frombuffer(data, self.dtype) if data else np.zeros(0, self.dtype)
         return array.reshape(shape, order=order)
 
-
+# %% ../nbs/00_core.ipynb #d5b3c842
 class _Array(np.ndarray):
     "An array whose state is checked before it is taken."
 
@@ -402,7 +402,7 @@ class _Array(np.ndarray):
     def __reduce__(self):
         return np.asarray(self).__reduce__()
 
-
+# %% ../nbs/00_core.ipynb #34820cb4
 def _refuse(*parts):
     raise pickle.UnpicklingError("it makes an array in an unusual way")
 
@@ -411,7 +411,7 @@ def _encode(text, encoding):
     "The bytes of a text, as Python 2 wrote them."
     return text.encode(encoding) if encoding == "latin1" else _refuse()
 
-
+# %% ../nbs/00_core.ipynb #af78682c
 _BUILT = {  # what the functions that pickled arrays name are replaced with
     "_reconstruct": lambda *parts: np.ndarray.__new__(_Array, (0,), "b"),
     "scalar": lambda dtype, data: dtype.fill(data)[()],
@@ -511,7 +511,7 @@ def assigned_names(source: str) -> list:  # the text of a cell
     targets += [each.target for each in statements if isinstance(each, ast.AnnAssign) and each.value]
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
 
-
+# %% ../nbs/00_core.ipynb #35d6eb48
 def _read_names(source: str) -> list:
     try:
         tree = ast.parse(source)
@@ -519,7 +519,7 @@ def _read_names(source: str) -> list:
         return []
     return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
 
-
+# %% ../nbs/00_core.ipynb #a510283a
 def notebook_parameters(path) -> tuple:  # (names in the order of the cell, those that other cells read)
     "The parameters of a notebook: what its cell with the tag `parameters` assigns."
     declared, read = [], set()
@@ -553,7 +553,7 @@ def check_parameters(
             named_folder(project_path(value), name)
     return given
 
-
+# %% ../nbs/00_core.ipynb #d864ca7d
 def _cells_of_parameters(cells, declared) -> tuple:  # cells: what was run, nothing under nbdev_test
     "The names in the notebook's own cell of parameters as last run, in papermill's, and in others."
     own, injected, scratch = [], [], []
@@ -567,14 +567,14 @@ def _cells_of_parameters(cells, declared) -> tuple:  # cells: what was run, noth
             scratch += names
     return own, injected, scratch
 
-
+# %% ../nbs/00_core.ipynb #bfb0a5b9
 def _notebook_file(notebook: str) -> Path:
     "The notebook in this checkout, wherever its copy is run."
     package = [Path(__file__).resolve().parent.parent] if "__file__" in globals() else []
     files = [root / "nbs" / f"{notebook}.ipynb" for root in (*package, project_root())]
     return next((file for file in files if file.exists()), files[-1])
 
-
+# %% ../nbs/00_core.ipynb #fce03578
 def _check_names(names, known, least: float):
     "Raise an error on the first unknown name that is as near to a known one as `nearest` says."
     for name in names:
@@ -643,7 +643,7 @@ def compiled_once(function=None, **options):  # options of `numba.njit`
     except RuntimeError:  # neither the package nor the user's cache folder can be written
         return numba.njit(function, cache=_temporary_cache(numba.config), **options)
 
-
+# %% ../nbs/00_core.ipynb #571b06b0
 @functools.cache
 def _temporary_cache(config) -> bool:  # False where no temporary folder can be made either
     "Keep compiled code until this process ends."
@@ -812,7 +812,7 @@ class _MainFinder(pickle.Pickler):
         self.found = self.found or getattr(value, "__module__", None) == "__main__"
         return NotImplemented
 
-
+# %% ../nbs/00_core.ipynb #e7135bcb
 def can_spawn(function) -> bool:
     "Whether a new process could import `function` and whatever it holds."
     script = getattr(sys.modules["__main__"], "__file__", None)
@@ -836,7 +836,7 @@ def end_with_parent(*signs):  # pipes whose end (or a message) ends this process
 class WorkerDied(HandlabError):
     "A worker process ended before its work: a later call may go on where it was."
 
-
+# %% ../nbs/00_core.ipynb #b9329570
 _RUN_AGAIN = 91  # exit code of a worker process that runs the script which started it
 
 
@@ -845,7 +845,7 @@ def leave_if_run_again():
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         os._exit(_RUN_AGAIN)
 
-
+# %% ../nbs/00_core.ipynb #26c01be8
 class WorkerPool(ProcessPoolExecutor):
     "Worker processes that start afresh on every system, and that tell why they ended."
 
@@ -863,10 +863,10 @@ class WorkerPool(ProcessPoolExecutor):
         fix = "memory is the usual cause: close other programs or use fewer processes, and call it again"
         return WorkerDied(where, what, fix)
 
-
+# %% ../nbs/00_core.ipynb #bfc9defa
 _function = None  # what this worker process computes, set once
 
-
+# %% ../nbs/00_core.ipynb #81525061
 def _start_worker(function):
     global _function
     _function = function

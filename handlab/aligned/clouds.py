@@ -56,7 +56,7 @@ def mean_cloud(settings, data: ExperimentData, steps: int = 60) -> torch.Tensor:
         optimiser.step()
     return cloud.detach()
 
-
+# %% ../../nbs/aligned/13_clouds.ipynb #1a98cb3e
 def _clouds(batch, settings):
     "The batch's clouds in the corrected view, (B,points,3)."
     return modality_tensors(batch, "C", settings)["C"]
@@ -92,7 +92,7 @@ def cloud_scores(
             found.setdefault(row, []).append(cloud_distances(cloud, views["C"], batch.scale))
     return {row: _means(parts) for row, parts in found.items()}
 
-
+# %% ../../nbs/aligned/13_clouds.ipynb #03d7e0db
 def _means(parts):  # a list of {measure: (B,)}
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {**{name: value.mean().item() for name, value in values.items()}, "frames": len(values["emd"])}

@@ -66,7 +66,7 @@ def code_distance(q: Gaussian, p: Gaussian) -> torch.Tensor:  # (B,)
     variance = q.log_variance.exp() + p.log_variance.exp()
     return ((q.mean - p.mean) ** 2 / variance).mean(1).sqrt()
 
-
+# %% ../../nbs/aligned/14_diagnostics.ipynb #04fbe721
 def retrieval(queries: torch.Tensor, codes: torch.Tensor) -> dict:  # (N,latent), (N,latent)
     "How often the code of the same number is the nearest, and its median rank as a share of all."
     distances = torch.cdist(queries, codes)
@@ -109,7 +109,7 @@ def diagnose(network, prepared, settings, device="cpu") -> dict:
         result |= _between(network, found)
     return result
 
-
+# %% ../../nbs/aligned/14_diagnostics.ipynb #a3ee913f
 def _between(network, found):
     "What can be told of two or more encoders: of the first, RGB, and the second."
     rgb, other = list(found.values())[:2]
@@ -128,7 +128,7 @@ def _value(result, *path):
         result = result.get(name, {}) if isinstance(result, dict) else {}
     return result if isinstance(result, (int, float)) else float("nan")
 
-
+# %% ../../nbs/aligned/14_diagnostics.ipynb #0d64c029
 DIAGNOSTICS = {  # what the table says of a network: where it lies in the result of `diagnose`
     **{f"active units, {name}": ("active_units", letter) for letter, name in ENCODER_NAMES.items()},
     **{f"KL to the prior, {name} (nats)": ("kl", letter) for letter, name in ENCODER_NAMES.items()},
@@ -142,7 +142,7 @@ DIAGNOSTICS = {  # what the table says of a network: where it lies in the result
     "EPE of a draw (mm)": ("drawn", "drawn"),
 }
 
-
+# %% ../../nbs/aligned/14_diagnostics.ipynb #b9645ab6
 def table_diagnostics(results: dict) -> pd.DataFrame:  # {label: of `diagnose`}
     "One column per network; what a strategy does not have is left out."
     columns = {
@@ -180,7 +180,7 @@ def term_gradients(
         z = z.requires_grad_()
         return {name: _slope(loss, z) for name, loss in _weighted_terms(network, z, views, settings)}
 
-
+# %% ../../nbs/aligned/14_diagnostics.ipynb #4a26f961
 def _weighted_terms(network, z, views, settings):
     "Each term's name and its sum over posteriors and samples."
     for letter, decoder in network.decoders.items():

@@ -53,7 +53,7 @@ def _node_text(column: str, name: str) -> str:
         return f"${SYMBOLS[name]}$"
     return "$z$" if name == "one" else f"$z_{{{SYMBOLS.get(name, name)}}}$"
 
-
+# %% ../../nbs/aligned/11_diagram.ipynb #9d11281e
 def draw_node(axis, place, column: str, name: str):
     "A node: shaded where it is observed, with the modality's name beside it."
     face = "white" if column == "z" else "#cccccc"

@@ -190,7 +190,7 @@ def _requirements(settings):  # (setting, whether it holds, what is wrong, what 
     square = round(points**0.5) ** 2 == points
     yield "points", square, f"{points} is not a square number", "choose 256 or 64"
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #1113b7c5
 def check_aligned(settings: AlignedSettings) -> AlignedSettings:
     "The settings with types and values checked."
     settings = shared.check_experiment(settings, CHOICES, POSITIVE)
@@ -555,7 +555,7 @@ def _time_emd(watch, network, views):
         true = views.tensors["C"].repeat(len(clouds), 1, 1)
         watch("emd", lambda: emd(clouds.flatten(0, 1), true, views.chosen))
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #f388c6cf
 def time_parts(settings, data: ExperimentData, device="cpu") -> dict:  # {'step', 'batch', 'emd'} ms
     "Median times of a training step (its batch included), of making its batch, and of its EMD."
     loss = AlignedLoss(settings)

@@ -111,7 +111,7 @@ def _scene(edge, **more):
         **more,
     )
 
-
+# %% ../../nbs/aligned/08_explorer.ipynb #0d64610d
 def _layout(walks, height):
     sides = [[0, 1]] if walks[0].clouds is None else [[0, 0.5], [0.5, 1]]
     edge = scene_reach(walks)

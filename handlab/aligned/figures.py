@@ -46,7 +46,7 @@ DRAW = {  # {letter: (needs 3D axes, function of axes and values)}
     "P": (True, lambda ax, pose, colour=None: draw_hand_3d(ax, pose, colour, width=1.2)),
 }
 
-
+# %% ../../nbs/aligned/07_figures.ipynb #87ef8736
 def fig_rows(
     rows, gap
 ):  # rows: (name, letter of the modality, a list of values, style); gap: between the rows
@@ -175,7 +175,7 @@ def _draw_training(axes, folder, colour, label):
         if name in validation:
             axes[2].plot(validation["step"], validation[name], style, color=colour)
 
-
+# %% ../../nbs/aligned/07_figures.ipynb #9b43ade9
 def fig_training(folders):  # {label: run folder}
     "Loss and validation error over the steps, one line per run."
     figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80)

@@ -80,7 +80,7 @@ class Atlas:
     errors: np.ndarray  # (n,) mm, of the poses decoded from the first encoder's codes
     maps: dict  # {name: (n,2)} places computed beforehand, such as UMAP's
 
-
+# %% ../../nbs/aligned/16_page.ipynb #ea6a23ca
 def encode_all(network, views: dict) -> dict:  # {letter: (B,...)} -> {letter: Gaussian}
     "Every encoder's posterior, and their product where the strategy has one."
     found = {
@@ -107,7 +107,7 @@ def _of_batch(network, batch, settings) -> dict:
         errors=errors,
     )
 
-
+# %% ../../nbs/aligned/16_page.ipynb #3a95c849
 @torch.no_grad()
 def make_atlas(
     network,  # a trained AlignedNetwork
@@ -163,7 +163,7 @@ def places_by(name: str, codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2
         raise HandlabError("map 'UMAP'", "umap-learn is not installed", "pip install umap-learn") from None
     return UMAP(random_state=0).fit_transform(codes)
 
-
+# %% ../../nbs/aligned/16_page.ipynb #412ed7aa
 def principal_axes(codes: np.ndarray) -> tuple:  # (n,latent) -> middle, axes, spreads, shares
     "The codes' mean, orthonormal directions by falling variance, and each one's spread and share of it."
     middle = codes.mean(0)
@@ -179,7 +179,7 @@ def facing(poses: np.ndarray) -> np.ndarray:  # (n,21,3) of right hands -> (n,) 
     palm /= np.linalg.norm(palm, axis=1, keepdims=True).clip(1e-9)
     return np.degrees(np.arccos(np.clip(-palm[:, 2], -1, 1)))
 
-
+# %% ../../nbs/aligned/16_page.ipynb #ff00a6d1
 def bending(poses: np.ndarray) -> np.ndarray:  # (n,21,3) -> (n,) degrees
     "The mean angle between a finger's first and last bone, over the four fingers."
     mcp = np.array([5, 9, 13, 17])
@@ -214,7 +214,7 @@ def _model(network, device="cpu") -> dict:
         content |= dict(grid=numbers(cloud.grid), gridSize=cloud.grid.shape[1], reach=3)
     return content
 
-
+# %% ../../nbs/aligned/16_page.ipynb #eb36f8ec
 def _solid() -> dict:
     "The solid hand's constants."
     parent, child = BONES.T
@@ -271,7 +271,7 @@ def _scene(number: int, count: int) -> dict:
         domain=dict(x=[number / count, (number + 1) / count], y=[0, 1]),
     )
 
-
+# %% ../../nbs/aligned/16_page.ipynb #4a50a6c5
 def _traces(clouds: bool) -> list:
     "The solid hand, the decoded and the true skeleton, both clouds; the script fills them."
     faces, colours = solid.hand_faces()
@@ -295,7 +295,7 @@ def _traces(clouds: bool) -> list:
     points = [go.Scatter3d(marker=marker, **more) for marker in (near, dict(size=2.5, color="#9aa3b2"))]
     return [hand, *lines, *points]
 
-
+# %% ../../nbs/aligned/16_page.ipynb #c628628e
 def page_figure(clouds: bool) -> go.Figure:
     "The plotly figure whose traces the page's script moves."
     count = 1 + clouds
@@ -341,7 +341,7 @@ CLOUD_HEADING = (
 def _own_file(name: str) -> str:
     return (files("handlab.aligned") / name).read_text(encoding="utf-8")
 
-
+# %% ../../nbs/aligned/16_page.ipynb #dab234c4
 def explorer_page(network, atlas: Atlas, title: str, lead: str, note: str, ends=(0, 1)) -> str:  # plain text
     "The page as one string."
     return Template(_own_file("explorer.html")).substitute(
@@ -372,7 +372,7 @@ def note_on(settings, data, source: str) -> str:  # source: data, strategy, prof
         "mean distance of the nearest points of the two clouds, root and scale known."
     )
 
-
+# %% ../../nbs/aligned/16_page.ipynb #288c4abe
 def write_explorer(
     path, network, atlas: Atlas, title: str = TITLE, lead: str = LEAD, note: str = "", ends=(0, 1)
 ) -> float:

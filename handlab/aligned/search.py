@@ -56,7 +56,7 @@ def trials_of(
     chosen = numpy_generator(seed, "search", strategy).choice(len(every), budget - 1, replace=False)
     return [{}, *(dict(zip(values, every[number])) for number in chosen)]
 
-
+# %% ../../nbs/aligned/15_search.ipynb #d8977d33
 def search_variants(strategies, budget: int, seed: int = 0) -> dict:  # {name: {setting: value}}
     "Each strategy's trials by name, such as 'S1, trial 0'."
     return {

@@ -73,7 +73,7 @@ def make_cloud_decoder(settings: NetworkSettings) -> nn.Module:
         return LayeredCloudDecoder(latent, width, points)
     return CloudDecoder(latent, width, points, settings.norm_output, settings.cloud_gain)
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #1c2b0f59
 MODALITIES = {
     "R": Modality("RGB image", "rgb", trunk=lambda s: ResNet18(s.width)),
     "C": Modality(
@@ -143,7 +143,7 @@ def _sound(recipe) -> bool:
         and (len(encoders) > 1) == (recipe.alignment != "none")
     )
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #52834c71
 def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
     "The recipe of a strategy; a HandlabError where there is none of that name."
     notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(":")
@@ -293,7 +293,7 @@ def carries(
     seen = _seen_by(views, recipe, posterior, modality.sensor if modality else "")
     return seen if labelled is None else labelled & seen
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #1c0d7df4
 def _seen_by(views, recipe, posterior, sensor):
     "The samples that have the posterior's own data, and those of a sensor ('': of any)."
     both = views.sensor == -1
@@ -325,7 +325,7 @@ def rows_of_all(values, count, drawn):  # (k,B), number of posteriors, (k,B) or 
         return values
     return values.new_zeros(count, values.shape[1]).scatter(0, drawn, values * (count / len(values)))
 
-
+# %% ../../nbs/aligned/05_strategies.ipynb #96124541
 def reconstructions(found, drawn, views, recipe, settings):
     "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)."
     means, total = {}, 0.0

@@ -201,7 +201,7 @@ def _seen(folder) -> dict:
         return read_json(folder / CHECKED, has=())
     return {}
 
-
+# %% ../../nbs/data/04_arrays.ipynb #42aafa5b
 def check_arrays(
     folder,
     noted: dict,  # of `note_files`

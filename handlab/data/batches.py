@@ -507,7 +507,7 @@ def _check_batches(batches, keys):
             fix = f"leave {key} out of {where}, or read data that has it"
             raise HandlabError(prepared.folder, what, fix)
 
-
+# %% ../../nbs/data/06_batches.ipynb #1f78b4ce
 def _check_root(batches, root: str):
     "Depth and clouds are relative to a root, which must be annotated."
     if not ("depth" in batches.modalities or batches.cloud_points):
@@ -586,7 +586,7 @@ def _make(self, step: int) -> Batch:
     mask = mask if "mask" in self.modalities else None
     return Batch(image, relative, mask, cloud=cloud, index=index, **labels)
 
-
+# %% ../../nbs/data/06_batches.ipynb #dd3ed932
 def _cloud(self, step, rows, change, labels, mm, mask):
     "Points (B,count,3) of a step."
     generator = torch_generator(self.seed, "cloud", step, device=self.device)

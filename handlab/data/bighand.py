@@ -118,7 +118,7 @@ def index_annotation(path):
         raise HandlabError(path, f"frame {twice[0]} is there twice", "use the dataset's own annotation")
     return frames, starts, digest.digest()
 
-
+# %% ../../nbs/data/11_bighand.ipynb #605ffc3b
 def _frame_of(line, columns, where) -> int:
     "The frame of a line that has 63 columns of digits, signs and points after it."
     match = _FIRST.fullmatch(columns[0])
@@ -176,7 +176,7 @@ def threshold_mask(
     mask[top:bottom, left:right] = inside[0] & inside[1] & inside[2]
     return mask
 
-
+# %% ../../nbs/data/11_bighand.ipynb #4bdf7e8c
 def _columns_of(low, high, K, axis: int, length: int) -> tuple:
     "The columns (axis 0) or rows (axis 1), first and last + 1, that a box (3,), (3,) mm can cover."
     near = max(low[2], 1.0)
@@ -309,7 +309,7 @@ def _frames_of(part: Part, partial: bool):
     check_complete(frames, found, part.images, part.annotation, image_name)
     return frames, starts, digest, others, 0
 
-
+# %% ../../nbs/data/11_bighand.ipynb #5f2bbb8a
 def _check_unit(part: Part, frames, starts):
     "A few labels of a text must be millimetres of a hand: the unit is the same in all of them."
     lengths = []
@@ -379,7 +379,7 @@ def _leave_out(reader, names, known):  # known: the names of the parts of all sp
         fix = "unpack the dataset completely"
         raise HandlabError(reader.root, "no frame has both image and label", fix)
 
-
+# %% ../../nbs/data/11_bighand.ipynb #8d719df1
 def _drop(reader, name, part, number) -> str:
     "Take a frame out; its full name."
     places = {part.name: place for place, part in enumerate(reader.parts)}
@@ -392,7 +392,7 @@ def _drop(reader, name, part, number) -> str:
     )
     return f"{part}/image_D{number:08d}"
 
-
+# %% ../../nbs/data/11_bighand.ipynb #97da15bc
 def _read_frame(reader, index: int) -> Sample:
     "The sample of a frame: its image and its line are read now."
     annotation, start = reader.parts[reader.part[index]].annotation, int(reader.starts[index])
@@ -400,7 +400,7 @@ def _read_frame(reader, index: int) -> Sample:
     numbers = _read_label(annotation, start, int(reader.frames[index]), _skip_it(name))
     return decode_frame(name, _read_depth(reader.image_path(index), _skip_it(name)), numbers)
 
-
+# %% ../../nbs/data/11_bighand.ipynb #d762291d
 def _identity(reader) -> str:
     "A short name for the content: the texts, frame numbers, sizes and dates of all images."
     states = []

@@ -175,7 +175,7 @@ def register_depth(raw):  # (240,320) u16 mm
     uv = np.rint(project(points, COLOR_K)).astype(np.int64) if len(points) else np.zeros((0, 2), np.int64)
     return _draw_patches(uv, points[:, 2])
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #12ab1def
 def _draw_patches(uv, z):  # (n,2) px, (n,) mm, far to near
     "Patches of depth on the colour image; the canvas is larger, as patches may reach over the border."
     (height, width), margin = COLOR_SIZE, _PATCH // 2
@@ -208,7 +208,7 @@ def mask_near_tips(
     kept[0] = False
     return kept[labels]
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #7bb25c29
 def _within_reach(mm, tips, K):  # (H,W) mm, 0 where there is none
     "The pixels (H,W) bool whose points are about as far away as the tips and within reach of one of them."
     near = (mm > max(tips[:, 2].min() - _BEFORE, 1)) & (mm < tips[:, 2].max() + _BEHIND)
@@ -224,7 +224,7 @@ def _within_reach(mm, tips, K):  # (H,W) mm, 0 where there is none
 def _leave_out(name: str) -> str:
     return f'leave the frame out with skip="{name}"'
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #0882f11d
 def decode_frame(
     name: str,
     color,  # (480,640,3) u8
@@ -275,7 +275,7 @@ def check_sequences(sequences) -> tuple:
         check_choice("Dexter+Object", "sequence", sequence, SEQUENCES)
     return sequences
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #f89c356f
 def _source_and_counts(root, digests) -> tuple:
     "Source and expected frames of each sequence: the official ones, or what `source.json` states."
     if digests is not None and SOURCE_FILE in digests or (root / SOURCE_FILE).exists():
@@ -304,10 +304,10 @@ def _read_labels(root, sequence: str, digests, expected, partial: bool) -> tuple
     _check_unit(paths[1], points_3d)
     return points_2d, points_3d
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #7502c92c
 TIPS_APART = (28.0, 260.0)  # mm: the largest distance of two tips, below a factor of 10
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #f3c945ba
 def _check_unit(path, points_3d):  # (N,8,3) as annotated
     "The tips must be as far apart as a hand's, in mm."
     tips = from_file(points_3d[:, :5])
@@ -326,7 +326,7 @@ def _official_name(kind: str):
     "number -> the name of an image of that kind."
     return lambda number: image_path("", "", kind, number).name
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #13982d60
 def _usable_frames(root, sequence: str, kinds, count: int, partial: bool) -> tuple:
     "The numbers (from 1) of the frames with label and images, and their images' other names by kind."
     labelled, images, others = np.arange(1, count + 1), {}, {}
@@ -425,13 +425,13 @@ def _check_found(folder, found, what: str):
     if not found:
         raise HandlabError(folder, what, "unpack the dataset completely")
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #e04e11fb
 def _describe(reader) -> str:
     depth = "with" if reader.has_depth else "without"
     what = f"{len(reader)} frames of {reader.source} {depth} depth, {len(reader.skipped)} left out"
     return f"DexterObject({str(reader.root)!r}): {what}"
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #18997761
 def _identity(reader) -> str:
     paths = [
         reader.path(sequence, kind, number) for kind in reader.kinds for sequence, number in reader.frames
@@ -439,7 +439,7 @@ def _identity(reader) -> str:
     frames = [list(frame) for frame in reader.frames]
     return identity_of(reader.source, frames, reader.points, states=[file_states(paths)])
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #ab822575
 def _read_frame(reader, index: int) -> Sample:
     "The sample of a frame: its images are opened now."
     sequence, number = reader.frames[index]

@@ -63,7 +63,7 @@ def resized(found: tuple, due: tuple) -> str:  # (width, height) px, both
         return ""
     return f" (this copy was resized to {ratio:.3g} of the size: use the dataset's own images and labels)"
 
-
+# %% ../../nbs/data/00_files.ipynb #6299a320
 def decode_png(
     where,  # the file, for messages
     data: bytes,  # its content
@@ -120,7 +120,7 @@ def _digest(data: bytes) -> str:
     "Thirty-two digits that name the bytes."
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
-
+# %% ../../nbs/data/00_files.ipynb #0e8dc1b9
 def write_digests(root):
     "Note the digest of every file of a dataset, for readers to compare."
     root = project_path(root)
@@ -167,7 +167,7 @@ def is_folder(path) -> bool:
         reason = getattr(error, "strerror", None) or error
         raise HandlabError(path, f"it cannot be opened ({reason})", "name another folder") from None
 
-
+# %% ../../nbs/data/00_files.ipynb #cdbef665
 def names_in(folder, folders: bool = False) -> list:  # True: its folders in place of its files
     "The names of a folder's files, without hidden ones, macOS's `._` files and links that lead nowhere."
     try:
@@ -182,14 +182,14 @@ def names_in(folder, folders: bool = False) -> list:  # True: its folders in pla
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
-
+# %% ../../nbs/data/00_files.ipynb #40441c8e
 def _is(entry, folder: bool) -> bool:
     try:
         return entry.is_dir() if folder else entry.is_file()
     except OSError:  # a link to itself
         return False
 
-
+# %% ../../nbs/data/00_files.ipynb #e3e960e6
 def file_states(paths: list):
     "The sizes (N,0) in bytes and dates (N,1) in ns of files, i64: one look at each directory entry."
     states = ((state.st_size, state.st_mtime_ns) for state in map(os.stat, paths))
@@ -199,7 +199,7 @@ def file_states(paths: list):
         with read_errors_named(error.filename, "unpack the dataset completely"):
             raise
 
-
+# %% ../../nbs/data/00_files.ipynb #8c2a0e92
 def identity_of(
     *what,  # the source, split, frames and labels
     states,  # of `file_states`
@@ -229,7 +229,7 @@ def images_in(
             raise HandlabError(folder, what, f"keep one of them, named {name_of(number)}")
     return numbers, {number: names[0] for number, names in others.items()}
 
-
+# %% ../../nbs/data/00_files.ipynb #fa0b75de
 def found_file(path) -> Path:
     "The path, or that of the one file whose name differs from it by upper and lower case alone."
     path = Path(path)
@@ -269,7 +269,7 @@ def skip_names(skip) -> list:  # 'a, b', a list of names, or a number
         skip = [skip]
     return [text for text in (str(each).strip() for each in skip) if text]
 
-
+# %% ../../nbs/data/00_files.ipynb #525a0ad3
 def skip_match(pattern, text: str, such_as: str):
     "The match of a name; one that names no frame is an error."
     match = re.fullmatch(pattern, text, re.ASCII)
@@ -277,7 +277,7 @@ def skip_match(pattern, text: str, such_as: str):
         raise HandlabError(f"skip {text!r}", "it names no frame", f"give names such as {such_as!r}")
     return match
 
-
+# %% ../../nbs/data/00_files.ipynb #7c49a61c
 def check_some(where, frames, left_out, fix: str = COMPLETELY):  # [(frame, reason)]
     "That every frame is left out is an error with the first reason."
     if len(frames) == 0 and len(left_out):
@@ -300,7 +300,7 @@ def read_source(root, official: str) -> dict:  # the name of the official set
         return stated
     raise HandlabError(path, "it does not name a 'source'", "write the dataset again")
 
-
+# %% ../../nbs/data/00_files.ipynb #b21e15d3
 def check_source(where, source: str):
     "A source becomes part of a folder's name: anything but a plain name is an error."
     if not re.fullmatch(r"[\w-]{1,40}", source, re.ASCII):
@@ -336,7 +336,7 @@ def real_root(name: str):  # 'rhd', 'stb', 'dexter-object' or 'bighand'
             return root
     return None
 
-
+# %% ../../nbs/data/00_files.ipynb #1d979360
 def _is_real(name: str, root: Path) -> bool:
     return (root / _MARKS[name]).exists() and source_of(root, name) == name
 

@@ -95,7 +95,7 @@ def read_mat(data: bytes, wanted: str):
             return found
     return None
 
-
+# %% ../../nbs/data/07_mat.ipynb #bbb12ae9
 def read_mat_file(path, wanted: str, fix: str = UNPACK):  # what the user can do about a broken file
     "The array of that name in a file, or None; a broken file is an error that names it."
     try:

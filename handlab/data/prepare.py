@@ -332,7 +332,7 @@ def open_array(path, shape):
         pass
     raise HandlabError(path, "the file is missing or cut short", _again(path.parent))
 
-
+# %% ../../nbs/data/05_prepare.ipynb #56fd5443
 def _again(folder) -> str:
     "What to do about a damaged folder."
     return f"delete the folder {Path(folder).name}, and what needs it prepares it again"
@@ -430,7 +430,7 @@ def prepare_each(
         print(f"{source_name(reader)}: {len(reader)} frames prepared before are used: {names}", flush=True)
     return [open_prepared(folder) for folder in wanted]
 
-
+# %% ../../nbs/data/05_prepare.ipynb #d2626c79
 def _say_stale(folders):
     "Name the finished folders that are made again."
     for folder in folders:

@@ -99,7 +99,7 @@ def _skip_it(name: str) -> str:
     "What to do about a broken frame."
     return f'unpack the dataset again, or leave the frame out with skip="{name}"'
 
-
+# %% ../../nbs/data/03_rhd.ipynb #f69f3a7a
 def _check_raw(name, color, depth_rgb, part_ids):
     "The raw arrays of a frame must have the dataset's types and sizes."
     for label, array, shape in (
@@ -116,7 +116,7 @@ def _check_raw(name, color, depth_rgb, part_ids):
         what = f"it holds the part id {part_ids.max()}, RHD knows 0 to 33"
         raise HandlabError(f"{name}, mask", what, _skip_it(name))
 
-
+# %% ../../nbs/data/03_rhd.ipynb #5ee36e45
 DEPTH_REACH, FEWEST_NEAR = 0.2, 0.25  # metres from the joints; share of the hand's pixels
 
 
@@ -289,12 +289,12 @@ def disagreeing(frames, labels: dict) -> dict:  # as of `read_annotation`
     broken = not_finite(labels)  # a label that is not a number is an error of its own
     return {int(frames[index]): wrong[index] for index in sorted(wrong) if not broken[index]}
 
-
+# %% ../../nbs/data/03_rhd.ipynb #b270b2ce
 def _in_view(labels):
     "Which hands (N,2) have a visible joint."
     return (labels["uv_vis"][..., 2] == 1).reshape(-1, 2, 21).any(-1)
 
-
+# %% ../../nbs/data/03_rhd.ipynb #0c693644
 def _projected(labels):
     "Every joint's pixel by K, (N,2,21,2), of hands in view; NaN behind the camera, 0 of other hands."
     uvw = labels["xyz"].astype(float) @ labels["K"].astype(float).swapaxes(1, 2)
@@ -309,12 +309,12 @@ def _labelled(labels):
     pixels = labels["uv_vis"][..., :2].astype(float).reshape(-1, 2, 21, 2)
     return np.where(_in_view(labels)[..., None, None], pixels, 0)
 
-
+# %% ../../nbs/data/03_rhd.ipynb #78be115c
 def _away_px(labels):
     "The largest distance (N,) px of a joint, of a hand in view, from its own projection; NaN for no number."
     return np.linalg.norm(_projected(labels) - _labelled(labels), axis=-1).max((1, 2))
 
-
+# %% ../../nbs/data/03_rhd.ipynb #6a3673bc
 def _resized(labels):
     "By how much (N,) the labelled pixels are the projected ones, enlarged; NaN where they are not."
     projected, labelled = _projected(labels), _labelled(labels)
@@ -323,7 +323,7 @@ def _resized(labels):
         away = np.linalg.norm(zoom[:, None, None, None] * projected - labelled, axis=-1).max((1, 2))
     return np.where(away < AGREE_PX, zoom, np.nan)
 
-
+# %% ../../nbs/data/03_rhd.ipynb #03837cae
 def _wrong_units(labels) -> dict:
     "{index: reason} of frames with a hand in view whose bones are not metres of a hand."
     lengths = mean_bone(labels["xyz"].astype(float).reshape(-1, 2, 21, 3)[:, :, RHD_TO_CANONICAL])
@@ -375,10 +375,10 @@ def _usable_frames(images: dict, annotated, annotation, partial: bool):  # {fold
             check_complete(annotated, np.union1d(found, gaps), place, annotation, OFFICIAL_NAME)
     return usable
 
-
+# %% ../../nbs/data/03_rhd.ipynb #1a137508
 _FRAME = rf"(?:({'|'.join(SPLITS)})/)?0*(\d{{1,9}})"
 
-
+# %% ../../nbs/data/03_rhd.ipynb #b0c44254
 def _skipped(split: str, annotated, skip) -> list:
     "The numbers of the frames of this split that are to be left out; one that is not there is an error."
     numbers = []
@@ -456,7 +456,7 @@ def _identity(reader) -> str:
     what = reader.source, split, reader.frames, *reader.labels.values()
     return identity_of(*what, states=[file_states(paths)])
 
-
+# %% ../../nbs/data/03_rhd.ipynb #9b41eb1e
 def _read_frame(reader, frame, labels):
     "The sample of a frame: its images are opened now."
     modes, name = dict(color="RGB", mask="L", depth="RGB"), frame_name(reader.split, frame)

@@ -47,7 +47,7 @@ def _camera_conditions(K, height: int, width: int):  # (N,3,3) px
     yield fits & (np.abs(np.log(focal[:, 0] / focal[:, 1])) < 0.7), f"its focal lengths are not {picture}"
     yield np.abs(K[:, 0, 1]) < 0.2 * focal[:, 0], "its axes are not at right angles"
 
-
+# %% ../../nbs/data/01_sample.ipynb #e3c9f9b7
 def camera_faults(
     K,  # (N,3,3) px
     shape: tuple,  # height and width of the pictures, px
@@ -110,7 +110,7 @@ def check_sample(sample):
             raise HandlabError(f"{sample.name}, field {field}", fault, "correct the labels or their reader")
     return sample
 
-
+# %% ../../nbs/data/01_sample.ipynb #0cb90ddd
 Sample.check = check_sample
 
 # %% ../../nbs/data/01_sample.ipynb #79de3512

@@ -121,7 +121,7 @@ def _skip_it(name: str) -> str:  # 'sequence/number'
     "What to do about a broken frame."
     return f'unpack the dataset again, or leave the frame out with skip="{name}"'
 
-
+# %% ../../nbs/data/09_stb.ipynb #4b473826
 def read_labels(path):
     "The array `handPara` (3,21,N) f64 of a label file."
     values = read_mat_file(path, "handPara", _AS_OFFICIAL)
@@ -314,7 +314,7 @@ def _images_folder(root) -> Path:
     unpacked = any(is_folder(Path(root) / name) for names in SPLITS.values() for name in names)
     return Path(root) if unpacked and not is_folder(folder) else folder
 
-
+# %% ../../nbs/data/09_stb.ipynb #adfbea01
 _FRAME = rf"(?:(?:{'|'.join(SPLITS)})/)?({'|'.join(sum(SPLITS.values(), ()))})/0*(\d{{1,9}})"
 
 
@@ -406,7 +406,7 @@ def _describe(reader) -> str:
     what = f"{len(reader)} frames of {reader.source}, camera {reader.camera}, {depth} depth"
     return f"STB({str(reader.root)!r}, {reader.split!r}): {what}"
 
-
+# %% ../../nbs/data/09_stb.ipynb #efd7e7ee
 def _identity(reader) -> str:
     "A short name for the content: labels, frames, sizes and dates of all files."
     paths = [
@@ -417,7 +417,7 @@ def _identity(reader) -> str:
     what = reader.source, reader.split, reader.camera, reader.frames
     return identity_of(*what, *reader.labels.values(), states=[file_states(paths)])
 
-
+# %% ../../nbs/data/09_stb.ipynb #5b258b62
 def _read_frame(reader, sequence: str, number: int) -> Sample:
     "The sample of a frame: its images are opened now."
     size, depth_code = (WIDTH, HEIGHT), None

@@ -96,7 +96,7 @@ def _splat(depth, matrix, shift, inverse_K, K, half, z_buffer, total, weight):
 def _focal_and_centre(K):  # (3,3)
     return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
 
-
+# %% ../../nbs/data/08_stb_depth.ipynb #14d3cd96
 def register_depth(mm):  # (H,W) mm, SK depth camera, NaN where there is none
     "Depth (H,W) float32 mm as the SK colour camera sees it, NaN where there is none."
     z_buffer = np.full(mm.shape, np.inf, np.float32)

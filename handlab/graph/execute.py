@@ -33,7 +33,7 @@ def gpu_count() -> int:
 
     return torch.cuda.device_count()
 
-
+# %% ../../nbs/graph/03_execute.ipynb #d53712eb
 def gpu_names() -> list[str]:
     "The same GPUs, as `CUDA_VISIBLE_DEVICES` names them."
     count, named = gpu_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -62,7 +62,7 @@ def one_gpu():
                     return
         time.sleep(1)
 
-
+# %% ../../nbs/graph/03_execute.ipynb #027806c6
 def _gpu_lock(name: str) -> Path:
     "The lock file of a GPU; each user and each job of a batch system has its own."
     user = os.getuid() if hasattr(os, "getuid") else ""  # Windows has a temporary folder per user
@@ -94,7 +94,7 @@ def execute(notebook: str, output: Path, parameters: dict):
             if not left or not str(error).startswith(NO_CELL_RUN):
                 raise
 
-
+# %% ../../nbs/graph/03_execute.ipynb #f92ac5a9
 def _literal(path: Path) -> str:
     "Papermill takes `{name}` in a path for a parameter."
     return str(path).replace("{", "{{").replace("}", "}}")
@@ -118,7 +118,7 @@ def run_one(name: str, profile: str, seeds: int, real: str = ""):
             reserve_folder(folder, training_fingerprint(run.notebook, parameters))
             execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)
 
-
+# %% ../../nbs/graph/03_execute.ipynb #a2b15185
 def _run_page(run, folder: Path, parameters: dict):
     begun = time.time()
     execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)

@@ -46,7 +46,7 @@ def page_run(notebook: str, profile: str, seeds: int, real: str = "") -> Run:
     }  # strict: all is made
     return Run(page_folder(notebook, bool(real)), notebook, given, 0, 1, PAGE_MINUTES)
 
-
+# %% ../../nbs/graph/02_plan.ipynb #b3473c70
 def _real_parameters(real: str) -> dict:
     "What pages receive when everything is made on the real sets."
     roots = real_roots(real)
@@ -113,7 +113,7 @@ def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: [(no
         found[data_name(key[1])].append((*key, others.get(key, "")))
     return found
 
-
+# %% ../../nbs/graph/02_plan.ipynb #40a4592f
 def data_name(dataset: str) -> str:
     "The name of a dataset's preparation."
     return f"data-{dataset}"
@@ -144,7 +144,7 @@ def crops_to_prepare(needs, profile: str, roots: dict) -> list:  # [(reader, {fo
             found.setdefault(key, (reader, {}))[1][prepared_folder(reader, crops)] = crops
     return list(found.values())
 
-
+# %% ../../nbs/graph/02_plan.ipynb #069d8152
 def _readers_and_crops(notebook: str, dataset: str, other: str, profile: str, roots: dict) -> list:
     "What one experiment reads: its training and evaluation frames, and those of the other test set."
     from handlab.train.experiment import crop_settings

@@ -88,7 +88,7 @@ def log_error(path) -> str:
     last = next((line for line in reversed(lines) if line.strip()), "")
     return last.strip() if _ERROR.match(last) else ""
 
-
+# %% ../../nbs/graph/04_progress.ipynb #7ea087b7
 def failure(files) -> str:  # a run's notebook and log, relative to the project's root
     "Why a run failed, and the files to look at."
     files = [file for file in files if Path(project_path(file)).exists()]
@@ -167,7 +167,7 @@ def success_line(tally: Tally, folder: str) -> str:
     where = ", ".join(f"runs/*/{page}/figures" for page in kept)
     return line + f" It keeps figures made of more runs; those of now are in {where}." * bool(kept)
 
-
+# %% ../../nbs/graph/04_progress.ipynb #df9c67f8
 def failure_lines(tally: Tally, files: dict) -> str:
     "The last lines, when something failed."
     lines = [f"failed: {name}: {failure(files[name])}" for name in tally.failed]

@@ -43,7 +43,7 @@ def hold_lock(path: Path):
         raise HandlabError(path.parent, what, "wait until it ends, or stop it") from None
     os.set_inheritable(descriptor, True)
 
-
+# %% ../../nbs/graph/05_run.ipynb #b5280ce4
 def _lock(descriptor: int):
     if sys.platform == "win32":
         import msvcrt
@@ -78,7 +78,7 @@ def settle():
     if not _can_write(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")):
         os.environ["XDG_CACHE_HOME"] = str(project_path(".snakemake/cache"))
 
-
+# %% ../../nbs/graph/05_run.ipynb #ed699867
 def _can_write(folder: str) -> bool:
     try:
         os.makedirs(folder, exist_ok=True)
@@ -118,7 +118,7 @@ def _made_again(names: list[str]) -> list[str]:
         print(f"made again, because files of theirs were deleted: {', '.join(names)}")
     return ["--forcerun", *names] if names else []
 
-
+# %% ../../nbs/graph/05_run.ipynb #827b13b6
 def become_snakemake(profile: str, seeds: int, cores: int = 0, more=(), real: str = ""):
     "Run the graph; more: names of runs, then options of Snakemake."
     more = named_targets(more, profile, seeds, real)  # first, so that a wrong value is reported at once
@@ -150,7 +150,7 @@ def command_line() -> CommandLine:
     _add_commands(parser.add_subparsers(dest="what", required=True), usual)
     return parser
 
-
+# %% ../../nbs/graph/05_run.ipynb #b37ab05f
 def _add_commands(parts, usual):
     def add(what, text):
         return parts.add_parser(what, help=text, description=text, parents=[usual])
@@ -188,7 +188,7 @@ def main(arguments=None):
     else:
         print(*(run_command(run, given.profile) for run in whole_graph(*graph, given.real)[0]), sep="\n")
 
-
+# %% ../../nbs/graph/05_run.ipynb #d8a4a3db
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is '__main__' too, but has no file
     with one_line_errors():
         main()

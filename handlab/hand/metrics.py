@@ -181,7 +181,7 @@ def check_millimetres(pred, true):  # (N,21,3)
             what = f"they are {found:.3g} away and the true joints {far:.3g}: they are in {unit}"
             raise HandlabError("predicted joints", what, "give millimetres")
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #b4923f8b
 def scores_3d(
     pred,  # (N,21,3) mm
     true,  # (N,21,3) mm, NaN where not annotated
@@ -212,7 +212,7 @@ def _check_pixels(true):  # (N,21,2)
         what = f"a hand is {wide:.3g} wide: these are shares of a picture, not pixels"
         raise HandlabError("true joints", what, "give pixels of the original image")
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #7d4379c3
 def scores_2d(
     pred,  # (N,21,2) px of the original image
     true,  # (N,21,2) px, NaN where not annotated
@@ -355,7 +355,7 @@ def _best_rotation(pred, true):  # (N,21,3) centred, 0 where a joint does not co
     scale = np.divide(sizes.sum(1), below, out=np.ones(len(pred)), where=below > 0)
     return np.swapaxes(left @ right, 1, 2), scale
 
-
+# %% ../../nbs/hand/03_metrics.ipynb #2ade430b
 def align_procrustes(
     pred,  # (N,21,3) in any unit
     true,  # (N,21,3) mm, NaN where not annotated

@@ -181,7 +181,7 @@ def mean_bone(joints):  # (...,21,3)
     bones = joints[..., BONES[:, 1], :] - joints[..., BONES[:, 0], :]
     return ((bones**2).sum(-1) ** 0.5).mean(-1)
 
-
+# %% ../../nbs/hand/01_skeleton.ipynb #6e9691b5
 def unit_fault(
     length: float,  # a length of a hand, in the unit that is due
     due: str = "millimetres",  # or 'metres', 'centimetres'

@@ -104,7 +104,7 @@ def fig_walks_of(
     name = "evaluation" if split == "test" else "training"
     return _sign(figure, run, f"frames of the {name} split, from RGB alone")
 
-
+# %% ../../nbs/pages/10_aligned_figures.ipynb #6a41e9de
 def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu"):
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)

@@ -86,7 +86,7 @@ def _check_frames(runs: list):
 def _frame_errors(run) -> np.ndarray:  # (N,) mm, from RGB alone
     return np.nanmean(joint_errors(run.predictions["RGB"], run.predictions["true"]), 1)
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #a696a408
 def run_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {variant: (seeds, N) mm}
     "The mean joint error of each test frame, of the seeds that all variants have."
     seeds = set.intersection(*({run.metrics["seed"] for run in each} for each in runs.values()))
@@ -113,7 +113,7 @@ def _comparison_row(name: str, errors: dict, reference: str, groups) -> dict:
         "to": apart.high,
     }
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #a5934356
 def comparison_table(
     errors: dict,  # {name: (seeds, N) mm}
     reference: str = "S1",
@@ -140,7 +140,7 @@ def _real_errors(runs: dict) -> pd.Series:  # mm, named by the number of real fr
     frames = {run.metrics["real"]["frames"] for variant in real for run in runs[variant]}
     return pd.Series(real, name=f"on {frames.pop()} real RHD frames (mm)") if len(frames) == 1 else None
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #f9b9d73f
 def table_variants(
     runs: dict,  # {variant: [RunFolder]}
     reference: str = "S1",  # where it has no runs: the first row
@@ -158,7 +158,7 @@ def table_variants(
         table[real.name] = real
     return table.rename(index=label_of)
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #2aebcb5d
 def table_joints(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]}
     "The mean EPE by visibility and kind of joint, one row per variant."
     rows = {label_of(variant): split_scores(each, "RGB") for variant, each in runs.items()}
@@ -198,7 +198,7 @@ def _published_table() -> pd.DataFrame:
     table = numbers.pivot(index="method", columns="test", values="value").astype(float)
     return table.rename(columns=str.upper).assign(**{"measured on": "published, real RHD and STB"})
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #1319d3aa
 def table_state_of_the_art(runs: dict) -> pd.DataFrame:  # {dataset: {variant: [RunFolder]}}
     "Mean EPE in mm on RHD and STB, published and ours, each marked by its source."
     ours = {}
@@ -227,7 +227,7 @@ def weak_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {ALONE | BOTH:
                 found[regime][share] = errors
     return {regime: by_share for regime, by_share in found.items() if by_share}
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #cf0fbeaf
 def split_reference(runs: dict) -> tuple:  # {variant: [RunFolder]}
     "S4 and its labelled shares, and the list of S1's runs."
     shares = {variant: each for variant, each in runs.items() if base_variant(variant) != "S1"}
@@ -252,7 +252,7 @@ def _weak_row(
         row |= dict(zip(("minus S1 (mm)", "S1: 95 % from", "S1: to"), difference(both, errors["S1"], groups)))
     return row
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #7013301f
 def table_weak(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]} with S4, its labelled shares and S1
     "One row per share that was trained in both regimes: the gain, and both differences with their intervals."
     shares, baseline = split_reference(runs)
@@ -279,7 +279,7 @@ def _forward_time(network, side: int, batch: int, device, repeats: int) -> float
     image = torch.zeros(batch, 3, side, side)
     return min(forward_times(network, image, device, repeats, forward=pose))
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #0459ea3e
 def table_test_time(
     runs: dict,  # {variant: [RunFolder]}
     side: int = 0,  # px of the crop; 0: the runs' own
@@ -335,7 +335,7 @@ def _smoothness_row(each: dict, first: str) -> dict:  # {row: (seeds, pairs)}
             }
     return row
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #7e59041e
 def table_smoothness(measured: dict, first: str = "S4") -> pd.DataFrame:  # measured: of `smoothness_of`
     "One row per measure: each kind of walk, and the differences of `first` from the others."
     rows = {}
@@ -360,7 +360,7 @@ def cloud_smoothness_of(runs: list, device="cpu") -> dict:
     measures = {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}
     return {"clouds": {"measures": measures, "groups": groups_of(runs[0])}}
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #12a5bd85
 def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothness_of`}
     "One row per dataset: both mean variations and their difference."
     rows = {}

@@ -33,7 +33,7 @@ def _seed_text(counts: list) -> str:  # sorted numbers of seeds
         return f"{counts[0]} to {counts[-1]} seeds"
     return f"{counts[0]} seed{'s' * (counts[0] > 1)}"
 
-
+# %% ../../nbs/pages/05_claims.ipynb #ee48be59
 def _source_text(sources) -> str:  # texts such as 'sim-rhd twin, sim-stb twin'
     "Every twin by name, real sets as one."
     parts = {part.strip() for text in sources for part in text.split(",") if "twin" in part}
@@ -69,7 +69,7 @@ def with_unit(value: float, unit: str, name: bool = True) -> str:  # name: wheth
     number = f"{100 * value if unit == 'share' else value:.{_DECIMALS.get(unit, 2)}f}"
     return " ".join([number, *[{"share": "%"}.get(unit, unit)] * (name and unit != "AUC")])
 
-
+# %% ../../nbs/pages/05_claims.ipynb #d7e55f52
 def _interval(row) -> str:  # row: of itertuples
     "Ours with its interval, such as '1.18 mm (0.55 to 1.84)'."
     ours = with_unit(row.ours, row.unit)
@@ -78,14 +78,14 @@ def _interval(row) -> str:  # row: of itertuples
     low, high = (with_unit(edge, row.unit, name=False) for edge in (row.low, row.high))
     return f"{ours} ({low} to {high})"
 
-
+# %% ../../nbs/pages/05_claims.ipynb #6de98cc2
 def _meaning(row, headline) -> str:
     "One sentence: what the verdict means, or what would give one."
     if row.verdict in (HOLDS, FAILS):
         return headline.holds if row.verdict == HOLDS else headline.fails
     return "Not run." if row.verdict == NOT_RUN else f"Open: {row.reason}."
 
-
+# %% ../../nbs/pages/05_claims.ipynb #5331662e
 def headline_table(table: pd.DataFrame) -> pd.DataFrame:
     "The headline claims, one line each."
     headlines, rows = read_headlines(), []
@@ -107,7 +107,7 @@ def headline_table(table: pd.DataFrame) -> pd.DataFrame:
         )
     return pd.DataFrame(rows).set_index("claim")
 
-
+# %% ../../nbs/pages/05_claims.ipynb #71ba8c7f
 def count_table(table: pd.DataFrame) -> pd.DataFrame:
     "How many claims of each paper have which verdict."
     counts = table.groupby("paper").verdict.value_counts().unstack(fill_value=0)
@@ -201,7 +201,7 @@ def _draw_claim(axis, place: int, row):
     axis.plot(row.ours, place, "o", color=colour, markersize=4)
     axis.plot(row.published, place, markeredgewidth=0.8, **_HOLLOW)
 
-
+# %% ../../nbs/pages/05_claims.ipynb #a1675de9
 def fig_forest(table: pd.DataFrame, title: str, source: str):
     "Every claim that has an effect, ours or the published one."
     rows = in_percent(table)
@@ -228,7 +228,7 @@ def _scale_forest(axis):
     axis.set(xlim=(-110, 130), ylim=(-1, None))
     axis.grid(axis="x", alpha=0.3)
 
-
+# %% ../../nbs/pages/05_claims.ipynb #04cc6cfc
 def _label_forest(axis, title: str, source: str):
     "Labels, legend and source."
     axis.set_xlabel("effect, per cent (positive supports the claim, unless it claims sameness)", fontsize=8)

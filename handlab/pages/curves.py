@@ -119,7 +119,7 @@ def _limits(lines) -> tuple:
     edges = [line.get_xdata() for line in lines]
     return min(edge.min() for edge in edges), max(edge.max() for edge in edges)
 
-
+# %% ../../nbs/pages/02_curves.ipynb #94009825
 def _legend_below(axis, lines, title: str):
     axis.legend(
         handles=lines,

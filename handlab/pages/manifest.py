@@ -72,7 +72,7 @@ were measured on simulated hands and are not those of the papers' benchmarks; pu
 def _links(names, folder: str = "") -> str:
     return " ".join(f"[{name}]({folder}{name})" for name in names)
 
-
+# %% ../../nbs/pages/12_manifest.ipynb #4d2014e9
 def _row(about: dict, command: str, nbs: str) -> list:  # one text per column
     notebook = about["notebook"]
     return [
@@ -125,7 +125,7 @@ def main(arguments=None):
     if given.json:
         write_json(project_path(given.json), found)
 
-
+# %% ../../nbs/pages/12_manifest.ipynb #6340fdf7
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is '__main__' too, but has no file
     with one_line_errors():
         main()

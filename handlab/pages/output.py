@@ -48,7 +48,7 @@ def _has_less(about: dict, there: dict) -> bool:
         or not old <= mine
     )
 
-
+# %% ../../nbs/pages/01_output.ipynb #1bf908ae
 def choose_folder(
     name: str,  # of the files, without ending
     about: dict,  # the note on what is to be written
@@ -67,7 +67,7 @@ def choose_folder(
     )
     return own
 
-
+# %% ../../nbs/pages/01_output.ipynb #9e0aadf3
 def _made_of(about: dict) -> str:
     kinds = {"runs": "run", "seeds": "seed"}
     counts = [f"{about[key]} {kind}{'s' * (about[key] > 1)}" for key, kind in kinds.items() if about.get(key)]

@@ -22,7 +22,7 @@ def panels(image) -> list:  # rows of panels, each (h, w, 3)
     columns = _bands(inked[rows[0]].mean(0) > 0.5)
     return [[np.asarray(image)[row, column, :3] for column in columns] for row in rows]
 
-
+# %% ../../nbs/pages/08_overview.ipynb #96196dce
 def _bands(inside) -> list:  # slices of 20 pixels or more
     found, start = [], 0
     for value, run in groupby(inside):
@@ -60,7 +60,7 @@ def draw_overview(
     axis.set_axis_off()
     return figure
 
-
+# %% ../../nbs/pages/08_overview.ipynb #6b94461b
 def _card(page):
     "The two white cards of the explorer's page."
     width, height = page.size

@@ -48,7 +48,7 @@ class Paper:
 def _no_runs(page) -> tuple:
     return {}, ()
 
-
+# %% ../../nbs/pages/03_page.ipynb #0fa6fa9d
 @dataclass(frozen=True)
 class Item:
     "A table or figure of a paper."
@@ -106,7 +106,7 @@ def _items_named(page, name: str) -> list:
         raise HandlabError(name, "there is no item of this name", f"choose one of {known}")
     return items
 
-
+# %% ../../nbs/pages/03_page.ipynb #938c4a11
 def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
     names, needs = item.wanted(page)
     runs = page.open(names, needs, item.place)
@@ -136,7 +136,7 @@ def _file_name(page, item: Item, runs: list) -> str:
         ending = ""
     return "-".join(filter(None, [page.paper.prefix, item.name, ending]))
 
-
+# %% ../../nbs/pages/03_page.ipynb #7cc29c94
 def _about(page, item: Item, runs: list) -> dict:
     about = about_item(item.place, page.paper.name, page.paper.notebook, runs)
     if item.tested:
@@ -238,7 +238,7 @@ def with_interval(runs, network: str, test_set: str = "") -> str:
     low, high = mean_estimate(errors, groups_of(runs[0], test_set)).interval()
     return "" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
 
-
+# %% ../../nbs/pages/03_page.ipynb #8f72bf0b
 def split_scores(runs, network: str) -> dict:  # {column: mean over the seeds}
     "Articulation, rotation, and the errors by visibility and kind of joint, of a 3D network."
     rows = []

@@ -50,7 +50,7 @@ def _variants(*names, role: str = "rhd", needs=()):
 
     return wanted
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #0caf1d1e
 def _on_both(*names):
     "The same variants on both data sets; the keys are (data set, variant)."
 
@@ -63,7 +63,7 @@ def _on_both(*names):
 
     return wanted
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #4d2820de
 def _by_set(runs: dict) -> dict:  # {(data set, variant): runs} -> {data set: {variant: runs}}
     found = {}
     for (dataset, variant), each in runs.items():
@@ -83,7 +83,7 @@ def _controls(page: Page) -> tuple:
     compared = variant_runs(["S4", "S1", "R2CP"], page.sets["rhd"])
     return compared | controls, ["S4"] if controls else ["controls"]
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #19e08ade
 _ALTERNATING = [f"alternating-{budget}" for budget in BUDGETS]
 _ALL = _variants(*TABLE_1, "RD2DHP", *_ALTERNATING)
 
@@ -98,7 +98,7 @@ def _compared_with(strategy: str):
 
     return make
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #2db36b3c
 TABLES = (
     Item(
         "table1-strategies",
@@ -165,7 +165,7 @@ def _pck(name: str, place: str, title: str, wanted, **more) -> Item:
 
     return Item(name, place, draw, wanted)
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #c8e7b2d9
 CURVES = (
     _pck("fig5", "Fig. 5", "Fig. 5: strategies", _variants(*TABLE_1, "S1-own_view"), methods=OURS),
     _pck("fig6", "Fig. 6", "Fig. 6: state of the art, RHD", _variants("S4", "S1"), benchmark="rhd"),
@@ -201,7 +201,7 @@ def _picture(name: str, place: str, role: str, draw, *arguments, **more) -> Item
 
     return Item(name, place, make, _variants("S4", role=role), first=True)
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #e088d278
 PICTURES = (
     Item("fig2", "Fig. 2", lambda runs, page: fig_models()),
     _picture("fig1", "Fig. 1", "rhd", figures.fig_walks_of, split="train"),
@@ -226,7 +226,7 @@ def _walks(runs: dict, page: Page) -> dict:
 
     return page.once("walks", measure)
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #9b08ef0e
 def _clouds(runs: dict, page: Page) -> dict:  # {data set: of `cloud_smoothness_of`}
     def measure(dataset, each):
         return scores.cloud_smoothness_of(each["S4"], page.options["device"])
@@ -314,7 +314,7 @@ def _finding(name: str, page: Page, found: tuple) -> dict:
         "published difference, real": published.get(first, np.nan) - published.get(second, np.nan),
     }
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #c11efe16
 SENTENCES = {  # row of COMPARISONS: (name of the first, name of the second)
     "S4 minus S1": ("S4 (aligned by product of experts)", "S1 (RGB alone)"),
     "S4 minus S1, STB": ("S4", "S1"),
@@ -345,7 +345,7 @@ def _smoothness(page: Page) -> dict:  # {row: {'measures': {measure: (seeds, N)}
     clouds = page.measured.get("clouds", {}).get(page.sets["rhd"], {})
     return page.measured.get("walks", {}) | clouds
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #e7b8bb16
 def write_paper(folder, page: Page, **more) -> dict:  # more: entries of metrics.json
     "Write every walk's measures and, last of all, `metrics.json`."
     folder, measures = Path(folder), {row: parts["measures"] for row, parts in _smoothness(page).items()}

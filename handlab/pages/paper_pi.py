@@ -36,11 +36,11 @@ RUNS = {
 def _names(page: Page, keys=tuple(RUNS)) -> dict:  # {key: run name without seed}
     return {key: RUNS[key].format(**page.sets) for key in keys}
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #35ab70a7
 def _all(*keys):
     return lambda page: (_names(page, keys), keys)
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #1f2f5a10
 def _controls(page: Page) -> tuple:
     "The run of the controls; a profile without them has nothing to show, and nothing is missing."
     name = f"train_pi-controls-{page.sets['rhd']}"
@@ -63,7 +63,7 @@ def pi_page(folder="runs/quick", options: dict = None, **more) -> Page:  # more:
     "The page of paper 1."
     return Page(PAPER, ITEMS, folder, options=OPTIONS | (options or {}), **more)
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #94365023
 def _root(page: Page, role: str) -> str:
     return page.options["roots"].get(role, "")
 
@@ -79,7 +79,7 @@ def _panel(place: str, key: str) -> Item:
 
     return Item(f"fig3-{place.replace(' ', '-')}", f"Fig. 3, {place}", draw, _all(key))
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #8b534439
 FIG_3 = (
     _panel("top left", "rhd"),
     _panel("top middle", "stereo"),
@@ -160,7 +160,7 @@ def _diagram(name: str, place: str, draw) -> Item:
 
     return Item(name, place, make, ending=lambda page: f"networks-{page.options['size']}")
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #41e7f059
 def _picture(name: str, place: str, key: str, draw, *arguments) -> Item:
     "A picture of the first run of a key, from its test frames."
     role = key.removesuffix("_2d")
@@ -170,7 +170,7 @@ def _picture(name: str, place: str, key: str, draw, *arguments) -> Item:
 
     return Item(name, place, make, _all(key), first=True)
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #5356af34
 PICTURES = (
     _diagram("fig1", "Fig. 1", fig_1),
     _diagram("fig2", "Fig. 2", fig_2),
@@ -210,7 +210,7 @@ def errors_by_frame(runs, network: str) -> np.ndarray:  # (seeds, frames)
     "The mean error of each frame's joints, in 2D of the visible ones; NaN for frames without any."
     return np.stack([frame_scores(run.predictions, network, "error") for run in runs])
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #b2943294
 def with_against_control(runs, network: str, control: str = "rgb_steps"):  # an Interval
     "What privileged training adds to as many steps of RGB alone, or to another network of its run."
     first, second = (errors_by_frame(runs, name) for name in (network, control))
@@ -238,7 +238,7 @@ def _published(test: str, network: str) -> float:
     chosen = numbers[(numbers.method == PUBLISHED_NAMES[network]) & (numbers.metric == "2D EPE mean")]
     return float(chosen.value.iloc[0])
 
-
+# %% ../../nbs/pages/07_paper_pi.ipynb #3e5b8b3a
 def _finding(key: str, runs, apart) -> dict:
     role, test, unit, network = QUESTIONS[key]
     means = {name: np.nanmean(errors_by_frame(runs, name)) for name in ("rgb", "rgb_steps", network)}

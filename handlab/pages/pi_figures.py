@@ -74,7 +74,7 @@ def _energy_row(name: str, runs, network: str) -> dict:
     }
     return row | ({"sd": float(np.std(shares, ddof=1))} if len(runs) > 1 else {})
 
-
+# %% ../../nbs/pages/06_pi_figures.ipynb #2a047676
 def table_4(rhd=(), stereo=(), rhd_2d=(), stereo_2d=()) -> pd.DataFrame:  # runs
     "The mean share of activation energy on the hand over all test frames, and the hand's share of the crop."
     kinds = {"RHD, 3D": rhd, "Stereo, 3D": stereo, "RHD, 2D": rhd_2d, "Stereo, 2D": stereo_2d}
@@ -110,7 +110,7 @@ def _crops(frames, chosen) -> tuple:  # (N,S,S,3) in 0 to 1, (N,3,3) image to cr
     images = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
     return images, crop_matrix(np.asarray(frames.box)[chosen], batch.image.shape[-1])
 
-
+# %% ../../nbs/pages/06_pi_figures.ipynb #a99673ef
 def _draw_row(row, name: str, arrays: dict, chosen, images, to_crop):
     "The crops alone (name ''), the true hands or a network's with their mean error over the visible joints."
     colour = COLOURS["truth"] if name == "true" else curve_style(name)["colour"]

@@ -53,7 +53,7 @@ def was_tested(run, test_set: str) -> bool:
     "Whether a run has predictions on another test set than its own."
     return (run.path / f"predictions-{test_set}.npz").exists()
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #4f2ac5e4
 def predictions_of(run, test_set: str = "") -> dict:  # {array's name: array}; test_set '': the run's own
     "A run's truth and predictions on its own test set or another."
     if not test_set:
@@ -93,7 +93,7 @@ def on_test_set(
         rows.append(measure(arrays[network], arrays["true"], visible))
     return np.array(rows)
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #103ffb03
 def _curves(runs, network: str, thresholds, test_set: str = "") -> np.ndarray:  # (seeds, T)
     return on_test_set(runs, network, lambda pred, true, seen: pck(pred, true, thresholds, seen), test_set)
 
@@ -190,7 +190,7 @@ def _draw_no_run(axis, title: str):
     axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, transform=axis.transAxes)
     plain_axes([axis])
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #134519cd
 def fig_3(rhd=(), stereo=(), rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object"):
     "Fig. 3 as in the paper: 3D above, 2D below; a panel without runs says so."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
@@ -235,7 +235,7 @@ def table_3d(sets: dict) -> pd.DataFrame:  # {name: runs}
     "EPE, its interval, areas, articulation and rotation, one row per set and 3D network."
     return _rows_3d(sets, _scores_3d)
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #f37d2bef
 def table_3d_split(sets: dict) -> pd.DataFrame:  # {name: runs}
     "The mean EPE by visibility and kind of joint."
     return _rows_3d(sets, split_scores).drop(columns=["source", "Procrustes EPE (mm)", "rotation (degrees)"])
@@ -275,7 +275,7 @@ def _printed_row(test: str, key: tuple, value, tested: dict) -> dict:  # tested:
         **tested["columns"].get(network, {}),
     }
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #facbce14
 def _further_row(test: str, runs, network: str, tested: dict) -> dict:
     "A row of our own."
     label = f"{label_of(runs, network)}{' by depth features' * (network == 'rgb_pi')}"
@@ -290,7 +290,7 @@ def _tested(runs, other: str) -> dict:  # {'on': the data, 'columns': {network: 
     columns = {name: our_2d(runs, name, other) for name in networks_of(runs, other)}
     return {"on": f"{other or source}, trained on {source}", "columns": columns}
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #b82c7952
 def table_2(tests: dict) -> pd.DataFrame:  # {'rhd' | 'stb' | 'dexter_object': (runs, test set or '') or None}
     "Paper 1's Table 2 (px), published beside ours, and rows of our own after those of each set."
     printed = published_numbers("privileged_depth", "Table 2").pivot_table(
@@ -337,7 +337,7 @@ def _draw_share_errors(axis, runs, shares: dict):
         axis.plot([0.2, 0.8], printed, "s--", color=colour, linewidth=1.1, markersize=4, label=label)
     axis.set(ylabel="EPE (px of the original image)", ylim=(0, None))
 
-
+# %% ../../nbs/pages/04_pi_scores.ipynb #709252a0
 def _draw_share_energy(axis, runs, shares: dict):
     "The share of energy on the hand, where the runs have measured it."
     energy = [run.metrics.get("energy_on_hand", {}) for run in runs]

@@ -72,7 +72,7 @@ def read_image(path) -> np.ndarray:  # (H,W,3) uint8 RGB
     except (OSError, SyntaxError, ValueError) as error:
         raise HandlabError(path, f"it cannot be read ({error})", "is it whole?") from None
 
-
+# %% ../../nbs/predict/04_command.ipynb #d2b6d4eb
 def frames_of(path, every: int = 1) -> Iterator:  # of (name, (H,W,3) uint8 RGB)
     "The image of a file, or every n-th frame of a video."
     if Path(path).suffix.lower() not in VIDEOS:
@@ -113,10 +113,10 @@ def record(answer: Answer, network) -> dict:
         "spread_in_hand_scales": answer.spread,
     }
 
-
+# %% ../../nbs/predict/04_command.ipynb #1f95da58
 COLUMNS = ("name", "side", "joint", "u", "v", "x", "y", "z", "spread", "x_mm", "y_mm", "z_mm")
 
-
+# %% ../../nbs/predict/04_command.ipynb #a2d2b9e6
 def rows(answer: Answer) -> list:  # of tuples as COLUMNS
     "An answer as a row per joint; what is unknown is empty."
 
@@ -159,7 +159,7 @@ def fig_answers(answers: list, title: str = ""):  # of one image
         space.set_title(f"{answer.question.side} hand")
     return figure
 
-
+# %% ../../nbs/predict/04_command.ipynb #166d2630
 def error_line(answer: Answer, sample) -> str:  # sample: of data.sample, with the truth
     "The mean error against a frame's true joints, as a title."
     if answer.pose is None:
@@ -216,7 +216,7 @@ def questions(name: str, image: np.ndarray, given, detector=None) -> list:  # gi
     edges = edges_of_mask(_mask(given.mask, image.shape)) if given.mask else tuple(given.box)
     return [Question(image, edges, side=given.side or "right", **known)]
 
-
+# %% ../../nbs/predict/04_command.ipynb #c781df3e
 def _mask(path, shape) -> np.ndarray:  # (H,W) bool
     mask = read_image(path).any(-1)
     if mask.shape != shape[:2]:
@@ -273,7 +273,7 @@ def _without_image(answer):
     empty = np.broadcast_to(np.uint8(0), answer.question.image.shape)
     return dataclasses.replace(answer, question=dataclasses.replace(answer.question, image=empty))
 
-
+# %% ../../nbs/predict/04_command.ipynb #aa3fa22d
 def main(words=None):
     "The command line."
     with one_line_errors():

@@ -64,7 +64,7 @@ def square_of(image: np.ndarray, edge: int) -> tuple:  # (H,W,3) -> (edge,edge,3
     square[: small.shape[0], : small.shape[1]] = small
     return square, zoom
 
-
+# %% ../../nbs/predict/03_detect.ipynb #a99374d8
 class Palm(NamedTuple):
     "A palm that was found, px of the image."
 
@@ -112,7 +112,7 @@ class Detected(NamedTuple):
     side: str  # 'left' or 'right'
     score: float  # that it is a hand, from 0 to 1
 
-
+# %% ../../nbs/predict/03_detect.ipynb #84969fd9
 class HandDetector:
     "Hands in images, by MediaPipe's two networks."
 

@@ -34,7 +34,7 @@ class Found(NamedTuple):
     stage: str  # of paper 1; '' for paper 2
     name: str  # as the papers call it
 
-
+# %% ../../nbs/predict/01_networks.ipynb #3ea4cf9d
 def _networks_in(folder) -> list:  # of Found
     "The networks of a run folder that see RGB images and have their weights there."
     metrics = read_json(folder / "metrics.json")
@@ -55,7 +55,7 @@ def available(folders=FOLDERS) -> list:  # of Found, the preferred ones first
     ]
     return [each for place in places for each in _networks_in(place)]
 
-
+# %% ../../nbs/predict/01_networks.ipynb #25f65807
 def find_network(name: str, folders=FOLDERS) -> Found:  # a network's name, or a run folder
     "The weights that a name stands for; the first in the order of `folders`, `sim-rhd` and seed 0 first."
     if (project_path(name) / "metrics.json").exists():
@@ -81,7 +81,7 @@ class Prediction(NamedTuple):
     spread: torch.Tensor  # (B,21) in hand scales
     uv: torch.Tensor  # (B,21,2) px of the crop
 
-
+# %% ../../nbs/predict/01_networks.ipynb #52f697ec
 class HandNetwork(nn.Module):
     "A trained network that sees RGB crops, with its preprocessing."
 
@@ -106,7 +106,7 @@ class HandNetwork(nn.Module):
     def device(self):
         return next(self.parameters()).device
 
-
+# %% ../../nbs/predict/01_networks.ipynb #91daeefd
 def _open(found, settings, device):
     if found.experiment == "train_aligned":
         return aligned.trained_network(settings, found.folder, device)
@@ -143,10 +143,10 @@ def _forward(
         pose = rotate_back(pose, turn)
     return Prediction(pose, spread, None)
 
-
+# %% ../../nbs/predict/01_networks.ipynb #62dbd44d
 HandNetwork.forward = _forward
 
-
+# %% ../../nbs/predict/01_networks.ipynb #d7aff73b
 def _crop_pixels(maps, settings):
     return maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling)
 

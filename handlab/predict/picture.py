@@ -41,7 +41,7 @@ def borders(uv) -> np.ndarray:  # (N,2) px -> (4,) left, top, right, bottom
     "The tight box around some pixels."
     return np.concatenate([uv.min(0), uv.max(0)])
 
-
+# %% ../../nbs/predict/02_picture.ipynb #72ae1fe6
 def place_root(
     pose: np.ndarray,  # (21,3) relative to the root, in hand scales
     K: np.ndarray,  # (3,3) px
@@ -83,7 +83,7 @@ class Question:
     def camera(self) -> np.ndarray:
         return assumed_camera(self.image.shape) if self.K is None else np.asarray(self.K, float)
 
-
+# %% ../../nbs/predict/02_picture.ipynb #2d8c2a48
 @dataclass(frozen=True)
 class Answer:
     "The 21 joints of one hand."
@@ -108,7 +108,7 @@ def edges_of_mask(mask: np.ndarray) -> tuple:  # (H,W) bool -> (left, top, right
     first, last = (columns[0], rows[0]), (columns[-1], rows[-1])
     return (*(float(each) - 0.5 for each in first), *(float(each) + 0.5 for each in last))  # whole pixels
 
-
+# %% ../../nbs/predict/02_picture.ipynb #04211b0f
 def check_question(question: Question) -> Question:
     "The question, if it can be answered."
     where, shape = question.name or "image", question.image.shape
@@ -155,7 +155,7 @@ def first_box(question: Question, margin: float = 1.15) -> Box:  # margin: edge 
     left, top, right, bottom = question.edges
     return Box((left + right) / 2, (top + bottom) / 2, margin * max(right - left, bottom - top))
 
-
+# %% ../../nbs/predict/02_picture.ipynb #a09cc4ee
 def look(network, question: Question, box: Box, samples: int) -> Answer:
     "What a network sees of a right hand in one square."
     K = crop_intrinsics(question.camera, np.array(box, float), network.size)
@@ -186,7 +186,7 @@ def predict(
         answer = look(network, asked, box, samples)
     return unmirrored(answer, question) if question.side == "left" else answer
 
-
+# %% ../../nbs/predict/02_picture.ipynb #14fb88d6
 def unmirrored(answer: Answer, question: Question) -> Answer:
     "An answer about the mirror image as one about the image."
     turn = np.array([-1.0, 1, 1])

@@ -63,7 +63,7 @@ class Stage:
         more = self.privileged or self.masked
         return ("image", "depth", "mask") if more else (self.modality,)  # what its batches hold
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #d3936b1b
 STAGES = {
     "depth": Stage("Depth Net", "depth", False, False),
     "rgb": Stage("RGB Net", "image", False, False),
@@ -94,7 +94,7 @@ def named_controls(names: str) -> set:  # as in the settings: names with commas 
     teachers = {CONTROLS[name].teacher for name in wanted if CONTROLS[name].privileged}
     return wanted | (teachers & set(CONTROLS))
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #689bb69c
 def stages_of(settings) -> dict:  # PiSettings
     "The trainings that the settings ask for."
     wanted = named_controls(settings.controls)
@@ -440,7 +440,7 @@ def untrained_teacher(settings: PiSettings, data: ExperimentData, device="cpu") 
             network.train()(batch_at(step).depth)
     return network.eval().requires_grad_(False)
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #4f0e40e7
 def teacher_network(
     settings: PiSettings, stage: str, data: ExperimentData, folder, device="cpu"
 ) -> BaseCNN:  # None where the stage has none
@@ -604,7 +604,7 @@ def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="
         write_json(path, _noted_times(settings, data, device), sealed=True)
     return read_step_time(folder)["ratio"]
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #bc614265
 def read_step_time(folder) -> dict:  # {'seconds', 'ratio'}
     "What a run folder notes of the times of its steps."
     path, fix = Path(folder) / "step_time.json", "delete it and run the notebook again, which writes it"
@@ -613,7 +613,7 @@ def read_step_time(folder) -> dict:  # {'seconds', 'ratio'}
         raise HandlabError(path, f"its ratio {found['ratio']!r} is no number of 1 or more", fix)
     return found
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #b38450a0
 def _noted_times(settings, data, device) -> dict:
     "The times of the project's note; what it does not have yet is measured and added."
     settings_of_time = {
@@ -624,7 +624,7 @@ def _noted_times(settings, data, device) -> dict:
     about = settings_of_time, settings.own_processes, settings.timing_steps, device_name(device)
     return measured_once("step_times", about, lambda: _measured_times(settings, data, device))
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #d072d7ee
 _NO_TIME = {
     "seed",
     "steps_first",
@@ -634,7 +634,7 @@ _NO_TIME = {
     *PLAN,
 }  # these say nothing of a step's time
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #8393a33a
 def _measured_times(settings, data, device) -> dict:
     "Both kinds of step, timed at the same time."
     jobs = [
@@ -776,7 +776,7 @@ def _rows(path, stage: str, split: str) -> list:
     named = {"network": stage, "split": split}
     return [{**named, **dict(zip(columns, row))} for row in zip(*columns.values())]
 
-
+# %% ../../nbs/privileged/03_experiment.ipynb #ab7716af
 def gather_losses(folder, stages=STAGES):
     "The loss tables of all stages as one, with a column naming the network."
     path = Path(folder)

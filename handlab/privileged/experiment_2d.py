@@ -67,12 +67,14 @@ class Stage2d(Stage):
             *(["mask"] if self.mask_share else []),
         )
 
-
+# %% ../../nbs/privileged/06_experiment_2d.ipynb #54d37a6a
 SHARES = (0.2, 0.8, 1.0)  # of Eq. 3; 0 is the control
 MASKS = {
     f"mask_{share:g}": Stage2d(f"RGB + PI training ({share:g})", "image", True, False, mask_share=share)
     for share in SHARES
 }
+
+# %% ../../nbs/privileged/06_experiment_2d.ipynb #a0162678
 STAGES_2D = {
     "depth": Stage2d("Baseline Depth", "depth", False, False),
     "rgb": Stage2d("Baseline RGB", "image", False, False),

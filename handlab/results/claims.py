@@ -104,7 +104,7 @@ def _check_cells(row: dict):
     if bool(row["measure"]) == bool(row["not_measured"]):
         raise ValueError("exactly one of measure and not_measured must be filled")
 
-
+# %% ../../nbs/results/07_claims.ipynb #0d6cb490
 def _read_row(row: dict) -> Claim:
     "One row; raises ValueError."
     _check_cells(row)
@@ -205,7 +205,7 @@ def _seeds_needed(claim: Claim, measured: Measured, seeds: int) -> float:
     "How many seeds would answer a claim that these seeds did not; NaN: unknown; inf: none."
     return np.maximum(claim.rule.seeds_needed(measured.estimates), seeds + 1)
 
-
+# %% ../../nbs/results/07_claims.ipynb #8d448e91
 def _why_open(claim: Claim, low: float, needed: float, seeds: int) -> str:
     "Why a claim lacks power, and what would answer it."
     why = f"the interval contains an edge of the range ({claim.rule})"
@@ -217,7 +217,7 @@ def _why_open(claim: Claim, low: float, needed: float, seeds: int) -> str:
         return f"{why}; no number of seeds would answer it: more test persons are needed"
     return f"{why}; about {needed:.0f} seeds would answer it (power {POWER:.0%})"
 
-
+# %% ../../nbs/results/07_claims.ipynb #d67a4c21
 def _measured(claim: Claim, world: World) -> dict:
     "What our runs say; raises Missing or Unfit."
     if claim.not_measured:

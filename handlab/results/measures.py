@@ -87,7 +87,7 @@ def median_steps(evidence: Evidence, worse: Network, better: Network, *further: 
     "The same of the median errors."
     return _steps(evidence, (worse, better, *further), "median")
 
-
+# %% ../../nbs/results/06_measures.ipynb #0d061e60
 @_measure
 def area_steps(evidence: Evidence, worse: Network, better: Network, *further: Network) -> Measured:
     "How much larger each network's area under the PCK curve is."
@@ -113,7 +113,7 @@ def relative_falls(evidence: Evidence, worse: Network, better: Network, *more_pa
     "How much lower the second error of each pair is, as a share of the first."
     return _relative(evidence, (worse, better, *more_pairs), 1.0)
 
-
+# %% ../../nbs/results/06_measures.ipynb #b5c425fb
 @_measure
 def relative_rises(evidence: Evidence, first: Network, second: Network, *more_pairs: Network) -> Measured:
     "How much higher the second error of each pair is, as a share of the first."
@@ -140,7 +140,7 @@ def _on_its_set(evidence: Evidence, networks) -> Estimate:  # one network, or a 
     each = [own.estimate(network) for network in networks]
     return each[0] - each[1] if len(each) > 1 else each[0]
 
-
+# %% ../../nbs/results/06_measures.ipynb #6d9ee5f6
 @_measure
 def across_sets(evidence: Evidence, first: Network, second: Network, *further: Network) -> Measured:
     "How much larger an error, or a gain, is for the first half of the networks than for the second half."
@@ -163,7 +163,7 @@ def _curve(run, stage: str, column: str) -> tuple:  # (steps, values)
         raise Missing(f"{name}: {column} in the losses of {where}")
     return table["step"], table[column]
 
-
+# %% ../../nbs/results/06_measures.ipynb #54d96543
 def _loss_at(run, network: Network, share: float) -> float:
     "The validation loss when a share of a stage's steps is done, linear between its points."
     steps, values = _curve(run, *network.key.split("/"))
@@ -250,7 +250,7 @@ def _file_of(run, name: str) -> Path:
         raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {name}")
     return run.file(name)
 
-
+# %% ../../nbs/results/06_measures.ipynb #46a3bdae
 def weights_at_test(run) -> int:
     "How many weights a test from RGB uses."
     with safe_open(_file_of(run, "model.safetensors"), "np") as file:
@@ -344,7 +344,7 @@ def walk_fall(evidence: Evidence, first: Network, second: Network) -> Measured:
     one, two = _walks(evidence, first, second)
     return Measured([one - two])
 
-
+# %% ../../nbs/results/06_measures.ipynb #0fb0061b
 @_measure
 def walk_relative_rise(evidence: Evidence, first: Network, second: Network) -> Measured:
     "How much higher the second is, as a share of the first."

@@ -137,7 +137,7 @@ def _table_1_parameters() -> list:
             each["other_set"] = OTHER
     return table
 
-
+# %% ../../nbs/results/03_runs.ipynb #6d8f1ca0
 def _weak_parameters(profile: str) -> list:
     "The trainings with few labels, with and without the frames that have none."
     return [
@@ -146,7 +146,7 @@ def _weak_parameters(profile: str) -> list:
         for alone in ({}, {"use_unlabelled": False})
     ]
 
-
+# %% ../../nbs/results/03_runs.ipynb #ba58d725
 def _aligned_parameters(profile: str) -> list:  # [(parameters, budget)]
     "The trainings of paper 2."
     rhd = {"dataset": "sim-rhd"}
@@ -163,7 +163,7 @@ def pi_controls(profile: str) -> dict:
     "The training of paper 1's controls: every network of stage 2 is tuned."
     return dict(dataset="sim-rhd", controls="all", search=TRIALS.get(profile, 4))
 
-
+# %% ../../nbs/results/03_runs.ipynb #29743850
 def _pi_parameters(notebook: str, profile: str) -> list:
     "The trainings of paper 1."
     alone = {"own_processes": False} if profile == "quick" else {}  # smoke has it by default
@@ -183,7 +183,7 @@ def _minutes(notebook: str, parameters: dict, threads: int) -> float:
     tests = 1 + 0.2 * ("other_set" in parameters)
     return _MINUTES[parameters.get("strategy", notebook)] / threads * tests * part
 
-
+# %% ../../nbs/results/03_runs.ipynb #b4f9c256
 def _seed_runs(profile: str, seed: int) -> list[Run]:
     "The runs of one seed."
     threads = 2 if profile == "full" else 1  # networks of paper 1 that are trained side by side
@@ -228,8 +228,6 @@ REAL_SETS = {  # name: what its folder holds
     "stb": "the Stereo set's images and labels",
     "dexter-object": "dexter+object",
 }
-
-
 OPTIONAL_SETS = {"bighand": "BigHand2.2M, on which paper 1's Depth Net begins"}
 
 
@@ -241,7 +239,7 @@ def real_roots(folder) -> dict:  # {'rhd': folder, ...}, without the sets that a
         raise HandlabError(folder, "holds no folder rhd or stb", _put_there(REAL_SETS))
     return found
 
-
+# %% ../../nbs/results/03_runs.ipynb #dbd490c5
 def left_out_line(folder) -> str:  # '' where all are there
     "One line on the real sets that are not in a folder."
     missing = [name for name in REAL_SETS if name not in real_roots(folder)]
@@ -307,7 +305,7 @@ def has_controls(folder, name: str) -> bool:  # name: of a control's run, withou
     "Whether the profile of a folder trains a control, or the folder has it."
     return Path(folder).name in TRIALS or any(project_path(folder).glob(f"{name}-seed*/metrics.json"))
 
-
+# %% ../../nbs/results/03_runs.ipynb #de97d97c
 def control_variants(folder, dataset: str = "sim-rhd") -> dict:  # {variant: run's name without its seed}
     "Paper 2's controls that a profile trains, or that its folder has."
     names = [name_of("train_aligned", each | {"dataset": dataset}) for each in aligned_controls("quick")]

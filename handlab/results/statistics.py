@@ -35,7 +35,7 @@ def _drawn(sizes: tuple, draws: int) -> tuple:  # (draws, G) float32, (draws, 1)
         return weights.astype(np.float32), np.full((draws, 1), np.nan)
     return weights.astype(np.float32), np.sqrt(count / generator.chisquare(count - 1, (draws, 1)))
 
-
+# %% ../../nbs/results/04_statistics.ipynb #3f9536e0
 def frame_weights(
     groups,  # (frames,) what is drawn together: equal numbers or names; or how many frames, drawn singly
     draws: int = DRAWS,
@@ -117,7 +117,7 @@ def _over_frames_and_seeds(values, drawn, stretch) -> Estimate:  # (seeds,), (dr
     drawn = values + (drawn - values) * stretch
     return Estimate(float(values.mean()), (drawn * seed_weights(len(values))).sum(1), drawn.mean(1), values)
 
-
+# %% ../../nbs/results/04_statistics.ipynb #e1ca2c36
 def mean_estimate(
     values,  # (seeds, frames); a frame that is NaN for a seed is left out
     groups=None,  # (frames,) what is drawn together; None: each frame alone

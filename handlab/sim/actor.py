@@ -68,7 +68,7 @@ def mirrored(piece):
         vertices=piece.vertices * flip, normals=piece.normals * flip, faces=piece.faces[:, ::-1]
     )
 
-
+# %% ../../nbs/sim/07_actor.ipynb #48592d68
 def placed_piece(piece, rotation, shift):  # (3,3) and (3,) f32
     "A piece turned, then moved."
     return piece._replace(vertices=piece.vertices @ rotation.T + shift, normals=piece.normals @ rotation.T)
@@ -115,7 +115,7 @@ def _leg(generator, side, bend, shorts, stout):
         make_piece(np.linspace(knee, ankle, 5), calf, front, lower, 12),
     ]
 
-
+# %% ../../nbs/sim/07_actor.ipynb #cd45bc27
 def _trunk_piece(generator):
     "Shirt or jacket, and trousers, shorts or a skirt, standing or sitting."
     stout, hem = generator.uniform(0.85, 1.25), generator.uniform(-620, -430)
@@ -147,7 +147,7 @@ def _head_piece(generator):
         pieces.append(ball_piece([0, 110, -55], [90 * wide, generator.uniform(110, 190), 55], HAIRS, 9, 14))
     return join(pieces)
 
-
+# %% ../../nbs/sim/07_actor.ipynb #0f907a5b
 def _turned_head(generator, head, towards):
     "The head, looking about; more often than not at the hand."
     way = towards - np.array([0, 170.0, 0])
@@ -227,7 +227,7 @@ def _choose(generator, shares):
     "One of the keys, with its share as probability."
     return int(generator.choice(list(shares), p=list(shares.values())))
 
-
+# %% ../../nbs/sim/07_actor.ipynb #e01d4052
 def _sample_cloth(generator, bare):
     "Four colours of cloth, and the pattern of the top; `bare` (3,) is the colour of the skin."
     cloth = [muted(generator, 0.04, 0.75) * generator.uniform(0.5, 1.0) for _ in range(4)]
@@ -267,7 +267,7 @@ def sample_materials(generator, skin):
     main, other, scale, folds, gloss = map(_positive, (main, other, scale, folds, gloss))
     return Materials(main, other, np.array(pattern, np.int32), scale, folds, gloss)
 
-
+# %% ../../nbs/sim/07_actor.ipynb #d9d8433b
 def _positive(values):
     "An array f32 without negative values."
     return np.ascontiguousarray(np.clip(np.array(values), 0, None), np.float32)
@@ -319,7 +319,7 @@ def _bend_elbow(shoulder, wrist, hint):
     off = unit_vector(hint - along * (hint @ along))
     return shoulder + along * x + off * math.sqrt(max(UPPER_ARM**2 - x**2, 0)), shoulder + along * reach
 
-
+# %% ../../nbs/sim/07_actor.ipynb #b1dad4aa
 def sample_arm(generator):
     "Shoulder, elbow and wrist (3,) mm of a right arm."
     if generator.random() < 0.16:
@@ -374,7 +374,7 @@ def pose_arm(generator, actor, side):
     "Draw the pose of one arm with its hand."
     return _arm_with(generator, side, *pose_hand(actor.person, sample_pose(generator, actor.person)))
 
-
+# %% ../../nbs/sim/07_actor.ipynb #df8093c3
 def move_arm(generator, arm):
     "The same hand in the same pose on an arm drawn anew."
     return _arm_with(generator, arm.side, arm.joints, arm.transforms)
@@ -393,7 +393,7 @@ def _forearm_piece(arm, at, radii, material):
     "A tube around the forearm; `at` (R,) mm from the wrist."
     return make_piece(arm.wrist - at[:, None] * arm.forearm[:, 1], radii, arm.forearm[:, 2], material)
 
-
+# %% ../../nbs/sim/07_actor.ipynb #256ee4d4
 def _sleeve(arm, actor, thick):
     "The sleeve around the forearm, from its end to the elbow."
     covered = _WRIST_TO_ELBOW[_WRIST_TO_ELBOW[:, 0] > actor.sleeve]
@@ -414,7 +414,7 @@ def _upper_arm(arm, actor, thick, clothed):
         ball_piece(arm.shoulder, [56 * girth + cloth] * 3, SLEEVE, 7, 12),
     ]
 
-
+# %% ../../nbs/sim/07_actor.ipynb #612c0254
 def _bare_elbow(arm, actor, thick):
     "The end of a bare forearm, and a short sleeve."
     path = np.linspace(arm.shoulder, arm.shoulder + 0.5 * (arm.elbow - arm.shoulder), 4)
@@ -424,7 +424,7 @@ def _bare_elbow(arm, actor, thick):
         make_piece(path, _SHORT_SLEEVE, arm.forearm[:, 2] + 0.01, SLEEVE),
     ]
 
-
+# %% ../../nbs/sim/07_actor.ipynb #d2228683
 def _watch(arm, actor, thick):
     "A strap and its dial."
     size = actor.person.size
@@ -458,7 +458,7 @@ def _thing_size(generator):
         return generator.uniform(18, 36), 0.0, 1.0
     return generator.uniform(25, 45), generator.uniform(40, 70), 0.18
 
-
+# %% ../../nbs/sim/07_actor.ipynb #cae81039
 def _thing_piece(generator, arm, size):
     "A thing at the palm (six times of seven) or around the hand, as of a right arm, in the body's frame."
     axis = unit_vector(np.array([1.0, 0, 0]) + 0.35 * generator.standard_normal(3))

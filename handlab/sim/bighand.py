@@ -291,7 +291,7 @@ def _text_path(folder, split: str, index: int) -> Path:
     "Where the text of a frame's folder lies."
     return Path(folder) / ANNOTATION / f"{place_of(split, index)[1]}_sim.txt"
 
-
+# %% ../../nbs/sim/13_bighand.ipynb #78113f2b
 @dataclass(frozen=True)
 class Files(TwinFiles):
     "BigHand2.2M's layout, for `handlab.sim.write`."

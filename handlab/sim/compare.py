@@ -30,7 +30,7 @@ class Hands(NamedTuple):
 
 FEWEST = 11  # visible joints of a hand that is compared
 
-
+# %% ../../nbs/sim/15_compare.ipynb #c0f98ff8
 def _hand_of(annotation, side):
     "Joints (21,3) mm of a right hand, visible joints, px of the crop; from labels as RHD has them."
     joints, uv = from_rhd(annotation["xyz"], side) * 1000, from_rhd(annotation["uv_vis"], side)
@@ -55,7 +55,7 @@ def twin_hands(count: int = 1500, seed: int = 0, split: str = "training") -> Han
         rows.append(_hand_of(rhd_annotation(drawn), dominant_hand(drawn.parts)[0]))
     return _hands(rows)
 
-
+# %% ../../nbs/sim/15_compare.ipynb #2f81d4a4
 def real_hands(root, split: str = "evaluation") -> Hands:
     "Hands of the official RHD, by its labels alone: in each frame the hand with more visible joints."
     labels, rows = read_annotation(annotation_path(Path(root), split))[1], []
@@ -117,7 +117,7 @@ def _thirds(cosine):
     shares = (cosine > 0.5).mean(), (abs(cosine) <= 0.5).mean(), (cosine < -0.5).mean()
     return " / ".join(f"{100 * share:.0f}" for share in shares)
 
-
+# %% ../../nbs/sim/15_compare.ipynb #96c4f15d
 def measures(hands: Hands) -> dict:
     "What the labels of a set say, as text."
     placed, way = in_palm(hands.joints)
@@ -190,7 +190,7 @@ def _panels(hands):
     yield "crop, px", hands.size, (40, 320)
     yield "visible joints", hands.visible, (FEWEST - 0.5, 21.5)
 
-
+# %% ../../nbs/sim/15_compare.ipynb #70786cb9
 def fig_distributions(sets: dict):  # {name: Hands}
     "Views, finger angles, distance, size and visible joints of some sets, as shares; dotted: even views."
     figure, axes = plt.subplots(3, 3, figsize=(11, 7.5), dpi=75)

@@ -123,7 +123,7 @@ class _Hand(NamedTuple):
     rest_abduction: np.ndarray
     radii: np.ndarray
 
-
+# %% ../../nbs/sim/12_dexter_object.ipynb #8781bd76
 class _Closing(NamedTuple):
     "From which to which angles fingers close, and on which box."
 
@@ -135,14 +135,14 @@ class _Closing(NamedTuple):
     axes: np.ndarray  # (3,3) columns
     half: np.ndarray  # (3,) mm
 
-
+# %% ../../nbs/sim/12_dexter_object.ipynb #087e6283
 @compiled_once
 def _angle(closing, i, share):
     "Entry `i` of the pose vector at a share of the way from open to closed."
     angle = closing.opened[i] + share * (closing.closed[i] - closing.opened[i])
     return min(max(angle, closing.low[i]), closing.high[i])
 
-
+# %% ../../nbs/sim/12_dexter_object.ipynb #f5b7ec14
 @compiled_once
 def _share_depth(share, finger, parts, hand, closing, scratch):
     "How deep a finger sinks in at a share of its way from open to closed; `scratch` is filled."
@@ -173,7 +173,7 @@ def _closed_share(finger, parts, hand, closing, reach, allowed, scratch):
             best = share
     return best
 
-
+# %% ../../nbs/sim/12_dexter_object.ipynb #a27573c8
 @compiled_once
 def _close_fingers(hand, closing, reach, allowed, vector):
     "Fill the pose vector: each finger as near to `closed`, or to its reach (0..1), as the box lets it come."
@@ -434,7 +434,7 @@ def _box_path(seed, sequence, seconds):
     start, after = place.at(cycle * _CYCLE), place.at((cycle + 1) * _CYCLE)
     return start + (after - start) * _ease((share - 0.28) / (0.76 - 0.28))
 
-
+# %% ../../nbs/sim/12_dexter_object.ipynb #9dbaa779
 def _reaching_axes(here, lifted, body):
     "R (3,3) of a hand that comes from across the desk and tilts while it carries."
     yaw = np.radians(20) * here[2] + lifted * np.radians(16) * body[0] + np.radians(18)
@@ -770,7 +770,7 @@ def _frames_of(count, sequences) -> dict:
         if each + (number < more)
     }
 
-
+# %% ../../nbs/sim/12_dexter_object.ipynb #e40ef425
 def _write_bytes(path, data):
     "Write a file, and the folders it lies in."
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def draw_box(image, x, y, width, height, colour):
     "A filled upright box, drawn in place."
     cv2.rectangle(image, (int(x), int(y)), (int(x + width), int(y + height)), ink(colour), -1)
 
-
+# %% ../../nbs/sim/05_places.ipynb #cde84f84
 def draw_ellipse(image, x, y, across, down, colour, angle=0.0):  # half axes in px, degrees
     "A filled ellipse, drawn in place."
     centre, axes = (int(x), int(y)), (int(across), int(down))
@@ -97,7 +97,7 @@ def muted(generator, low=0.1, high=0.9):
     grey = generator.uniform(low, high)
     return np.clip(grey * (1 + (generator.random(3) - 0.5) * 2 * generator.beta(1.1, 3.2)), 0, 1)
 
-
+# %% ../../nbs/sim/05_places.ipynb #8f9ad0e5
 SKIN_COLOURS = np.array(
     [
         [0.86, 0.68, 0.58],
@@ -114,7 +114,7 @@ SKIN_COLOURS = np.array(
     np.float32,
 )
 
-
+# %% ../../nbs/sim/05_places.ipynb #e93b1e9a
 def _skin_colour(generator, low, high):
     "A skin's colour times a random gain."
     return SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(low, high)
@@ -236,7 +236,7 @@ def _draw_car(image, x, y, size, colour):
         centre = int(x + wheel * size), int(y - 0.15 * size)
         cv2.circle(image, centre, max(1, int(0.15 * size)), (13, 13, 13), -1, cv2.LINE_AA)
 
-
+# %% ../../nbs/sim/05_places.ipynb #3bd56268
 def _draw_car_or_person(image, x, y, size, generator):
     "A far passer-by or car, drawn in place."
     colour, skin = muted(generator), _skin_colour(generator, 0.5, 1)
@@ -253,7 +253,7 @@ def _uneven(generator, image, cells):
     "A canvas as f32, with uneven light."
     return image / np.float32(255) * (0.75 + 0.5 * fractal(generator, cells, 6, gain=0.8))[..., None]
 
-
+# %% ../../nbs/sim/05_places.ipynb #4bd5b53d
 def paint_street(generator):
     "Houses along a street, with cars, posts, people and writing."
     size, night = BACKGROUND_SIZE, generator.random() < 0.15
@@ -304,7 +304,7 @@ def _draw_furniture(image, generator):
     elif generator.random() < 0.5:
         draw_writing(image, x, y + 0.5 * height, generator.uniform(0.4, 2.5), generator, muted(generator))
 
-
+# %% ../../nbs/sim/05_places.ipynb #f9f6f9dd
 def paint_room(generator):
     "Walls, floor, furniture, shelves full of things, pictures with writing."
     size, image = BACKGROUND_SIZE, np.empty((BACKGROUND_SIZE, BACKGROUND_SIZE, 3), np.uint8)
@@ -344,7 +344,7 @@ def _draw_leaf(image, generator, radius, colour):
         corners = cv2.boxPoints((centre, (2 * across, 2 * down), angle))
         cv2.fillConvexPoly(image, np.int32(corners), ink(colour), cv2.LINE_AA)
 
-
+# %% ../../nbs/sim/05_places.ipynb #67eb3d02
 def paint_leaves(generator):
     "Things of all sizes that hide each other."
     image, smallest = canvas(paint_ground(generator)), generator.uniform(2, 6)
@@ -370,7 +370,7 @@ def _draw_person(image, generator):
         end, width = start + generator.normal(size=2) * size * 1.5, size * generator.uniform(0.1, 0.3)
         draw_strip(image, start, end, width, skin * generator.uniform(0.8, 1.1))
 
-
+# %% ../../nbs/sim/05_places.ipynb #8694608c
 def paint_crowd(generator):
     "People-like clutter: faces, limbs and clothes."
     image = canvas(paint_room(generator) if generator.random() < 0.5 else paint_street(generator))
@@ -404,7 +404,7 @@ def _tilted(generator, image):
     how = dict(flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return cv2.warpAffine(image, matrix, (size, size), **how)
 
-
+# %% ../../nbs/sim/05_places.ipynb #6fccae8c
 def _painting(generator):
     "A painting by one of the painters, tilted."
     image = _PAINTERS[generator.integers(len(_PAINTERS))](generator)
@@ -440,7 +440,7 @@ def spectrum(image):
     mean = np.bincount(rings.ravel(), power.ravel()) / np.maximum(np.bincount(rings.ravel()), 1)
     return mean[1 : size // 2 + 1]
 
-
+# %% ../../nbs/sim/05_places.ipynb #6ae61746
 def natural(image, fall):
     "An image (H,H,3) f32 whose mean power falls with frequency to the power -`fall`; its contrast stays."
     size, power = len(image), spectrum(image.mean(2))

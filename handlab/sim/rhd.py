@@ -74,7 +74,7 @@ def frame_geometry(seed: int, split: str, index: int):
     "Depth, parts and labels of one frame (handlab.sim.scene.Frame), not coloured: five times as fast."
     return _render(seed, split, index, False)
 
-
+# %% ../../nbs/sim/10_rhd.ipynb #3165a992
 def rhd_frame(seed: int, split: str, index: int):
     "Colour (320,320,3) u8, coded depth (320,320,3) u8, parts (320,320) u8 and annotation of one frame."
     frame = _render(seed, split, index, True)

@@ -60,7 +60,7 @@ def _book_shelf(generator, image, left):
         _shade_box(shelf, left, y + 9, WIDTH, 12, 0.45, 7.0)
     return shelf
 
-
+# %% ../../nbs/sim/06_rooms.ipynb #212be68f
 def paint_shelf(generator):
     "Book-shelves, with a door beside them."
     image = _wall(generator, [0.74, 0.72, 0.66])
@@ -83,7 +83,7 @@ def _draw_plant(generator, image, x):
     draw_box(image, x - 20, 310, 40, 37, [0.45, 0.29, 0.21])
     draw_box(image, x - 20, 310, 12, 37, [0.55, 0.36, 0.26])
 
-
+# %% ../../nbs/sim/06_rooms.ipynb #8f5e476d
 def paint_window(generator):
     "Three bright windows with frames and a sill, plants before them."
     image = _wall(generator, [0.58, 0.60, 0.62])
@@ -141,7 +141,7 @@ def _draw_sheet(generator, image):
         colour = muted(generator, 0.15, 0.6)
     _draw_polygon(image, [(x, y), (x + wide, y), (x + wide + lean, y + tall), (x + lean, y + tall)], colour)
 
-
+# %% ../../nbs/sim/06_rooms.ipynb #24e0290a
 def _draw_screen(generator, image, left, wide):
     "A screen with lines of text, drawn in place."
     _shade_box(image, left + 6, 100, wide + 6, 150, 0.4)
@@ -154,7 +154,7 @@ def _draw_screen(generator, image, left, wide):
         x, long = left + 16 + 12 * (row % 3), generator.uniform(30, wide - 80)
         draw_box(image, x, 106 + 13 * row, long, 5, muted(generator, 0.3, 0.7))
 
-
+# %% ../../nbs/sim/06_rooms.ipynb #f63fa372
 def paint_desk(generator):
     "A desk with screens, a lamp and paper."
     image = _wall(generator, [0.78, 0.76, 0.72])
@@ -180,7 +180,7 @@ def _draw_strip_towards(image, end, first, second, near, far, colour):
     corners += [_towards(end, second, far), _towards(end, first, far)]
     _draw_polygon(image, corners, colour)
 
-
+# %% ../../nbs/sim/06_rooms.ipynb #0304816a
 def _draw_doors(generator, image, end, near):
     "A door on either side, with its frame, drawn in place."
     for x in (0, WIDTH):
@@ -252,7 +252,7 @@ def _draw_paper(image, generator):
         end = start + (c - a) * generator.uniform(0.3, 0.8)
         draw_strip(image, start, end, 2, np.clip(colour * 0.45, 0, 1))
 
-
+# %% ../../nbs/sim/06_rooms.ipynb #36683d20
 def _draw_keyboard(image, generator):
     "A keyboard seen from above, drawn in place."
     x, y, dark = generator.uniform(100, 1000), generator.uniform(60, 330), generator.random() < 0.6

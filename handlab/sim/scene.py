@@ -70,7 +70,7 @@ def look(eye_direction, roll):
     turn = np.array([[math.cos(roll), math.sin(roll), 0], [-math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
     return turn @ np.stack([right, down, forward])
 
-
+# %% ../../nbs/sim/08_scene.ipynb #3fabae38
 def on_sphere(azimuth, height):
     "The unit vector of that height (y) and azimuth (rad, from z towards x)."
     level = math.sqrt(1 - height**2)
@@ -87,13 +87,13 @@ def may_stand(direction, target, distance, frontal):
     level = -0.6 < direction[1] < 0.93 and (direction[2] > 0.35 or not frontal)
     return level and not hidden_by_body(target + direction * distance, target)
 
-
+# %% ../../nbs/sim/08_scene.ipynb #8cb31384
 def sample_distance(generator):
     "How far (mm) the camera stands from the middle knuckle."
     near = generator.random() < 0.93
     return 500 * math.exp(0.145 * generator.normal()) if near else generator.uniform(600, 1000)
 
-
+# %% ../../nbs/sim/08_scene.ipynb #53ab224e
 def sample_camera(generator, target, direction, distance, size=320, zoom=1.0):
     "A camera in that direction of `target` (3,) mm, the middle knuckle; `zoom` enlarges, for close-ups."
     focal = generator.uniform(260, 310) * size / 320 * zoom
@@ -121,7 +121,7 @@ def _sample_setup(generator):
     name = list(_SETUPS)[generator.choice(len(_SETUPS), p=[share for share, _ in _SETUPS.values()])]
     return name, _SETUPS[name][1]
 
-
+# %% ../../nbs/sim/08_scene.ipynb #141ec7e8
 def sample_light(generator, camera, background):
     "A light in the camera's frame, and the gain of the background (H,W,3) f32."
     name, (sun, sky, ground, fill, umbra) = _sample_setup(generator)
@@ -192,7 +192,7 @@ def expose(image, grain, left, top, common, coloured, vignette):
                 out[y, x, c] = np.uint8(min(max(noisy * shade, np.float32(0)), np.float32(255)))
     return out
 
-
+# %% ../../nbs/sim/08_scene.ipynb #7679d128
 def expose_at_random(generator, image, common, coloured, vignette):
     "`expose` with the grain read from a random corner of its tile."
     left, top = generator.integers(0, TILE, 2)
@@ -206,7 +206,7 @@ def jpeg(image, quality):
     coded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), how)[1]
     return cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
-
+# %% ../../nbs/sim/08_scene.ipynb #eb805fc4
 def sense(generator, image):
     "What a cheap camera makes of light (H,W,3) f32: u8."
     image = cv2.transform(image, sample_tint(generator))
@@ -286,7 +286,7 @@ def _see_body(pieces, camera):
     body = Body(seen, pieces.normals @ turn, pieces.texture, np.ascontiguousarray(pieces.faces))
     return body, project_vertices(seen, camera.K)
 
-
+# %% ../../nbs/sim/08_scene.ipynb #7f751201
 class Drawn(NamedTuple):
     "Meshes in a camera's buffers."
 
@@ -297,7 +297,7 @@ class Drawn(NamedTuple):
     nearness: np.ndarray  # (H,W) f32 1/mm
     triangle: np.ndarray  # (H,W) i32
 
-
+# %% ../../nbs/sim/08_scene.ipynb #03ca0cad
 def draw_meshes(placed, pieces, camera, behind=None) -> Drawn:
     "Hands and body (or None) in one depth buffer, in front of a nearness `behind` (H,W), changed in place."
     nearness, triangle = empty_buffers(*camera.size)
@@ -320,7 +320,7 @@ class Geometry(NamedTuple):
     parts: np.ndarray  # (H,W) u8
     boxes: list  # x0, y0, x1, y1 of each hand
 
-
+# %% ../../nbs/sim/08_scene.ipynb #6e4522bf
 def draw_geometry(actor, placed, pieces, camera) -> Geometry:
     "Hands and body in a camera's buffers, with the bones and parts of the hands."
     drawn, first, boxes = draw_meshes(placed, pieces, camera), 0, []
@@ -344,7 +344,7 @@ def hand_pixels(geometry, number):
     ids, window = part_ids(geometry.drawn.placed[number].side), geometry.parts[y0:y1, x0:x1]
     return int(((window >= ids[1:16].min()) & (window <= ids[0])).sum())
 
-
+# %% ../../nbs/sim/08_scene.ipynb #d34746c9
 def _acceptable(geometry, size):
     "Can the hand with more pixels be seen, and is no visible hand so near that it hits the lens?"
     placed, nearness = geometry.drawn.placed, geometry.drawn.nearness
@@ -369,7 +369,7 @@ def aim_arm(generator, actor, side, view, distance, tries=40):
         arm = move_arm(generator, arm)
     return arm, knuckle, direction
 
-
+# %% ../../nbs/sim/08_scene.ipynb #79f68f4b
 def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12):
     "Draw poses and cameras until a hand is in sight; `alone` leaves out the body and the other hand."
     sides, view = SIDES if generator.random() < 0.5 else SIDES[::-1], sample_view(generator)
@@ -397,7 +397,7 @@ def _fitted_shadow(placed, light):
     around = (placed.joints[:, None] + 14 * np.array([[-1.0, -1, -1], [1, 1, 1]])).reshape(-1, 3)
     return cast_shadow(light.direction, placed.hand.vertices, placed.hand.faces, around)
 
-
+# %% ../../nbs/sim/08_scene.ipynb #4a76dc0c
 def shade_geometry(geometry, actor, light, image):
     "Colour body and hands on `image` (H,W,3) f32, in place; a copy with soft outlines."
     drawn, bones, _, boxes = geometry

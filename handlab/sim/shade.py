@@ -436,7 +436,7 @@ def _lit(albedo, channel, cosine, sky_side, fill, reach, open_sky, light, wrap):
         + (sun + light.fill[channel] * fill) * (np.float32(0.35) + np.float32(0.65) * open_sky)
     )
 
-
+# %% ../../nbs/sim/04_shade.ipynb #27bba28f
 @compiled
 def _dot(x, y, z, direction):
     "The product of a vector with a direction (3,)."

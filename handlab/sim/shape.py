@@ -195,7 +195,7 @@ def _phalanx_cones(start, end, r0, r1, axes, flesh):
     on_back, below = start + dorsal * r0 * (0.1 - 0.1 * flesh), start - along * 0.3 * r0
     return pad, round_cone(on_back, below, r0 * 0.9, r0 * 0.85)
 
-
+# %% ../../nbs/sim/01_shape.ipynb #0e51c165
 def _fingertip_cones(start, end, radius, lateral):
     "Two balls side by side, which make the tip wider than thick."
     low, high = (start + (end - start) * share for share in (0.3, 0.82))

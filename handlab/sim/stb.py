@@ -335,7 +335,7 @@ def _edges(depth, y, x):
             far = max(far, beside)
     return jump, steep, far
 
-
+# %% ../../nbs/sim/11_stb.ipynb #e6692d96
 @compiled
 def _measured(z, luck, common, own, jump, steep, far):
     "What is measured of a distance (mm), 0 where it is lost at an edge or a grazing surface."

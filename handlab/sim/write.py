@@ -51,7 +51,7 @@ class _Compiling(event.Listener):
     def on_end(self, event):
         "Nothing is said when it ends."
 
-
+# %% ../../nbs/sim/09_write.ipynb #a2caae06
 _COMPILING = _Compiling()
 
 
@@ -214,7 +214,7 @@ def _known(writer: Writer, folder: Path) -> dict:
     _check_counts(writer, folder, before)
     return before
 
-
+# %% ../../nbs/sim/09_write.ipynb #550aed81
 def _check_counts(writer, folder, before):
     "Fail where a part was written with another number of frames."
     whole = writer.twin.whole
@@ -269,7 +269,7 @@ def _finish(writer: Writer, part: str, known: dict):
             _move(writer.files / place, writer.root / place)
     shutil.rmtree(writer.growing / "labels" / part)
 
-
+# %% ../../nbs/sim/09_write.ipynb #d7b89511
 def _move(old: Path, new: Path):
     "Rename a file or folder; what an earlier job left at the new place goes."
     if new.is_dir():
@@ -351,7 +351,7 @@ def _parser(words) -> CommandLine:
     parser.add_argument("--workers", type=int, default=0, help="processes, 0 = one per core (%(default)s)")
     return parser
 
-
+# %% ../../nbs/sim/09_write.ipynb #92ed05d0
 def main(words=None):
     "The command line of `write`."
     words = sys.argv[1:] if words is None else words

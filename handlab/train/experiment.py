@@ -161,7 +161,7 @@ def part_of(
     }
     return cls(**{**known, **changes})
 
-
+# %% ../../nbs/train/05_experiment.ipynb #e8d05b2a
 def crop_settings(settings: ExperimentSettings) -> CropSettings:
     "How an experiment crops."
     return CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
@@ -190,7 +190,7 @@ def _left_out_text(prepared, shown: int = 3) -> str:
         texts.append(f"{prepared.missing} without images")
     return f" ({', '.join(texts)})" if texts else ""
 
-
+# %% ../../nbs/train/05_experiment.ipynb #453d92b0
 @dataclass(frozen=True)
 class ExperimentData:
     "Where the prepared crops lie; opened on demand, so that it can be handed to other processes."
@@ -277,7 +277,7 @@ def experiment_data(
     )
     return ExperimentData(str(folders["training"]), str(folders["evaluation"]), settings.validation_frames)
 
-
+# %% ../../nbs/train/05_experiment.ipynb #2e5cd3da
 def _require_depth(settings, split: str, reader, depth_for: str):
     "That a set has no depth is an error before anything is prepared or trained."
     if not reader.has_depth:
@@ -459,7 +459,7 @@ def close_run(folder, metrics: dict) -> dict:
     write_json(folder / "metrics.json", {**metrics, "files": noted}, sealed=True)
     return read_json(folder / "metrics.json")
 
-
+# %% ../../nbs/train/05_experiment.ipynb #27db1e0c
 def write_metrics(
     folder,  # the run folder
     experiment: str,  # the notebook's name

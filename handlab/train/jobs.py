@@ -59,7 +59,7 @@ def _start_process(board, leash):
 def _write_state(*state):
     _board[:] = state
 
-
+# %% ../../nbs/train/02_jobs.ipynb #654f05ab
 def _run_job(job: Job):
     return job.function(**job.arguments, report=_write_state)
 

@@ -38,7 +38,7 @@ def observe(
         handle.remove()
     return seen
 
-
+# %% ../../nbs/train/06_layers.ipynb #6e922fae
 def parameters_of(module) -> int:
     "How many parameters a module has, those of its submodules included."
     return sum(parameter.numel() for parameter in module.parameters())

@@ -192,7 +192,7 @@ def training_of(folder) -> str:
     path = Path(folder) / RUN
     return fingerprint(read_json(path, (), f"delete it and {AGAIN}")) if path.exists() else ""
 
-
+# %% ../../nbs/train/01_loop.ipynb #82a3da01
 def _noted_beside(path) -> dict:  # of `note_files`
     "What the file that was written last in a folder notes of the others."
     path, fix = path.absolute(), f"delete it and {AGAIN}"
@@ -207,7 +207,7 @@ def _noted_beside(path) -> dict:  # of `note_files`
             return {path.name: files[name]} if name in files else {}
     return {}
 
-
+# %% ../../nbs/train/01_loop.ipynb #a5d40d78
 def first_line(error: Exception) -> str:
     "The first line of what an error says."
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -251,7 +251,7 @@ def content_digest(state) -> str:
 
     return fingerprint(*parts(state, ""))
 
-
+# %% ../../nbs/train/01_loop.ipynb #cc39bbf8
 def save_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: dict):
     "Write weights, optimiser, random state and `progress` (step, rows, sums, ...), atomically."
     random = {
@@ -283,7 +283,7 @@ def _check_checkpoint(path, state: dict):
     if of and state.get("of", of) != of:
         raise HandlabError(path, "it is the checkpoint of another training", fix)
 
-
+# %% ../../nbs/train/01_loop.ipynb #df57a1e1
 def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict:  # `progress`
     "Put network, optimiser and random generators back where the checkpoint left them."
     fix = "delete the file to train from the start"
@@ -400,7 +400,7 @@ def faster_precision(device: torch.device) -> str:  # 'bf16' or 'fp32'
     about = {**hardware(), "cores": 0}, os.environ.get("ONEDNN_MAX_CPU_ISA", ""), torch.__version__
     return measured_once("precision", about, lambda: _faster_on_cpu(device))
 
-
+# %% ../../nbs/train/01_loop.ipynb #dfaf6f67
 def _faster_on_cpu(device):
     seconds = {bf16: [] for bf16 in (False, True)}
     for _ in range(4):  # alternating, so that another program's load affects both
@@ -420,7 +420,7 @@ def chosen_precision(settings: TrainSettings, folder, device: torch.device) -> s
         return read_json(finished, ("precision",), fix)["precision"]
     return faster_precision(device)
 
-
+# %% ../../nbs/train/01_loop.ipynb #c4c827ec
 def precision_of(settings: TrainSettings, device: torch.device):
     "The autocast context of the settings."
     precision = faster_precision(device) if settings.precision == "auto" else settings.precision

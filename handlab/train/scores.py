@@ -75,7 +75,7 @@ def split_columns(scores: dict) -> dict:  # of `evaluate`
 
 MEAN_POSE = "mean training pose"  # a prediction that ignores the image
 
-
+# %% ../../nbs/train/04_scores.ipynb #c1de1786
 def table_scores(
     values: dict,  # {stage: scores}, as of `evaluate`
     source: str,  # the data, profile and seed

@@ -44,7 +44,7 @@ def final_error(folder) -> float:
         )
     return float(errors[-1])
 
-
+# %% ../../nbs/train/07_search.ipynb #6d7aac47
 def search(
     arms,  # their names
     candidates: list,  # of `draw_candidates`

@@ -45,13 +45,13 @@ def skip_of(dataset: str, skip) -> list:  # as a reader's `skip`, of several set
             raise HandlabError(f"skip {name!r}", "it names no frame of any dataset", fix)
     return [name for name in names if re.fullmatch(REAL[dataset].frame_form, name, re.ASCII)]
 
-
+# %% ../../nbs/train/03_sets.ipynb #4f7b5dfd
 def open_real(dataset: str, root, split: str = "", partial: bool = False, skip=""):
     "The reader of a real set; `skip` may name frames of other sets as well."
     options = {"split": split} if split else {}
     return REAL[dataset](project_path(root), partial=partial, skip=skip_of(dataset, skip), **options)
 
-
+# %% ../../nbs/train/03_sets.ipynb #aa8af612
 def reader_of(
     settings,  # of an experiment
     split: str,
