@@ -131,6 +131,16 @@ def wait_for(process, ready):
         assert process.poll() is None and time.monotonic() < until
 
 
+def test_a_file_that_a_killed_job_was_writing_is_not_left(case, written, tmp_path):
+    "Killed within an atomic write: of the list of parts, or of labels that move along with their folder."
+    root, growing = tmp_path / "killed", tmp_path / ".killed.unfinished"
+    for folder in (root, growing / "files", growing / "files" / next(iter(case.some))):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".{writer.SOURCE_FILE}.abcdefgh.partial").write_bytes(b"{")
+    write(case.source, root, seed=5, workers=1, show_progress=False, **case.options)
+    assert contents(written).keys() == contents(root).keys() and not growing.exists()
+
+
 def test_a_killed_job_counts_for_nothing_and_goes_on(case, written, tmp_path):
     "Killed, refused to other settings, then continued: the same files as with two workers, none drawn twice."
     root, growing = tmp_path / "killed", tmp_path / ".killed.unfinished"

@@ -278,8 +278,17 @@ def _move(old: Path, new: Path):
     os.replace(old, new)
 
 # %% ../../nbs/sim/09_write.ipynb #cf9955fe
+def _remove_leftovers(folder: Path):
+    "Remove what a killed job left of a file it was writing, which would be moved along with the set."
+    for place in (folder, *folder.glob("files/**/")):
+        for left in place.glob(".*.partial"):
+            left.unlink()
+
+
 def _run(writer: Writer, workers: int, show_progress: bool):
     "Write what is missing."
+    for folder in (writer.root, writer.growing):
+        _remove_leftovers(folder)
     twin, known = writer.twin, _known(writer, writer.root)
     ready = [part for part in known if (writer.root / twin.places(part)[-1]).exists()]
     missing = {part: writer.missing(part) for part in writer.frames if part not in ready}
