@@ -1,5 +1,5 @@
 # make figures   every table and figure of both papers that is out of date: runs/<PROFILE>/..., figures/
-#                PROFILE=smoke|quick|full  SEEDS=3  REAL=<folder of the real sets>  FLAGS=<options of Snakemake>
+#                PROFILE=smoke|quick|long|full  SEEDS=3  REAL=<folder of the real sets>  FLAGS=<options of Snakemake>
 # make report    Snakemake's own report of the graph: runs/<PROFILE>/report.html
 # make test      every test: the notebooks (nbdev_test) and tests/ (pytest)
 # make export    handlab/ from the notebooks; notebooks and tests cleaned and formatted

@@ -1,6 +1,6 @@
 # The graph of runs: data -> trainings x datasets x strategies x seeds -> the papers' pages with their figures -> the manifest.
 #
-#   make figures [PROFILE=smoke|quick|full] [SEEDS=n] [REAL=folder]       the usual way: all cores and GPUs of this machine
+#   make figures [PROFILE=smoke|quick|long|full] [SEEDS=n] [REAL=folder]       the usual way: all cores and GPUs of this machine
 #   snakemake --cores 2 --config profile=quick seeds=1                    the same without make (options: profiles/default)
 #   snakemake --cores 2 runs/quick/train_pi-sim-stb-seed0/metrics.json    one run of it
 #

@@ -486,7 +486,7 @@ def check_settings(
 # %% ../nbs/00_core.ipynb #1dd9ac91
 def make_settings(
     cls,  # a frozen dataclass with a class attribute PROFILES: {profile: {field: value}}
-    profile: str = "quick",  # 'smoke', 'quick' or 'full'
+    profile: str = "quick",  # 'smoke', 'quick', 'long' or 'full'
     **overrides,
 ):  # any field by name
     "The settings of a profile with some of them overridden; unknown names and wrong types are errors."

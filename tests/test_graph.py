@@ -113,7 +113,7 @@ def test_ablations_are_trained_as_long_as_what_they_are_compared_with(profile):
 
 
 def test_bad_questions_are_answered():
-    with pytest.raises(HandlabError, match="choose one of smoke, quick, full"):
+    with pytest.raises(HandlabError, match="choose one of smoke, quick, long, full"):
         graph_runs("fast")
     with pytest.raises(HandlabError, match="give 1 or more"):
         graph_runs("quick", 0)
@@ -223,7 +223,8 @@ def test_snakemakes_own_errors_are_shown_though_it_is_quiet(tree):
     )
     assert (
         said.returncode != 0
-        and "profile: unknown profile 'fast'; choose one of smoke, quick, full" in said.stdout + said.stderr
+        and "profile: unknown profile 'fast'; choose one of smoke, quick, long, full"
+        in said.stdout + said.stderr
     )
 
 

@@ -115,6 +115,7 @@ class AlignedSettings(ExperimentSettings):
             timing_steps=3,
         ),
         "quick": dict(),
+        "long": shared.LONG | dict(steps=12000),
         "full": shared.FULL
         | dict(
             cloud_decoder="folding",

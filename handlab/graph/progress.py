@@ -16,7 +16,12 @@ from pathlib import Path
 from ..core import HandlabError, project_path, read_json
 
 # %% ../../nbs/graph/04_progress.ipynb #c02e80dc
-PACE = {"smoke": 0.1, "quick": 1.0, "full": 60.0}  # p of one core: minutes per predicted core minute
+PACE = {
+    "smoke": 0.1,
+    "quick": 1.0,
+    "long": 12.0,
+    "full": 60.0,
+}  # p of one core: minutes per predicted core minute
 TRUST = 10.0  # tau, core minutes
 
 

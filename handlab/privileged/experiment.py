@@ -147,6 +147,7 @@ class PiSettings(ExperimentSettings):
             timing_steps=3,
         ),
         "quick": dict(),
+        "long": shared.LONG | dict(steps_before=10000, steps_first=10000, steps_second=5600, timing_steps=50),
         "full": shared.FULL
         | dict(
             fc_width=1024,

@@ -113,6 +113,7 @@ class Pi2dSettings(ExperimentSettings):
         "smoke": shared.SMOKE
         | dict(width=0.0625, poolings=2, stages=2, steps_first=12, steps_second=8, upsampled=0),
         "quick": dict(),
+        "long": shared.LONG | dict(steps_first=6000, steps_second=3000),
         "full": shared.FULL
         | dict(
             poolings=3,

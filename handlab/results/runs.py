@@ -76,7 +76,12 @@ def name_of(
     return "-".join([notebook, *words, *_regime_of(parameters), parameters["dataset"]])
 
 # %% ../../nbs/results/03_runs.ipynb #a6ea132b
-LABELLED_SHARES = {"smoke": (0.25,), "quick": (0.05, 0.25), "full": (0.05, 0.1, 0.25, 0.5, 0.75)}
+LABELLED_SHARES = {
+    "smoke": (0.25,),
+    "quick": (0.05, 0.25),
+    "long": (0.05, 0.25),
+    "full": (0.05, 0.1, 0.25, 0.5, 0.75),
+}
 PROFILES = tuple(LABELLED_SHARES)
 TABLE_1 = {  # of paper 2: the strategies of each set
     "sim-rhd": ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4"),
@@ -88,9 +93,15 @@ _ABLATIONS = (
     dict(strategy="RD2DHP"),
     dict(strategy="S4", correspondence=False),
 )
-TRIALS = {"smoke": 2, "full": 4}  # the profiles that train controls: trials of paper 1's, each network
-STEPS = {"smoke": 8, "quick": 1000, "full": 60500}  # of paper 2's trainings
+TRIALS = {
+    "smoke": 2,
+    "long": 3,
+    "full": 4,
+}  # the profiles that train controls: trials of paper 1's, each network
+STEPS = {"smoke": 8, "quick": 1000, "long": 12000, "full": 60500}  # of paper 2's trainings
 BUDGETS = {"same_time": 3, "same_updates": 6}  # alternating training: times the steps of S4
+_STB_FRAMES = dict(train_frames=12000, validation_frames=3000, test_frames=3000)  # two sequences held back
+_FRAMES = {(profile, "sim-stb"): _STB_FRAMES for profile in ("long", "full")}  # where a set has fewer frames
 _STB_STEPS = {
     ("quick", "train_pi"): dict(steps_first=1000, steps_second=560),
     ("quick", "train_pi_2d"): dict(steps_first=500, steps_second=150),
@@ -197,7 +208,7 @@ def _seed_runs(profile: str, seed: int) -> list[Run]:
         Run(
             f"{name_of(notebook, each, budget)}-seed{seed}",
             notebook,
-            each,
+            each | _FRAMES.get((profile, each["dataset"]), {}),
             seed,
             cores,
             _minutes(notebook, each, cores),

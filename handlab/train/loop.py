@@ -73,6 +73,7 @@ class TrainSettings:
     PROFILES: ClassVar[dict] = {
         "smoke": {"steps": 20, "log_every": 5, "checkpoint_every": 10},
         "quick": {},
+        "long": {"steps": 10000, "log_every": 50, "checkpoint_every": 500},
         "full": {"steps": 20000, "log_every": 100, "checkpoint_every": 1000},
     }
 
