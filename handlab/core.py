@@ -8,9 +8,9 @@ __all__ = ['SEAL', 'HandlabError', 'one_line_errors', 'CommandLine', 'nearest', 
            'atomic_folder', 'plain', 'fingerprint', 'write_json', 'read_json', 'file_state', 'file_digest',
            'note_files', 'check_noted', 'write_arrays', 'read_arrays', 'read_pickle', 'check_settings', 'make_settings',
            'assigned_names', 'notebook_parameters', 'check_parameters', 'seed_words', 'numpy_generator',
-           'torch_generator', 'pick_device', 'usable_cores', 'compiled_once', 'git_commit', 'hardware', 'measured_once',
-           'provenance', 'progress', 'figures_inline', 'one_thread', 'can_spawn', 'end_with_parent', 'WorkerDied',
-           'leave_if_run_again', 'WorkerPool', 'in_processes']
+           'torch_generator', 'pick_device', 'to_device', 'usable_cores', 'compiled_once', 'git_commit', 'hardware',
+           'measured_once', 'provenance', 'progress', 'figures_inline', 'one_thread', 'can_spawn', 'end_with_parent',
+           'WorkerDied', 'leave_if_run_again', 'WorkerPool', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #1411e854
 import argparse
@@ -624,7 +624,18 @@ def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
         raise HandlabError(
             f"device {name!r}", f"this machine has {count} CUDA device(s)", "choose 'auto' or 'cpu'"
         )
+    if device.type == "cuda":  # 32-bit is 32-bit: TF32, torch's default for convolutions, keeps 10 bits of 23
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        if device.index is not None:  # kernels of other libraries run on the current one
+            torch.cuda.set_device(device)
     return device
+
+# %% ../nbs/00_core.ipynb #7c1d90ab
+def to_device(tensor, device):  # tensor: on the CPU or on that device
+    "A tensor on a device, without waiting for the device."
+    if device.type != "cpu" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 # %% ../nbs/00_core.ipynb #0fb9552b
 def usable_cores() -> int:

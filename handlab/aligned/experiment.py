@@ -33,7 +33,7 @@ from ..core import HandlabError, make_settings, numpy_generator, pick_device, re
 from ..data.batches import Augment, Batches
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
-from ..hand.skeleton import denormalise
+from ..hand.skeleton import as_like, denormalise
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
 from ..train.jobs import Job
@@ -213,9 +213,7 @@ def viewpoint(
     "Rotations (B,3,3) from the camera to the view along the crop's centre"
     if not correct:
         return torch.eye(3, device=K.device, dtype=K.dtype).expand(len(K), 3, 3)
-    return viewpoint_rotation(
-        torch.tensor([(size - 1) / 2, (size - 1) / 2, size], device=K.device, dtype=K.dtype), K
-    )
+    return viewpoint_rotation(as_like([(size - 1) / 2, (size - 1) / 2, size], K), K)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3d627224
 def modality_tensors(
@@ -402,8 +400,8 @@ class Validation:
                     .mean(1)
                 )
                 name = "epe" if letter == self.encoders[0] else f"epe_{letter}"
-                sums[name] = sums.get(name, 0.0) + (error * batch.scale).sum().item()
-        return {name: value / count for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + (error * batch.scale).sum().double()
+        return {name: float(value) / count for name, value in sums.items()}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ea87b368
 def train_strategy(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STEADY', 'REACH', 'Augment', 'check_augment', 'Change', 'draw_change', 'axis_rotation', 'change_matrix',
            'change_labels', 'colour_matrix', 'change_colours', 'change_pixels', 'stored_matrix', 'change_grid',
-           'change_back', 'draw_pixels', 'Batch', 'epoch_order', 'epoch_rows', 'as_tensor', 'depth_mm',
-           'memory_of_machine', 'read_at_random', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches',
+           'change_back', 'draw_pixels', 'Batch', 'epoch_order', 'epoch_rows', 'own_part', 'as_tensor', 'depth_mm',
+           'memory_of_machine', 'read_at_random', 'free_memory', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches',
            'relative_depth', 'draw_clouds', 'draw_clouds_at_once']
 
 # %% ../../nbs/data/06_batches.ipynb #4fa297f3
@@ -27,6 +27,7 @@ from handlab.core import (
     compiled_once,
     numpy_generator,
     pick_device,
+    to_device,
     torch_generator,
 )
 from .arrays import PIXELS
@@ -43,7 +44,7 @@ from handlab.hand.camera import (
     warp,
     warp_grid,
 )
-from ..hand.skeleton import normalise
+from ..hand.skeleton import as_like, normalise
 
 # %% ../../nbs/data/06_batches.ipynb #6b7dc722
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def draw_change(augment: Augment, count: int, generator: np.random.Generator, de
     )  # after the others: they stay what they were
     strong = np.where(generator.random(count) < augment.grey, 0, strong).astype(np.float32)
     numbers = np.concatenate([unit * np.float32(reaches)[:, None] + middles, strong[None]])
-    numbers = torch.from_numpy(numbers).to(device, non_blocking=True)
+    numbers = to_device(torch.from_numpy(numbers), torch.device(device))
     return Change(numbers[0], numbers[1], numbers[2:4].T, *numbers[4:])
 
 # %% ../../nbs/data/06_batches.ipynb #770dd27d
@@ -158,9 +159,9 @@ def colour_matrix(hue, contrast, saturation=None):  # (B,) turns, (B,), (B,) or 
     "Matrices (B,3,3) that turn RGB about grey, stretch it away from grey and stretch it all."
     angle = 2 * np.pi * hue[:, None, None]
     strong = torch.ones_like(angle) if saturation is None else saturation[:, None, None]
-    third = torch.full((3, 3), 1 / 3).to(hue)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(hue) / 3**0.5
-    turn = third + strong * angle.cos() * (torch.eye(3).to(hue) - third) + strong * angle.sin() * cross
+    third, one = hue.new_full((3, 3), 1 / 3), torch.eye(3, dtype=hue.dtype, device=hue.device)
+    cross = as_like([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], hue) / 3**0.5
+    turn = third + strong * angle.cos() * (one - third) + strong * angle.sin() * cross
     return contrast[:, None, None] * turn
 
 # %% ../../nbs/data/06_batches.ipynb #e5a50b72
@@ -345,6 +346,17 @@ def epoch_rows(count: int, batch: int, step: int, seed: int):
     order = epoch_order(count, epoch, seed)
     return np.sort(order[turn * batch : (turn + 1) * batch])  # sorted: reads go forward through the file
 
+# %% ../../nbs/data/06_batches.ipynb #b0a10011
+def own_part(
+    values,  # a tensor with a whole step's samples along `axis`, one group after the other
+    share: tuple,  # this process's number, and how many there are
+    axis: int = 0,
+    groups: int = 1,  # each is shared equally
+):
+    "This process's part of what belongs to a whole step."
+    number, count = share
+    return values.unflatten(axis, (groups, count, -1)).select(axis + 1, number).flatten(axis, axis + 1)
+
 # %% ../../nbs/data/06_batches.ipynb #0b98e725
 def as_tensor(array):
     "A tensor that shares the array's memory; 16 bit counts become int16, to be widened by `depth_mm`."
@@ -370,6 +382,14 @@ def read_at_random(arrays: list):  # memory maps
         for array in arrays:
             array._mmap.madvise(mmap.MADV_RANDOM)
 
+# %% ../../nbs/data/06_batches.ipynb #b0a10001
+def free_memory(device) -> int:
+    "Bytes that this process may still take on a GPU, with what torch keeps of tensors that are gone."
+    free, whole = torch.cuda.mem_get_info(device)
+    used, kept = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free + kept - used, int(share * whole) - used)
+
 # %% ../../nbs/data/06_batches.ipynb #955a2521
 class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
@@ -388,21 +408,23 @@ class PixelStore:
         if self.device.type != "cuda":
             return False
         need = sum(array[0].nbytes for array in self.arrays.values()) * len(prepared)
-        return need < 0.6 * torch.cuda.mem_get_info(self.device)[0]
+        return need < 0.6 * free_memory(self.device)  # the training needs the rest
 
     def _upload(self, array):
         rows = torch.arange(len(array)) if self.rows is None else self.rows
         held = torch.empty((len(rows), *array.shape[1:]), dtype=array.dtype, device=self.device)
-        for start in range(0, len(rows), 1024):
-            held[start : start + 1024] = array[rows[start : start + 1024]].to(self.device)
+        step = max(1, (1 << 26) // array[0].nbytes)
+        for start in range(0, len(rows), step):
+            part = array.index_select(0, rows[start : start + step])
+            held[start : start + step] = to_device(part, self.device)
         return held
 
     def gather(self, key, rows):  # rows: (B,) long, on the CPU
         "Rows (B,...) of one array, on the device."
         if self.resident:
-            return self.arrays[key].index_select(0, rows.to(self.device, non_blocking=True))
+            return self.arrays[key].index_select(0, to_device(rows, self.device))
         rows = rows if self.rows is None else self.rows[rows]
-        return self.arrays[key].index_select(0, rows).to(self.device, non_blocking=True)
+        return to_device(self.arrays[key].index_select(0, rows), self.device)
 
 # %% ../../nbs/data/06_batches.ipynb #7e8632d0
 def crop_labels(
@@ -427,8 +449,8 @@ def crop_labels(
         K=crop_intrinsics(K, box, size),
     )
     return {
-        **{key: value.float().to(device) for key, value in labels.items()},
-        "visible": torch.from_numpy(prepared.arrays["visible"][rows]).to(device),
+        **{key: to_device(value.float(), device) for key, value in labels.items()},
+        "visible": to_device(torch.from_numpy(prepared.arrays["visible"][rows]), device),
     }
 
 # %% ../../nbs/data/06_batches.ipynb #7871d6f8
@@ -467,17 +489,18 @@ class Batches:
         shuffle: bool = True,  # False: in order, the last batch may be smaller
         resident="auto",  # True: hold the pixels on the device
         prefetch: int = 0,  # steps to make ahead in the background
+        share: tuple = (0, 1),  # this process's number and how many processes make a batch together
     ):
         self.prepared, self.device, self.augment = prepared, pick_device(str(device)), check_augment(augment)
         self.batch_size, self.seed, self.cloud_points = batch_size, seed, cloud_points
         self.modalities, self.shuffle, self.prefetch = tuple(modalities), shuffle, prefetch
-        self.size = prepared.settings.size
+        self.size, self.share = prepared.settings.size, share
         keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != "image")]
         _check_batches(self, keys)
         self.store = PixelStore(prepared, keys, self.device, resident, shuffle)
         self.labels = LabelStore(prepared, root, self.device, self.store.resident)
         _check_root(self, root)
-        self._ahead, self._thread = {}, ThreadPoolExecutor(1, "batches") if prefetch else None
+        self._ahead, self._thread = {}, _background(self.device) if prefetch else None
 
     def __len__(self):
         steps = len(self.prepared) / self.batch_size
@@ -490,6 +513,13 @@ class Batches:
         "Batch number `step`."
         return _from_thread(self, step) if self._thread else self.make(step)
 
+# %% ../../nbs/data/06_batches.ipynb #b0a10003
+def _background(device):
+    "A thread whose current GPU is the batches'"
+    if device.index is None:
+        return ThreadPoolExecutor(1, "batches")
+    return ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,))
+
 # %% ../../nbs/data/06_batches.ipynb #1a899fc2
 def _check_batches(batches, keys):
     "Batch size and modalities must be possible with the prepared arrays."
@@ -498,6 +528,9 @@ def _check_batches(batches, keys):
         raise HandlabError("Batches", "there is no frame", "prepare or choose some")
     if batches.batch_size < 1:
         raise HandlabError("Batches, batch_size", f"{batches.batch_size} cannot be", "give 1 or more")
+    if min(batches.batch_size, len(prepared)) % batches.share[1]:
+        what = f"a batch of {batches.batch_size} cannot be shared equally by {batches.share[1]} processes"
+        raise HandlabError("Batches, batch_size", what, f"give a multiple of {batches.share[1]}")
     for key in batches.modalities:
         check_choice("Batches", "modality", key, PIXELS)
     for key in keys:
@@ -514,7 +547,7 @@ def _check_root(batches, root: str):
         return
     prepared, count = batches.prepared, len(batches.prepared)
     some = np.linspace(0, count - 1, min(count, 16384)).astype(int)
-    if not crop_labels(prepared, some, root, "cpu")["root"].isfinite().all():
+    if not crop_labels(prepared, some, root, torch.device("cpu"))["root"].isfinite().all():
         what = f"{prepared.source} has no {root}, and depth is relative to it"
         raise HandlabError(prepared.folder, what, "leave depth and clouds out, or pass root='tips'")
 
@@ -575,8 +608,11 @@ _MOVED = ("pose", "root", "uv", "K")  # labels that change with the picture
 def _make(self, step: int) -> Batch:
     "Batch number `step`, made in this thread."
     rows = _rows(self, step)
-    index = rows.to(self.device, non_blocking=True)
     change = draw_change(self.augment, len(rows), numpy_generator(self.seed, "augment", step), self.device)
+    if self.share[1] > 1:
+        rows, *change = (own_part(each, self.share) for each in (rows, *change))
+        change = Change(*change)
+    index = to_device(rows, self.device)
     labels = self.labels.gather(rows, index)
     if self.augment.moves:
         labels.update(zip(_MOVED, change_labels(change, self.size, *(labels[key] for key in _MOVED))))
@@ -589,11 +625,14 @@ def _make(self, step: int) -> Batch:
 # %% ../../nbs/data/06_batches.ipynb #dd3ed932
 def _cloud(self, step, rows, change, labels, mm, mask):
     "Points (B,count,3) of a step."
-    generator = torch_generator(self.seed, "cloud", step, device=self.device)
-    if not _at_once(self):
+    number, count = self.share
+    if not _at_once(self):  # several processes draw numbers of their own here: one for each pixel
+        generator = torch_generator(self.seed, "cloud", step, *[number] * (count > 1), device=self.device)
         return draw_clouds(mm, mask, labels, self.cloud_points, generator)
+    generator = torch_generator(self.seed, "cloud", step)
+    chance = own_part(torch.rand(count * len(rows), self.cloud_points, generator=generator), self.share)
     stored = [self.store.gather(key, rows) for key in ("depth", "mask")]
-    return draw_clouds_at_once(*stored, change, labels, self.size, self.cloud_points, generator)
+    return draw_clouds_at_once(*stored, change, labels, self.size, chance)
 
 
 Batches.make = _make
@@ -662,11 +701,10 @@ def draw_clouds_at_once(
     change,  # Change
     labels,  # K, root and scale after it
     size: int,  # S
-    count: int,  # points
-    generator,
+    chance,  # (B,count) random numbers from 0 to 1
 ):
     "`draw_clouds` by compiled code, from stored depth and mask."
-    chance, cloud = torch.rand(len(depth), count, generator=generator), torch.empty(len(depth), count, 3)
+    cloud = torch.empty(*chance.shape, 3)
     ray, root, scale = (
         torch.linalg.inv(labels["K"].double()),
         labels["root"].double(),

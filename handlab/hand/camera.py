@@ -369,8 +369,9 @@ def _within(
     radius,  # mm
 ):
     "Which pixels' points lie near the root, (B,H*W) bool, without making the points."
+    # `inv` would wait for the device to report a singular matrix
     inverse, root, z = (
-        torch.linalg.inv(K.double()).to(metres),
+        torch.linalg.inv_ex(K.double())[0].to(metres),
         root_mm[:, :, None, None] / 1000,
         metres.unflatten(1, (-1, width)),
     )

@@ -13,7 +13,7 @@ __all__ = ['FINGERS', 'JOINTS', 'WRIST', 'ROOT', 'TIPS', 'PARENTS', 'BONES', 'RH
 import numpy as np
 import torch
 
-from ..core import HandlabError
+from ..core import HandlabError, to_device
 
 # %% ../../nbs/hand/01_skeleton.ipynb #26eea1c5
 FINGERS = ("thumb", "index", "middle", "ring", "little")
@@ -52,7 +52,7 @@ def as_like(
 ):
     "The values in the kind, type and device of `reference`."
     if isinstance(reference, torch.Tensor):
-        return torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
+        return to_device(torch.as_tensor(values, dtype=reference.dtype), reference.device)
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=reference.dtype)
