@@ -1,5 +1,6 @@
 # make figures   every table and figure of both papers that is out of date: runs/<PROFILE>/..., figures/
 #                PROFILE=smoke|quick|long|full  SEEDS=3  REAL=<folder of the real sets>  FLAGS=<options of Snakemake>
+# make ship      small copies of finished runs of the profiles long and full, to commit: runs/shipped/
 # make report    Snakemake's own report of the graph: runs/<PROFILE>/report.html
 # make test      every test: the notebooks (nbdev_test) and tests/ (pytest)
 # make export    handlab/ from the notebooks; notebooks and tests cleaned and formatted
@@ -22,10 +23,10 @@ NEAREST   = import difflib, sys; word, *known = sys.argv[1:]; print(*difflib.get
 MEANT     = $(shell $(PYTHON) -c '$(NEAREST)' '$(firstword $(UNKNOWN))' $(SETTINGS))
 $(if $(strip $(UNKNOWN)),$(error $(firstword $(UNKNOWN)): there is no such variable; $(if $(MEANT),did you mean $(MEANT)? )choose one of $(SETTINGS)))
 
-.PHONY: help environment figures report test export clean
+.PHONY: help environment figures ship report test export clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 environment: $(READY)
 
@@ -43,6 +44,9 @@ export REAL_FOLDER := $(value REAL)
 GRAPH = $(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL_FOLDER),--real "$$REAL_FOLDER")
 figures: $(READY)
 	@$(GRAPH) $(FLAGS)
+
+ship: $(READY)
+	@$(BIN)/python -m handlab.results.ship
 
 # What Snakemake knows of what is made: the graph of rules, their code, and when each run began and how long it took.
 report: $(READY)

@@ -6,6 +6,7 @@ COMMANDS = {
     "handlab.graph.run": "every table and figure of both papers, or single runs",
     "handlab.sim.write": "a simulated twin in the official layout",
     "handlab.predict": "the joints of hands in photographs and videos",
+    "handlab.results.ship": "small copies of finished runs, with which every page can be made",
     "handlab.pages.manifest": "the list of a folder of tables and figures",
 }
 

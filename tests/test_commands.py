@@ -156,6 +156,7 @@ COMMANDS = {
     "handlab.graph.run": ["--sed", "1"],
     "handlab.graph.run figures": ["--seed", "1"],
     "handlab.graph.run list": ["--seed", "1"],
+    "handlab.results.ship": ["no-such-run"],
     "handlab.pages.manifest": ["--comand", "x"],
     "handlab.sim.write": ["sim-rdh"],
     "handlab.sim.write sim-stb": ["folder", "--trainin", "4"],

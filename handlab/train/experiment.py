@@ -7,14 +7,16 @@ __all__ = ['SMOKE', 'LONG', 'FULL', 'SHARED_CHOICES', 'SHARED_POSITIVE', 'REAL_M
            'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'settings_given', 'ExperimentData',
            'prepared_folder', 'prepared_reader', 'experiment_data', 'has_root', 'has_depth', 'ordered_batches',
            'in_order', 'mean_pose', 'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on',
-           'write_predictions', 'close_run', 'write_metrics']
+           'write_predictions', 'close_run', 'this_sitting', 'write_metrics']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from handlab.core import (
@@ -468,6 +470,14 @@ def close_run(folder, metrics: dict) -> dict:
     return read_json(folder / "metrics.json")
 
 # %% ../../nbs/train/05_experiment.ipynb #27db1e0c
+def this_sitting() -> dict:
+    "Seconds since this process began, and those its cores were busy, with the processes that it started."
+    process = psutil.Process()
+    times = process.cpu_times()
+    busy = times.user + times.system + times.children_user + times.children_system
+    return {"seconds": time.time() - process.create_time(), "processor_seconds": busy}
+
+
 def write_metrics(
     folder,  # the run folder
     experiment: str,  # the notebook's name
@@ -486,6 +496,7 @@ def write_metrics(
         **provenance(),
         "data": {"fingerprint": data.fingerprint, **counts, "left_out": data.left_out},
         "seconds": seconds or {},
+        "sitting": this_sitting(),
         **content,
     }
     return close_run(folder, metrics)
