@@ -15,6 +15,7 @@ import pandas as pd
 from handlab.core import (
     CommandLine,
     atomic_file,
+    named_folder,
     one_line_errors,
     project_path,
     project_root,
@@ -121,6 +122,7 @@ def main(arguments=None):
     parser.add_argument("--command", default="make figures", help="what made them, for the page's first line")
     parser.add_argument("--json", default="", help="also write the items to this file")
     given = parser.parse_args(arguments)
+    named_folder(project_path(given.folder), "folder")
     found = write_manifest(given.folder, given.command)
     if given.json:
         write_json(project_path(given.json), found)
