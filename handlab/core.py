@@ -8,9 +8,11 @@ __all__ = ['SEAL', 'HandlabError', 'one_line_errors', 'CommandLine', 'nearest', 
            'atomic_file', 'atomic_folder', 'plain', 'fingerprint', 'write_json', 'read_json', 'file_state',
            'file_digest', 'note_files', 'check_noted', 'write_arrays', 'read_arrays', 'read_pickle', 'check_settings',
            'make_settings', 'assigned_names', 'notebook_parameters', 'check_parameters', 'seed_words',
-           'numpy_generator', 'torch_generator', 'pick_device', 'to_device', 'usable_cores', 'compiled_once',
-           'git_commit', 'hardware', 'measured_once', 'provenance', 'progress', 'figures_inline', 'one_thread',
-           'can_spawn', 'end_with_parent', 'WorkerDied', 'leave_if_run_again', 'WorkerPool', 'in_processes']
+           'numpy_generator', 'torch_generator', 'process_share', 'pick_device', 'to_device', 'gpu_count', 'gpu_names',
+           'usable_cores', 'OutOfTime', 'stop_after', 'time_is_over', 'compiled_once', 'git_commit', 'hardware',
+           'measured_once', 'provenance', 'progress', 'figures_inline', 'thread_variables', 'one_thread',
+           'with_environment', 'can_spawn', 'end_with_parent', 'WorkerDied', 'leave_if_run_again', 'WorkerPool',
+           'in_processes']
 
 # %% ../nbs/00_core.ipynb #1411e854
 import argparse
@@ -37,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -51,6 +54,8 @@ from tqdm import tqdm
 # %% ../nbs/00_core.ipynb #d56d52bf
 class HandlabError(Exception):
     "An error that the user can correct: one line that says where, what is wrong and what to do."
+
+    code = 2  # with which a program ends
 
     def __init__(
         self,
@@ -71,7 +76,7 @@ class HandlabError(Exception):
 # %% ../nbs/00_core.ipynb #37a2b9cf
 @contextlib.contextmanager
 def one_line_errors():
-    "Within this block a `HandlabError` ends the program with its one line and exit code 2."
+    "Within this block a `HandlabError` ends the program with its one line and its exit code."
     try:
         yield
     except HandlabError as error:
@@ -81,7 +86,7 @@ def one_line_errors():
 def _exit_line(error):
     "Print the error's line to stderr and give the exit code."
     print(f"handlab: {error}", file=sys.stderr)
-    return 2
+    return error.code
 
 # %% ../nbs/00_core.ipynb #5fd5981c
 class CommandLine(argparse.ArgumentParser):
@@ -611,6 +616,11 @@ def torch_generator(seed: int, *labels, device="cpu"):
         int(seed_words(seed, *labels)[:2].view(np.uint64)[0] >> np.uint64(1))
     )
 
+# %% ../nbs/00_core.ipynb #7c1d90b1
+def process_share() -> tuple:  # (this process's number, how many there are)
+    "The processes that train one network together, as `accelerate launch` and `run_jobs` start them."
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
 # %% ../nbs/00_core.ipynb #fda0312e
 def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
     "The torch device of that name; 'auto' takes a GPU where there is one."
@@ -618,6 +628,8 @@ def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and process_share()[1] > 1:  # each process has a GPU of its own
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -642,10 +654,49 @@ def to_device(tensor, device):  # tensor: on the CPU or on that device
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
+# %% ../nbs/00_core.ipynb #7c1d90d1
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")  # NVIDIA; in WSL; Jetson; AMD
+
+
+def gpu_count() -> int:
+    "The GPUs that this process may use, as torch counts them."
+    if sys.platform == "linux" and not any(map(os.path.exists, _GPU_FILES)):
+        return 0  # at once: loading torch takes seconds
+    import torch
+
+    return torch.cuda.device_count()
+
+# %% ../nbs/00_core.ipynb #7c1d90d2
+def gpu_names() -> list[str]:
+    "The same GPUs, as `CUDA_VISIBLE_DEVICES` names them."
+    count, named = gpu_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(count)]
+    return [word.strip() for word in named.split(",")][:count]
+
 # %% ../nbs/00_core.ipynb #0fb9552b
 def usable_cores() -> int:
     "The number of cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# %% ../nbs/00_core.ipynb #7c1d90c1
+_STOP_AT = "HANDLAB_STOP_AT"  # seconds since 1970, in the environment: child processes have it too
+
+
+class OutOfTime(HandlabError):
+    "A training has stopped at a checkpoint because its time is over: the same call goes on."
+
+    code = 75
+
+
+def stop_after(minutes: float):
+    "Give the trainings from now on so many minutes."
+    os.environ[_STOP_AT] = str(time.time() + 60 * minutes)
+
+
+def time_is_over() -> bool:
+    "Whether the minutes of `stop_after` have passed."
+    return time.time() > float(os.environ.get(_STOP_AT, "inf"))
 
 # %% ../nbs/00_core.ipynb #8a3451ac
 def compiled_once(function=None, **options):  # options of `numba.njit`
@@ -807,11 +858,21 @@ _THREAD_VARIABLES = (
 )
 
 
-@contextlib.contextmanager
+def thread_variables(count: int) -> dict:
+    "The environment of a process that computes with so many threads."
+    return dict.fromkeys(_THREAD_VARIABLES, str(count))
+
+
 def one_thread():
     "Processes started within this block compute with one thread each."
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    return with_environment(thread_variables(1))
+
+
+@contextlib.contextmanager
+def with_environment(variables: dict):
+    "Processes started within this block have these variables."
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -872,6 +933,11 @@ class WorkerPool(ProcessPoolExecutor):
         leave_if_run_again()
         super().__init__(workers, multiprocessing.get_context("spawn"), prepare, arguments)
         self.started = self._processes  # the executor forgets them when one has ended
+
+    def end(self):
+        "End the workers at once."
+        for process in list(self.started.values()):
+            process.terminate()
 
     def why_ended(self, where: str, what: str) -> WorkerDied:
         "Why a worker ended early."

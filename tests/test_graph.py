@@ -13,13 +13,14 @@ import nbformat
 import pytest
 import torch
 
+from handlab import core
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.aligned.strategies import alternating_pair, make_recipe
-from handlab.core import HandlabError, make_settings, project_root, write_json
+from handlab.core import HandlabError, gpu_count, gpu_names, make_settings, project_root, write_json
 from handlab.graph import execute as execute_module
 from handlab.graph.code import training_fingerprint
-from handlab.graph.execute import TRIES, execute, gpu_count, gpu_names, one_gpu
+from handlab.graph.execute import TRIES, execute, one_gpu
 from handlab.graph.plan import data_names, whole_graph
 from handlab.graph.progress import log_error
 from handlab.privileged.experiment import PiSettings, check_pi
@@ -434,7 +435,7 @@ def test_gpus_are_those_of_torch(chosen, count, names, monkeypatch):
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     monkeypatch.setenv("PATH", "")  # no nvidia-smi
-    monkeypatch.setattr(execute_module, "_GPU_FILES", ("/",))
+    monkeypatch.setattr(core, "_GPU_FILES", ("/",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert gpu_count() == count and gpu_names() == names
 
@@ -444,7 +445,7 @@ def test_no_gpu_is_counted_where_there_is_none(chosen, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     if not torch.cuda.is_available():
         assert gpu_count() == 0 and gpu_names() == []
-        monkeypatch.setattr(execute_module, "_GPU_FILES", ("/",))
+        monkeypatch.setattr(core, "_GPU_FILES", ("/",))
         assert gpu_count() == 0  # torch is asked, and says so too
 
 
@@ -452,7 +453,7 @@ def test_no_gpu_is_counted_where_there_is_none(chosen, monkeypatch):
 def test_runs_side_by_side_get_a_gpu_each(job, monkeypatch, tmp_path):
     "Also within an allocation of SLURM; two of its jobs, whose GPUs it may number alike, do not wait."
     monkeypatch.setattr(execute_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(execute_module, "gpu_count", lambda: 2)
+    monkeypatch.setattr(core, "gpu_count", lambda: 2)
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "PBS_JOBID", "LSB_JOBID"):
         monkeypatch.delenv(name, raising=False)
 

@@ -27,7 +27,14 @@ from .strategies import MODALITIES, NetworkSettings
 from ..core import pick_device, torch_generator
 from ..data.batches import Augment, Batches
 from ..hand.draw import bare_3d, draw_cloud
-from ..train.experiment import ExperimentData, depends_on, has_depth, ordered_batches, part_of
+from handlab.train.experiment import (
+    ExperimentData,
+    depends_on,
+    has_depth,
+    ordered_batches,
+    part_of,
+    prefetch_on,
+)
 from ..train.loop import fit
 
 # %% ../../nbs/aligned/13_clouds.ipynb #ec430d73
@@ -147,6 +154,7 @@ def train_alone(
         seed=settings.seed,
         cloud_points=settings.points,
         modalities=(),
+        prefetch=prefetch_on(device),
     )
 
     def views_at(step):

@@ -18,6 +18,7 @@ from .experiment import predict, strategy_jobs, time_parts, trained_network
 from ..core import read_json, write_json
 from ..hand.draw import COLOURS
 from ..hand.metrics import joint_errors
+from ..train.experiment import side_by_side
 from ..train.jobs import run_jobs
 from ..train.loop import read_losses
 
@@ -84,9 +85,8 @@ def train_variants(
     "Train every variant with every seed; returns the predictions for the test frames, from RGB alone."
     steps = {f"{name}, seed {seed}": count for name, count in (steps or {}).items() for seed in seeds}
     jobs = strategy_jobs(settings, data, folder, seed_variants(variants, seeds), device, steps)
-    run_jobs(
-        sorted(jobs, key=lambda job: -job_size(job)), device, show=show, own_processes=settings.own_processes
-    )
+    jobs.sort(key=lambda job: -job_size(job))
+    run_jobs(jobs, device, show=show, **side_by_side(settings))
     return predict_variants(settings, folder, data.test, variants, seeds, device)
 
 # %% ../../nbs/aligned/09_comparison.ipynb #aedb8e74

@@ -201,7 +201,7 @@ class Balance:
 
     def __init__(self, settings, train, device="cpu"):  # train: prepared frames
         self.loss = AlignedLoss(settings).settings
-        self.views = ViewsAt(settings, train, device)(0)
+        self.views = ViewsAt(settings, train, device, resident=False)(0)  # of one batch
         self.silent = (
             make_recipe(settings.strategy).alignment == "alternating"
         )  # one term per step: no balance

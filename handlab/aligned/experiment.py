@@ -29,14 +29,22 @@ from handlab.aligned.strategies import (
     make_recipe,
     posterior_names,
 )
-from ..core import HandlabError, make_settings, numpy_generator, pick_device, read_json, torch_generator
-from ..data.batches import Augment, Batches
+from handlab.core import (
+    HandlabError,
+    make_settings,
+    numpy_generator,
+    pick_device,
+    process_share,
+    read_json,
+    torch_generator,
+)
+from ..data.batches import Augment, Batches, own_part
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import as_like, denormalise
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
-from ..train.jobs import Job
+from ..train.jobs import Job, run_jobs
 from ..train.loop import TrainSettings, fit
 
 # %% ../../nbs/aligned/06_experiment.ipynb #37ee2b87
@@ -294,19 +302,28 @@ def paired_part(train, settings):
     return train.subset(slice(0, count))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7170a9ba
-def with_noise(views: Views, recipe, settings, device) -> Views:
+def with_noise(
+    views: Views,
+    recipe,
+    settings,
+    device,
+    share: tuple = (0, 1),  # as of `Batches`
+    parts: int = 1,  # batches that the views consist of
+) -> Views:
     "The views with their random numbers: of every posterior and, for the EMD, which points are matched."
     generator = torch_generator(settings.seed, "latent", views.step, device=device)
-    count, latent = len(posterior_names(recipe)), settings.latent
-    views.noise = torch.randn(count, len(views), latent, generator=generator, device=device)
+    count, frames = len(posterior_names(recipe)), share[1] * len(views)  # of all processes
+    noise = torch.randn(count, frames, settings.latent, generator=generator, device=device)
+    views.noise = own_part(noise, share, 1, parts)
     if "C" not in recipe.decoders:
         return views
-    if 0 < settings.cloud_posteriors < count:
-        order = torch.rand(count, len(views), generator=generator, device=device).argsort(0)
-        views.drawn = order[: settings.cloud_posteriors]
-    clouds = (settings.cloud_posteriors or count) * len(views)
+    drawn = settings.cloud_posteriors or count
+    if drawn < count:
+        order = torch.rand(count, frames, generator=generator, device=device).argsort(0)
+        views.drawn = own_part(order[:drawn], share, 1, parts)
     if 0 < settings.matched_points < settings.points:
-        views.chosen = subsets(clouds, settings.points, settings.matched_points, generator)
+        chosen = subsets(drawn * frames, settings.points, settings.matched_points, generator)
+        views.chosen = own_part(chosen, share, 1, drawn * parts)
     return views
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3ccd29bb
@@ -314,9 +331,15 @@ class ViewsAt:
     "The views of every step of a training"
 
     def __init__(
-        self, settings, train, device="cpu", steps=0
-    ):  # train: prepared frames; steps 0: as in the settings
+        self,
+        settings,
+        train,  # prepared frames
+        device="cpu",
+        steps=0,  # 0: as in the settings
+        resident="auto",  # as of `Batches`
+    ):
         self.settings, self.recipe = settings, make_recipe(settings.strategy)
+        self.share, self.resident = process_share(), resident
         self.steps, self.device = steps or settings.steps, pick_device(str(device))
         self.letters = "".join(sorted({*self.recipe.encoders, *self.recipe.decoders}))
         self.batches = self._of_parts(train)
@@ -337,7 +360,9 @@ class ViewsAt:
             seed=seed,
             cloud_points=self.settings.points if "C" in self.letters else 0,
             modalities=needed_pixels(self.letters),
-            prefetch=2 * (self.device.type == "cuda"),
+            resident=self.resident,
+            prefetch=shared.prefetch_on(self.device),
+            share=self.share,
         )
 
     def __call__(self, step):
@@ -354,7 +379,7 @@ class ViewsAt:
             views.labelled = torch.arange(len(views), device=self.device) < len(batches[0])
         if unpaired or not self.settings.correspondence:
             views.sensor = torch.cat([batch.index for batch in batches]) % len(self.recipe.encoders)
-        return with_noise(views, self.recipe, self.settings, self.device)
+        return with_noise(views, self.recipe, self.settings, self.device, self.share, len(batches))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #51947fb7
 def make_network(settings):
@@ -411,10 +436,15 @@ def train_strategy(
     device="cpu",
     steps=0,  # 0 = as in the settings
     report=None,  # as `fit`'s
-    measure=None,  # network -> {name: number}: more columns at each validation, such as a `Balance`
+    measure=None,  # network -> {name: number}: more columns at each validation (of one process), as `Balance`
 ):
     "Train a strategy, or finish or load its training; returns its `finished.json`"
-    settings, device = check_aligned(settings), pick_device(str(device))
+    settings = check_aligned(settings)
+    if settings.num_processes > process_share()[1]:  # this process only starts those that train
+        arguments = dict(settings=settings, data=data, folder=str(folder), device=str(device), steps=steps)
+        job = Job(settings.strategy, train_strategy, arguments)
+        return run_jobs([job], device, processes=settings.num_processes)[job.name]
+    device = pick_device(str(device))
     validation = Validation(settings, data.validation, device) if data.validation_frames else None
 
     def validate(network):

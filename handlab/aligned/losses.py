@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lap import lapjvr_batch
 
-from ..core import HandlabError, compiled_once
+from ..core import HandlabError, compiled_once, to_device
 
 # %% ../../nbs/aligned/03_losses.ipynb #b74361cb
 def pose_loss(
@@ -124,24 +124,28 @@ def match_on_cpu(
         problem = "a point cloud holds numbers that are not finite"
         raise HandlabError("match_on_cpu", problem, "lower learning_rate or set clip_gradient")
     _, columns = lapjvr_batch(costs, return_cost=False, n_threads=threads or torch.get_num_threads())
-    return torch.from_numpy(np.stack(columns)).to(cost.device)
+    return to_device(torch.from_numpy(np.stack(columns)), cost.device)
 
 # %% ../../nbs/aligned/03_losses.ipynb #679c0fde
 @functools.cache
 def gpu_matcher():
-    "The batched solver of torch-linear-assignment, or None where it is not installed."
+    "The batched solver of torch-linear-assignment; None where it cannot be used, which is printed."
     try:
-        from torch_linear_assignment import batch_linear_assignment
-    except ImportError:
+        from torch_linear_assignment._triton import batch_linear_assignment
+    except ImportError as error:
+        way = "pip install torch-linear-assignment==0.1.0 (Linux)"
+        print(f"the EMD matches on the CPU, and the GPU waits for it: {error}; {way}", flush=True)
         return None
-    return batch_linear_assignment
+    return functools.partial(batch_linear_assignment, validation="off")
 
 # %% ../../nbs/aligned/03_losses.ipynb #f03c1573
 @torch.no_grad()
 def match(cost):  # (B,N,N)
     "The one-to-one partner of each row at the least total cost, (B,N)."
-    solver = gpu_matcher() if cost.is_cuda else None
-    return match_on_cpu(cost) if solver is None else solver(cost.contiguous()).long()
+    solver = gpu_matcher() if cost.device.type == "cuda" else None
+    if solver is None:
+        return match_on_cpu(cost)
+    return solver(cost.contiguous()).long().clamp_min(0)  # -1 where numbers are not finite
 
 # %% ../../nbs/aligned/03_losses.ipynb #1a37016f
 def subsets(

@@ -14,6 +14,7 @@ import pandas as pd
 from .experiment import strategy_jobs
 from .strategies import make_recipe
 from ..core import HandlabError, numpy_generator
+from ..train.experiment import side_by_side
 from ..train.jobs import run_jobs
 from ..train.loop import read_losses
 
@@ -79,7 +80,7 @@ def run_search(
     "Train every strategy with its trials; the table of all of them."
     variants = search_variants(strategies, budget, seed)
     jobs = strategy_jobs(settings, data, folder, variants, device)
-    finished = run_jobs(jobs, device, show=show, own_processes=settings.own_processes)
+    finished = run_jobs(jobs, device, show=show, **side_by_side(settings))
     rows = []
     for job in jobs:
         strategy, _, number = job.name.partition(", trial ")

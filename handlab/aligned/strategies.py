@@ -238,6 +238,7 @@ class AlignedNetwork(nn.Module):
     def __init__(self, recipe, settings=NetworkSettings()):
         super().__init__()
         self.recipe, self.settings = recipe, settings
+        self.trains_parts = recipe.alignment == "alternating"  # of the network, at each step
         alone = recipe.encoders[0] if recipe.alignment == "kl" else recipe.encoders
         self.encoders = nn.ModuleDict({letter: make_encoder(letter, settings) for letter in alone})
         decoders = {letter: MODALITIES[letter].decoder(settings) for letter in recipe.decoders}

@@ -355,6 +355,8 @@ def own_part(
 ):
     "This process's part of what belongs to a whole step."
     number, count = share
+    if count == 1:
+        return values
     return values.unflatten(axis, (groups, count, -1)).select(axis + 1, number).flatten(axis, axis + 1)
 
 # %% ../../nbs/data/06_batches.ipynb #0b98e725

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core import HandlabError, measured_once, pick_device, read_json, write_json
+from ..core import HandlabError, measured_once, pick_device, process_share, read_json, write_json
 from ..data.batches import Augment, Batches
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
@@ -244,11 +244,14 @@ def train_settings(
 
 # %% ../../nbs/privileged/03_experiment.ipynb #b2dbb647
 def training_batches(
-    settings: PiSettings, data: ExperimentData, stage: str, device
+    settings: PiSettings,
+    data: ExperimentData,
+    stage: str,
+    device,
+    **more,  # of `Batches`
 ) -> Callable:  # step -> Batch
     "The stage's batches as a pure function of the step."
     first = settings.steps_first if settings.STAGES[stage].second else 0
-    device = pick_device(str(device))
     batches = Batches(
         data.train,
         settings.batch_size,
@@ -256,7 +259,8 @@ def training_batches(
         augment=shared.part_of(Augment, settings),
         seed=settings.seed,
         modalities=settings.STAGES[stage].modalities,
-        prefetch=2 if device.type == "cuda" else 0,
+        prefetch=shared.prefetch_on(device),
+        **{"share": process_share(), **more},
     )
     return lambda step: batches.at(first + step)
 
@@ -366,7 +370,7 @@ class ValidationLosses:
         self.settings, self.modality = settings, modality
         self.depth_net, self.privileged = depth_net, PiLoss(settings, depth_net)
         seen = (modality,) if depth_net is None else ("image", "depth")
-        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, seen)
+        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, seen, resident="auto")
 
     def of_batch(self, network, batch) -> dict:
         "One batch's losses and the mean joint error in mm."
@@ -435,7 +439,7 @@ def untrained_teacher(settings: PiSettings, data: ExperimentData, device="cpu") 
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the plain mean over the batches
-    batch_at = training_batches(settings, data, "depth", device)
+    batch_at = training_batches(settings, data, "depth", device, share=(0, 1), resident=False)
     with torch.no_grad():
         for step in range(CALIBRATION_STEPS):
             network.train()(batch_at(step).depth)
@@ -513,6 +517,8 @@ def train_before(settings: PiSettings, folder, device="cpu", report: Callable = 
         augment=shared.part_of(Augment, settings),
         seed=settings.seed,
         modalities=("depth",),
+        prefetch=shared.prefetch_on(device),
+        share=process_share(),
     )
     fit(
         make_network(settings, "depth"),
@@ -559,7 +565,7 @@ def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu"
         stage_jobs(first, settings, data, folder, device),
         device,
         show=show,
-        own_processes=settings.own_processes,
+        **shared.side_by_side(settings),
     )
 
 # %% ../../nbs/privileged/03_experiment.ipynb #fe72f6f6
@@ -570,7 +576,7 @@ def start_sizes(
     device = pick_device(str(device))
     network = start_network(settings, "rgb_pi", folder).to(device).train()
     terms = PiLoss(settings, trained_network(settings, "depth", folder, device)).terms(
-        network, training_batches(settings, data, "rgb_pi", device)(0)
+        network, training_batches(settings, data, "rgb_pi", device, resident=False)(0)
     )
     return term_sizes(terms, network.trunk.parameters())
 
@@ -623,6 +629,7 @@ def _noted_times(settings, data, device) -> dict:
         if name not in {*_NO_TIME, *shared.NOT_TRAINING}
     }
     about = settings_of_time, settings.own_processes, settings.timing_steps, device_name(device)
+    about += ("compiled",) if settings.compile else ()
     return measured_once("step_times", about, lambda: _measured_times(settings, data, device))
 
 # %% ../../nbs/privileged/03_experiment.ipynb #d072d7ee
@@ -642,7 +649,7 @@ def _measured_times(settings, data, device) -> dict:
         Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device)))
         for stage in ("rgb_pi", "rgb_steps")
     ]
-    seconds = run_jobs(jobs, device, show=False, own_processes=settings.own_processes)
+    seconds = run_jobs(jobs, device, show=False, **shared.side_by_side(settings) | {"processes": 1})
     return {"seconds": seconds, "ratio": max(1.0, seconds["rgb_pi"] / seconds["rgb_steps"])}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #9fdebb15
@@ -675,7 +682,7 @@ def search_second(
         )
         return job, Path(folder) / into
 
-    found = search(steps, candidates, trial, folder, device, show=show, own_processes=settings.own_processes)
+    found = search(steps, candidates, trial, folder, device, show=show, **shared.side_by_side(settings))
     return {stage: candidates[number] for stage, number in found["chosen"].items()}
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f90c513e
@@ -690,7 +697,7 @@ def train_second(settings: PiSettings, data: ExperimentData, folder, device="cpu
             {stage: steps}, replace(settings, **chosen.get(stage, {})), data, folder, device
         )
     ]
-    return run_jobs(jobs, device, show=show, own_processes=settings.own_processes)
+    return run_jobs(jobs, device, show=show, **shared.side_by_side(settings))
 
 # %% ../../nbs/privileged/03_experiment.ipynb #09076336
 def predict(
@@ -762,7 +769,7 @@ def choose_scale(
     "Stage 2 with each candidate scale; returns the validation EPE (mm) of each and the best."
     common = dict(data=data, folder=str(folder), steps=steps, device=str(device))
     jobs = [_scale_job(name, settings, **common) for name in (*names, "control")]
-    run_jobs(jobs, device, show=show, own_processes=settings.own_processes)
+    run_jobs(jobs, device, show=show, **shared.side_by_side(settings))
     errors = {job.name: final_error(Path(folder) / job.arguments["into"]) for job in jobs}
     chosen = {"split": "validation", "epe_mean": errors, "chosen": min(names, key=errors.get)}
     write_json(Path(folder) / "scale.json", chosen, sealed=True)

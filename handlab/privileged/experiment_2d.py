@@ -203,7 +203,7 @@ class ValidationMaps(ValidationLosses):
         self.settings, self.modality = settings, settings.STAGES[stage].modality
         self.depth_net, self.privileged = depth_net, PiLoss(settings, depth_net)
         seen = (self.modality,) if depth_net is None else ("image", "depth", "mask")
-        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, seen)
+        self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, seen, resident="auto")
         zoom = np.asarray(prepared.box)[:, 2] / settings.crop  # px of the original image per px of the crop
         self.zoom = torch.from_numpy(zoom).float().to(device)
 
@@ -272,7 +272,7 @@ def train_stages_2d(
         stage_jobs(stages, settings, data, folder, device, train_stage_2d),
         device,
         show=show,
-        own_processes=settings.own_processes,
+        **shared.side_by_side(settings),
     )
 
 # %% ../../nbs/privileged/06_experiment_2d.ipynb #cce3d1d4
@@ -287,7 +287,7 @@ def start_sizes_2d(
             trained_machine(settings, "depth", folder, device),
         )
         terms = MapLoss(settings, stage, depth_net).terms(
-            network, training_batches(settings, data, stage, device)(0)
+            network, training_batches(settings, data, stage, device, resident=False)(0)
         )
         sizes |= term_sizes(terms, network.trunk.parameters())
     return sizes

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SMOKE', 'LONG', 'FULL', 'SHARED_CHOICES', 'SHARED_POSITIVE', 'REAL_MISSING', 'NOT_TRAINING', 'ExperimentSettings',
-           'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'settings_given', 'ExperimentData',
-           'prepared_folder', 'prepared_reader', 'experiment_data', 'has_root', 'has_depth', 'ordered_batches',
-           'in_order', 'mean_pose', 'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on',
-           'write_predictions', 'close_run', 'this_sitting', 'write_metrics']
+           'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'side_by_side', 'settings_given',
+           'ExperimentData', 'prepared_folder', 'prepared_reader', 'experiment_data', 'has_root', 'has_depth',
+           'prefetch_on', 'ordered_batches', 'in_order', 'mean_pose', 'place_pose', 'real_frames', 'open_network',
+           'step_times', 'depends_on', 'write_predictions', 'close_run', 'this_sitting', 'write_metrics']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
 import time
@@ -29,6 +29,7 @@ from handlab.core import (
     project_path,
     provenance,
     read_json,
+    stop_after,
     write_arrays,
     write_json,
 )
@@ -40,6 +41,7 @@ from ..hand.skeleton import ROOT, denormalise
 from handlab.train.loop import (
     CHOICES,
     TrainSettings,
+    compiled,
     keep_memory,
     learning_rate,
     load_network,
@@ -86,6 +88,10 @@ class ExperimentSettings:
     validate_every: int = 200  # steps between validations
     checkpoint_every: int = 200  # steps between checkpoints
     own_processes: bool = True  # on a CPU trainings run side by side, one process and one thread each
+    per_gpu: int = 4  # trainings side by side on one GPU: small networks leave most of it idle
+    num_processes: int = 1  # that train one network together, each on a GPU of its own (Accelerate)
+    minutes: float = 0.0  # trainings stop after so long, at a checkpoint, to go on at the next call; 0: never
+    compile: bool = False  # torch.compile, on a GPU only; where it fails the training goes on without it
     seed: int = 0  # of starting weights, batches, augmentation and noise
 
 # %% ../../nbs/train/05_experiment.ipynb #7fb0802b
@@ -117,6 +123,8 @@ FULL = dict(
     width=1.0,
     log_every=100,
     checkpoint_every=1000,
+    per_gpu=1,
+    compile=True,
 )
 
 # %% ../../nbs/train/05_experiment.ipynb #47cea352
@@ -127,7 +135,7 @@ SHARED_CHOICES = {
     "precision": CHOICES["precision"],
     "protocol": ("zb", "mmpose", "pooled"),
 }
-SHARED_POSITIVE = ("train_frames", "test_frames", "crop", "width", "batch_size")
+SHARED_POSITIVE = ("train_frames", "test_frames", "crop", "width", "batch_size", "per_gpu", "num_processes")
 
 
 def check_experiment(
@@ -141,7 +149,7 @@ def check_experiment(
         settings,
         SHARED_CHOICES | (choices or {}),
         (*SHARED_POSITIVE, *positive),
-        not_negative=("validation_frames", *not_negative),
+        not_negative=("validation_frames", "minutes", *not_negative),
     )
     skip_of("rhd", settings.skip)
     require_setting(
@@ -150,6 +158,13 @@ def check_experiment(
         settings.batch_size <= settings.train_frames,
         f"a batch is larger than the {settings.train_frames} training frames",
         f"give at most {settings.train_frames}",
+    )
+    require_setting(
+        settings,
+        "num_processes",
+        settings.batch_size % settings.num_processes == 0,
+        f"a batch of {settings.batch_size} cannot be shared equally by {settings.num_processes} processes",
+        "give a divisor of batch_size",
     )
     return settings
 
@@ -176,6 +191,15 @@ def crop_settings(settings: ExperimentSettings) -> CropSettings:
     "How an experiment crops."
     return CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
 
+# %% ../../nbs/train/05_experiment.ipynb #6bad0010
+def side_by_side(settings: ExperimentSettings) -> dict:
+    "How `run_jobs` runs an experiment's trainings."
+    return dict(
+        own_processes=settings.own_processes,
+        per_gpu=settings.per_gpu,
+        processes=settings.num_processes,
+    )
+
 # %% ../../nbs/train/05_experiment.ipynb #69cb2a71
 def settings_given(
     cls,  # the experiment's settings
@@ -187,7 +211,10 @@ def settings_given(
     chosen = {name: value for name, value in given.items() if name in names and value is not None}
     if "skip" in chosen:
         chosen["skip"] = ", ".join(skip_names(chosen["skip"]))
-    return make_settings(cls, profile, **chosen)
+    settings = make_settings(cls, profile, **chosen)
+    if settings.minutes:
+        stop_after(settings.minutes)
+    return settings
 
 # %% ../../nbs/train/05_experiment.ipynb #d6422d73
 def _left_out_text(prepared, shown: int = 3) -> str:
@@ -305,9 +332,19 @@ def has_depth(prepared) -> bool:
     "Whether the frames have depth, and a root that it is relative to."
     return "depth" in prepared.arrays and has_root(prepared)
 
+# %% ../../nbs/train/05_experiment.ipynb #6bad0001
+def prefetch_on(device) -> int:
+    "How many batches are made ahead: on a CPU none, as there it takes the core that trains."
+    return 2 * (pick_device(str(device)).type != "cpu")
+
 # %% ../../nbs/train/05_experiment.ipynb #b5d2769b
 def ordered_batches(
-    prepared, batch_size: int, device, modalities=("image", "depth", "mask"), cloud_points: int = 0
+    prepared,
+    batch_size: int,
+    device,
+    modalities=("image", "depth", "mask"),
+    cloud_points: int = 0,
+    resident=False,  # 'auto' for what is gone through many times
 ):
     "Every sample once, in order, unchanged; without a root, the mean of the tips replaces it."
     return Batches(
@@ -319,6 +356,8 @@ def ordered_batches(
         modalities=modalities,
         cloud_points=cloud_points,
         root="middle_mcp" if has_root(prepared) else "tips",
+        resident=resident,
+        prefetch=prefetch_on(device),
     )
 
 # %% ../../nbs/train/05_experiment.ipynb #5207bc28
@@ -408,11 +447,12 @@ def step_times(
     optimiser, watch = make_optimiser(network, loop, device), Stopwatch(device)
     if device.type == "cpu":
         keep_memory()
+    faster = compiled(network, loss_function, batch_at(0), loop, device)
     for step in range(count + warm_up):
         batch, rate = watch("batch", lambda: batch_at(step)), learning_rate(step, loop)
         if before_step is not None:
             before_step(watch, network, batch)
-        watch("step", lambda: train_step(network, optimiser, loss_function, batch, rate, loop, device))
+        watch("step", lambda: train_step(faster, optimiser, loss_function, batch, rate, loop, device))
     return {name: np.array(times[warm_up:]) for name, times in watch.times.items()}
 
 # %% ../../nbs/train/05_experiment.ipynb #34909148
@@ -428,6 +468,10 @@ NOT_TRAINING = {
     "timing_steps",
     "protocol",
     "own_processes",
+    "per_gpu",
+    "num_processes",
+    "minutes",
+    "compile",  # noted with the loop's settings
 }
 
 

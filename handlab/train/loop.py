@@ -7,10 +7,11 @@ __all__ = ['CHOICES', 'AGAIN', 'RUN', 'CHECKPOINT', 'LOSSES', 'WEIGHTS', 'FINISH
            'learning_rate', 'make_optimiser', 'write_losses', 'read_losses', 'state_on_cpu', 'weights_fingerprint',
            'save_network', 'training_of', 'first_line', 'load_network', 'content_digest', 'save_checkpoint',
            'load_checkpoint', 'bind_folder', 'clock', 'Lines', 'RunningMeans', 'convolution_time', 'faster_precision',
-           'chosen_precision', 'precision_of', 'on_device', 'train_step', 'keep_memory', 'Training', 'log_row',
-           'validate_row', 'finish', 'step_through', 'is_finished', 'fit']
+           'chosen_precision', 'precision_of', 'on_device', 'train_step', 'compiled', 'keep_memory', 'Team', 'Training',
+           'log_row', 'validate_row', 'finish', 'step_through', 'memory_errors_named', 'is_finished', 'fit']
 
 # %% ../../nbs/train/01_loop.ipynb #141e334c
+import contextlib
 import csv
 import ctypes
 import io
@@ -32,6 +33,7 @@ from torch import nn
 from handlab.core import (
     SEAL,
     HandlabError,
+    OutOfTime,
     atomic_file,
     check_noted,
     check_settings,
@@ -41,9 +43,11 @@ from handlab.core import (
     note_files,
     pick_device,
     plain,
+    process_share,
     read_errors_named,
     read_json,
     seed_words,
+    time_is_over,
     write_json,
 )
 
@@ -65,7 +69,7 @@ class TrainSettings:
     clip_gradient: float = 0.0  # largest norm of the gradient, 0 = no clipping
     precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
     channels_last: bool = True  # memory order NHWC: faster convolutions on CPU and GPU
-    compile: bool = False  # torch.compile: helps on a GPU only
+    compile: bool = False  # torch.compile, on a GPU only; where it fails the training goes on without it
     log_every: int = 20  # steps per row of losses.csv; only there the program waits for the device
     validate_every: int = 0  # steps between calls of `validate`, 0 = never
     checkpoint_every: int = 200  # steps between checkpoints
@@ -373,14 +377,20 @@ class RunningMeans:
         self.count += 1
 
     def read(self) -> dict:
-        "The means as floats; the sums start again from zero."
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        "The means as floats, in one transfer; the sums start again from zero."
+        sums = torch.stack([*self.sums.values()]).tolist() if self.sums else []
+        means = {name: value / self.count for name, value in zip(self.sums, sums)}
         self.sums, self.count = {}, 0
         return means
 
+    def average(self, team):  # Team
+        "Each sum becomes its mean over the processes."
+        if team.count > 1:
+            self.sums = dict(zip(self.sums, team.mean(torch.stack([*self.sums.values()]))))
+
     def finite(self) -> bool:
         "Whether every sum is a finite number (waits for the device)."
-        return all(bool(torch.isfinite(value)) for value in self.sums.values())
+        return not self.sums or bool(torch.stack([*self.sums.values()]).isfinite().all())
 
 # %% ../../nbs/train/01_loop.ipynb #823d31a1
 def convolution_time(device: torch.device, bf16: bool) -> float:
@@ -458,6 +468,38 @@ def train_step(
     optimiser.step()
     return losses
 
+# %% ../../nbs/train/01_loop.ipynb #5ea10011
+def compiled(
+    network: nn.Module,
+    loss_function: Callable,  # as `fit`'s
+    batch,  # of a step, to try it with
+    settings: TrainSettings,
+    device: torch.device,
+    compiler: Callable = torch.compile,
+) -> nn.Module:
+    "The network as the compiler makes it for a GPU; where it cannot, the network itself, and why is printed."
+    if not settings.compile or device.type == "cpu":
+        return network
+    faster, before = compiler(network), [buffer.clone() for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng(_gpus(device)):
+            with precision_of(settings, device):
+                losses = loss_function(faster, batch)
+            losses["loss"].backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler's errors are of many kinds
+        print(f"not compiled, and so slower: {type(error).__name__}: {first_line(error)}", flush=True)
+        faster = network
+    for buffer, value in zip(network.buffers(), before):
+        buffer.copy_(value)
+    network.zero_grad(set_to_none=True)
+    return faster
+
+
+def _gpus(device) -> list:
+    return [device] if device.type == "cuda" else []
+
 # %% ../../nbs/train/01_loop.ipynb #afa1bc7b
 def keep_memory() -> bool:  # whether the C library has such options
     "Let the C library keep freed memory for the next step; changes only the time."
@@ -468,15 +510,64 @@ def keep_memory() -> bool:  # whether the C library has such options
     options = {-1: 1 << 30, -2: 64 << 20, -3: 32 << 20}  # malloc.h: trim threshold, top pad, map threshold
     return all(bool(tune(option, size)) for option, size in options.items())
 
+# %% ../../nbs/train/01_loop.ipynb #5ea10002
+class Team:
+    "The processes that train one network together, through Accelerate; a process alone passes everything on."
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.number, self.count = process_share()
+        self.first, self.accelerator = self.number == 0, None
+        if self.count > 1:
+            from accelerate import Accelerator, DistributedDataParallelKwargs  # takes a second to load
+
+            parts = DistributedDataParallelKwargs(
+                find_unused_parameters=getattr(network, "trains_parts", False)
+            )
+            self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[parts])
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        "The network with batch statistics over all processes, where the device has them."
+        if self.count == 1 or next(network.parameters()).device.type == "cpu":
+            return network
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        "The network whose gradients are averaged over the processes."
+        return network if self.count == 1 else self.accelerator.prepare_model(network)
+
+    def wait(self):
+        "Wait until all processes are here."
+        if self.count > 1:
+            self.accelerator.wait_for_everyone()
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        "The mean over the processes."
+        return values if self.count == 1 else self.accelerator.reduce(values, "mean")
+
+    def agree(self, value):
+        "What the first process says."
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
 # %% ../../nbs/train/01_loop.ipynb #c121afeb
 class Training:
     "A training in its run folder: what `fit` steps through."
 
     def __init__(
-        self, network: nn.Module, settings: TrainSettings, folder, device: torch.device, report: Callable
+        self,
+        network: nn.Module,
+        settings: TrainSettings,
+        folder,
+        device: torch.device,
+        report: Callable,
+        team: Team,
     ):
         self.network, self.settings, self.folder = network, settings, Path(folder)
-        self.device, self.report = device, report
+        self.device, self.team = device, team
+        self.report = report if team.first else lambda *state: None
         if device.type == "cpu":
             keep_memory()
         self.optimiser = make_optimiser(network, settings, device)
@@ -484,6 +575,7 @@ class Training:
         torch.manual_seed(int(seed_words(settings.seed, "training")[0]))
         if self.checkpoint.exists():
             _resume(self)
+        self.draw_apart()
         self.started, self.first_step = time.perf_counter(), self.step
 
     @property
@@ -494,9 +586,19 @@ class Training:
     def spent(self) -> float:
         return self.seconds + time.perf_counter() - self.started
 
+    def draw_apart(self):
+        "Several processes draw numbers of their own in the network, after a checkpoint as after a resume."
+        if self.team.count > 1:
+            words = seed_words(self.settings.seed, "training", self.step, self.team.number)
+            torch.manual_seed(int(words[0]))
+
     def save(self):
         "Write the checkpoint, unless a loss or a weight is no longer a number."
+        self.means.average(self.team)
         _check_finite(self)
+        self.draw_apart()
+        if not self.team.first:
+            return
         state = {
             "step": self.step,
             "rows": self.rows,
@@ -514,7 +616,8 @@ def _resume(run):
     run.means = RunningMeans(
         {name: value.to(run.device) for name, value in state["sums"].items()}, state["count"]
     )
-    write_losses(run.folder / LOSSES, run.rows)
+    if run.team.first:
+        write_losses(run.folder / LOSSES, run.rows)
 
 # %% ../../nbs/train/01_loop.ipynb #63f59216
 def _check_finite(run):
@@ -533,6 +636,7 @@ def _check_finite(run):
 # %% ../../nbs/train/01_loop.ipynb #d3260498
 def log_row(run: Training):
     "Read the means, write a row of `losses.csv`, report the progress."
+    run.means.average(run.team)
     _check_finite(run)
     means = run.means.read()
     run.rows.append(
@@ -543,7 +647,8 @@ def log_row(run: Training):
             **means,
         }
     )
-    write_losses(run.folder / LOSSES, run.rows)
+    if run.team.first:
+        write_losses(run.folder / LOSSES, run.rows)
     seconds = (time.perf_counter() - run.started) / (run.step - run.first_step)  # per step, since this start
     run.report(
         run.step,
@@ -567,6 +672,8 @@ def validate_row(run: Training, validate: Callable):
 # %% ../../nbs/train/01_loop.ipynb #d207c5ce
 def finish(run: Training):
     "Write weights and, last of all, the mark that the training is complete, which notes the other files."
+    if not run.team.first:
+        return run.team.wait()
     write_losses(run.folder / LOSSES, run.rows)
     save_network(run.folder / WEIGHTS, run.network)
     write_json(
@@ -576,17 +683,23 @@ def finish(run: Training):
             "seconds": run.spent,
             "images_per_second": run.step * run.settings.batch_size / run.spent,
             "precision": run.settings.precision,
+            **({"processes": run.team.count} if run.team.count > 1 else {}),
             "weights": weights_fingerprint(run.network),
             "of": training_of(run.folder),
             "files": note_files(run.folder, (LOSSES, WEIGHTS)),
         },
         sealed=True,
     )
+    run.team.wait()
 
 # %% ../../nbs/train/01_loop.ipynb #27662fae
 def step_through(run: Training, loss_function: Callable, batch_at: Callable, validate: Callable = None):
     "All steps that a training still lacks, with their rows and checkpoints."
-    settings, network = run.settings, torch.compile(run.network) if run.settings.compile else run.network
+    settings, validate = run.settings, validate if run.team.first else None
+    network = run.network
+    if settings.compile and run.step < settings.steps:
+        network = compiled(network, loss_function, batch_at(run.step), settings, run.device)
+    network = run.team.wrap(network)
     if run.step == 0 and validate:
         validate_row(run, validate)
     while run.step < settings.steps:
@@ -595,12 +708,31 @@ def step_through(run: Training, loss_function: Callable, batch_at: Callable, val
         run.means.add(losses)
         run.step += 1
         last = run.step == settings.steps
-        if last or run.step % settings.log_every == 0:
+        logged = last or run.step % settings.log_every == 0
+        if logged:
             log_row(run)
         if validate and (last or run.step % settings.validate_every == 0):
             validate_row(run, validate)
-        if last or run.step % settings.checkpoint_every == 0:
+        over = logged and not last and run.team.agree(time_is_over())
+        if last or over or run.step % settings.checkpoint_every == 0:
             run.save()
+        if over:
+            what = f"its time is over at step {run.step:,} of {settings.steps:,}"
+            raise OutOfTime(run.folder, what, "the same call goes on from here")
+
+# %% ../../nbs/train/01_loop.ipynb #5ea10021
+@contextlib.contextmanager
+def memory_errors_named(where, settings: TrainSettings, device: torch.device):
+    "Turn 'out of memory' into one line that names the settings which need less."
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "allocate memory" not in str(error):  # as torch says it on a CPU
+            raise
+        what = f"the memory of {device} does not hold a step with batch_size {settings.batch_size}"
+        fix = "lower batch_size, crop or width and name another folder, or end other programs on that device"
+        raise HandlabError(where, what, fix) from None
 
 # %% ../../nbs/train/01_loop.ipynb #97087118
 def is_finished(folder) -> bool:
@@ -634,15 +766,24 @@ def fit(
 ) -> nn.Module:  # the trained network, in evaluation mode
     "Train a network, or finish or load its training where the folder already holds one."
     settings, device, folder = check_training(settings), pick_device(str(device)), Path(folder)
-    settings = replace(settings, precision=chosen_precision(settings, folder, device))
-    bind_folder(
-        folder, {"settings": asdict(settings), "start": weights_fingerprint(network), "about": about or {}}
-    )
-    network = on_device(network, device, settings.channels_last)
-    if is_finished(folder):
+    team = Team(network, device)
+    settings = replace(settings, precision=team.agree(chosen_precision(settings, folder, device)))
+    made_with = {
+        "settings": asdict(settings),
+        "start": weights_fingerprint(network),
+        "about": about or {},
+    }
+    network = team.prepare(on_device(network, device, settings.channels_last))
+    if team.agree(_begin(folder, made_with) if team.first else None):
         return load_network(folder / WEIGHTS, network).eval()
-    with torch.random.fork_rng():
-        run = Training(network.train(), settings, folder, device, report or Lines(name))
+    with torch.random.fork_rng(_gpus(device)), memory_errors_named(folder, settings, device):
+        run = Training(network.train(), settings, folder, device, report or Lines(name), team)
         step_through(run, loss_function, batch_at, validate if settings.validate_every else None)
         finish(run)
     return network.eval()
+
+
+def _begin(folder, made_with: dict) -> bool:
+    "Bind the folder; whether its training is complete."
+    bind_folder(folder, made_with)
+    return is_finished(folder)
