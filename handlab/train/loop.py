@@ -385,7 +385,7 @@ class RunningMeans:
 
     def average(self, team):  # Team
         "Each sum becomes its mean over the processes."
-        if team.count > 1:
+        if team.count > 1 and self.sums:
             self.sums = dict(zip(self.sums, team.mean(torch.stack([*self.sums.values()]))))
 
     def finite(self) -> bool:
@@ -575,7 +575,6 @@ class Training:
         torch.manual_seed(int(seed_words(settings.seed, "training")[0]))
         if self.checkpoint.exists():
             _resume(self)
-        self.draw_apart()
         self.started, self.first_step = time.perf_counter(), self.step
 
     @property
@@ -587,7 +586,7 @@ class Training:
         return self.seconds + time.perf_counter() - self.started
 
     def draw_apart(self):
-        "Several processes draw numbers of their own in the network, after a checkpoint as after a resume."
+        "Several processes draw numbers of their own in the network, named by the step."
         if self.team.count > 1:
             words = seed_words(self.settings.seed, "training", self.step, self.team.number)
             torch.manual_seed(int(words[0]))
@@ -596,7 +595,6 @@ class Training:
         "Write the checkpoint, unless a loss or a weight is no longer a number."
         self.means.average(self.team)
         _check_finite(self)
-        self.draw_apart()
         if not self.team.first:
             return
         state = {
@@ -704,6 +702,7 @@ def step_through(run: Training, loss_function: Callable, batch_at: Callable, val
         validate_row(run, validate)
     while run.step < settings.steps:
         batch, rate = batch_at(run.step), learning_rate(run.step, settings)
+        run.draw_apart()
         losses = train_step(network, run.optimiser, loss_function, batch, rate, settings, run.device)
         run.means.add(losses)
         run.step += 1
