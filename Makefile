@@ -5,16 +5,20 @@
 # make test      every test: the notebooks (nbdev_test) and tests/ (pytest)
 # make export    handlab/ from the notebooks; notebooks and tests cleaned and formatted
 # make clean     remove the environment and the prepared data; runs/ and figures/ stay
-# Each builds the environment in .venv first, if needed.
+# Each uses the active environment where it has the pinned versions (conda's, say), else builds .venv first, if needed.
 PYTHON  ?= python3
 PROFILE ?= quick
 SEEDS   ?= 1
 REAL    ?=
 VENV    := .venv
-READY   := $(VENV)/.ready
-BIN     := $(VENV)/bin
 SHELL   := /bin/bash
 .DEFAULT_GOAL := help
+
+# An environment that is active, other than .venv: it is taken as it is where .ci/pins.py finds the pinned versions.
+ACTIVE  := $(filter-out $(CURDIR)/$(VENV),$(or $(VIRTUAL_ENV),$(CONDA_PREFIX)))
+USED    := $(if $(filter 1,$(words $(ACTIVE))),$(shell "$(ACTIVE)/bin/python" .ci/pins.py && echo $(ACTIVE)))
+BIN     := $(or $(USED),$(VENV))/bin
+READY   := $(if $(USED),,$(VENV)/.ready)
 
 # A misspelt variable would change nothing and say nothing: SEED=3 made one seed.
 SETTINGS := PYTHON PROFILE SEEDS REAL FLAGS
@@ -29,14 +33,15 @@ help:
 	@sed -n '1,8s/^# //p' Makefile
 
 environment: $(READY)
+	@echo "$(BIN)/python"
 
 # The pins decide every version; the stamp is written last, so a broken-off installation is made again.
-$(READY): pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	touch $@
 
 # Snakefile says what depends on what; FLAGS go to Snakemake, such as FLAGS=--dry-run.
 # A folder may have any name: the shell gets it from the environment, as it was given.
