@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -42,11 +41,12 @@ from handlab.aligned.experiment import (
     train_strategy,
 )
 from handlab.aligned.posteriors import kl_to_prior, product_of_experts
-from handlab.aligned.search import best_settings, best_trials, search_variants, trials_of, tried_settings
-from handlab.core import HandlabError, make_settings
+from handlab.aligned.search import SPACE, search_strategies, unused_settings
+from handlab.core import HandlabError, make_settings, read_json
 from handlab.hand.metrics import epe
 from handlab.train.experiment import experiment_data
 from handlab.train.loop import read_losses
+from handlab.train.search import draw_candidates, search, trials_of
 
 SMOKE = make_settings(AlignedSettings, "smoke")
 
@@ -222,25 +222,46 @@ def test_measuring_leaves_the_training_as_it_is(data, tmp_path):
 # The search ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["S1", "R2HP", "S3", "S4"])
-def test_trials_differ_and_only_in_what_matters(strategy):
-    trials = trials_of(strategy, 9)
-    assert len({tuple(sorted(trial.items())) for trial in trials}) == 9 and trials[0] == {}
-    assert all(set(trial) == set(tried_settings(strategy)) for trial in trials[1:])
-    for trial in trials:
+STRATEGIES = ("S1", "R2HP", "S3", "S4")
+
+
+@pytest.fixture(scope="module")
+def trials():
+    candidates = draw_candidates(SMOKE, SPACE, 9)
+    return trials_of(candidates, {strategy: unused_settings(strategy) for strategy in STRATEGIES})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_trials_differ_and_only_in_what_matters(strategy, trials):
+    assert len({tuple(sorted(trial.items())) for trial in trials[strategy]}) == 9
+    for trial in trials[strategy]:
+        assert set(trial) == set(SPACE) - unused_settings(strategy)
         check_aligned(replace(SMOKE, strategy=strategy, **trial))
-    assert ("heat_weight" in tried_settings(strategy)) == (strategy != "S1")
+    assert ("heat_weight" in trials[strategy][0]) == (strategy != "S1")
 
 
-def test_every_strategy_has_the_same_budget():
-    names = list(search_variants(("S1", "S3", "S4"), 5))
-    assert [sum(name.startswith(strategy) for name in names) for strategy in ("S1", "S3", "S4")] == [5] * 3
+def test_every_strategy_has_the_same_number_of_trials_and_the_first_is_the_profile(trials):
+    assert [len(trials[strategy]) for strategy in STRATEGIES] == [9] * 4
+    assert all(value == getattr(SMOKE, name) for name, value in trials["S3"][0].items())
 
 
-def test_the_best_trial_is_that_of_validation():
-    rows = [("S1", 0, 30.0, None), ("S1", 1, 29.0, 2e-3), ("S4", 0, 28.0, None), ("S4", 1, 31.0, 4e-3)]
-    table = pd.DataFrame(rows, columns=["strategy", "trial", "validation", "learning_rate"])
-    assert best_trials(table).trial.tolist() == [1, 0]
-    assert best_settings(table) == {"S1": {"learning_rate": 2e-3}, "S4": {}}
-    with pytest.raises(HandlabError, match="budgets differ"):
-        best_trials(table.iloc[:3])
+def test_a_list_of_candidates_can_be_given(data, tmp_path):
+    "A setting that S1 does not have is left out of its trial; the lowest validation error is chosen."
+    given = [{"learning_rate": 1e-3}, {"learning_rate": 2e-3, "heat_weight": 0.1}]
+    found = search_strategies(SMOKE, data, tmp_path, ("S1", "R2HP"), given, show=False)
+    assert found == read_json(tmp_path / "search.json")
+    assert found["candidates"] == {"S1": [given[0], {"learning_rate": 2e-3}], "R2HP": given}
+    for strategy, errors in found["epe"].items():
+        ends = [
+            read_losses(tmp_path / f"{strategy}-trial_{number}" / "losses.csv", "validation")["epe"][-1]
+            for number in (0, 1)
+        ]
+        assert errors == pytest.approx(ends) and found["chosen"][strategy] == int(np.argmin(ends))
+
+
+def test_budgets_that_differ_are_an_error(tmp_path):
+    for trials in ({"S1": [{}], "S4": [{}, {}]}, {"S1": [], "S4": []}, {}):
+        with pytest.raises(HandlabError, match="the budgets differ or are empty"):
+            search(trials, None, tmp_path)
+    with pytest.raises(HandlabError, match="budget 0"):
+        draw_candidates(SMOKE, SPACE, 0)

@@ -31,6 +31,7 @@ from handlab.privileged.experiment import (
     trained_network,
     training_batches,
     untrained_teacher,
+    unused_settings,
     write_run,
 )
 from handlab.privileged.losses import loss_c, loss_inter, loss_mask
@@ -230,27 +231,51 @@ def test_without_its_term_a_control_is_rgb_net_trained_on(stage, data, finished,
 
 
 # ---------------------------------------------------------------- the search, and the run folder
-def test_every_network_of_stage_two_tries_the_same_settings(finished):
+def test_every_network_of_stage_two_has_the_same_number_of_trials(finished):
     found = read_json(finished / "search.json")
     second = {stage for stage, kind in ARMS.items() if kind.second}
     assert set(found["epe"]) == second and found["split"] == "validation"
     assert all(len(errors) == 2 for errors in found["epe"].values())
-    assert found["candidates"][0] == {
-        name: getattr(SMOKE, name) for name in SEARCHED
-    }  # the settings as they are
     for stage, errors in found["epe"].items():
-        tables = [
-            read_losses(finished / "search" / f"{stage}-{number}" / "losses.csv", "validation")
-            for number in (0, 1)
+        folders = [finished / "search" / f"{stage}-{number}" for number in (0, 1)]
+        assert errors == pytest.approx(
+            [read_losses(each / "losses.csv", "validation")["epe"][-1] for each in folders]
+        )
+        chosen = found["chosen"][stage]
+        assert errors[chosen] == min(errors)
+        weights = [
+            read_json(each / "finished.json")["weights"] for each in (folders[chosen], finished / stage)
         ]
-        assert errors == pytest.approx([table["epe"][-1] for table in tables])
-        best = read_json(finished / "search" / f"{stage}-{found['chosen'][stage]}" / "finished.json")
-        assert errors[found["chosen"][stage]] == min(errors)
-        assert (
-            read_json(finished / stage / "finished.json")["weights"] == best["weights"]
-        )  # trained into its folder
-    table = search_table(found, {stage: kind.label for stage, kind in ARMS.items()})
-    assert list(table.index) == ["0", "1", "chosen"] and "PI, shuffled depth" in table
+        assert weights[0] == weights[1]  # the chosen settings are trained into the stage's folder
+    table = search_table(found, {stage: kind.label for stage, kind in ARMS.items()}, "network")
+    assert len(table) == 2 * len(second) and table.groupby("network").chosen.sum().eq(1).all()
+    assert "PI, shuffled depth" in set(table.network)
+
+
+def test_settings_that_a_network_does_not_have_are_not_tried_on_it(finished):
+    found = read_json(finished / "search.json")["candidates"]
+    as_they_are = {name: getattr(SMOKE, name) for name in SEARCHED}
+    weights = {"inter_weight", "joints_weight"}
+    expected = {"rgb_pi": {"inter_weight"}, "rgb_steps": set(), "pi_joints": {"joints_weight"}}
+    for stage, used in expected.items():
+        kept = set(SEARCHED) - weights | used
+        assert found[stage][0] == {name: as_they_are[name] for name in kept} and set(found[stage][1]) == kept
+
+
+@pytest.mark.parametrize("stage", [stage for stage, kind in ARMS.items() if kind.second])
+def test_an_unused_setting_changes_no_loss(stage, data, finished):
+    "... and one that is used does."
+    batch = training_batches(SMOKE, data, stage, "cpu")(0)
+    teacher = teacher_network(SMOKE, stage, data, finished)
+
+    def loss(settings):
+        network = start_network(settings, stage, finished).train()
+        return float(PiLoss(settings, teacher, ARMS[stage])(network, batch)["loss"].detach())
+
+    plain = loss(SMOKE)
+    for name in ("inter_weight", "joints_weight"):
+        other = loss(replace(SMOKE, **{name: 3 * getattr(SMOKE, name)}))
+        assert (other == plain) == (name in unused_settings(ARMS[stage])), name
 
 
 def test_the_run_folder_has_every_control(data, finished):

@@ -8,8 +8,8 @@ __all__ = ['STAGES', 'CONTROLS', 'ARMS', 'CHOICES', 'POSITIVE', 'OTHER_START', '
            'train_settings', 'training_batches', 'make_network', 'trained_network', 'PoseLoss', 'PiLoss',
            'carries_mask', 'ValidationLosses', 'depends_on', 'start_network', 'untrained_teacher', 'teacher_network',
            'train_stage', 'train_before', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio',
-           'read_step_time', 'second_steps', 'search_second', 'train_second', 'predict', 'predict_all', 'choose_scale',
-           'gather_losses', 'write_run']
+           'read_step_time', 'second_steps', 'unused_settings', 'search_second', 'train_second', 'predict',
+           'predict_all', 'choose_scale', 'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from handlab.train.loop import (
     write_losses,
 )
 from ..train.scores import device_name
-from ..train.search import draw_candidates, final_error, search
+from ..train.search import chosen_settings, draw_candidates, final_error, search, trials_of
 from ..train.sets import open_real
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
@@ -665,25 +665,34 @@ def second_steps(settings: PiSettings, data: ExperimentData, folder, device="cpu
 SEARCHED = {"rate_second": 4.0, "inter_weight": 8.0, "joints_weight": 8.0, "rotation": 3.0, "hue": 3.0}
 
 
+def unused_settings(kind: Stage) -> set:
+    "The searched settings that have no effect on a network of stage 2."
+    # Eq. 3 has by default the weight of Eq. 1
+    features = kind.masked or (kind.privileged and not kind.joints)
+    return {name for name, used in (("inter_weight", features), ("joints_weight", kind.joints)) if not used}
+
+
 def search_second(
-    settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True
-) -> dict:
-    "Every network of stage 2 with every candidate; the chosen settings {stage: {setting: value}}."
-    candidates = draw_candidates(settings, SEARCHED, settings.search, settings.seed)
+    settings: PiSettings,
+    data: ExperimentData,
+    folder,
+    device="cpu",
+    show: bool = True,
+    candidates: list = None,  # [{setting: value}]; None: as many as `search` says, drawn at random
+) -> dict:  # {stage: {setting: value}}
+    "Train every network of stage 2 with every candidate; what the chosen ones set."
+    candidates = candidates or draw_candidates(settings, SEARCHED, settings.search, settings.seed)
     steps = second_steps(settings, data, folder, device)
 
-    def trial(stage: str, number: int, candidate: dict) -> tuple:
-        into = f"search/{stage}-{number}"
-        arguments = dict(settings=replace(settings, **candidate), data=data, folder=str(folder))
-        job = Job(
-            f"{settings.STAGES[stage].label}, candidate {number}",
-            train_stage,
-            dict(stage=stage, steps=steps[stage], into=into, device=str(device), **arguments),
-        )
-        return job, Path(folder) / into
+    def job_of(stage: str, number: int, changes: dict) -> tuple:
+        own, into = replace(settings, **changes), f"search/{stage}-{number}"
+        arguments = dict(stage=stage, settings=own, data=data, folder=str(folder), steps=steps[stage])
+        name = f"{settings.STAGES[stage].label}, trial {number}"
+        return Job(name, train_stage, arguments | dict(into=into, device=str(device))), Path(folder) / into
 
-    found = search(steps, candidates, trial, folder, device, show=show, **shared.side_by_side(settings))
-    return {stage: candidates[number] for stage, number in found["chosen"].items()}
+    trials = trials_of(candidates, {stage: unused_settings(settings.STAGES[stage]) for stage in steps})
+    found = search(trials, job_of, folder, device, show=show, **shared.side_by_side(settings))
+    return chosen_settings(found)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f90c513e
 def train_second(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
