@@ -94,6 +94,31 @@ def test_depth_net_begins_on_bighand_at_full(real_sets, tmp_path):
         check_pi(make_settings(PiSettings, "full", dataset="rhd", data_root="x"))
 
 
+def test_an_ablation_has_the_settings_of_what_it_is_compared_with():
+    runs = {
+        run.name: aligned_settings(run, "long") for run in graph_runs("long") if "strategy" in run.parameters
+    }
+    kinds = {
+        "S4": ("RC2HP", "S4-apart", "S4-labelled0.25", "S4-pairs0.25"),
+        "R2CHP": ("R2CP", "R2HP"),
+        "R2CP": ("R2DP",),
+    }
+    weights = (
+        "learning_rate",
+        "rotation",
+        "pose_norm",
+        "map_norm",
+        "heat_weight",
+        "cloud_weight",
+        "align_weight",
+    )
+    for kind, names in kinds.items():
+        own = runs[f"train_aligned-{kind}-sim-rhd-seed0"]
+        for name in names:
+            other = runs[f"train_aligned-{name}-sim-rhd-seed0"]
+            assert [getattr(own, each) for each in weights] == [getattr(other, each) for each in weights]
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_ablations_are_trained_as_long_as_what_they_are_compared_with(profile):
     runs = {

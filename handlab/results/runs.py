@@ -109,6 +109,18 @@ STEPS = {"smoke": 8, "quick": 1000, "long": 12000, "full": 60500}  # of paper 2'
 BUDGETS = {"same_time": 3, "same_updates": 6}  # alternating training: times the steps of S4
 _STB_FRAMES = dict(train_frames=12000, validation_frames=3000, test_frames=3000)  # two sequences held back
 _FRAMES = {(profile, "sim-stb"): _STB_FRAMES for profile in ("long", "full")}  # where a set has fewer frames
+_S2, _S3, _S4 = (
+    dict(cloud_weight=0.1),
+    dict(learning_rate=2e-3, heat_weight=1.0, cloud_weight=0.1, align_weight=0.1),
+    dict(map_norm="squared", heat_weight=1.0, cloud_weight=0.1),
+)
+_CHOSEN = {  # {profile: {strategy: settings}}: the best of six trials each on the validation split
+    "long": {
+        **dict.fromkeys(("R2HP", "R2CP", "R2CHP", "R2DP"), _S2),
+        **dict.fromkeys(("S3", "R2CHP:kl"), _S3),
+        **dict.fromkeys(("S4", "RC2HP", "RD2DHP", "alternating"), _S4),
+    }
+}  # what is compared with a strategy has its settings
 _STB_STEPS = {
     ("quick", "train_pi"): dict(steps_first=1000, steps_second=560),
     ("quick", "train_pi_2d"): dict(steps_first=500, steps_second=150),
@@ -202,6 +214,12 @@ def _minutes(notebook: str, parameters: dict, threads: int) -> float:
     return _MINUTES[parameters.get("strategy", notebook)] / threads * tests * part
 
 # %% ../../nbs/results/03_runs.ipynb #b4f9c256
+def _own_settings(profile: str, parameters: dict) -> dict:
+    "What a run has in place of its profile's values: a small set's frames, what the search chose."
+    frames = _FRAMES.get((profile, parameters["dataset"]), {})
+    return frames | _CHOSEN.get(profile, {}).get(parameters.get("strategy"), {})
+
+
 def _seed_runs(profile: str, seed: int) -> list[Run]:
     "The runs of one seed."
     threads = 2 if profile == "full" else 1  # networks of paper 1 that are trained side by side
@@ -215,7 +233,7 @@ def _seed_runs(profile: str, seed: int) -> list[Run]:
         Run(
             f"{name_of(notebook, each, budget)}-seed{seed}",
             notebook,
-            each | _FRAMES.get((profile, each["dataset"]), {}),
+            each | _own_settings(profile, each),
             seed,
             cores,
             _minutes(notebook, each, cores),
