@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_runs import drawn_data, stop_at_step
 
 from handlab.core import HandlabError, make_settings, read_json
-from handlab.data.prepare import CropSettings, prepare
-from handlab.data.rhd import RHD, write_drawn
 from handlab.hand.metrics import measures_2d, thresholds_2d
 from handlab.privileged import experiment_2d
 from handlab.privileged.experiment import carries_mask, training_batches
@@ -36,7 +35,6 @@ from handlab.privileged.experiment_2d import (
     write_run_2d,
 )
 from handlab.privileged.pose_machine import PoseMachine, loss_maps, maps_to_uv, target_maps
-from handlab.train.experiment import ExperimentData
 from handlab.train.loop import read_losses, weights_fingerprint
 
 SMOKE = make_settings(Pi2dSettings, "smoke", train_frames=24, validation_frames=8, test_frames=10)
@@ -45,12 +43,7 @@ SECOND = [stage for stage, kind in STAGES_2D.items() if kind.second]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    crops = CropSettings(size=SMOKE.crop, context=SMOKE.context)
-    for split, count in (("training", 32), ("evaluation", 10)):
-        write_drawn(folder / "rhd", split, count)
-        prepare(RHD(folder / "rhd", split), folder / split, crops, workers=1, show_progress=False)
-    return ExperimentData(str(folder / "training"), str(folder / "evaluation"), 8)
+    return drawn_data(tmp_path_factory.mktemp("drawn"), SMOKE)
 
 
 @pytest.fixture(scope="module")
@@ -259,17 +252,12 @@ def test_stage_two_without_stage_one_says_so(data, tmp_path):
 def test_stopped_stage_goes_on_the_same(data, finished, tmp_path, monkeypatch):
     for stage in ("depth", "rgb"):
         shutil.copytree(finished / stage, tmp_path / stage)
-    real = experiment_2d.training_batches
 
-    def broken(*arguments):
-        at = real(*arguments)
-        return lambda step: at(step) if step < 6 else (_ for _ in ()).throw(KeyboardInterrupt)
+    def train():
+        train_stage_2d("mask_0.2", SMOKE, data, tmp_path, report=lambda *state: None)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment_2d, "training_batches", broken)
-        with pytest.raises(KeyboardInterrupt):
-            train_stage_2d("mask_0.2", SMOKE, data, tmp_path, report=lambda *state: None)
-    train_stage_2d("mask_0.2", SMOKE, data, tmp_path, report=lambda *state: None)
+    stop_at_step(monkeypatch, experiment_2d, train)
+    train()
     for name in ("model.safetensors", "losses.csv"):
         assert (tmp_path / "mask_0.2" / name).read_bytes() == (finished / "mask_0.2" / name).read_bytes()
 

@@ -6,10 +6,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from small_runs import drawn_data
 
 from handlab.core import HandlabError, make_settings, read_json
-from handlab.data.prepare import CropSettings, prepare
-from handlab.data.rhd import RHD, write_drawn
 from handlab.privileged.experiment import (
     ARMS,
     CONTROLS,
@@ -35,7 +34,6 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.privileged.losses import loss_c, loss_inter, loss_mask
-from handlab.train.experiment import ExperimentData
 from handlab.train.loop import load_network, read_losses, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.search import search_table
@@ -53,12 +51,7 @@ def silent(*_):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    crops = CropSettings(size=SMOKE.crop, context=SMOKE.context)
-    for split, count in (("training", 32), ("evaluation", 10)):
-        write_drawn(folder / "rhd", split, count)
-        prepare(RHD(folder / "rhd", split), folder / split, crops, workers=1, show_progress=False)
-    return ExperimentData(str(folder / "training"), str(folder / "evaluation"), 8)
+    return drawn_data(tmp_path_factory.mktemp("drawn"), SMOKE)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_runs import drawn_data, stop_at_step
 
 from handlab.core import HandlabError, make_settings, read_json
-from handlab.data.prepare import CropSettings, prepare
-from handlab.data.rhd import RHD, write_drawn
 from handlab.privileged import experiment
 from handlab.privileged.experiment import (
     STAGES,
@@ -44,12 +43,7 @@ SMOKE = make_settings(PiSettings, "smoke", train_frames=24, validation_frames=8,
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    crops = CropSettings(size=SMOKE.crop, context=SMOKE.context)
-    for split, count in (("training", 32), ("evaluation", 10)):
-        write_drawn(folder / "rhd", split, count)
-        prepare(RHD(folder / "rhd", split), folder / split, crops, workers=1, show_progress=False)
-    return ExperimentData(str(folder / "training"), str(folder / "evaluation"), 8)
+    return drawn_data(tmp_path_factory.mktemp("drawn"), SMOKE)
 
 
 @pytest.fixture(scope="module")
@@ -255,17 +249,12 @@ def test_other_settings_are_refused_where_they_matter(data, finished):
 def test_stopped_stage_goes_on_the_same(data, finished, tmp_path, monkeypatch):
     for stage in ("depth", "rgb"):
         shutil.copytree(finished / stage, tmp_path / stage)
-    real = experiment.training_batches
 
-    def broken(*arguments):
-        at = real(*arguments)
-        return lambda step: at(step) if step < 6 else (_ for _ in ()).throw(KeyboardInterrupt)
+    def train():
+        train_stage("rgb_pi", SMOKE, data, tmp_path, report=lambda *state: None)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "training_batches", broken)
-        with pytest.raises(KeyboardInterrupt):
-            train_stage("rgb_pi", SMOKE, data, tmp_path, report=lambda *state: None)
-    train_stage("rgb_pi", SMOKE, data, tmp_path, report=lambda *state: None)
+    stop_at_step(monkeypatch, experiment, train)
+    train()
     for name in ("model.safetensors", "losses.csv"):
         assert (tmp_path / "rgb_pi" / name).read_bytes() == (finished / "rgb_pi" / name).read_bytes()
 

@@ -278,15 +278,18 @@ def joined(parts):  # dicts {letter: (B,...)}
     )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #8ef3bed5
+def _first_frames(train, settings, share: str, kind: str) -> int:
+    "How many frames a share of the training frames is; fewer than a batch are an error."
+    count = max(1, round(getattr(settings, share) * len(train)))
+    if count < settings.batch_factor * settings.batch_size:
+        what = f"{count} {kind} frames are fewer than a batch"
+        raise HandlabError(share, what, "give a larger share or a smaller batch_size")
+    return count
+
+
 def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled': frames}
     "The training frames with labels and, where the settings use them, those without."
-    count = max(1, round(settings.labelled_share * len(train)))
-    if count < settings.batch_factor * settings.batch_size:
-        raise HandlabError(
-            "labelled_share",
-            f"{count} labelled frames are fewer than a batch",
-            "give a larger share or a smaller batch_size",
-        )
+    count = _first_frames(train, settings, "labelled_share", "labelled")
     if count == len(train):
         return {"labelled": train}
     order = np.arange(len(train))
@@ -299,14 +302,7 @@ def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled
 # %% ../../nbs/aligned/06_experiment.ipynb #082f0585
 def paired_part(train, settings):
     "The training frames that have corresponding data."
-    count = max(1, round(settings.paired_share * len(train)))
-    if count < settings.batch_factor * settings.batch_size:
-        raise HandlabError(
-            "paired_share",
-            f"{count} paired frames are fewer than a batch",
-            "give a larger share or a smaller batch_size",
-        )
-    return train.subset(slice(0, count))
+    return train.subset(slice(0, _first_frames(train, settings, "paired_share", "paired")))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7170a9ba
 def with_noise(
