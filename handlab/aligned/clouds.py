@@ -165,7 +165,7 @@ def train_alone(
         views["chosen"] = subsets(count, settings.points, matched, generator) if few else None
         return views
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = DecoderAlone(settings)
     about = depends_on(settings, data, experiment="decoder alone")

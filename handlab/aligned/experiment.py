@@ -387,7 +387,7 @@ class ViewsAt:
 # %% ../../nbs/aligned/06_experiment.ipynb #51947fb7
 def make_network(settings):
     "The strategy's network with its starting weights"
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return AlignedNetwork(make_recipe(settings.strategy), part_of(NetworkSettings, settings))
 

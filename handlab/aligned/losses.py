@@ -142,7 +142,7 @@ def gpu_matcher():
 @torch.no_grad()
 def match(cost):  # (B,N,N)
     "The one-to-one partner of each row at the least total cost, (B,N)."
-    solver = gpu_matcher() if cost.device.type == "cuda" else None
+    solver = gpu_matcher() if cost.device.type != "cpu" else None
     if solver is None:
         return match_on_cpu(cost)
     return solver(cost.contiguous()).long().clamp_min(0)  # -1 where numbers are not finite

@@ -124,7 +124,8 @@ def loss_maps(
     difference = (maps.float() - true) * counted[..., None, None]
     if reduction != "root":
         return sum(squared_norm(stage, reduction).mean() for stage in difference)
-    return (difference.square().mean((-2, -1)) + 1e-12).sqrt()[:, counted].sum() / counted.sum().clamp_min(1)
+    roots = (difference.square().mean((-2, -1)) + 1e-12).sqrt() * counted  # an index would wait for a GPU
+    return roots.sum() / counted.sum().clamp_min(1)
 
 # %% ../../nbs/privileged/05_pose_machine.ipynb #a7c649bf
 UPSAMPLINGS = ("bicubic", "bilinear")
