@@ -12,6 +12,7 @@ from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import handlab
 from handlab.core import project_root
@@ -19,6 +20,7 @@ from handlab.core import project_root
 ROOT = project_root()
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
 
 
 def normal(name):
@@ -37,7 +39,7 @@ def needs(requirements, extra=""):
 
 
 def test_every_package_that_an_environment_gets_is_pinned():
-    waiting = needs([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+    waiting = needs([*PROJECT["dependencies"], *OPTIONAL["dev"], *OPTIONAL["tensorboard"]])
     found = set()
     while waiting:
         name = waiting.pop()
@@ -48,6 +50,15 @@ def test_every_package_that_an_environment_gets_is_pinned():
             continue  # an optional part that is not installed here
     unpinned = {name for name in found - PINS.keys() if not name.startswith(("nvidia-", "cuda-"))}
     assert unpinned <= {"triton"}  # of the CUDA build, which pins it and NVIDIA's libraries itself
+
+
+def test_the_pins_allow_every_python_that_the_project_allows():
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    pinned = [each for each in metadata.distributions() if PINS.get(normal(each.name)) == each.version]
+    newer = [
+        each.name for each in pinned if oldest not in SpecifierSet(each.metadata["Requires-Python"] or "")
+    ]
+    assert pinned and not newer
 
 
 def test_conda_installs_the_pins_and_the_project():
@@ -104,7 +115,7 @@ def test_an_environment_with_another_version_is_refused_by_name(tmp_path):
     origin = install("handlab", handlab.__version__) / "direct_url.json"
     origin.write_text(json.dumps({"url": ROOT.as_uri(), "dir_info": {"editable": True}}))
     assert "torch is not installed" in pins_in(tmp_path).stderr
-    wanted = needs([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
+    wanted = needs([*PROJECT["dependencies"], *OPTIONAL["dev"]])
     folders = {name: install(name, PINS[name] + "+cpu" * (name == "torch")) for name in wanted}
     said = pins_in(tmp_path)
     assert said.returncode == 0, said.stderr

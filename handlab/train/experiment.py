@@ -92,6 +92,7 @@ class ExperimentSettings:
     num_processes: int = 1  # that train one network together, each on a GPU of its own (Accelerate)
     minutes: float = 0.0  # trainings stop after so long, at a checkpoint, to go on at the next call; 0: never
     compile: bool = False  # torch.compile, on a GPU only; where it fails the training goes on without it
+    tensorboard: bool = False  # the curves for TensorBoard as well: tensorboard --logdir runs
     seed: int = 0  # of starting weights, batches, augmentation and noise
 
 # %% ../../nbs/train/05_experiment.ipynb #7fb0802b
@@ -468,6 +469,7 @@ NOT_TRAINING = {
     "timing_steps",
     "protocol",
     "own_processes",
+    "tensorboard",
     "per_gpu",
     "num_processes",
     "minutes",

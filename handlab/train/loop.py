@@ -74,6 +74,7 @@ class TrainSettings:
     validate_every: int = 0  # steps between calls of `validate`, 0 = never
     checkpoint_every: int = 200  # steps between checkpoints
     seed: int = 0  # of the random numbers drawn inside the network (dropout, sampling)
+    tensorboard: bool = False  # the rows of losses.csv as TensorBoard's events as well; changes nothing else
     PROFILES: ClassVar[dict] = {
         "smoke": {"steps": 20, "log_every": 5, "checkpoint_every": 10},
         "quick": {},
@@ -575,6 +576,7 @@ class Training:
         torch.manual_seed(int(seed_words(settings.seed, "training")[0]))
         if self.checkpoint.exists():
             _resume(self)
+        self.board = _board(self) if settings.tensorboard and team.first else None
         self.started, self.first_step = time.perf_counter(), self.step
 
     @property
@@ -647,6 +649,7 @@ def log_row(run: Training):
     )
     if run.team.first:
         write_losses(run.folder / LOSSES, run.rows)
+        _show_rows(run)
     seconds = (time.perf_counter() - run.started) / (run.step - run.first_step)  # per step, since this start
     run.report(
         run.step,
@@ -655,6 +658,29 @@ def log_row(run: Training):
         run.settings.batch_size / seconds,
         seconds * (run.settings.steps - run.step),
     )
+
+# %% ../../nbs/train/01_loop.ipynb #6b1d0a42
+def _board(run: Training):
+    "A writer of events; of those of an earlier call only the steps up to the checkpoint count."
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fix = "pip install -c constraints.txt tensorboard, or leave the setting out"
+        raise HandlabError("tensorboard", "the package of that name is not installed", fix) from None
+    run.shown = len(run.rows)
+    return SummaryWriter(run.folder / "tensorboard", purge_step=run.step + 1 if run.step else None)
+
+# %% ../../nbs/train/01_loop.ipynb #6b1d0a43
+def _show_rows(run: Training):
+    "Give the rows that are new to TensorBoard, a curve per column and split."
+    if run.board is None:
+        return
+    for row in run.rows[run.shown :]:
+        for name, value in row.items():
+            if name not in ("step", "split"):
+                run.board.add_scalar(f"{name}/{row['split']}", value, row["step"])
+    run.shown = len(run.rows)
+    run.board.flush()
 
 # %% ../../nbs/train/01_loop.ipynb #513f7054
 def validate_row(run: Training, validate: Callable):
@@ -673,6 +699,7 @@ def finish(run: Training):
     if not run.team.first:
         return run.team.wait()
     write_losses(run.folder / LOSSES, run.rows)
+    _show_rows(run)
     save_network(run.folder / WEIGHTS, run.network)
     write_json(
         run.folder / FINISHED,
@@ -768,7 +795,7 @@ def fit(
     team = Team(network, device)
     settings = replace(settings, precision=team.agree(chosen_precision(settings, folder, device)))
     made_with = {
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "tensorboard"},
         "start": weights_fingerprint(network),
         "about": about or {},
     }
