@@ -578,3 +578,19 @@ def test_a_run_whose_files_were_deleted_is_made_again(tiny):
     assert (run / "predictions.npz").exists() and to_be_made(tiny) == set()
     (run / "metrics.json").write_text("{")  # a damaged one, too
     assert {"train_pi-sim-rhd-seed0", "paper_pi", "manifest"} == to_be_made(tiny)
+
+
+def test_a_run_whose_time_is_over_says_so_in_its_exit_code(monkeypatch, tmp_path, capsys):
+    def stopped(source, target, parameters, **options):
+        what = "runs/x: its time is over at step 40 of 100; the same call goes on from here"
+        raise papermill.PapermillExecutionError(3, 3, "fit(...)", "OutOfTime", what, [])
+
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setattr(papermill, "execute_notebook", stopped)
+    with pytest.raises(SystemExit) as end, core.one_line_errors():
+        execute("train_pi", tmp_path / "a/train_pi.ipynb", {})
+    assert end.value.code == 75 and "at step 40 of 100; the same call" in capsys.readouterr().err
+    monkeypatch.setenv("HANDLAB_STOP_AT", "0")
+    with pytest.raises(core.OutOfTime, match="before it began"):
+        execute_module.run_one("train_pi-sim-rhd-seed0", "smoke", 1)
+    assert core.OutOfTime("a", "b", "c").code == 75 and HandlabError("a", "b", "c").code == 2

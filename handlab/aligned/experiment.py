@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'POSITIVE', 'TENSORS', 'ENCODER_NAMES', 'AlignedSettings',
            'modality_tensors', 'needed_pixels', 'aligned_data', 'joined', 'labelled_parts', 'paired_part', 'with_noise',
            'ViewsAt', 'make_network', 'AlignedLoss', 'Validation', 'train_strategy', 'trained_network', 'strategy_jobs',
            'to_camera', 'predict', 'predict_mean', 'predict_all', 'decode_all', 'reconstruct', 'time_parts',
-           'equal_time_steps', 'run_name', 'write_run', 'open_run']
+           'speed_case', 'equal_time_steps', 'run_name', 'write_run', 'open_run']
 
 # %% ../../nbs/aligned/06_experiment.ipynb #88f0393f
 from dataclasses import dataclass, replace
@@ -46,6 +46,7 @@ from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
 from ..train.jobs import Job, run_jobs
 from ..train.loop import TrainSettings, fit
+from ..train.speed import Case
 
 # %% ../../nbs/aligned/06_experiment.ipynb #37ee2b87
 @dataclass(frozen=True)
@@ -604,6 +605,20 @@ def time_parts(settings, data: ExperimentData, device="cpu") -> dict:  # {'step'
         name: float(np.median(times[name])) if name in times else 0.0 for name in ("batch", "emd", "step")
     }
     return {**median, "step": median["step"] + median["batch"]}
+
+# %% ../../nbs/aligned/06_experiment.ipynb #8e0b0001
+def speed_case(settings, data: ExperimentData, device="cpu") -> Case:
+    "The training of a strategy, to measure a device's speed with."
+    network = make_network(settings)
+    return Case(
+        f"{settings.strategy}, {settings.crop} px",
+        network,
+        AlignedLoss(settings),
+        ViewsAt(settings, data.train, device),
+        train_settings(settings),
+        torch.zeros(1, 3, settings.crop, settings.crop),
+        lambda image: network.decoders["P"](network.encode(image)),
+    )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #82f363a0
 def equal_time_steps(settings, times, reference="S4"):  # times: {strategy: milliseconds a step}

@@ -23,6 +23,7 @@ from handlab.core import (
     note_files,
     project_path,
     project_root,
+    time_is_over,
     write_json,
 )
 from .code import PACKAGE, notebook_file, reserve_folder, training_fingerprint
@@ -79,7 +80,8 @@ def execute(notebook: str, output: Path, parameters: dict):
         except papermill.PapermillExecutionError as error:
             if error.ename != OutOfTime.__name__:
                 raise
-            raise OutOfTime(output.parent.name, "its time is over", "the same call goes on") from None
+            what, fix = error.evalue.partition("; ")[0], "the same call goes on from there"
+            raise OutOfTime(output.parent.name, what, fix) from None
         except RuntimeError as error:
             if str(error) == "Kernel died":
                 raise HandlabError(output.parent.name, "its kernel was killed", KERNEL_FIX) from None
@@ -94,6 +96,8 @@ def _literal(path: Path) -> str:
 # %% ../../nbs/graph/03_execute.ipynb #324003f0
 def run_one(name: str, profile: str, seeds: int, real: str = ""):
     "Make one run of the graph."
+    if time_is_over():
+        raise OutOfTime(name, "its time is over before it began", "the same call goes on")
     run = find_run(name, profile, seeds, real)
     folder = project_path(run_folder(run, profile))
     lock = folder.parent / "locks" / f"{name}.lock"

@@ -23,6 +23,7 @@ from handlab.core import (
     one_line_errors,
     project_path,
     project_root,
+    stop_after,
     usable_cores,
 )
 from .execute import adopt, gpu_count, prepare_data, run_one
@@ -145,6 +146,8 @@ def command_line() -> CommandLine:
     usual.add_argument("--seeds", type=int, default=1, help="how many (1)")
     real = f"make everything on the real sets in this folder ({', '.join(REAL_SETS)}) instead of their twins"
     usual.add_argument("--real", default="", metavar="FOLDER", help=real)
+    minutes = "stop trainings after so long, at a checkpoint; the same call goes on (a run's exit code: 75)"
+    usual.add_argument("--minutes", type=float, default=0, help=minutes)
     text = "The graph that makes every table and figure of both papers."
     parser = CommandLine(prog="python -m handlab.graph.run", description=text)
     _add_commands(parser.add_subparsers(dest="what", required=True), usual)
@@ -171,10 +174,15 @@ def main(arguments=None):
     "The command line."
     parser = command_line()
     given, more = parser.parse_known_args(arguments)
+    options = ("--profile", "--seeds", "--real", "--cores", "--minutes")
     for word in more:
-        if near := nearest(word.split("=")[0], ("--profile", "--seeds", "--real", "--cores"), 0.8):
+        if near := nearest(word.split("=")[0], options, 0.8):
             parser.error(f"there is no option {word}; did you mean {near}?")
     graph = given.profile, given.seeds
+    if given.minutes < 0:
+        parser.error(f"--minutes {given.minutes:g} is below 0")
+    if given.minutes:
+        stop_after(given.minutes)
     if given.what == "figures":
         become_snakemake(*graph, given.cores, more, given.real)
     elif more:

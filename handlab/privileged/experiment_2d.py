@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHARES', 'MASKS', 'STAGES_2D', 'MEAN_POSITION', 'CHOICES_2D', 'Stage2d', 'Pi2dSettings', 'check_pi_2d',
            'make_machine', 'trained_machine', 'MapLoss', 'maps_error', 'ValidationMaps', 'start_machine',
-           'train_stage_2d', 'train_stages_2d', 'start_sizes_2d', 'predict_2d', 'mean_position', 'place_position',
-           'predict_all_2d', 'evaluate_2d', 'other_frames', 'write_run_2d']
+           'train_stage_2d', 'train_stages_2d', 'start_sizes_2d', 'speed_case_2d', 'predict_2d', 'mean_position',
+           'place_position', 'predict_all_2d', 'evaluate_2d', 'other_frames', 'write_run_2d']
 
 # %% ../../nbs/privileged/06_experiment_2d.ipynb #70778f4c
 from collections.abc import Callable
@@ -51,6 +51,7 @@ from ..train.experiment import ExperimentData, ExperimentSettings, ordered_batch
 from ..train.jobs import run_jobs
 from ..train.loop import fit, load_network, save_network, weights_fingerprint
 from ..train.sets import evaluation_reader
+from ..train.speed import Case
 
 # %% ../../nbs/privileged/06_experiment_2d.ipynb #3481261a
 @dataclass(frozen=True)
@@ -291,6 +292,18 @@ def start_sizes_2d(
         )
         sizes |= term_sizes(terms, network.trunk.parameters())
     return sizes
+
+# %% ../../nbs/privileged/06_experiment_2d.ipynb #8e0b0002
+def speed_case_2d(settings: Pi2dSettings, data: ExperimentData, device="cpu") -> Case:
+    "The training of Baseline RGB, to measure a device's speed with."
+    return Case(
+        f"pose machine, {settings.crop} px",
+        make_machine(settings, "rgb"),
+        MapLoss(settings, "rgb"),
+        training_batches(settings, data, "rgb", device),
+        train_settings(settings, "rgb"),
+        torch.zeros(1, 3, settings.crop, settings.crop),
+    )
 
 # %% ../../nbs/privileged/06_experiment_2d.ipynb #ca5d356a
 def predict_2d(
