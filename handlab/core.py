@@ -116,7 +116,7 @@ def choose(word, known) -> str:
     return f"did you mean {near}?" + f" {advice}" * (len(known) <= 12) if near else advice
 
 # %% ../nbs/00_core.ipynb #ad00c77f
-def named_folder(path, name: str) -> Path:  # name: of the variable or parameter that names the folder
+def named_folder(path: str | Path, name: str) -> Path:  # name: of the variable that names the folder
     "The absolute path of a folder that the user has named; one that is not there is an error."
     path = Path(path).expanduser().resolve()
     if not path.is_dir():
@@ -140,7 +140,7 @@ def project_root() -> Path:
     return next(iter(checkouts()), Path.cwd().resolve())
 
 # %% ../nbs/00_core.ipynb #1954a5d2
-def project_path(path) -> Path:  # an absolute path
+def project_path(path: str | Path) -> Path:  # an absolute path
     "`path` itself where it is absolute, else taken from the project's root."
     return project_root() / Path(path).expanduser()
 
@@ -167,7 +167,7 @@ class MissingFile(HandlabError, FileNotFoundError):
 # %% ../nbs/00_core.ipynb #6ad8c9d7
 @contextlib.contextmanager
 def read_errors_named(
-    path,  # the file that is being opened
+    path: str | Path,  # the file that is being opened
     fix: str,  # what the user can do where it is not there
 ):
     "Turn the system's errors into one line that names `path`; the advice follows the cause."
@@ -185,7 +185,7 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def full_disk_named(path):  # the file or folder that is being written
+def full_disk_named(path: str | Path):  # the file or folder that is being written
     "Turn the system's 'no space left', and what the machine refuses, into one line that names `path`."
     try:
         yield
@@ -203,7 +203,7 @@ def full_disk_named(path):  # the file or folder that is being written
 # %% ../nbs/00_core.ipynb #eeca4fc9
 @contextlib.contextmanager
 def atomic_file(
-    path,  # where the finished file goes
+    path: str | Path,  # where the finished file goes
     mode: str = "wb",
 ):  # as of `open`
     "Open a temporary file beside `path`, renamed to it when the block ends well."
@@ -232,7 +232,7 @@ def _umask():
 
 # %% ../nbs/00_core.ipynb #20c861ba
 @contextlib.contextmanager
-def atomic_folder(path):  # where the finished folder goes
+def atomic_folder(path: str | Path):  # where the finished folder goes
     "Yield a temporary folder beside `path`, renamed to it when the block ends well."
     path = Path(path)
     with full_disk_named(path):
@@ -284,7 +284,7 @@ SEAL = "digest"  # the entry with the digest of all others
 
 
 def write_json(
-    path,
+    path: str | Path,
     value,
     sealed: bool = False,  # a dict: with the digest of its content, which `read_json` compares
 ):
@@ -298,7 +298,7 @@ def write_json(
 
 # %% ../nbs/00_core.ipynb #e63ab0b5
 def read_json(
-    path,
+    path: str | Path,
     has=None,  # names of entries: the file must hold an object that has them
     fix: str = "delete it and run the step that writes it",  # what the user can do about a damaged one
 ):
@@ -316,13 +316,13 @@ def read_json(
     return value
 
 # %% ../nbs/00_core.ipynb #80126d15
-def file_state(path) -> tuple:  # size, date of the content, date of any change
+def file_state(path: str | Path) -> tuple:  # size, date of the content, date of any change
     "What changes when a file is written; of a file that is not there, an error of the system."
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def file_digest(path) -> str:  # 32 hexadecimal digits
+def file_digest(path: str | Path) -> str:  # 32 hexadecimal digits
     "The digest of a file's bytes, computed once in a process as long as the file's dates stay."
     with read_errors_named(path, "run the step that writes it"):
         return _digest_of(str(path), file_state(path))
@@ -334,14 +334,14 @@ def _digest_of(path, state):
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 # %% ../nbs/00_core.ipynb #b20b056e
-def note_files(folder, names) -> dict:  # {name: {'bytes', 'digest'}}
+def note_files(folder: str | Path, names) -> dict:  # {name: {'bytes', 'digest'}}
     "Size and digest of some files of a folder."
     paths = {str(name): Path(folder) / name for name in names}
     return {name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for name, path in paths.items()}
 
 # %% ../nbs/00_core.ipynb #fdbe6881
 def check_noted(
-    path,
+    path: str | Path,
     noted: dict,  # of `note_files`; a file that it does not have is not compared
     name: str = "",  # by default the file's own
     fix: str = "delete it and run the step that writes it",
@@ -354,7 +354,7 @@ def check_noted(
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #fa65c235
-def write_arrays(path, arrays: dict):
+def write_arrays(path: str | Path, arrays: dict):
     "Write arrays as one compressed .npz, atomically."
     content = io.BytesIO()  # a full disk is met when the bytes are written, not inside the archive
     np.savez_compressed(content, **arrays)
@@ -362,7 +362,7 @@ def write_arrays(path, arrays: dict):
         file.write(content.getbuffer())
 
 # %% ../nbs/00_core.ipynb #4b5992cd
-def read_arrays(path, fix: str = "delete it and run the step that writes it") -> dict:
+def read_arrays(path: str | Path, fix: str = "delete it and run the step that writes it") -> dict:
     "The arrays of an .npz; a broken one is an error that names it."
     with read_errors_named(path, fix.removeprefix("delete it and ")):
         content = io.BytesIO(Path(path).read_bytes())
@@ -450,7 +450,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 # %% ../nbs/00_core.ipynb #cc148bbb
-def read_pickle(path):
+def read_pickle(path: str | Path):
     "Read a pickle that holds arrays and plain containers only, of Python 2 as well."
     with read_errors_named(path, "check the folder, or unpack the dataset again"):
         content = Path(path).read_bytes()
@@ -526,7 +526,7 @@ def _read_names(source: str) -> list:
     return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
 
 # %% ../nbs/00_core.ipynb #a510283a
-def notebook_parameters(path) -> tuple:  # (names in the order of the cell, those that other cells read)
+def notebook_parameters(path: str | Path) -> tuple:  # (names in the cell's order, those other cells read)
     "The parameters of a notebook: what its cell with the tag `parameters` assigns."
     declared, read = [], set()
     for cell in read_json(path)["cells"]:

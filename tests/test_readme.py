@@ -35,6 +35,26 @@ def test_every_relative_link_exists(text, folder):
     assert relative and not missing
 
 
+def markdown():
+    "(file, text) of the guides and of every notebook's cells of Markdown."
+    for path in (*ROOT.glob("*.md"), *(ROOT / "figures").glob("*.md")):
+        yield path.name, path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                yield path.name, "".join(cell["source"])
+
+
+def test_every_row_of_a_table_has_its_columns():
+    "One more `|`, such as that of q(z|x), and some readers show the whole table as text."
+    wrong = []
+    for file, text in markdown():
+        for table in re.findall(r"(?:^\|.*\n?)+", text, re.M):
+            rows = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+            wrong += [f"{file}: {table[:60]!r}"] if len(set(rows)) > 1 else []
+    assert not wrong
+
+
 def test_every_notebook_of_the_house_is_linked_from_the_index():
     notebooks = {path.relative_to(ROOT / "nbs").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")}
     notebooks = {name for name in notebooks if ".ipynb_checkpoints" not in name} - {"index.ipynb"}

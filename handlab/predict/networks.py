@@ -166,7 +166,7 @@ def _spread(posterior, decode, samples: int) -> torch.Tensor:  # (B,21) in hand 
 # %% ../../nbs/predict/01_networks.ipynb #8d0a2231
 def load(
     name: str = "RGB PI Net",  # such as 'S4', 'RGB PI Net', 'RGB + PI training' (2D); or a run folder
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> HandNetwork:
     "A trained network with its preprocessing, in evaluation mode."
     return HandNetwork(find_network(name), pick_device(str(device))).eval()
