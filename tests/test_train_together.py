@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from handlab.aligned import experiment as aligned
 from handlab.core import HandlabError, make_settings, process_share, read_json
 from handlab.data.batches import own_part
 from handlab.privileged.experiment import PiSettings, pi_data, stage_jobs
@@ -137,3 +138,58 @@ def test_what_cannot_be_shared_is_named():
         from handlab.privileged.experiment import check_pi
 
         check_pi(replace(make_settings(PiSettings, "smoke"), num_processes=3))
+
+
+ALIGNED = make_settings(aligned.AlignedSettings, "smoke", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return aligned.aligned_data(ALIGNED, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(labelled_share=0.5, cloud_posteriors=1), dict(correspondence=False), dict(matched_points=0)],
+)
+def test_the_parts_of_a_step_are_the_step(changes, frames, monkeypatch):
+    "Two processes see together, to the bit, what one sees: pixels, labels, clouds, noise, matched points."
+    settings, parts = replace(ALIGNED, **changes), []
+    whole = aligned.ViewsAt(settings, frames.train)(3)
+    for number in ("0", "1"):
+        monkeypatch.setenv("RANK", number)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        parts.append(aligned.ViewsAt(settings, frames.train)(3))
+    groups = 2 if "labelled_share" in changes else 1  # the labelled frames come first
+
+    def joined(name, axis, groups):
+        both = [getattr(each, name).unflatten(axis, (groups, -1)) for each in parts]
+        return torch.cat(both, axis + 1).flatten(axis, axis + 1)
+
+    for letter, tensor in whole.tensors.items():
+        both = [each.tensors[letter].unflatten(0, (groups, -1)) for each in parts]
+        assert torch.equal(torch.cat(both, 1).flatten(0, 1), tensor), letter
+    clouds = whole.noise.shape[0] if not settings.cloud_posteriors else settings.cloud_posteriors
+    for name, axis, count in (
+        ("noise", 1, groups),
+        ("drawn", 1, groups),
+        ("chosen", 1, clouds * groups),
+        ("labelled", 0, groups),
+        ("sensor", 0, groups),
+    ):
+        value = getattr(whole, name)
+        assert (value is None) == (getattr(parts[0], name) is None), name
+        assert value is None or torch.equal(joined(name, axis, count), value), name
+
+
+def test_a_strategy_by_two_processes(frames, tmp_path):
+    "S4 has batch norm: on a CPU its statistics differ, so it ends near, not where one process ends."
+    errors = []
+    for processes in (1, 2):
+        settings = replace(ALIGNED, num_processes=processes)
+        folder = tmp_path / str(processes)
+        done = aligned.train_strategy(settings, frames, folder, report=lambda *state: None)
+        assert done["steps"] == settings.steps and done.get("processes", 1) == processes
+        errors.append(read_losses(folder / "losses.csv", "validation")["epe"][-1])
+    assert abs(errors[1] / errors[0] - 1) < 0.1
+    aligned.train_strategy(ALIGNED, frames, tmp_path / "2")  # one process loads it

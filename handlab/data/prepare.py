@@ -372,7 +372,7 @@ def check_same(prepared: Prepared, settings: CropSettings, identity: str) -> boo
 # %% ../../nbs/data/05_prepare.ipynb #280114e9
 def _begin(folder, first: dict, count: int):
     "Which rows (N,) bool of a growing folder are done; a new folder gets its files."
-    check_space(folder, count * sum(array.nbytes for array in first.values()))
+    check_space(folder, count * _bytes_of(first))
     try:
         return rows_done(folder, shapes_of(first, count), count)
     except (FileNotFoundError, ValueError, EOFError):
@@ -381,6 +381,18 @@ def _begin(folder, first: dict, count: int):
         with read_errors_named(folder, "call it again"):
             raise
     return np.zeros(count, bool)
+
+# %% ../../nbs/data/05_prepare.ipynb #5a1e0001
+def _say_size(folder, count: int, first: dict):
+    "Name what large arrays take, and what takes less."
+    edge, need = first["image"].shape[0] if "image" in first else 0, _bytes_of(first) * count
+    if need > 1 << 30:
+        what = f"{count:,} crops of {edge} px with their margin take {need / 1e9:.1f} GB on the disk"
+        print(f"{folder.name}: {what}; a smaller crop or context takes less", flush=True)
+
+
+def _bytes_of(row: dict) -> int:
+    return sum(array.nbytes for array in row.values())
 
 # %% ../../nbs/data/05_prepare.ipynb #8907c517
 def _crop_all(job: CropJob, done, workers: int, show_progress: bool):
@@ -446,6 +458,8 @@ def _fill(reader, wanted, identity, workers, show_progress):
             first = crop_sample(sample, settings)
             name = fingerprint(VERSION, count, source_name(reader), settings, identity, row_digest(first))
             growing = folders.enter_context(growing_folder(folder, name))
+            if show_progress:
+                _say_size(folder, count, first)
             done &= _begin(growing, first, count)
             files.append(CropFiles(settings, growing, shapes_of(first, count)))
         _crop_all(CropJob(reader, tuple(files)), done, workers, show_progress)
