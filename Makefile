@@ -1,4 +1,5 @@
-# make figures   every table and figure of both papers that is out of date: runs/<PROFILE>/..., figures/
+# make papers    every table and figure of both papers from the shipped runs, in minutes: figures/
+# make figures   every table and figure of both papers that is out of date: runs/<PROFILE>/
 #                PROFILE=smoke|quick|long|full  SEEDS=3  REAL=<folder of the real sets>  FLAGS=<options of Snakemake>
 # make ship      small copies of finished runs of the profiles long and full, to commit: runs/shipped/
 # make report    Snakemake's own report of the graph: runs/<PROFILE>/report.html
@@ -27,10 +28,10 @@ NEAREST   = import difflib, sys; word, *known = sys.argv[1:]; print(*difflib.get
 MEANT     = $(shell $(PYTHON) -c '$(NEAREST)' '$(firstword $(UNKNOWN))' $(SETTINGS))
 $(if $(strip $(UNKNOWN)),$(error $(firstword $(UNKNOWN)): there is no such variable; $(if $(MEANT),did you mean $(MEANT)? )choose one of $(SETTINGS)))
 
-.PHONY: help environment figures ship report test export clean
+.PHONY: help environment papers figures ship report test export clean
 
 help:
-	@sed -n '1,8s/^# //p' Makefile
+	@sed -n '1,9s/^# //p' Makefile
 
 environment: $(READY)
 	@echo "$(BIN)/python"
@@ -49,6 +50,9 @@ export REAL_FOLDER := $(value REAL)
 GRAPH = $(BIN)/python -m handlab.graph.run figures --profile $(PROFILE) --seeds $(SEEDS) $(if $(REAL_FOLDER),--real "$$REAL_FOLDER")
 figures: $(READY)
 	@$(GRAPH) $(FLAGS)
+
+papers: $(READY)
+	@$(BIN)/python -m handlab.graph.run papers $(FLAGS)
 
 ship: $(READY)
 	@$(BIN)/python -m handlab.results.ship

@@ -1,6 +1,7 @@
 # The graph of runs: data -> trainings x datasets x strategies x seeds -> the papers' pages with their figures -> the manifest.
 #
 #   make figures [PROFILE=smoke|quick|long|full] [SEEDS=n] [REAL=folder]       the usual way: all cores and GPUs of this machine
+#   make papers                                                           the pages of the shipped runs alone
 #   snakemake --cores 2 --config profile=quick seeds=1                    the same without make (options: profiles/default)
 #   snakemake --cores 2 runs/quick/train_pi-sim-stb-seed0/metrics.json    one run of it
 #
@@ -26,6 +27,7 @@ MADE = plan.files_made(PROFILE, SEEDS, REAL)
 FIGURES = plan.figures_folder(PROFILE)
 CALL = [sys.executable, "-m", "handlab.graph.run"]  # quoted in the shell (:q): folders may have any name
 OPTIONS = ["--profile", PROFILE, "--seeds", SEEDS, *(["--real", REAL] if REAL else [])]
+FRONT = [f"runs/{PROFILE}/front.done"] if PROFILE == plan.PAPERS else []
 GPUS = int(config.get("gpus", gpu_count()))  # of this machine, or of each of a cluster's jobs
 DATA_CODE = code_fingerprint("handlab/train/experiment.py")
 
@@ -39,7 +41,7 @@ def data_threads():  # two preparations at a time: while one starts or writes it
 
 rule all:
     default_target: True
-    input: MADE["manifest"], [MADE[run.name] for run in TRAININGS]
+    input: MADE["manifest"], [MADE[run.name] for run in TRAININGS], FRONT
 
 
 for name, needs in DATA.items():
@@ -70,8 +72,9 @@ for page in PAGES:
     rule:
         name: page.name
         input:
-            [MADE[run.name] for run in TRAININGS if run.notebook in plan.PAGES[page.notebook]],
-            [MADE[other.name] for other in PAGES if other.notebook in plan.PAGES_BEFORE.get(page.notebook, ())]
+            [MADE[run.name] for run in TRAININGS if run.notebook in plan.PAGES.get(page.notebook, ())],
+            [MADE[other.name] for other in PAGES if other.notebook in plan.PAGES_BEFORE.get(page.notebook, ())],
+            plan.shipped_files(page) if PROFILE == plan.PAPERS else []
         output: MADE[page.name]
         log: notebook=executed(page), text=text_log(page.name)
         params: code=notebook_code(page), given=plan.without_roots(plan.page_parameters(page, PROFILE))
@@ -90,12 +93,21 @@ rule manifest:
     shell: "{sys.executable:q} -m handlab.pages.manifest {FIGURES} --command {params.command:q} --json {output} > {log} 2>&1"
 
 
+if PROFILE == plan.PAPERS:
+    rule front:  # what README.md and the index say of the results
+        input: MADE["claims"]
+        output: touch(FRONT)
+        log: text_log("front")
+        params: code=code_fingerprint("handlab/pages/front.py")
+        shell: "{sys.executable:q} -m handlab.pages.front --seeds {SEEDS} > {log} 2>&1"
+
+
 # One readable line per run that has ended, instead of Snakemake's own.
 if workflow.is_main_process:
     RUNS = [*TRAININGS, *PAGES]
-    COSTS = {**dict.fromkeys(DATA, 1.), **{run.name: run.minutes * run.threads for run in RUNS}, "manifest": .1}
+    COSTS = {**dict.fromkeys(DATA, 1.), **{run.name: run.minutes * run.threads for run in RUNS}, "manifest": .1, **dict.fromkeys(["front"] * len(FRONT), .3)}
     FILES = {name: [text_log(name)] for name in COSTS} | {run.name: [executed(run), text_log(run.name)] for run in RUNS}
-    TALLY = Tally(COSTS, PACE[PROFILE] / (max(1, GPUS) if GPUS else workflow.cores or 1))
+    TALLY = Tally(COSTS, PACE.get(PROFILE, 1.) / (max(1, GPUS) if GPUS else workflow.cores or 1))
     logger.addHandler(Progress(TALLY, FILES, PROFILE))
 
 onstart: print(start_line(TALLY, PROFILE))

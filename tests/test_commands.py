@@ -157,6 +157,7 @@ COMMANDS = {
     "handlab.graph.run figures": ["--seed", "1"],
     "handlab.graph.run list": ["--seed", "1"],
     "handlab.results.ship": ["no-such-run"],
+    "handlab.pages.front": ["--seed", "1"],
     "handlab.pages.manifest": ["--comand", "x"],
     "handlab.sim.write": ["sim-rdh"],
     "handlab.sim.write sim-stb": ["folder", "--trainin", "4"],

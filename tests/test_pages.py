@@ -103,7 +103,7 @@ def test_pages_without_runs_leave_the_figures_alone(tmp_path, monkeypatch, capsy
     before = {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()}
     world = World("runs/quick", 1)
     assert claims.save_claims(world, claims_table(world), {})
-    page = paper_aligned.aligned_page()
+    page = paper_aligned.aligned_page(figures="figures")
     page.show("fig2")
     assert {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()} == before
     assert (tmp_path / "runs/quick/claims/figures/claims-quick.md").exists()

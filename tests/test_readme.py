@@ -18,13 +18,29 @@ INDEX = "\n".join(
 )
 
 
+SHIPPED = any((ROOT / "runs/shipped").glob("train_*/metrics.json"))
+by_hand = pytest.mark.skipif(SHIPPED, reason="what was found is written from the shipped runs")
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no run is shipped yet")
+def test_what_was_found_is_what_the_shipped_runs_say():
+    from handlab.graph.plan import shipped_seeds
+    from handlab.pages.front import front_block
+
+    assert front_block(seeds=shipped_seeds()) in README
+    assert front_block(seeds=shipped_seeds(), up="../") in INDEX
+
+
 def rows(name):
     with (ROOT / "figures" / name).open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def test_the_readme_is_short():
-    assert len(README.split()) <= 1100
+    "What was found, written by make papers, is counted apart."
+    before, found = README.split("<!--findings-->")
+    found, after = found.split("<!--/findings-->")
+    assert len((before + after).split()) <= 750 and len(found.split()) <= 700
 
 
 @pytest.mark.parametrize("text, folder", [(README, ""), (INDEX, "nbs")], ids=["README", "index"])
@@ -102,6 +118,7 @@ def aligned(strategy):
 RESULTS = README.split("## What it shows")[1].split("\n## ")[0]
 
 
+@by_hand
 def test_the_table_of_results_is_that_of_the_figures():
     networks = "mean training pose", "RGB Net", "RGB Net, same steps", "RGB PI Net"
     expected = [[pi(dataset, network) for dataset in ("RHD", "Stereo")] for network in networks]
@@ -136,6 +153,7 @@ def numbers(line):
     return re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", line)
 
 
+@by_hand
 def test_the_findings_are_those_of_the_figures():
     claims, findings = rows("claims-quick.csv"), re.findall(r"^\d\. .*", RESULTS, re.M)
     verdicts = [kind(row) for row in claims]
@@ -164,6 +182,7 @@ def test_the_findings_are_those_of_the_figures():
     assert numbers(findings[3]) == [*claim("s1-s4")[1], *equal, *made]
 
 
+@by_hand
 def test_the_index_states_the_same_findings():
     assert re.findall(r"^\d\. .*", RESULTS, re.M) == re.findall(r"^\d\. .*", INDEX, re.M)
     assert [line for line in RESULTS.splitlines() if line.startswith("|")][2:] == [

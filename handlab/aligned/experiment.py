@@ -681,7 +681,8 @@ def open_run(folder, device="cpu", show_progress=False) -> tuple:  # settings, d
     if (experiment := metrics.get("experiment")) != "train_aligned":
         raise HandlabError(folder, f"it holds a run of {experiment}", "name a run of train_aligned")
     settings = check_aligned(make_settings(AlignedSettings, **metrics["settings"]))
-    data = shared.experiment_data(settings, show_progress)
-    if data.fingerprint != metrics["data"]["fingerprint"]:
+    shipped = "shipped" in metrics
+    data = shared.data_on_demand(settings) if shipped else shared.experiment_data(settings, show_progress)
+    if not shipped and data.fingerprint != metrics["data"]["fingerprint"]:
         raise HandlabError(folder, "its data have changed since the training", "train again, in a new folder")
     return settings, data, trained_network(settings, folder, device)

@@ -127,7 +127,7 @@ def make_walk(
             f"strategy {settings.strategy!r}", "it decodes no poses", "choose a strategy with P after the 2"
         )
     images = ((true["R"].transpose(0, 2, 3, 1) + 0.5) * 255).round().clip(0, 255).astype(np.uint8)
-    names = tuple(str(prepared.name[frame]) for frame in (first, second))
+    names = tuple(map(str, chosen.name))
     return Walk(images, decoded["P"], decoded.get("C"), names)
 
 # %% ../../nbs/aligned/07_figures.ipynb #7a934634

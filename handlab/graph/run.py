@@ -27,7 +27,14 @@ from handlab.core import (
     usable_cores,
 )
 from .execute import adopt, gpu_count, prepare_data, run_one
-from .plan import figures_folder, files_made, incomplete_runs, whole_graph
+from handlab.graph.plan import (
+    PAPERS,
+    figures_folder,
+    files_made,
+    incomplete_runs,
+    shipped_seeds,
+    whole_graph,
+)
 from ..pages.manifest import missing_files
 from ..results.runs import PROFILES, REAL_SETS, left_out_line, page_folder, run_command
 
@@ -166,6 +173,9 @@ def _add_commands(parts, usual):
     data = add("data", "one preparation")
     data.add_argument("name", help="as `figures --dry-run` names it")
     data.add_argument("--output", required=True, help="the file to note it in")
+    text = "the pages of both papers from the shipped runs, in minutes; options of Snakemake follow"
+    papers = parts.add_parser("papers", help=text, description=text)
+    papers.add_argument("--cores", type=int, default=0, help="how many to use (all)")
     add("list", "the runs, with their commands")
     add("adopt", "accept finished runs made by hand as runs of the present code")
 
@@ -178,6 +188,8 @@ def main(arguments=None):
     for word in more:
         if near := nearest(word.split("=")[0], options, 0.8):
             parser.error(f"there is no option {word}; did you mean {near}?")
+    if given.what == "papers":
+        return become_snakemake(PAPERS, shipped_seeds(), given.cores, more)
     graph = given.profile, given.seeds
     if given.minutes < 0:
         parser.error(f"--minutes {given.minutes:g} is below 0")

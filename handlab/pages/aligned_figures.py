@@ -147,16 +147,22 @@ def measure_tips(
     found = {}
     for variant, each in runs.items():
         for run in each:
-            settings, _, network = opened(run, device)
-            reader = evaluation_reader(
-                dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip
-            )
-            crops = replace(crop_settings(settings), crop="tips")
-            prepared = prepared_reader(reader, crops, show_progress=False)
-            curves = tip_curves(predict(network, prepared, settings, device), prepared)
-            for alignment, curve in curves.items():
+            measured = run.measured("tips", lambda: _tips_of(run, dataset, root, device))
+            frames = str(measured.pop("frames"))
+            for alignment, curve in measured.items():
                 found.setdefault(variant, {}).setdefault(alignment, []).append(curve)
-    return found, f"{len(prepared)} frames of {prepared.source}"
+    return found, frames
+
+
+def _tips_of(run, dataset: str, root: str, device) -> dict:  # {alignment: (100,), 'frames': text}
+    settings, _, network = opened(run, device)
+    reader = evaluation_reader(
+        dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip
+    )
+    crops = replace(crop_settings(settings), crop="tips")
+    prepared = prepared_reader(reader, crops, show_progress=False)
+    curves = tip_curves(predict(network, prepared, settings, device), prepared)
+    return curves | {"frames": np.array(f"{len(prepared)} frames of {prepared.source}")}
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #58ba8d18
 def fig_tips(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ALONE', 'BOTH', 'variant_runs', 'label_of', 'labelled_share', 'weak_variants', 'opened', 'run_errors',
            'comparison_table', 'table_variants', 'table_joints', 'table_strategies', 'train_for_equal_time',
-           'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'smoothness_of',
-           'table_smoothness', 'cloud_smoothness_of', 'table_clouds']
+           'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'flat',
+           'nested', 'smoothness_of', 'table_smoothness', 'cloud_smoothness_of', 'table_clouds']
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cb3b8dc2
 import functools
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ..aligned import comparison
-from ..aligned.experiment import equal_time_steps, open_run
+from ..aligned.experiment import AlignedSettings, equal_time_steps, make_network, open_run
 from handlab.aligned.smoothness import (
     CLOUD_LABELS,
     MEASURES,
@@ -28,7 +28,7 @@ from handlab.aligned.smoothness import (
     stack_seeds,
 )
 from ..aligned.strategies import LABELS, base_variant
-from ..core import HandlabError
+from ..core import HandlabError, make_settings
 from ..hand.metrics import joint_errors
 from .page import every_run, groups_of, split_scores
 from ..results.published import published_numbers, published_strategies
@@ -71,7 +71,10 @@ def _opened(path, device, changed):
 def opened(run, device="cpu") -> tuple:  # settings, data, network
     "What is needed to use a run's network."
     changed = (Path(run.path) / "metrics.json").stat().st_mtime_ns
-    return _opened(str(run.path), str(device), changed)
+    found = _opened(str(run.path), str(device), changed)
+    if run.shipped:
+        found[1].test.known = run.predictions
+    return found
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #b438f306
 def _check_frames(runs: list):
@@ -289,7 +292,8 @@ def table_test_time(
     "Weights when tested and while training, and milliseconds from image to pose."
     rows = {}
     for variant, each in runs.items():
-        settings, _, network = opened(each[0], device)
+        settings = make_settings(AlignedSettings, **each[0].metrics["settings"])
+        network = make_network(settings).to(device).eval()  # its weights change neither size nor time
         pixels = side or settings.crop
         rows[LABELS[base_variant(variant)]] = {
             "weights when tested": _weights(network.encoders["R"], network.decoders["P"]),
@@ -302,6 +306,26 @@ def table_test_time(
     return pd.DataFrame(rows).T.astype(whole).rename_axis("strategy")
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cfb4e8c6
+def flat(nested: dict, start: str = "") -> dict:  # {'a': {'b': array}} -> {'a/b': array}
+    "Nested dicts of arrays as one dict, for a file."
+    found = {}
+    for name, each in nested.items():
+        found |= flat(each, f"{start}{name}/") if isinstance(each, dict) else {f"{start}{name}": each}
+    return found
+
+
+def nested(arrays: dict) -> dict:
+    "The inverse of `flat`."
+    found = {}
+    for name, each in arrays.items():
+        *parents, last = name.split("/")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = each
+    return found
+
+
 def smoothness_of(
     runs: dict,  # {variant: [RunFolder]}
     joints_of: str = "S4",  # the variant whose end poses are also connected by straight paths of the joints
@@ -312,11 +336,11 @@ def smoothness_of(
 
     def measure(run):
         settings, data, network = opened(run, device)
-        return latent_smoothness(network, data.test, settings, data.train, device=device, **more)
+        return flat(latent_smoothness(network, data.test, settings, data.train, device=device, **more))
 
     found = {}
     for variant, each in runs.items():
-        stacked = stack_seeds([measure(run) for run in each])
+        stacked = stack_seeds([nested(run.measured("walks", lambda: measure(run))) for run in each])
         found[variant] = stacked["latent"]
         if variant == joints_of:
             found["joints"] = stacked["joints"]
@@ -356,7 +380,7 @@ def cloud_smoothness_of(runs: list, device="cpu") -> dict:
         settings, data, network = opened(run, device)
         return cloud_variation(network, data.test, settings, device)
 
-    each = [measure(run) for run in runs]
+    each = [run.measured("clouds", lambda: measure(run)) for run in runs]
     measures = {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}
     return {"clouds": {"measures": measures, "groups": groups_of(runs[0])}}
 

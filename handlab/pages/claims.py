@@ -17,7 +17,7 @@ import pandas as pd
 from .output import choose_folder, save_figure, save_table
 from ..results.claims import World, count_sentences, read_headlines
 from ..results.published import PAPERS, facts
-from ..results.runs import about_item, graph_runs, page_folder, require
+from ..results.runs import about_item, graph_runs, page_folder, page_home, require
 from ..results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_ANSWERABLE, NOT_RUN, VERDICTS
 
 # %% ../../nbs/pages/05_claims.ipynb #fe65af2f
@@ -251,7 +251,7 @@ def _label_forest(axis, title: str, source: str):
 # %% ../../nbs/pages/05_claims.ipynb #1d1eaf04
 def require_graph(world: World):
     "Raise an error that names every run of the graph that is missing."
-    names = dict.fromkeys(run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.profile))
+    names = dict.fromkeys(run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.graph_profile))
     require([name.replace("sim-", "") if world.real else name for name in names], world.folder, world.seeds)
 
 # %% ../../nbs/pages/05_claims.ipynb #3279f696
@@ -291,7 +291,7 @@ def save_claims(
     text, runs = caption(world, table), world.opened
     name = f"claims-{world.profile}{'-real' * world.real}"
     about = about_item("claims", "both", "claims", runs)
-    own = f"{world.folder}/{page_folder('claims', world.real)}/figures"
+    own = page_home(world.folder) / page_folder("claims", world.real) / "figures"
     folder = choose_folder(name, about, folder, own)
     written = save_table(headline_table(table), f"{name}-headlines", text, folder=folder, about=about)
     counts = " ".join(count_sentences(table))

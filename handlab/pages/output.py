@@ -35,6 +35,17 @@ def write_about(
         raise HandlabError(name, f"the manifest needs {', '.join(missing)}", "add it to about")
     note = {**about, "files": [f"{name}.{kind}" for kind in kinds]}
     write_json(project_path(folder) / "about" / f"{name}.json", note)
+    _remove_lesser(project_path(folder), name, about.get("profile", ""))
+
+
+def _remove_lesser(folder: Path, name: str, profile: str):
+    "Remove the same table or figure of smaller profiles: `pi-fig5-sim-stb-quick` gives way to `...-long`."
+    for lesser in PROFILES[: PROFILES.index(profile)] if profile in PROFILES else ():
+        path = folder / "about" / f"{name.replace(f'-{profile}', f'-{lesser}')}.json"
+        if path.name != f"{name}.json" and path.exists():
+            for file in read_json(path, ("files",))["files"]:
+                (folder / Path(file).name).unlink(missing_ok=True)
+            path.unlink()
 
 # %% ../../nbs/pages/01_output.ipynb #8cedb6eb
 def _has_less(about: dict, there: dict) -> bool:

@@ -23,11 +23,16 @@ from ..results.evidence import frame_scores
 from handlab.results.runs import (
     BUDGETS,
     about_item,
+    figures_folder,
     missing_line,
     open_runs,
+    origin_line,
     page_folder,
+    page_home,
+    profile_of,
     require,
     source_line,
+    untrained_line,
 )
 from ..results.statistics import Interval, mean_estimate
 from ..train.scores import split_columns
@@ -108,6 +113,16 @@ def _items_named(page, name: str) -> list:
 
 # %% ../../nbs/pages/03_page.ipynb #938c4a11
 def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
+    try:
+        return _made(page, item)
+    except HandlabError as error:
+        if page.strict:
+            raise
+        print(f"{item.place}: {error}")
+        return None
+
+
+def _made(page, item: Item) -> tuple | None:
     names, needs = item.wanted(page)
     runs = page.open(names, needs, item.place)
     if names and len(runs) < item.least:
@@ -116,13 +131,7 @@ def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
         return None
     if item.first:
         runs = {key: each[:1] for key, each in runs.items()}
-    try:
-        return item.make(runs, page), runs
-    except HandlabError as error:
-        if page.strict:
-            raise
-        print(f"{item.place}: {error}")
-        return None
+    return item.make(runs, page), runs
 
 # %% ../../nbs/pages/03_page.ipynb #bda9613c
 def _file_name(page, item: Item, runs: list) -> str:
@@ -176,22 +185,32 @@ class Page:
     folder: str | Path = "runs/quick"  # of the runs: runs/<profile>
     seeds: int = 1  # of each run
     strict: bool = False  # True: a missing run is an error
-    figures: str = "figures"  # where the files go; empty: nothing is written
+    figures: str = "auto"  # where the files go; 'auto': as the runs' folder has it; empty: nothing is written
     sets: dict = field(default_factory=lambda: dict(SETS))  # {role: data set}
     options: dict = field(default_factory=dict)  # what the items' functions may need: device, folders
     tables: dict = field(default_factory=dict, repr=False)  # {name: DataFrame} that were shown
     read: list = field(default_factory=list, repr=False)  # RunFolders that were opened for shown items
     measured: dict = field(default_factory=dict, repr=False)  # results that several items share
 
+    def __post_init__(self):
+        if self.figures == "auto":
+            self.figures = figures_folder(self.folder)
+
     @property
     def profile(self) -> str:
-        return Path(self.folder).name
+        return profile_of(self.folder)
+
+    def origin(self) -> str:
+        "Where the page's numbers are from, and what is not trained yet: two lines."
+        names = [name for item in self.items for name in item.wanted(self)[0].values()]
+        known = untrained_line(names, self.folder, self.seeds)
+        return f"{origin_line(self.all_runs(), self.folder)}\n{known}"
 
     @property
     def own_figures(self) -> Path:
         "Where files go if `figures` has them made of more."
         real = not self.sets["rhd"].startswith("sim-")
-        return Path(self.folder) / page_folder(self.paper.notebook, real) / "figures"
+        return page_home(self.folder) / page_folder(self.paper.notebook, real) / "figures"
 
     def all_runs(self) -> list:  # RunFolders
         "Every run that the items want and that exists."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'OPTIONS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES', 'ABLATIONS', 'ABLATION_TABLES', 'OURS',
-           'CURVES', 'PICTURES', 'SMOOTHNESS', 'SMOOTH', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES',
-           'aligned_page', 'show_equal_time', 'findings', 'write_paper']
+           'CURVES', 'PICTURES', 'SMOOTHNESS', 'SMOOTH', 'STANDS', 'CONVERGENCE', 'ITEMS', 'UNLABELLED', 'COMPARISONS',
+           'SENTENCES', 'aligned_page', 'show_equal_time', 'found', 'findings', 'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
 from pathlib import Path
@@ -22,6 +22,7 @@ from . import aligned_figures as figures
 from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
 from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
+from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.published import published_strategies
 from ..results.runs import BUDGETS, control_variants, source_line
 from ..results.statistics import difference
@@ -257,7 +258,20 @@ SMOOTH = (
         stored="clouds",
     ),
 )
-ITEMS = (*TABLES, *ABLATION_TABLES, *CURVES, *PICTURES, *SMOOTH)
+STANDS = "convergence, not in the paper"
+
+
+def _trained(page: Page) -> tuple:
+    "Every run of the paper."
+    names = {name: name for item in (*TABLES, *ABLATION_TABLES) for name in item.wanted(page)[0].values()}
+    return names, ()
+
+
+CONVERGENCE = (
+    Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
+    Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
+)
+ITEMS = (*TABLES, *ABLATION_TABLES, *CURVES, *PICTURES, *SMOOTH, *CONVERGENCE)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #7d52512a
 def show_equal_time(page: Page, folder) -> None:  # folder: where the trainings go
@@ -325,19 +339,26 @@ SENTENCES = {  # row of COMPARISONS: (name of the first, name of the second)
 }
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #35d7e392
-def findings(page: Page) -> Markdown:
-    "One table and three sentences, from the runs that exist."
-    found = {name: _compare(page, *pair) for name, pair in COMPARISONS.items()}
-    found = {name: each for name, each in found.items() if each is not None}
-    table = pd.DataFrame([_finding(name, page, each) for name, each in found.items()])
+def found(page: Page) -> tuple:  # table, sentences, source
+    "What was found, from the runs that exist."
+    each_pair = {name: _compare(page, *pair) for name, pair in COMPARISONS.items()}
+    each_pair = {name: each for name, each in each_pair.items() if each is not None}
+    table = pd.DataFrame([_finding(name, page, each) for name, each in each_pair.items()])
     sentences = [
-        compared(*names, found[name][2], f"mean error on {page.sets[COMPARISONS[name][2]]}")
+        compared(*names, each_pair[name][2], f"mean error on {page.sets[COMPARISONS[name][2]]}")
         for name, names in SENTENCES.items()
-        if name in found
+        if name in each_pair
     ]
     table = table.set_index("mean EPE (mm)") if len(table) else table
-    runs = [run for each, *_ in found.values() for run in every_run(each)]
-    return show_findings(table, sentences, source_line(runs))
+    runs = [run for each, *_ in each_pair.values() for run in every_run(each)]
+    if page.all_runs():
+        sentences.append(convergence_sentence(page.all_runs()))
+    return table, sentences, source_line(runs)
+
+
+def findings(page: Page) -> Markdown:
+    "One table and a few sentences."
+    return show_findings(*found(page))
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #d16fa498
 def _smoothness(page: Page) -> dict:  # {row: {'measures': {measure: (seeds, N)}}}

@@ -23,7 +23,7 @@ from ..privileged.experiment import PiSettings, trained_network
 from ..privileged.figures import fig_activations, fig_losses, fig_predictions
 from ..results.datasets import table_datasets
 from ..results.runs import source_line
-from ..train.experiment import ordered_batches, prepared_reader
+from ..train.experiment import FramesOnDemand, ordered_batches, prepared_reader
 from ..train.scores import device_name, forward_times
 from ..train.sets import reader_of
 
@@ -34,11 +34,14 @@ def table_1(roots: dict = None) -> pd.DataFrame:  # {dataset: folder}
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #1049f230
 def test_frames(run, root: str = ""):  # root: the real set's folder where it is not the one the run had
-    "The prepared test frames of a run."
+    "The prepared test frames of a run; of a shipped one, those that are asked for."
     given = {"crop_by": "zb", **run.metrics["settings"], **({"data_root": root} if root else {})}
     settings = SimpleNamespace(**given)
     crops = CropSettings(size=settings.crop, context=settings.context, crop=settings.crop_by)
-    prepared = prepared_reader(reader_of(settings, "evaluation"), crops, show_progress=False)
+    reader = reader_of(settings, "evaluation")
+    if run.shipped:
+        return FramesOnDemand(reader, crops, known=run.predictions)
+    prepared = prepared_reader(reader, crops, show_progress=False)
     if list(np.asarray(prepared.name, str)) != list(run.predictions["name"]):
         raise HandlabError(
             run.name, "its predictions are not of the frames that its settings give", "run it again"
@@ -59,7 +62,9 @@ def run_networks(run, stages=("rgb", "rgb_pi", "depth"), device="cpu") -> dict: 
 
 def fig_4(runs, root: str = "", count: int = 6):
     "Fig. 4 of the first run: input, activation maps of three networks, depth."
-    figure = fig_activations(run_networks(runs[0]), test_frames(runs[0], root), count)
+    frames = test_frames(runs[0], root)
+    some = frames.subset(even_frames(len(frames), count))
+    figure = fig_activations(run_networks(runs[0]), some, len(some))
     figure.suptitle(source_line(runs[:1]), fontsize=8, y=1.01)
     return figure
 
@@ -99,16 +104,18 @@ def fig_5(runs):
 def fig_6(runs, root: str = "", count: int = 6):
     "Fig. 6 of the first run: 3D poses of three networks over the truth."
     run, frames = runs[0], test_frames(runs[0], root)
-    predictions = {stage: run.predictions[stage] for stage in ("rgb", "rgb_pi", "depth")}
-    figure = fig_predictions(frames, predictions, even_frames(len(frames), count))
+    chosen = even_frames(len(frames), count)
+    predictions = {stage: run.predictions[stage][chosen] for stage in ("rgb", "rgb_pi", "depth")}
+    figure = fig_predictions(frames.subset(chosen), predictions, range(len(chosen)))
     figure.suptitle(f"{source_line(runs[:1])}; green: truth; mean error of each frame", fontsize=8, y=1.03)
     return figure
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #e03a599a
 def _crops(frames, chosen) -> tuple:  # (N,S,S,3) in 0 to 1, (N,3,3) image to crop
-    batch = next(iter(ordered_batches(frames.subset(chosen), len(chosen), "cpu", ("image",))))
+    some = frames.subset(chosen)
+    batch = next(iter(ordered_batches(some, len(chosen), "cpu", ("image",))))
     images = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
-    return images, crop_matrix(np.asarray(frames.box)[chosen], batch.image.shape[-1])
+    return images, crop_matrix(np.asarray(some.box), batch.image.shape[-1])
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #a99673ef
 def _draw_row(row, name: str, arrays: dict, chosen, images, to_crop):

@@ -9,14 +9,13 @@ __all__ = ['Network', 'read_networks', 'published_value', 'Missing', 'Unfit', 'W
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
 from .published import published_curves, published_numbers
-from .runs import PROFILES, open_runs
+from .runs import PROFILES, open_runs, profile_of
 from handlab.results.statistics import (
     Estimate,
     known,
@@ -100,7 +99,7 @@ class World:
 
     @property
     def profile(self) -> str:
-        return Path(self.folder).name
+        return profile_of(self.folder)
 
     @property
     def graph_profile(self) -> str:

@@ -24,7 +24,7 @@ from ..privileged import experiment as pi_experiment
 from ..privileged.diagram import paper_networks
 from ..privileged.networks import energy_on_hand
 from .evidence import Evidence, Missing, Network, Unfit
-from .runs import RunFolder, page_folder
+from .runs import RunFolder, page_folder, page_home
 from handlab.results.statistics import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -227,11 +227,18 @@ def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {s
     return {stage: shares(stage).double().numpy() for stage in stages}
 
 # %% ../../nbs/results/06_measures.ipynb #0a146cd7
+def _shares_of(run) -> dict:
+    try:
+        return run.measured("activations", lambda: activation_shares(run))
+    except FileNotFoundError:
+        raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: activations") from None
+
+
 @_measure
 def on_hand(evidence: Evidence, before: Network, after: Network) -> Measured:
     "How much more of the activation energy lies on the hand in the second stage."
     shares = [
-        evidence.world.keep((run.name, "activations"), lambda: activation_shares(run))
+        evidence.world.keep((run.name, "activations"), lambda: _shares_of(run))
         for run in evidence.runs_of(before)
     ]
     evidence.frames = len(shares[0][before.key])
@@ -251,8 +258,20 @@ def _file_of(run, name: str) -> Path:
     return run.file(name)
 
 # %% ../../nbs/results/06_measures.ipynb #46a3bdae
+def _network_of(run, device="cpu"):
+    "A run's network; of a shipped one untrained, which changes neither its size nor its time."
+    settings = make_settings(aligned_experiment.AlignedSettings, **run.metrics["settings"])
+    if run.shipped:
+        return aligned_experiment.make_network(settings).to(device)
+    _file_of(run, "model.safetensors")
+    return aligned_experiment.trained_network(settings, run.path, device)
+
+
 def weights_at_test(run) -> int:
     "How many weights a test from RGB uses."
+    if run.shipped:  # perhaps without its weights
+        sizes = {name: each.numel() for name, each in _network_of(run).state_dict().items()}
+        return sum(size for name, size in sizes.items() if name.startswith(_AT_TEST))
     with safe_open(_file_of(run, "model.safetensors"), "np") as file:
         used = [name for name in file.keys() if name.startswith(_AT_TEST)]
         return int(sum(np.prod(file.get_slice(name).get_shape()) for name in used))
@@ -267,14 +286,9 @@ def size_apart(evidence: Evidence, first: Network, second: Network) -> Measured:
 # %% ../../nbs/results/06_measures.ipynb #5196d25c
 def milliseconds_at_test(runs, count: int = _TIMINGS) -> np.ndarray:  # (len(runs), count)
     "How long each run's network takes for one RGB crop, repeated in turn."
-    for run in runs:
-        _file_of(run, "model.safetensors")
-    device = pick_device()
-    settings = [make_settings(aligned_experiment.AlignedSettings, **run.metrics["settings"]) for run in runs]
-    networks = [
-        aligned_experiment.trained_network(each, run.path, device).eval() for each, run in zip(settings, runs)
-    ]
-    crop = torch.zeros(1, 3, settings[0].crop, settings[0].crop, device=device)
+    device, side = pick_device(), runs[0].metrics["settings"]["crop"]
+    networks = [_network_of(run, device).eval() for run in runs]
+    crop = torch.zeros(1, 3, side, side, device=device)
     times = np.zeros((len(runs), count + 3))
     for turn in range(count + 3):
         for place, network in enumerate(networks):
@@ -318,7 +332,7 @@ def forward_time(evidence: Evidence, *, kind: str) -> Measured:  # '3D' or '2D'
 def _walks(evidence: Evidence, *networks: Network) -> list:
     "An estimate of each array, (seeds, pairs) or (seeds, frames)."
     world, keys = evidence.world, [network.key for network in networks]
-    path = project_path(world.folder) / page_folder("paper_aligned", world.real) / "smoothness.npz"
+    path = project_path(page_home(world.folder)) / page_folder("paper_aligned", world.real) / "smoothness.npz"
     if not path.exists():
         raise Missing("paper_aligned: smoothness.npz")
     page = RunFolder(path.parent)

@@ -6,9 +6,9 @@
 __all__ = ['OTHER', 'LABELLED_SHARES', 'PROFILES', 'TABLE_1', 'TRIALS', 'STEPS', 'BUDGETS', 'REAL_SETS', 'OPTIONAL_SETS',
            'SHIPPED', 'COMMON', 'Run', 'name_of', 'aligned_controls', 'pi_controls', 'graph_runs', 'real_roots',
            'left_out_line', 'page_folder', 'run_folder', 'run_parameters', 'run_command', 'is_shipped', 'profile_of',
-           'page_home', 'has_controls', 'control_variants', 'command_for', 'subtracted', 'restored', 'RunFolder',
-           'open_runs', 'missing_runs', 'make_command', 'command_of', 'missing_line', 'require', 'data_sources',
-           'seed_count', 'source_line', 'shipped_line', 'about_item']
+           'page_home', 'figures_folder', 'has_controls', 'control_variants', 'command_for', 'subtracted', 'restored',
+           'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of', 'missing_line', 'require',
+           'data_sources', 'seed_count', 'source_line', 'shipped_line', 'origin_line', 'untrained_line', 'about_item']
 
 # %% ../../nbs/results/03_runs.ipynb #5aa17eba
 import contextlib
@@ -348,6 +348,11 @@ def page_home(folder) -> Path:
     "Where the pages of a folder of runs lie."
     return Path(folder).with_name("papers") if is_shipped(folder) else Path(folder)
 
+
+def figures_folder(folder) -> str:
+    "Where the tables and figures of a folder of runs go; those of shipped runs are the project's own."
+    return "figures" if is_shipped(folder) else f"{folder}/figures"
+
 # %% ../../nbs/results/03_runs.ipynb #76561e82
 _EXTRA_RUNS = {  # not in the graph of every profile
     "train_pi-bighand-sim-rhd": ("train_pi", {"dataset": "sim-rhd", "depth_first": "sim-bighand"}),
@@ -515,7 +520,7 @@ def missing_runs(names, folder="runs/quick", seeds: int = 1) -> list:  # names w
 
 def make_command(folder="runs/quick", seeds: int = 1, real: bool = False) -> str:  # real: on the real sets
     "The command that makes every run of a profile."
-    if is_shipped(folder):
+    if is_shipped(folder) or Path(folder).name == page_home(SHIPPED).name:
         return "make papers"
     return f"make figures PROFILE={Path(folder).name} SEEDS={seeds}{' REAL=<folder of the real sets>' * real}"
 
@@ -591,6 +596,25 @@ def shipped_line(runs) -> str:  # RunFolders; '' where none is shipped
     ]
     cost = f"{wall:.1f} hours, {busy:.1f} processor hours, about {energy:.2f} kWh (estimated)"
     return f"{len(runs)} shipped run{'s' * (len(runs) > 1)}: {', '.join(made)}; {cost}"
+
+
+def origin_line(runs, folder) -> str:  # folder: of the runs
+    "Where a page's numbers are from."
+    runs = list(runs)
+    if not runs or runs[0].shipped:
+        return shipped_line(runs) or f"no finished run in {folder}"
+    commits = _many(run.metrics.get("commit", "unknown") for run in runs)
+    return f"{len({run.path for run in runs})} runs made here: profile {profile_of(folder)}, commit {commits}"
+
+
+def untrained_line(names, folder, seeds: int = 1) -> str:  # names: without seeds
+    "Which runs are not trained yet, in one line."
+    counts = {name: len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)}
+    none = [name for name, count in counts.items() if not count]
+    fewer = [f"{name} ({count})" for name, count in counts.items() if 0 < count < seeds]
+    parts = [f"{len(none)} of {len(counts)} runs are not trained yet: {', '.join(none)}"] * bool(none)
+    parts += [f"fewer than {seeds} seeds: {', '.join(fewer)}"] * bool(fewer)
+    return "; ".join(parts) or f"all {len(counts)} runs are trained, with {seeds} seed{'s' * (seeds > 1)}"
 
 # %% ../../nbs/results/03_runs.ipynb #6670bb00
 def _date(run) -> str:

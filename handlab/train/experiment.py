@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SMOKE', 'LONG', 'FULL', 'SHARED_CHOICES', 'SHARED_POSITIVE', 'REAL_MISSING', 'NOT_TRAINING', 'ExperimentSettings',
            'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'side_by_side', 'settings_given',
-           'ExperimentData', 'prepared_folder', 'prepared_reader', 'experiment_data', 'has_root', 'has_depth',
-           'prefetch_on', 'ordered_batches', 'in_order', 'mean_pose', 'place_pose', 'real_frames', 'open_network',
-           'step_times', 'depends_on', 'write_predictions', 'close_run', 'this_sitting', 'write_metrics']
+           'ExperimentData', 'prepared_folder', 'prepared_reader', 'SomeFrames', 'FramesOnDemand', 'DataOnDemand',
+           'data_on_demand', 'experiment_data', 'has_root', 'has_depth', 'prefetch_on', 'ordered_batches', 'in_order',
+           'mean_pose', 'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on', 'write_predictions',
+           'close_run', 'this_sitting', 'write_metrics']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
 import time
@@ -290,6 +291,82 @@ def prepared_folder(reader, crops: CropSettings) -> Path:
 def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
     "The prepared crops of a reader, made or found."
     return prepare(reader, prepared_folder(reader, crops), crops, show_progress=show_progress)
+
+# %% ../../nbs/train/05_experiment.ipynb #e7353dbf
+@dataclass(frozen=True)
+class SomeFrames:
+    "A reader of some frames of another."
+
+    reader: object
+    rows: tuple  # numbers of frames
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index: int):
+        return self.reader[self.rows[index]]
+
+    @property
+    def source(self) -> str:
+        return self.reader.source
+
+    @property
+    def split(self) -> str:
+        return self.reader.split
+
+    def identity(self) -> str:  # the last word names the content, as in the whole reader's
+        return f"{fingerprint(self.rows)} of {reader_identity(self.reader)}"
+
+# %% ../../nbs/train/05_experiment.ipynb #6e8dd00e
+class FramesOnDemand:
+    "A split of which only those frames are prepared that are asked for."
+
+    def __init__(self, reader, crops: CropSettings, count: int = 0, known: dict = None):
+        self.reader, self.crops = reader, crops
+        self.count = count or len(reader)  # the first ones
+        self.known = known  # 'name' and 'true' of every frame, (N,21,3) mm or (N,21,2) px; None: not known
+        self.source = reader.source
+
+    def __len__(self):
+        return self.count
+
+    def subset(self, indices):
+        "The prepared crops of some frames: a slice, or a list of numbers."
+        rows = np.arange(self.count)[indices]
+        whole = prepared_folder(self.reader, self.crops)
+        if (whole / "meta.json").exists():
+            chosen = open_prepared(whole).subset(rows)
+        else:
+            some = SomeFrames(self.reader, tuple(rows.tolist()))
+            folder = prepared_folder(some, self.crops)
+            chosen = prepare(some, folder, self.crops, workers=1, show_progress=False)
+        if self.known is not None:
+            self._check(rows, chosen)
+        return chosen
+
+    def _check(self, rows, chosen):
+        true = self.known["true"][rows]
+        now = np.asarray(chosen.joints if true.shape[-1] == 3 else chosen.uv)
+        named = list(np.asarray(chosen.name, str)) == list(self.known["name"][rows])
+        if not named or not np.allclose(now, true, atol=0.01, equal_nan=True):
+            what = f"these frames of {self.source} are not those of the run"
+            raise HandlabError(chosen.folder.name, what, "the data have changed since: train the run again")
+
+# %% ../../nbs/train/05_experiment.ipynb #c0073a38
+@dataclass(frozen=True)
+class DataOnDemand:
+    "The splits of an experiment, of which nothing is prepared before it is asked for."
+
+    train: FramesOnDemand
+    test: FramesOnDemand
+
+
+def data_on_demand(settings: ExperimentSettings) -> DataOnDemand:
+    "The data of a run whose results alone are here."
+    crops = crop_settings(settings)
+    train, test = (reader_of(settings, split) for split in ("training", "evaluation"))
+    count = len(train) - settings.validation_frames
+    return DataOnDemand(FramesOnDemand(train, crops, count), FramesOnDemand(test, crops))
 
 # %% ../../nbs/train/05_experiment.ipynb #1b2c9272
 def experiment_data(

@@ -1,0 +1,187 @@
+"The pages of shipped runs: numbers and frames of the fresh ones, and plain lines for what is not shipped."
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import handlab
+from handlab.aligned.experiment import AlignedSettings
+from handlab.aligned.explorer import practice_run
+from handlab.core import HandlabError, make_settings, read_json, write_json
+from handlab.graph import plan
+from handlab.hand.metrics import epe
+from handlab.pages import aligned_figures, output
+from handlab.pages.aligned_scores import opened, smoothness_of, table_test_time
+from handlab.pages.paper_aligned import aligned_page
+from handlab.results import ship
+from handlab.results.claims import World
+from handlab.results.evidence import Missing
+from handlab.results.measures import _network_of, _shares_of, weights_at_test
+from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line
+from handlab.train.experiment import FramesOnDemand, SomeFrames
+
+NAMES = {strategy: f"train_aligned-{strategy}-sim-rhd" for strategy in ("S1", "S4")}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "S1 and S4, trained for seconds and measured, and the same shipped."
+    fresh, shipped = (tmp_path_factory.mktemp("project") / name for name in ("smoke", "shipped"))
+    for strategy, name in NAMES.items():
+        practice_run(make_settings(AlignedSettings, "smoke", strategy=strategy), fresh / f"{name}-seed0")
+    page = aligned_page(fresh, figures="")
+    runs = page.find(NAMES)
+    smoothness_of(runs)  # as many pairs as the page has
+    aligned_figures.measure_tips(runs, "sim-dexter-object")
+    for run in ship.finished_in(fresh):
+        assert ship.ship(run, shipped)
+    return fresh, shipped
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "A machine on which no frame is prepared."
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def runs_of(folder):
+    return {key: open_runs(name, folder) for key, name in NAMES.items()}
+
+
+def test_the_pages_numbers_are_those_of_the_fresh_runs(folders, elsewhere):
+    pages = [aligned_page(folder, figures="") for folder in folders]
+    for page in pages:
+        page.show("table1-strategies")
+        page.show("smoothness-table")
+    fresh, shipped = (page.tables for page in pages)
+    apart = (fresh["table1"].select_dtypes(float) - shipped["table1"].select_dtypes(float)).abs()
+    assert len(apart) == 2 and (apart.drop(columns="rotation (degrees)").fillna(0) < 0.01).all(axis=None)
+    assert (apart["rotation (degrees)"] < 0.2).all()  # of hands that are hardly learned
+    pd.testing.assert_frame_equal(fresh["smoothness_table"], shipped["smoothness_table"])
+    assert not (elsewhere / "data").exists()  # no frame was drawn
+
+
+def test_pictures_of_shipped_runs_draw_the_frames_they_show_alone(folders, elsewhere, monkeypatch):
+    drawn = []
+    take = SomeFrames.__getitem__
+    monkeypatch.setattr(
+        SomeFrames, "__getitem__", lambda self, i: drawn.append(self.rows[i]) or take(self, i)
+    )
+    run = runs_of(folders[1])["S4"][0]
+    figure = aligned_figures.fig_reconstructions_of(run, 3)
+    assert len(figure.axes) == 15 and 3 <= len(drawn) <= 6  # the first frame tells the arrays' shapes
+    drawn.clear()
+    aligned_figures.fig_walks_of(run, 1, split="train", count=3)
+    assert 2 <= len(drawn) <= 3
+    plt.close("all")
+
+
+def test_frames_that_are_not_the_runs_are_refused(folders, elsewhere):
+    run = runs_of(folders[1])["S4"][0]
+    _, data, _ = opened(run)
+    known = data.test.known
+    data.test.known = known | {"true": known["true"] + np.float32(0.1)}
+    with pytest.raises(HandlabError, match="these frames of sim-rhd are not those of the run"):
+        data.test.subset([0, 2])
+    data.test.known = known
+    some = data.test.subset([0, 2])
+    assert np.abs(np.asarray(some.joints) - known["true"][[0, 2]]).max() < 0.01
+
+
+def test_prepared_frames_are_taken_where_they_are(folders):
+    "On the machine of the training: nothing is drawn."
+    run = runs_of(folders[1])["S4"][0]
+    _, data, _ = opened(run)
+    whole = data.test.subset(slice(None))
+    assert len(whole.meta["files"]) and whole.meta["count"] == len(data.test)
+    assert isinstance(data.test, FramesOnDemand) and len(data.train) < len(data.train.reader)
+
+
+def test_a_shipped_network_predicts_what_it_predicted(folders):
+    "Half the digits of the weights change predictions by far less than the error they have."
+    fresh, shipped = (handlab.load(str(folder / f"{NAMES['S4']}-seed0")) for folder in folders)
+    crops = torch.rand(8, 3, fresh.size, fresh.size, generator=torch.Generator().manual_seed(0)) - 0.5
+    with torch.no_grad():
+        poses = [network(crops).pose for network in (fresh, shipped)]
+    assert (poses[0] - poses[1]).norm(dim=-1).mean() < 0.01  # hand scales: 0.3 mm
+    run = RunFolder(folders[1] / f"{NAMES['S4']}-seed0")
+    mean = epe(run.predictions["RGB"], run.predictions["true"], None).mean
+    assert mean == pytest.approx(run.metrics["values"]["RGB"]["epe_mean"], abs=0.005)
+
+
+def test_sizes_and_times_need_no_weights(folders, elsewhere):
+    runs = {key: each[0] for key, each in runs_of(folders[1]).items()}
+    for key, fresh in runs_of(folders[0]).items():
+        assert weights_at_test(fresh[0]) == weights_at_test(runs[key])
+    (runs["S4"].path / "model.safetensors").rename(folders[1] / "aside")
+    table = table_test_time({key: [run] for key, run in runs.items()}, repeats=1)
+    assert (table["one image (ms)"] > 0).all() and _network_of(runs["S4"])
+    (folders[1] / "aside").rename(runs["S4"].path / "model.safetensors")
+
+
+def test_what_is_not_shipped_costs_a_line(folders, capsys):
+    page = aligned_page(folders[1], figures="")
+    page.show("table1-strategies")
+    page.show("fig3-clouds")
+    said = capsys.readouterr().out
+    assert (
+        "4 runs are not shipped yet: train_aligned-R2HP-sim-rhd-seed0" in said and "make figures" not in said
+    )
+    assert "clouds.npz: the file is not there; it is not shipped" in said
+    with pytest.raises(Missing, match="activations"):
+        _shares_of(runs_of(folders[1])["S4"][0])
+
+
+def test_a_page_says_what_it_read(folders):
+    runs = {
+        name: [run for each in runs_of(folder).values() for run in each]
+        for name, folder in zip("fs", folders)
+    }
+    commit = runs["f"][0].metrics["commit"]
+    assert origin_line(runs["f"], folders[0]) == f"2 runs made here: profile smoke, commit {commit}"
+    line = origin_line(runs["s"], folders[1])
+    assert line.startswith(f"2 shipped runs: profile smoke, commit {commit}, on ") and line.endswith(
+        "(estimated)"
+    )
+    assert origin_line([], "runs/shipped") == "no finished run in runs/shipped"
+    assert World(str(folders[1])).profile == "smoke" and aligned_page(folders[1]).figures == "figures"
+    assert figures_folder("runs/quick") == "runs/quick/figures"
+    assert make_command("runs/shipped") == make_command("papers") == "make papers"
+
+
+def test_a_figure_of_a_larger_profile_replaces_the_smaller_ones(tmp_path):
+    about = {"item": "Fig. 5", "paper": "privileged depth", "notebook": "paper_pi", "seeds": 3, "runs": 3}
+    table = pd.DataFrame({"a": [1.0]})
+    for name in ("pi-fig5-sim-stb-quick", "pi-fig5-sim-rhd-quick", "pi-fig50-sim-stb-quick"):
+        output.save_table(table, name, folder=tmp_path, about=about | {"profile": "quick"})
+    output.save_table(table, "pi-fig5-sim-stb-long", folder=tmp_path, about=about | {"profile": "long"})
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
+        "pi-fig5-sim-rhd-quick.csv",
+        "pi-fig5-sim-stb-long.csv",
+        "pi-fig50-sim-stb-quick.csv",
+    ]
+    assert not (tmp_path / "about/pi-fig5-sim-stb-quick.json").exists()
+    output.save_table(table, "pi-fig5-sim-stb-quick", folder=tmp_path, about=about | {"profile": "quick"})
+    assert (tmp_path / "pi-fig5-sim-stb-long.csv").exists()  # a smaller one removes nothing
+
+
+def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):
+    shipped = tmp_path / "runs/shipped"
+    monkeypatch.setattr(plan, "project_path", lambda path: tmp_path / path)
+    with pytest.raises(HandlabError, match="no run is shipped yet"):
+        plan.shipped_seeds()
+    for name in ("train_pi-sim-rhd-seed0", "train_aligned-S4-sim-rhd-seed2"):
+        write_json(shipped / name / "metrics.json", {})
+    assert plan.shipped_seeds() == 3
+    trainings, pages = plan.whole_graph(plan.PAPERS, 3)
+    assert not trainings and [page.name for page in pages] == [*plan.PAGES, plan.REPORT]
+    given = plan.page_parameters(pages[1], plan.PAPERS)
+    assert given["runs"] == "runs/shipped" and given["figures"] == "figures" and not given["strict"]
+    assert given["out"] == "runs/papers/paper_aligned" and given["seeds"] == 3
+    assert plan.shipped_files(pages[0]) == ["runs/shipped/train_pi-sim-rhd-seed0/metrics.json"]
+    assert len(plan.shipped_files(pages[2])) == 2
+    assert plan.files_made(plan.PAPERS, 3)["claims"] == "runs/papers/claims/finished.json"
+    assert read_json(shipped / "train_pi-sim-rhd-seed0/metrics.json") == {}

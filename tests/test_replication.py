@@ -1,0 +1,82 @@
+"The replication report: links that exist, metadata by the template, and verdicts that follow the table."
+
+import re
+
+import pandas as pd
+import pytest
+import yaml
+
+from handlab.core import project_root
+from handlab.pages import replication
+from handlab.pages.front import BEGIN, END, front_block, replaced
+from handlab.results.claims import World, read_headlines
+from handlab.results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_RUN
+
+ROOT = project_root()
+
+
+def test_every_pointer_of_the_checklist_exists():
+    text = (ROOT / "replication/checklist.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 30
+    assert not [link for link in links if not (ROOT / "replication" / link).exists()]
+
+
+def test_the_metadata_have_the_templates_fields_and_no_invented_facts():
+    found = yaml.safe_load((ROOT / "replication/metadata.yaml").read_text(encoding="utf-8"))
+    mandatory = {"title", "authors", "affiliations", "keywords", "code", "data", "replication", "abstract"}
+    mandatory |= {
+        "bibliography",
+        "type",
+        "domain",
+        "language",
+        "review",
+        "contributors",
+        "dates",
+        "article",
+        "journal",
+    }
+    assert set(found) == mandatory and found["type"] == "Replication" and found["title"].startswith("[Re] ")
+    bib = (ROOT / "replication" / found["bibliography"]).read_text(encoding="utf-8")
+    assert [f"{{{each['bib']}," in bib for each in found["replication"]] == [True, True]
+    unknown = [
+        value for name in ("dates", "article", "review") for each in found[name] for value in each.values()
+    ]
+    assert set(unknown) == {None}
+
+
+def table_of(*verdicts):
+    rows = [{"paper": "privileged_depth", "section": "4.1", "verdict": verdict} for verdict in verdicts]
+    return pd.DataFrame(rows, index=read_headlines().index[: len(verdicts)])
+
+
+@pytest.mark.parametrize(
+    "verdicts, mark",
+    [
+        ((HOLDS, HOLDS, FAILS), "[Re] "),
+        ((FAILS, LACKS_POWER), "[¬Re] "),
+        ((NOT_RUN,), "[Re, without a verdict yet] "),
+    ],
+)
+def test_the_title_follows_the_headline_verdicts(verdicts, mark):
+    assert replication.title_of(table_of(*verdicts)).startswith(mark)
+
+
+def test_the_scope_counts_the_claims_of_a_part():
+    row = replication.scope_table(table_of(HOLDS, FAILS, NOT_RUN)).iloc[0]
+    assert (row["claims"], row[HOLDS], row[FAILS], row["replicated"]) == (3, 1, 1, "in part")
+
+
+def test_without_runs_the_article_says_so(tmp_path):
+    text = replication.write_article(World(str(tmp_path / "runs/quick")), tmp_path)
+    assert text == (tmp_path / "replication.md").read_text(encoding="utf-8")
+    assert text.startswith("# [Re, without a verdict yet] ")
+    assert "runs are not trained yet: " in text and "no finished run in" in text
+
+
+def test_the_front_block_says_what_is_not_trained(tmp_path):
+    block = front_block(tmp_path / "runs/quick", 3)
+    assert "runs are not trained yet: " in block and "means of up to 3 seeds" in block
+    for name in ("README.md", "nbs/index.ipynb"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert text.count(BEGIN) == text.count(END) == 1 and block in replaced(text, block)
