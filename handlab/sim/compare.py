@@ -21,7 +21,7 @@ from .rhd import FRAMES_PER_PERSON, frame_geometry, rhd_annotation
 
 # %% ../../nbs/sim/15_compare.ipynb #194da8c3
 class Hands(NamedTuple):
-    "The labels of hands, one a frame, as right hands."
+    "The labels of hands, one per frame, as right hands."
 
     joints: np.ndarray  # (N,21,3) mm, camera frame
     visible: np.ndarray  # (N,) joints that count as visible

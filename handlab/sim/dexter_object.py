@@ -52,7 +52,7 @@ from .write import SimReader, TwinFiles, option
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #c2423ac9
 SOURCE = "sim-dexter-object"
-_RATE = 30.0  # frames a second
+_RATE = 30.0  # frames per second
 PERSONS = dict(Grasp1=0, Grasp2=1, Occlusion=1, Pinch=0, Rigid=1, Rotate=0)
 
 
