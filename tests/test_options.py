@@ -1,5 +1,6 @@
 "What the papers leave open is an option: each does what its name says, and its default changes nothing."
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -7,16 +8,18 @@ import pytest
 import torch
 
 from handlab.aligned import experiment as aligned
+from handlab.aligned.decoders import HeatmapDecoder, PoseDecoder
 from handlab.aligned.experiment import AlignedSettings, ViewsAt, check_aligned, labelled_parts, run_name
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.data.prepare import CropSettings, prepare
+from handlab.hand.skeleton import root_of
 from handlab.privileged import experiment as privileged
 from handlab.privileged import experiment_2d as privileged_2d
 from handlab.privileged.experiment import PiSettings, check_pi
 from handlab.privileged.experiment_2d import Pi2dSettings
 from handlab.privileged.figures import fig_losses
 from handlab.sim.rhd import SimRHD
-from handlab.train.experiment import ExperimentData
+from handlab.train.experiment import ExperimentData, in_order, ordered_batches
 from handlab.train.loop import read_losses
 from handlab.train.sets import reader_of
 
@@ -164,3 +167,97 @@ def test_at_full_no_rotation_shows_what_was_not_stored():
     full = make_settings(AlignedSettings, "full")
     corner, shift = 2**0.5 / 2, full.shift * 2**0.5
     assert full.rotation == 180 and full.context / 2 >= (corner + shift) / full.scale_low
+
+
+# ---------------------------------------------------------------- what poses are relative to
+ORIGINS = ("middle_mcp", "palm", "wrist", "centroid")
+
+
+class Knowing(torch.nn.Module):
+    "A network that knows the answer of every frame, in the terms that it was trained in."
+
+    def __init__(self, settings, data):
+        super().__init__()
+        self.encoders, self.decoders, self.place = {"R": None}, {"P": self.decode}, 0
+        prepared = data.test.rooted(settings.origin)
+        self.poses = in_order(prepared, lambda batch: aligned.modality_tensors(batch, "P", settings)["P"])
+
+    def encode(self, view, letter=None):
+        self.place += len(view)
+        return self.poses[self.place - len(view) : self.place]
+
+    def decode(self, code):
+        return code
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_whatever_poses_are_relative_to_the_truth_has_no_error(data, origin):
+    settings = check_aligned(replace(ALIGNED, strategy="S1", origin=origin))
+    truth, poses = np.asarray(data.test.joints), Knowing(settings, data).poses
+    assert np.abs(aligned.predict(Knowing(settings, data), data.test, settings) - truth).max() < 0.01
+    moved = Knowing(settings, data)
+    moved.poses = poses + torch.tensor([0.5, -1.0, 2.0])  # the whole hand elsewhere: only its shape counts
+    away = np.abs(aligned.predict(moved, data.test, settings) - truth).max()
+    assert away < 0.01 if origin != "middle_mcp" else away > 10
+    measured = aligned.Validation(settings, data.test.rooted(origin))(Knowing(settings, data))
+    assert measured["epe"] < 0.01
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_batches_are_relative_to_the_origin(data, origin):
+    settings = replace(ALIGNED, origin=origin)
+    rooted = replace(data, origin=origin)
+    for prepared in (rooted.train, rooted.validation, rooted.test, rooted.test.subset([1, 3])):
+        assert prepared.root == origin and pickle.loads(pickle.dumps(prepared)).root == origin
+    batch = next(iter(ordered_batches(rooted.test, 8, "cpu", ("depth", "mask"), 32)))
+    root = root_of(torch.as_tensor(np.asarray(data.test.joints)), origin)
+    torch.testing.assert_close(batch.root, root)
+    assert (batch.cloud * batch.scale[:, None, None]).norm(dim=2).max() < 200.1  # mm about the origin
+    first = ViewsAt(check_aligned(settings), rooted.train)(0).tensors["P"]
+    assert root_of(first, origin).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("origin", ("palm", "centroid"))
+def test_every_experiment_trains_about_another_origin(data, tmp_path, origin):
+    rooted = replace(data, origin=origin)
+    pi = make_settings(PiSettings, "smoke", batch_size=4, train_frames=24, validation_frames=0, origin=origin)
+    pi = replace(pi, steps_first=2, steps_second=2)
+    privileged.train_first(pi, rooted, tmp_path / "pi", show=False)
+    privileged.train_second(pi, rooted, tmp_path / "pi", show=False)
+    mean = privileged.predict_all(pi, rooted, tmp_path / "pi")["mean_pose"]
+    true = np.asarray(data.test.joints)
+    np.testing.assert_allclose(root_of(mean, origin), root_of(true, origin), atol=0.05)
+    other = replace(ALIGNED, strategy="S4", validation_frames=0, origin=origin)
+    aligned.train_strategy(other, rooted, tmp_path / "aligned", report=silent)
+    network = aligned.trained_network(other, tmp_path / "aligned")
+    for joints in aligned.predict_all(network, data.test, other, rooted).values():
+        np.testing.assert_allclose(joints[:, 9], true[:, 9], atol=0.05)  # paper 2's known root
+
+
+def test_at_full_poses_are_relative_to_what_the_papers_say():
+    assert make_settings(PiSettings, "full").origin == "palm"
+    assert make_settings(AlignedSettings, "full").origin == "centroid"
+    assert PiSettings().origin == AlignedSettings().origin == "middle_mcp"
+    with pytest.raises(HandlabError, match="AlignedSettings.origin"):
+        check_aligned(replace(ALIGNED, origin="thumb"))
+
+
+# ---------------------------------------------------------------- how decoders start
+def test_decoders_start_as_they_are_told():
+    for bias, level in ((-3.0, 0.0474), (0.0, 0.5)):
+        maps = HeatmapDecoder(8, 0.125, map_size=16, bias=bias)
+        assert (maps.maps.bias == bias).all()
+        assert maps.eval()(torch.zeros(1, 8)).mean().item() == pytest.approx(level, abs=0.05)
+    torch.manual_seed(0)
+    he, glorot = PoseDecoder(64), PoseDecoder(64, start="glorot")
+    for number, (inputs, outputs) in {0: (64, 128), 2: (128, 128), 4: (128, 128), 6: (128, 63)}.items():
+        edge = (6 / (inputs + outputs)) ** 0.5
+        weights = glorot[number].weight.abs()
+        assert 0.98 * edge < weights.max() <= edge and (glorot[number].bias == 0).all()
+        if number < 6:
+            assert he[number].weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.05)
+    small = check_aligned(replace(ALIGNED, heat_bias=-1.0, pose_start="glorot"))
+    network = aligned.make_network(small)
+    assert (network.decoders["H"].maps.bias == -1).all() and (network.decoders["P"][6].bias == 0).all()
+    with pytest.raises(HandlabError, match="AlignedSettings.pose_start"):
+        check_aligned(replace(ALIGNED, pose_start="zero"))

@@ -17,7 +17,7 @@ from ..core import HandlabError
 class PoseDecoder(nn.Sequential):
     "Three layers of 128 and one of 63."
 
-    def __init__(self, latent=64, units=128, joints=21):
+    def __init__(self, latent=64, units=128, joints=21, start="he"):  # start: 'he' or 'glorot'
         super().__init__(
             nn.Linear(latent, units),
             nn.ReLU(),
@@ -28,8 +28,11 @@ class PoseDecoder(nn.Sequential):
             nn.Linear(units, 3 * joints),
             nn.Unflatten(1, (joints, 3)),
         )
-        for layer in (self[0], self[2], self[4]):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        for layer in (self[0], self[2], self[4], *[self[6]] * (start == "glorot")):
+            if start == "glorot":
+                nn.init.xavier_uniform_(layer.weight)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #fd1e996c
@@ -56,7 +59,7 @@ def _check_map_size(map_size, multiple):
 class HeatmapDecoder(nn.Module):
     "DCGAN's generator with one map per joint."
 
-    def __init__(self, latent=64, width=1.0, joints=21, map_size=64):
+    def __init__(self, latent=64, width=1.0, joints=21, map_size=64, bias=-3.0):  # bias: where maps start
         super().__init__()
         _check_map_size(map_size, 8)
         side, widths = map_size // 8, [scaled(channels, width) for channels in (128, 64, 32)]
@@ -67,7 +70,7 @@ class HeatmapDecoder(nn.Module):
         )
         self.grow = _grow(widths)
         self.maps = double_map(widths[-1], joints)
-        nn.init.constant_(self.maps.bias, -3)
+        nn.init.constant_(self.maps.bias, bias)
 
     def forward(self, z):  # (B, latent)
         return self.maps(self.grow(self.start(z))).sigmoid()  # (B, 21, map_size, map_size), 0..1

@@ -41,7 +41,7 @@ from handlab.core import (
 from ..data.batches import Augment, Batches, own_part
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
-from ..hand.skeleton import as_like, denormalise
+from ..hand.skeleton import ROOT, as_like, denormalise
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
 from ..train.jobs import Job, run_jobs
@@ -82,6 +82,8 @@ class AlignedSettings(ExperimentSettings):
         CLOUD_GAIN  # of that norm at the start: the spread of clouds before 3 tanh (unspecified)
     )
     norm_points: bool = False  # batch norm inside ResPEL; the supplement prints none
+    heat_bias: float = -3.0  # of the heat maps before the sigmoid at the start (unspecified; `full`: 0)
+    pose_start: str = "he"  # of the pose decoder: 'he', or 'glorot' (`full`), TensorFlow's (unspecified)
     share_trunk: bool = False  # S3: one RGB trunk for both posteriors; unspecified in the paper
     start_spread: float = 0.1  # standard deviation of the posteriors at the start (unspecified; `full`: 1)
     prior_expert: bool = False  # S4: N(0, I) as one more expert; Eq. 5 has none
@@ -134,6 +136,9 @@ class AlignedSettings(ExperimentSettings):
             map_size=64,
             matched_points=0,
             start_spread=1.0,
+            heat_bias=0.0,
+            pose_start="glorot",
+            origin="centroid",
             pose_norm="vector",
             align_weight=1.0,
             steps=60500,
@@ -153,6 +158,7 @@ CHOICES = {
     "pose_norm": ("vector", "joints", "squared"),
     "map_norm": ("maps", "squared"),
     "cloud_decoder": ("folding", "layers"),
+    "pose_start": ("he", "glorot"),
 }
 POSITIVE = (
     "latent",
@@ -423,11 +429,8 @@ class Validation:
         for batch in self.batches:
             views, count = modality_tensors(batch, self.encoders + "P", self.settings), count + len(batch)
             for letter in network.encoders:
-                error = (
-                    (network.decoders["P"](network.encode(views[letter], letter)).float() - views["P"])
-                    .norm(dim=2)
-                    .mean(1)
-                )
+                apart = network.decoders["P"](network.encode(views[letter], letter)).float() - views["P"]
+                error = shared.at_root(apart, self.settings.origin).norm(dim=2).mean(1)
                 name = "epe" if letter == self.encoders[0] else f"epe_{letter}"
                 sums[name] = sums.get(name, 0.0) + (error * batch.scale).sum().double()
         return {name: float(value) / count for name, value in sums.items()}
@@ -499,7 +502,10 @@ def strategy_jobs(
 def to_camera(pose: torch.Tensor, batch, settings) -> torch.Tensor:  # (B, 21, 3) in the corrected view -> mm
     "Poses in the corrected view as joints in mm, in the camera frame, at the true root and scale."
     turn = viewpoint(batch.K, settings.crop, settings.viewpoint_correction)
-    return denormalise(rotate_back(pose, turn), batch.root, batch.scale)
+    pose = rotate_back(shared.at_root(pose, settings.origin), turn)
+    if settings.origin != "middle_mcp":  # its true place, as far as it is annotated
+        pose = pose + batch.pose[:, ROOT, None].nan_to_num()
+    return denormalise(pose, batch.root, batch.scale)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #614e19fd
 def predict(
@@ -512,6 +518,7 @@ def predict(
 ) -> np.ndarray:  # (N, 21, 3) mm, camera frame
     "Poses from one encoder alone."
     network, device = network.to(device).eval(), pick_device(str(device))
+    prepared = prepared.rooted(settings.origin)
 
     def joints(batch):
         view = modality_tensors(batch, letter, settings)[letter]
@@ -529,7 +536,7 @@ def predict_mean(
     "The mean training pose at each frame's viewpoint, root and scale."
     mean = shared.in_order(data.train, lambda batch: modality_tensors(batch, "P", settings)["P"]).mean(0)
     return shared.in_order(
-        data.test if prepared is None else prepared,
+        (data.test if prepared is None else prepared).rooted(settings.origin),
         lambda batch: to_camera(mean.expand(len(batch), 21, 3), batch, settings),
     ).numpy()
 
@@ -567,7 +574,7 @@ def reconstruct(network, prepared, settings, device="cpu", letter="R"):  # a few
     recipe = make_recipe(settings.strategy)
     letters = "".join(sorted({letter, *recipe.decoders, "R"}))
     batch = Batches(
-        prepared,
+        prepared.rooted(settings.origin),
         len(prepared),
         device=device,
         augment=None,

@@ -30,7 +30,7 @@ from .posteriors import product_of_experts
 from ..core import HandlabError, atomic_file
 from ..hand import solid
 from ..hand.skeleton import BONES
-from ..train.experiment import ordered_batches
+from ..train.experiment import at_root, ordered_batches
 
 # %% ../../nbs/aligned/16_page.ipynb #81c41d19
 def fused(layers, first: tuple = None) -> list:  # modules; first: (weight, bias) -> [(weight, bias)]
@@ -97,7 +97,7 @@ def _of_batch(network, batch, settings) -> dict:
     views = modality_tensors(batch, letters, settings)
     codes = encode_all(network, views)
     decoded = network.decoders["P"](next(iter(codes.values())).mean)
-    errors = (decoded - views["P"]).norm(dim=-1).mean(1) * batch.scale
+    errors = at_root(decoded - views["P"], settings.origin).norm(dim=-1).mean(1) * batch.scale
     return dict(
         codes=codes,
         images=views["R"],

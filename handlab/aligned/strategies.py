@@ -47,6 +47,8 @@ class NetworkSettings:
     norm_output: bool = True  # batch norm on the folds' outputs, as Table 4 prints it
     cloud_gain: float = CLOUD_GAIN  # of that norm at the start (unspecified in the paper)
     norm_points: bool = False  # batch norm inside ResPEL; Table 2 prints none
+    heat_bias: float = 0.0  # of the heat maps before the sigmoid at the start (unspecified; TensorFlow's)
+    pose_start: str = "glorot"  # of the pose decoder's weights: 'glorot' (TensorFlow's) or 'he'; unspecified
     share_trunk: bool = False  # S3: one RGB trunk for q(z|x) and q(z|x,w)
     start_spread: float = 1.0  # standard deviation of the posteriors at the start; unspecified in the paper
     prior_expert: bool = False  # S4: N(0, I) as a further expert, as in MVAE; Eq. 5 has none
@@ -95,14 +97,14 @@ MODALITIES = {
     "H": Modality(
         "heat maps",
         "rgb",
-        decoder=lambda s: HeatmapDecoder(s.latent, s.heat_width, map_size=s.map_size),
+        decoder=lambda s: HeatmapDecoder(s.latent, s.heat_width, map_size=s.map_size, bias=s.heat_bias),
         terms=functools.partial(reconstruction_terms, "H"),
         needs_label=True,
     ),
     "P": Modality(
         "pose",
         "",
-        decoder=lambda s: PoseDecoder(s.latent),
+        decoder=lambda s: PoseDecoder(s.latent, start=s.pose_start),
         terms=functools.partial(reconstruction_terms, "P"),
         needs_label=True,
     ),

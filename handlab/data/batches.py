@@ -485,7 +485,7 @@ class Batches:
         device="cpu",
         augment: Augment = Augment(),  # None: none
         seed: int = 0,
-        root: str = "middle_mcp",  # or 'palm', or 'tips' where only finger tips are annotated
+        root: str = "",  # of `root_of`, such as 'tips' where only tips are annotated; '': of the arrays
         cloud_points: int = 0,  # points per sample, drawn anew at every step; 0: no cloud
         modalities=PIXELS,  # of 'image', 'depth', 'mask'
         shuffle: bool = True,  # False: in order, the last batch may be smaller
@@ -499,6 +499,7 @@ class Batches:
         self.size, self.share = prepared.settings.size, share
         keys = [key for key in PIXELS if key in self.modalities or (cloud_points and key != "image")]
         _check_batches(self, keys)
+        root = root or prepared.root
         self.store = PixelStore(prepared, keys, self.device, resident, shuffle)
         self.labels = LabelStore(prepared, root, self.device, self.store.resident)
         _check_root(self, root)

@@ -241,8 +241,8 @@ class CropJob:
 class Prepared:
     "The prepared arrays of a folder, or of some of its rows."
 
-    def __init__(self, folder, rows=None):
-        self.folder, self.rows = Path(folder), rows
+    def __init__(self, folder, rows=None, root="middle_mcp"):
+        self.folder, self.rows, self.root = Path(folder), rows, root  # root: what batches are relative to
         self.meta = read_meta(self.folder)
         self.settings, self.source = CropSettings(**self.meta["settings"]), self.meta["source"]
         self.arrays = {
@@ -256,7 +256,7 @@ class Prepared:
         return self.meta["count"] if self.rows is None else len(self.rows)
 
     def __reduce__(self):
-        return Prepared, (self.folder, self.rows)
+        return Prepared, (self.folder, self.rows, self.root)
 
     def __repr__(self):
         pixels = ", ".join(key for key in PIXELS if key in self.arrays)
@@ -287,7 +287,11 @@ class Prepared:
     def subset(self, indices):
         "A view of some frames: a slice, a list of numbers or a (N,) bool mask."
         rows = np.arange(self.meta["count"]) if self.rows is None else self.rows
-        return Prepared(self.folder, rows[indices])
+        return Prepared(self.folder, rows[indices], self.root)
+
+    def rooted(self, root: str):  # of `root_of`
+        "A view whose batches are relative to another root."
+        return Prepared(self.folder, self.rows, root)
 
 # %% ../../nbs/data/05_prepare.ipynb #fad517d7
 META = "meta.json"

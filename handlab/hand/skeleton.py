@@ -153,7 +153,7 @@ def handedness(joints):  # (...,21,3) mm
 # %% ../../nbs/hand/01_skeleton.ipynb #9e0c3a0d
 def root_of(
     joints,  # (...,21,D)
-    root="middle_mcp",  # 'middle_mcp', 'palm', 'wrist' or 'tips'
+    root="middle_mcp",  # 'middle_mcp', 'palm', 'wrist', 'centroid' or 'tips'
 ):
     "The root point of each hand, (...,D)."
     if root == "middle_mcp":
@@ -162,9 +162,12 @@ def root_of(
         return (joints[..., WRIST, :] + joints[..., ROOT, :]) / 2
     if root == "wrist":
         return joints[..., WRIST, :]
+    if root == "centroid":
+        return joints.mean(-2)
     if root == "tips":
         return library_of(joints).nanmean(joints[..., list(TIPS), :], -2)
-    raise HandlabError("root_of", f"unknown root {root!r}", "use 'middle_mcp', 'palm', 'wrist' or 'tips'")
+    known = "use 'middle_mcp', 'palm', 'wrist', 'centroid' or 'tips'"
+    raise HandlabError("root_of", f"unknown root {root!r}", known)
 
 # %% ../../nbs/hand/01_skeleton.ipynb #180b0d36
 def hand_scale(joints):  # (...,21,3) mm
@@ -204,7 +207,7 @@ STAND_IN_SCALE = 33.0  # mm, where the bone is not annotated; the median of RHD'
 
 def normalise(
     joints,  # (...,21,3) mm
-    root="middle_mcp",  # 'middle_mcp', 'palm', 'wrist' or 'tips'; with 'tips' a missing scale is replaced
+    root="middle_mcp",  # of `root_of`; with 'tips' a missing scale is replaced
 ):
     "Root-relative pose of scale 1 (...,21,3), root (...,3) mm and scale (...) mm."
     root_mm, scale = root_of(joints, root), hand_scale(joints)

@@ -20,6 +20,7 @@ from ..hand.camera import crop_matrix, rotate_back
 from ..privileged import experiment as privileged
 from ..privileged import experiment_2d as privileged_2d
 from ..privileged.pose_machine import maps_to_uv
+from ..train.experiment import at_root
 
 # %% ../../nbs/predict/01_networks.ipynb #817bd975
 FOLDERS = ("runs/shipped", "runs/full", "runs/long", "runs/quick", "runs/smoke")  # where a name is looked for
@@ -134,12 +135,12 @@ def _forward(
 ) -> Prediction:
     "Pose, spread or pixels of each crop's right hand."
     if self.found.experiment == "train_pi":
-        return Prediction(self.network(crops)[0], None, None)
+        return Prediction(at_root(self.network(crops)[0], self.settings.origin), None, None)
     if self.found.experiment == "train_pi_2d":
         return Prediction(None, None, _crop_pixels(self.network(crops)[0], self.settings))
     posterior = self.network.encoders["R"](crops)
     decode = self.network.decoders["P"]
-    pose = decode(posterior.mean)
+    pose = at_root(decode(posterior.mean), self.settings.origin)
     spread = _spread(posterior, decode, samples) if samples else None
     if K is not None:
         turn = aligned.viewpoint(K, self.size, self.settings.viewpoint_correction)

@@ -151,6 +151,7 @@ class PiSettings(ExperimentSettings):
         "full": shared.FULL
         | dict(
             fc_width=1024,
+            origin="palm",
             depth_first="sim-bighand",
             depth_first_frames=200000,
             steps_before=100000,
@@ -504,7 +505,8 @@ def _before_data(settings: PiSettings, show_progress: bool = True):
         if twin
         else open_real("bighand", settings.depth_first_root, "training", True, settings.skip)
     )
-    return shared.prepared_reader(reader, shared.crop_settings(settings), show_progress)
+    prepared = shared.prepared_reader(reader, shared.crop_settings(settings), show_progress)
+    return prepared.rooted(settings.origin)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #cd8c2b4d
 def train_before(settings: PiSettings, folder, device="cpu", report: Callable = None) -> dict:
@@ -530,6 +532,7 @@ def train_before(settings: PiSettings, folder, device="cpu", report: Callable = 
         about={
             "stage": "before",
             "data": prepared.fingerprint,
+            "origin": settings.origin,
             "width": settings.width,
             "rate": settings.rate_first,
         },
@@ -734,7 +737,7 @@ def predict_all(
     device="cpu",
 ) -> dict:  # {stage: (N, 21, 3) mm}
     "The predictions of every network and the mean training pose; Depth Net only where frames have depth."
-    prepared = data.test if prepared is None else prepared
+    prepared = (data.test if prepared is None else prepared).rooted(settings.origin)
     depth = shared.has_depth(prepared)
     predictions = {
         stage: predict(trained_network(settings, stage, folder, device), prepared, kind.modality, device)

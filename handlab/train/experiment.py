@@ -6,9 +6,9 @@
 __all__ = ['SMOKE', 'LONG', 'FULL', 'SHARED_CHOICES', 'SHARED_POSITIVE', 'REAL_MISSING', 'NOT_TRAINING', 'ExperimentSettings',
            'check_experiment', 'require_setting', 'part_of', 'crop_settings', 'side_by_side', 'settings_given',
            'ExperimentData', 'prepared_folder', 'prepared_reader', 'SomeFrames', 'FramesOnDemand', 'DataOnDemand',
-           'data_on_demand', 'experiment_data', 'has_root', 'has_depth', 'prefetch_on', 'ordered_batches', 'in_order',
-           'mean_pose', 'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on', 'write_predictions',
-           'close_run', 'this_sitting', 'write_metrics']
+           'data_on_demand', 'experiment_data', 'has_root', 'has_depth', 'prefetch_on', 'ordered_batches', 'at_root',
+           'in_order', 'mean_pose', 'place_pose', 'real_frames', 'open_network', 'step_times', 'depends_on',
+           'write_predictions', 'close_run', 'this_sitting', 'write_metrics']
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
 import time
@@ -69,6 +69,7 @@ class ExperimentSettings:
     crop: int = 64  # side of the network's input in px (256 in both papers)
     context: float = 1.25  # side of the stored crop, in crops: a margin for rotation and shift
     crop_by: str = "zb"  # around the visible joints ('zb'), the 'mask', or the finger 'tips'
+    origin: str = "middle_mcp"  # of pose, depth and cloud: also 'palm', 'wrist', or the 'centroid' of joints
     width: float = 0.25  # multiplies the channel counts (1 = the paper's network)
     batch_size: int = 32  # frames per step
     warm_up: int = 50  # steps of rising learning rate
@@ -133,6 +134,7 @@ FULL = dict(
 SHARED_CHOICES = {
     "dataset": DATASETS,
     "crop_by": ("zb", "mask", "tips"),
+    "origin": ("middle_mcp", "palm", "wrist", "centroid"),
     "schedule": CHOICES["schedule"],
     "precision": CHOICES["precision"],
     "protocol": ("zb", "mmpose", "pooled"),
@@ -237,20 +239,21 @@ class ExperimentData:
     training_folder: str  # training and validation frames
     test_folder: str  # evaluation split
     validation_frames: int  # the last ones of the training folder
+    origin: str = "middle_mcp"  # what batches are relative to
 
     @property
     def train(self):
-        whole = open_prepared(self.training_folder)
+        whole = open_prepared(self.training_folder).rooted(self.origin)
         return whole.subset(slice(len(whole) - self.validation_frames))
 
     @property
     def validation(self):
-        whole = open_prepared(self.training_folder)
+        whole = open_prepared(self.training_folder).rooted(self.origin)
         return whole.subset(slice(len(whole) - self.validation_frames, None))
 
     @property
     def test(self):
-        return open_prepared(self.test_folder)
+        return open_prepared(self.test_folder).rooted(self.origin)
 
     def __str__(self):
         "Where the frames are from, how many there are and which were left out."
@@ -390,7 +393,8 @@ def experiment_data(
         f"there are only {count} training frames",
         "give fewer validation frames",
     )
-    return ExperimentData(str(folders["training"]), str(folders["evaluation"]), settings.validation_frames)
+    places = (str(folders[split]) for split in ("training", "evaluation"))
+    return ExperimentData(*places, settings.validation_frames, settings.origin)
 
 # %% ../../nbs/train/05_experiment.ipynb #2e5cd3da
 def _require_depth(settings, split: str, reader, depth_for: str):
@@ -433,10 +437,18 @@ def ordered_batches(
         shuffle=False,
         modalities=modalities,
         cloud_points=cloud_points,
-        root="middle_mcp" if has_root(prepared) else "tips",
+        root=prepared.root if has_root(prepared) else "tips",
         resident=resident,
         prefetch=prefetch_on(device),
     )
+
+# %% ../../nbs/train/05_experiment.ipynb #2ddb9d90
+def at_root(
+    pose: torch.Tensor,  # (B, 21, 3) relative to any point
+    origin: str,  # what it is relative to, as in the settings
+) -> torch.Tensor:
+    "The pose relative to its own middle MCP; one that was learned relative to it stays as it is."
+    return pose if origin == "middle_mcp" else pose - pose[:, ROOT, None]
 
 # %% ../../nbs/train/05_experiment.ipynb #5207bc28
 def in_order(
