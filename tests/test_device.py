@@ -103,7 +103,7 @@ def test_a_jobs_process_sees_its_gpu_and_calls_it_cuda(gpus, monkeypatch):
     "With three threads for each, as the processor has six cores."
     monkeypatch.setattr(jobs, "usable_cores", lambda: 6)
     two = [jobs.Job(name, where_am_i, {"device": "cuda:1"}) for name in "ab"]
-    found = jobs.run_jobs(two, device="cuda", show=False)
+    found = jobs.run_jobs(two, device="cuda", show=False, per_gpu=4)  # which two jobs do not need
     assert {seen for _, seen, _ in found.values()} == {"4", "6"}
     assert {(device, threads) for device, _, threads in found.values()} == {("cuda", 3)}
 

@@ -284,11 +284,12 @@ def run_jobs(
     if len({job.name for job in jobs}) < len(jobs):
         raise HandlabError("run_jobs", "two jobs have the same name", "give each its own")
     on_gpu = device.type == "cuda"
-    where = (
-        gpu_places(_names_of(device), min(per_gpu, len(jobs)), processes)
-        if on_gpu
-        else cpu_places(places or usable_cores(), processes)
-    )
+    if on_gpu:
+        names = _names_of(device)
+        needed = -(-len(jobs) // max(1, len(names)))  # so that no job gets a smaller share than it must
+        where = gpu_places(names, min(per_gpu, needed), processes)
+    else:
+        where = cpu_places(places or usable_cores(), processes)
     one = processes == 1 and (not own_processes or on_gpu and min(len(jobs), len(where)) == 1)
     if one or process_share()[1] > 1:  # the processes of `accelerate launch` go through the jobs together
         outcomes = _one_by_one(jobs, show, usable_cores() if on_gpu else 1)
