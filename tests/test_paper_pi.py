@@ -660,8 +660,10 @@ ITEMS = {
     "fig8-sim-stb",
     "mask-share-sim-stb",
     "mask-share-sim-rhd",
+    "stands-sim-rhd-sim-stb",
 }
 TABLES = {
+    "stands-table-sim-rhd-sim-stb",
     "scores-3d-sim-rhd-sim-stb",
     "scores-3d-joints-sim-rhd-sim-stb",
     "controls-sim-rhd",

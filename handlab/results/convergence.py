@@ -7,10 +7,13 @@ __all__ = ['LAST', 'STANDS', 'fall_at_end', 'verdict_of', 'curves_of', 'table_co
            'fig_convergence_of']
 
 # %% ../../nbs/results/09_convergence.ipynb #354b6135
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core import HandlabError
 from .runs import source_line
 
 # %% ../../nbs/results/09_convergence.ipynb #3f9457da
@@ -43,7 +46,8 @@ def verdict_of(fall: float) -> str:
 def curves_of(run) -> dict:  # of a RunFolder -> {network: (steps, errors)}
     "The validation errors of each of a run's networks; of paper 2's one network under the name ''."
     found = {}
-    for stage in run.metrics.get("stages") or [""]:
+    inside = sorted(path.parent.name for path in Path(run.path).glob("*/losses.csv"))
+    for stage in run.metrics.get("stages") or inside or [""]:
         try:
             table = run.losses(stage, "validation")
         except FileNotFoundError:  # a run without a log has no curve
@@ -99,7 +103,9 @@ _COLOURS = {"stands": "#1a7f37", "falls": "#c62828", "rises": "#b26a00", "too fe
 
 def fig_convergence_of(runs, columns: int = 6):  # RunFolders
     "The validation error of every network over its steps, a panel each; the last quarter is shaded."
-    runs, groups = list(runs), _groups(runs)
+    runs = list(runs)
+    if not (groups := _groups(runs)):
+        raise HandlabError("convergence", "no run has a log of its validation", "make the runs again")
     rows = -(-len(groups) // columns)
     size = (1.75 * columns, 1.45 * rows + 0.4)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=90, squeeze=False)
