@@ -58,8 +58,8 @@ def title_of(table: pd.DataFrame) -> str:
 # %% ../../nbs/pages/14_replication.ipynb #5f58aecd
 _WHY = """Two papers of 2019 use depth maps while training a network that sees one RGB image when tested. The
 first lets the activations of the RGB network imitate those of a depth network; the second decodes
-point clouds from the code of an RGB image and aligns this code with that of a cloud. Neither
-published its code. Both are written anew here from the text of the papers; where a paper is silent
+point clouds from the code of an RGB image and aligns this code with that of a cloud. Both are
+written anew here from the text of the papers; where a paper is silent
 or in error, the choice is an option and is explained where it is made."""
 _DATA = """The papers' sets cannot be shipped. Every number here was measured on **simulated twins**: rendered
 hands in the layouts of RHD, STB and Dexter+Object, read by the code that reads the real files. A
