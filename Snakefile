@@ -15,7 +15,8 @@ from snakemake.logging import logger
 from handlab.graph import plan
 from handlab.graph.code import code_fingerprint, notebook_file
 from handlab.graph.execute import gpu_count
-from handlab.graph.progress import PACE, Errors, Progress, Tally, failure_lines, start_line, success_line
+from handlab.graph.pace import measured_costs
+from handlab.graph.progress import Errors, Progress, Tally, failure_lines, start_line, success_line
 from handlab.results.runs import make_command, run_folder, run_parameters
 
 if workflow.is_main_process:
@@ -90,7 +91,7 @@ rule manifest:
     params:
         code=code_fingerprint("handlab/pages/manifest.py"),
         command=make_command(PROFILE, SEEDS, bool(REAL))
-    shell: "{sys.executable:q} -m handlab.pages.manifest {FIGURES} --command {params.command:q} --json {output} > {log} 2>&1"
+    shell: "mkdir -p {FIGURES} && {sys.executable:q} -m handlab.pages.manifest {FIGURES} --command {params.command:q} --json {output} > {log} 2>&1"
 
 
 if PROFILE == plan.PAPERS:
@@ -107,9 +108,12 @@ if workflow.is_main_process:
     RUNS = [*TRAININGS, *PAGES]
     COSTS = {**dict.fromkeys(DATA, 1.), **{run.name: run.minutes * run.threads for run in RUNS}, "manifest": .1, **dict.fromkeys(["front"] * len(FRONT), .3)}
     FILES = {name: [text_log(name)] for name in COSTS} | {run.name: [executed(run), text_log(run.name)] for run in RUNS}
-    TALLY = Tally(COSTS, PACE.get(PROFILE, 1.) / (max(1, GPUS) if GPUS else workflow.cores or 1))
+    PLACES = max(1, GPUS) if GPUS else workflow.cores or 1
+    TALLY = Tally(COSTS, 1 / PLACES)
     logger.addHandler(Progress(TALLY, FILES, PROFILE))
 
-onstart: print(start_line(TALLY, PROFILE))
+onstart:
+    if PROFILE != plan.PAPERS: TALLY.costs.update(measured_costs(PROFILE, SEEDS, REAL, PLACES, TALLY.expected))
+    print(start_line(TALLY, PROFILE), flush=True)
 onsuccess: print(success_line(TALLY, FIGURES))
 onerror: print(failure_lines(TALLY, FILES))

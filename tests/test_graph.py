@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from handlab import core
+from handlab import core as core_module
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.aligned.strategies import alternating_pair, make_recipe
 from handlab.core import HandlabError, gpu_count, gpu_names, make_settings, project_root, write_json
 from handlab.graph import execute as execute_module
+from handlab.graph import pace
 from handlab.graph.code import training_fingerprint
 from handlab.graph.execute import TRIES, execute, one_gpu
 from handlab.graph.plan import data_names, whole_graph
@@ -143,6 +145,71 @@ def test_bad_questions_are_answered():
         graph_runs("fast")
     with pytest.raises(HandlabError, match="give 1 or more"):
         graph_runs("quick", 0)
+
+
+def test_costs_are_steps_timed_on_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(core_module, "project_path", lambda path: tmp_path / path)  # where the note goes
+    asked = []
+
+    def slow(kinds, places):
+        asked.append(places)
+        return [0.5] * len(kinds)
+
+    monkeypatch.setattr(pace, "time_steps", slow)
+    monkeypatch.setattr(pace, "interpreter_seconds", lambda: 0.0)
+    names = ["train_aligned-S4-sim-rhd-seed0", "train_pi-sim-rhd-seed0", "paper_pi"]
+    costs = pace.measured_costs("quick", 1, "", 8, names)
+    assert set(costs) == set(names) and costs["paper_pi"] == 0
+    settings = make_settings(AlignedSettings, "quick")
+    steps = settings.steps + settings.timing_steps
+    assert steps < costs[names[0]] * 60 / 0.5 < 1.1 * steps
+    settings = make_settings(PiSettings, "quick")  # two networks of stage 1, three of stage 2
+    steps = 2 * settings.steps_first + 3 * settings.steps_second
+    assert steps < costs[names[1]] * 60 / 0.5 < 1.1 * steps
+    assert pace.measured_costs("quick", 1, "", 8, names) == costs and asked == [pace.MOST]  # timed once
+
+
+def test_kinds_of_steps():
+    runs = {run.name: run for run in graph_runs("quick")}
+    kinds = {name: tuple(pace.kinds_of(run, "quick")) for name, run in runs.items()}
+    s4 = kinds["train_aligned-S4-sim-rhd-seed0"]
+    assert (
+        kinds["train_aligned-S4-sim-stb-seed0"]
+        == s4
+        == kinds["train_aligned-S4-labelled0.25-alone-sim-rhd-seed0"]
+    )
+    assert kinds["train_aligned-S4-labelled0.25-sim-rhd-seed0"] != s4  # two batches per step
+    assert kinds["train_aligned-S1-sim-rhd-seed0"] != s4
+    controls = next(run for run in graph_runs("full") if "controls" in run.name)
+    plain = next(run for run in graph_runs("full") if run.name == "train_pi-sim-rhd-seed0")
+    assert sum(pace.steps_of(controls, "full").values()) > 3 * sum(pace.steps_of(plain, "full").values())
+
+
+def test_an_estimate_that_fails_stops_nothing(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no step today")
+
+    monkeypatch.setattr(pace, "_step_table", broken)
+    lines = []
+    names = ["train_pi-sim-rhd-seed0"]
+    assert pace.measured_costs("quick", 1, "", 2, names, lines.append) == {}
+    assert "no step today" in lines[0] and set(pace.measured_costs("smoke", 1, "", 2, names)) == set(names)
+
+
+def test_a_step_is_timed_on_frames_of_noise(tmp_path):
+    cpu = torch.device("cpu")
+    for kind in (
+        pace.Kind("train_aligned", "smoke", (("strategy", "alternating"),)),
+        pace.Kind("train_aligned", "smoke", (("labelled_share", 0.5), ("strategy", "S4"))),
+        pace.Kind("train_pi", "smoke", stage="rgb_pi"),
+        pace.Kind("train_pi_2d", "smoke", stage="rgb_steps"),
+    ):
+        assert 0 < pace.step_seconds(kind, tmp_path, cpu) < 600
+    kinds = [pace.Kind("train_aligned", "smoke", (("strategy", "S1"),))]
+    (seconds,) = pace.time_steps(kinds, 1)  # in a process of its own
+    assert 0 < seconds < 600
+    with pytest.raises(RuntimeError, match="strategy 'S9'"):
+        pace.time_steps([pace.Kind("train_aligned", "smoke", (("strategy", "S9"),))], 1)
 
 
 # The graph itself, in a copy of the project whose notebooks are tiny.
