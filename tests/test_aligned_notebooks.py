@@ -20,7 +20,18 @@ from handlab.aligned.experiment import AlignedSettings, make_network, open_run, 
 from handlab.aligned.explorer import choose_pairs, middle, practice_run
 from handlab.aligned.figures import make_walk
 from handlab.aligned.live import LiveExplorer, in_jupyterlab
-from handlab.aligned.page import LEAD, TITLE, explorer_page, fused, make_atlas, note_on, write_explorer
+from handlab.aligned.page import (
+    LEAD,
+    TITLE,
+    add_photographs,
+    explorer_page,
+    finger_angles,
+    fused,
+    gesture,
+    make_atlas,
+    note_on,
+    write_explorer,
+)
 from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
 from handlab.graph.code import closure
 from handlab.hand.skeleton import example_hand, normalise
@@ -181,7 +192,7 @@ def browser():
     flags += "--disable-background-networking --use-angle=swiftshader --enable-unsafe-swiftshader".split()
     for flag in flags:
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     driver.set_script_timeout(400)
     yield driver
@@ -243,9 +254,9 @@ def test_page_asks_for_nothing(atlas, tmp_path):
     network, found = atlas
     assert write_explorer(tmp_path / "page.html", network, found, note="a < b") < 5
     page = (tmp_path / "page.html").read_text()
-    own = re.sub(r'<script type="text/plain"[^>]*>[A-Za-z0-9+/=]*</script>', "", page)
+    own = re.sub(r'<script type="text/plain"[^>]*>[A-Za-z0-9+/=]*</script>|<a href="[^"]*"', "", page)
     loads = (
-        r"https?:(?!//www\.w3\.org/2000/svg)|wss?:|//cdn|@import|url\("
+        r"https?:(?!//www\.w3\.org/2000/svg)|wss?://|//cdn|@import|url\("
         r"|<link (?!rel=\"icon\" href=\"data:,\")|<iframe|<script [^>]*src|fetch\(|XMLHttpRequest"
     )
     assert not re.search(loads, own) and "a &lt; b" in own
@@ -261,29 +272,111 @@ def test_the_pages_files_are_part_of_its_code():
     )
 
 
-def test_page_decodes_and_moves_in_a_browser(atlas, browser, tmp_path):
+WAIT = (
+    "const done = arguments[0], test = () => "
+    "document.body.dataset.ready ? setTimeout(done, 400) : setTimeout(test, 50); test();"
+)
+
+
+def requests_of(browser):
+    "The addresses that a page asked for."
+    messages = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
+    asked = [
+        each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"
+    ]
+    return {address for address in asked if not address.startswith(("data:", "blob:"))}
+
+
+def test_page_decodes_and_moves_in_a_browser(atlas, browser, tmp_path, capsys):
     "What the page computes is what PyTorch computes, and every control changes the drawing."
     network, found = atlas
     write_explorer(tmp_path / "page.html", network, found)
+    browser.set_window_size(1280, 1000)
+    browser.get_log("performance")
     browser.get(f"file://{tmp_path}/page.html")
     result = browser.execute_async_script((Path(__file__).parent / "explorer_actions.js").read_text())
     assert not result.get("error"), result["error"]
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert requests_of(browser) == {f"file://{tmp_path}/page.html"}
     code = torch.tensor(result["codes"])
     np.testing.assert_allclose(code, found.codes["R"].mean[:3], atol=1e-6)
     with torch.no_grad():
-        pose, cloud = (network.decoders[letter](code) for letter in "PC")
+        pose, cloud, maps = (network.decoders[letter](code) for letter in "PCH")
     np.testing.assert_allclose(np.array(result["poses"]).reshape(3, 21, 3), pose, atol=1e-4)
     np.testing.assert_allclose(np.array(result["clouds"]).reshape(cloud.shape), cloud, atol=1e-4)
+    np.testing.assert_allclose(np.array(result["maps"]).reshape(maps.shape), maps, atol=1e-4)
+    cell = SMOKE.crop / SMOKE.map_size
+    y, x = np.unravel_index(maps[2].flatten(1).argmax(1).numpy(), (SMOKE.map_size,) * 2)
+    peaks = (np.stack([x, y], 1) + 0.5) * cell - 0.5
+    assert result["peaks"] == pytest.approx(np.linalg.norm(peaks - found.uv[2], axis=1).mean(), rel=1e-4)
     vertices = np.array(result["vertices"]).reshape(-1, 3)
     np.testing.assert_allclose(vertices, hand_vertices(pose[2].double().numpy()), atol=1e-4)
-    idle = {name: step for name, step in result["steps"].items() if not (step["drawn"] and step["moved"])}
-    assert not idle, idle
-    steps = {name: step["told"] for name, step in result["steps"].items()}
-    assert steps["click"].startswith(found.names[7]) and "mm off" in steps["click"]
-    assert steps["slider"] == "60 % of the way" and steps["random"] == "drawn from the prior"
-    assert result["eye"] == {"x": 0.1, "y": -2, "z": 0.1}  # kept over the steps of a walk
-    assert result["wide"]
+    steps = result["steps"]
+    assert all(step["drawn"] for step in steps.values()), steps
+    still = "turn,wheel,two fingers,keys,skeleton,solid,over,beside,no maps,one map".split(",")
+    assert all(step["moved"] is (name not in still) for name, step in steps.items()), steps
+    assert steps["click"]["told"] == found.names[7] and "mm off" in steps["click"]["hand"]
+    assert steps["slider"]["told"] == "60 % of the way" and "mm" not in steps["slider"]["hand"]
+    assert steps["random"]["told"] == "drawn from the prior"
+    assert result["hover"] and all(result["coloured"]) and len(result["coloured"]) == 3
+    assert result["kept"]  # the view, over the steps of a walk
+    with capsys.disabled():
+        told = ", ".join(f"{name} {value:.1f}" for name, value in result["times"].items())
+        print(f"\nexplorer: ms per call and frames per second, idle and dragging: {told}")
+
+
+def test_page_keeps_its_view_and_its_width_when_the_window_changes(atlas, browser, tmp_path):
+    write_explorer(tmp_path / "page.html", *atlas)
+    browser.set_window_size(1280, 1000)
+    browser.get(f"file://{tmp_path}/page.html")
+    browser.execute_async_script(WAIT)
+    browser.execute_script("turnBy(0.5, 0.2, 1.5)")
+    for width in (1280, 800, 500):
+        browser.set_window_size(width, 900)
+        browser.execute_async_script(WAIT)
+        seen = browser.execute_script(
+            "return [{...view}, [...document.querySelectorAll('canvas')].map(each => [each.width,"
+            " each.clientWidth]),"
+            " document.documentElement.scrollWidth - innerWidth]"
+        )
+        assert seen[0] == pytest.approx(dict(yaw=0.34 - 0.5, pitch=0.24 + 0.2, zoom=1.5))
+        assert all(drawn == shown > 100 for drawn, shown in seen[1]) and seen[2] <= 0
+
+
+def test_page_says_that_it_needs_trust(atlas, browser, tmp_path):
+    "JupyterLab shows an HTML file in a frame without scripts until it is trusted."
+    write_explorer(tmp_path / "page.html", *atlas)
+    (tmp_path / "frame.html").write_text('<iframe sandbox src="page.html" width="900" height="600"></iframe>')
+    browser.get(f"file://{tmp_path}/frame.html")
+    browser.switch_to.frame(0)
+    told = browser.find_element("css selector", "noscript").text
+    browser.switch_to.default_content()
+    assert "Trust HTML" in told
+
+
+def test_photographs_stand_among_the_images_without_a_truth(atlas, browser, tmp_path):
+    network, found = atlas
+    crops = torch.rand(2, 3, SMOKE.crop, SMOKE.crop) - 0.5
+    more = add_photographs(found, network, crops, ["mine", "yours"])
+    with torch.no_grad():
+        expected = network.encoders["R"](crops).mean
+    np.testing.assert_allclose(more.codes["R"].mean[-2:], expected, atol=1e-5)
+    np.testing.assert_array_equal(more.codes["C"].mean[:-2], found.codes["C"].mean)
+    write_explorer(tmp_path / "page.html", network, more)
+    browser.get(f"file://{tmp_path}/page.html#frame={len(found.names)}")
+    browser.execute_async_script(WAIT)
+    told = browser.execute_script("return [$('told').textContent, $('panels').textContent, inWords(chosen)]")
+    assert told[0] == "mine" and "mm off" not in told[1] and told[2] == "unknown"
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_stretched_fingers_are_counted():
+    hand = normalise(example_hand())[0]
+    fist = hand.copy()
+    for first in range(1, 21, 4):
+        fist[first + 3] = fist[first + 2] - (hand[first + 1] - hand[first])
+    assert gesture(np.stack([hand, fist])).tolist() == [5, 0] and np.isnan(gesture(hand[None] * np.nan)).all()
+    np.testing.assert_allclose(finger_angles(fist[None]), 180, atol=1e-3)
 
 
 # ---------------------------------------------------------------- its parts

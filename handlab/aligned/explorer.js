@@ -2,38 +2,79 @@ const $ = id => document.getElementById(id);
 const bytesOf = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
 const unpack = async id => new Response(new Blob([bytesOf($(id).textContent)]).stream().pipeThrough(new DecompressionStream('gzip'))).text();
 const numbers = text => new Float32Array(bytesOf(text).buffer);
+const row = (array, number, size) => array.subarray(number*size, (number + 1)*size);
+const mean = values => values.reduce((sum, value) => sum + value, 0)/values.length;
+let content, model, solid, frames, code, letter, about = {}, chosen = 0, ends = [0, 1], timer = null;
 
 // ---- the decoders: linear layers, each followed by ReLU but for the last; batch norms are part of the weights
-function linear(layer, input, offset = 0, columns = input.length, output = Float32Array.from(layer.bias)) {
-  const {weight, width} = layer;
-  for (let row = 0; row < output.length; row++) {
-    let sum = 0;
-    for (let column = 0, place = row*width + offset; column < columns; column++) sum += weight[place + column]*input[column];
-    output[row] += sum;
+function linear(layer, input, output, start = layer.bias, offset = 0, columns = layer.width) {
+  const {weight, width} = layer, even = columns - columns % 4;
+  for (let line = 0; line < output.length; line++) {
+    const place = line*width + offset;
+    let a = start[line], b = 0, c = 0, d = 0, column = 0;
+    for (; column < even; column += 4) {
+      a += weight[place + column]*input[column];
+      b += weight[place + column + 1]*input[column + 1];
+      c += weight[place + column + 2]*input[column + 2];
+      d += weight[place + column + 3]*input[column + 3];
+    }
+    for (; column < columns; column++) a += weight[place + column]*input[column];
+    output[line] = a + b + c + d;
   }
   return output;
 }
 const relu = values => { for (let i = 0; i < values.length; i++) if (values[i] < 0) values[i] = 0; return values; };
-const through = (layers, values) => layers.reduce((input, layer, number) => { const output = linear(layer, input); return number < layers.length - 1 ? relu(output) : output; }, values);
-const decodePose = code => through(model.pose, code);
-function fold(layers, code, places, size) {  // the first layer sees the code and the point's place
+const through = (layers, values) => layers.reduce((input, layer, number) => {
+  const output = linear(layer, input, layer.output);
+  return number < layers.length - 1 ? relu(output) : output;
+}, values);
+const decodePose = values => Float32Array.from(through(model.pose, values));
+function fold(layers, values, places, size) {  // the first layer sees the code and the point's place
   const [first, ...rest] = layers, count = places.length/size, points = new Float32Array(3*count);
-  const fromCode = linear(first, code, 0, code.length);
+  const fromCode = linear(first, values, new Float32Array(first.bias.length), first.bias, 0, values.length);
   for (let point = 0; point < count; point++) {
-    const seen = relu(linear(first, places.subarray(point*size, (point + 1)*size), code.length, size, Float32Array.from(fromCode)));
-    points.set(through(rest, seen).map(Math.tanh), 3*point);
+    linear(first, row(places, point, size), first.output, fromCode, values.length, size);
+    points.set(through(rest, relu(first.output)).map(Math.tanh), 3*point);
   }
   return points;
 }
-const decodeCloud = code => model.cloud ? through(model.cloud, code) : fold(model.folds[1], code, fold(model.folds[0], code, model.grid, model.gridSize), 3).map(value => model.reach*value);
+function decodeCloud(values) {
+  if (model.cloud) return Float32Array.from(through(model.cloud, values));
+  const [first, second] = model.folds;
+  return fold(second, values, fold(first, values, model.grid, model.gridSize), 3).map(value => model.reach*value);
+}
+function doubled(step, input, side) {  // a 5x5 transposed convolution of stride 2
+  const {weight, bias} = step, out = bias.length, wide = 2*side, output = new Float32Array(out*wide*wide);
+  for (let channel = 0; channel < out; channel++) output.fill(bias[channel], channel*wide*wide, (channel + 1)*wide*wide);
+  for (let from = 0; from < input.length/side/side; from++)
+    for (let to = 0; to < out; to++)
+      for (let y = 0; y < side; y++)
+        for (let x = 0; x < side; x++) {
+          const value = input[(from*side + y)*side + x], kernel = 25*(from*out + to);
+          if (value === 0) continue;
+          for (let v = Math.max(0, 2 - 2*y); v < Math.min(5, wide + 2 - 2*y); v++)
+            for (let u = Math.max(0, 2 - 2*x); u < Math.min(5, wide + 2 - 2*x); u++)
+              output[(to*wide + 2*y + v - 2)*wide + 2*x + u - 2] += value*weight[kernel + 5*v + u];
+        }
+  return output;
+}
+function decodeMaps(values) {  // (21, size, size), 0 to 1
+  let maps = linear(model.heat.start, values, model.heat.start.output), side = model.heat.side;
+  model.heat.grow.forEach((step, number) => {
+    maps = doubled(step, maps, side);
+    side *= 2;
+    if (number < model.heat.grow.length - 1) relu(maps);
+  });
+  return maps.map(value => 1/(1 + Math.exp(-value)));
+}
 
 // ---- a solid hand: twenty capsules and the palm, as handlab.hand.solid makes them
+const cross = (a, b) => [a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]];
 function capsule(start, end, radii, out) {
   const along = end.map((value, axis) => value - start[axis]), length = Math.max(Math.hypot(...along), 1e-6);
   along.forEach((value, axis) => along[axis] = value/length);
   const helper = [0, 0, 0];
   helper[along.reduce((best, value, axis) => Math.abs(value) < Math.abs(along[best]) ? axis : best, 0)] = 1;
-  const cross = (a, b) => [a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]];
   let first = cross(along, helper);
   const size = Math.max(Math.hypot(...first), 1e-6);
   first = first.map(value => value/size);
@@ -47,70 +88,217 @@ function capsule(start, end, radii, out) {
   }));
 }
 function handVertices(pose) {
-  const joint = number => Array.from(pose.subarray(3*number, 3*number + 3)), out = [];
+  const joint = number => Array.from(row(pose, number, 3)), out = [];
   solid.bones.forEach(([parent, child], bone) => capsule(joint(parent), joint(child), solid.radii[bone], out));
-  const a = joint(5).map((value, axis) => value - pose[axis]), b = joint(17).map((value, axis) => value - pose[axis]);
-  const normal = [a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]], size = Math.max(Math.hypot(...normal), 1e-6);
+  const [index, little] = [5, 17].map(number => joint(number).map((value, axis) => value - pose[axis]));
+  const normal = cross(index, little), size = Math.max(Math.hypot(...normal), 1e-6);
   [1, -1].forEach(side => solid.palm.forEach(number => joint(number).forEach((value, axis) => out.push(value + side*solid.sheet*normal[axis]/size))));
   return out;
 }
 
-// ---- drawing: the newest wish only, so that a slow machine skips steps and never falls behind
-let content, model, solid, frames, plot, code, about = {}, chosen = 0, letter, ends = [0, 1], timer = null, drawing = false, wanted = false;
-const places = points => { const x = [], y = [], z = []; for (let i = 0; i < points.length; i += 3) { x.push(points[i]); y.push(points[i + 2]); z.push(-points[i + 1]); } return {x, y, z}; };
-const bones = pose => { const line = {x: [], y: [], z: []}, all = places(pose); solid.bones.forEach(([a, b]) => ['x', 'y', 'z'].forEach(axis => line[axis].push(all[axis][a], all[axis][b], null))); return line; };
-const row = (array, number, size) => array.subarray(number*size, (number + 1)*size);
-const distances = (a, b) => { const found = []; for (let i = 0; i < a.length; i += 3) found.push(Math.hypot(a[i] - b[i], a[i + 1] - b[i + 1], a[i + 2] - b[i + 2])); return found; };
-const mean = values => values.reduce((sum, value) => sum + value, 0)/values.length;
-function nearest(from, to) { let sum = 0; for (let i = 0; i < from.length; i += 3) { let best = Infinity; for (let j = 0; j < to.length; j += 3) { const d = (from[i] - to[j])**2 + (from[i + 1] - to[j + 1])**2 + (from[i + 2] - to[j + 2])**2; if (d < best) best = d; } sum += Math.sqrt(best); } return 3*sum/from.length; }
-async function draw() {
-  wanted = true;
-  if (drawing) return;
-  drawing = true;
-  while (wanted) {
-    wanted = false;
-    const pose = decodePose(code), cloud = (model.cloud || model.folds) && decodeCloud(code), frame = about.frame, truth = frame !== undefined && $('truth').checked;
-    const none = {x: [], y: [], z: []}, isSolid = $('solid').checked;
-    const parts = [isSolid ? places(handVertices(pose)) : none, isSolid ? none : bones(pose), truth ? bones(row(frames.poses, frame, 63)) : none];
-    if (cloud) parts.push(places(cloud), truth && frames.clouds ? places(row(frames.clouds, frame, cloud.length)) : none);
-    const update = {x: parts.map(part => part.x), y: parts.map(part => part.y), z: parts.map(part => part.z)};
-    if (cloud) update['marker.color'] = [...parts.slice(0, 3).map(() => undefined), parts[3].y, '#9aa3b2'];
-    const first = isSolid ? 0 : 1;  // a mesh without vertices is an error, so it is hidden instead
-    for (const name in update) update[name] = update[name].slice(first);
-    await Plotly.restyle(plot, update, parts.map((_, number) => number).slice(first));
-    tell(pose, cloud);
-    document.body.dataset.drawn = +(document.body.dataset.drawn || 0) + 1;
-    await new Promise(requestAnimationFrame);
+// ---- one view for all scenes: turned by dragging, zoomed by the wheel or two fingers, kept until it is changed
+const START = {yaw: .34, pitch: .24, zoom: 1}, view = {...START}, FAR = 14;
+function seen(points, canvas) {  // -> in the view (x, y, z) and on the canvas (u, v)
+  const count = points.length/3, space = new Float32Array(3*count), flat = new Float32Array(2*count);
+  const [a, b, c, d] = [Math.cos(view.yaw), Math.sin(view.yaw), Math.cos(view.pitch), Math.sin(view.pitch)];
+  const unit = Math.min(canvas.width, canvas.height)/2/content.reach*view.zoom;
+  for (let i = 0; i < count; i++) {
+    const [x, y, z] = [points[3*i] - content.centre[0], points[3*i + 1] - content.centre[1], points[3*i + 2] - content.centre[2]];
+    const right = a*x + b*z, ahead = a*z - b*x, down = c*y - d*ahead, away = d*y + c*ahead, size = unit*FAR/Math.max(FAR + away, 1);
+    space.set([right, down, away], 3*i);
+    flat.set([canvas.width/2 + right*size, canvas.height/2 + down*size], 2*i);
   }
-  drawing = false;
+  return {space, flat, unit};
 }
-function tell(pose, cloud) {
-  let text = about.text;
-  if (about.frame !== undefined) {
-    const scale = frames.scales[about.frame];
-    text += `: joints ${(mean(distances(pose, row(frames.poses, about.frame, 63)))*scale).toFixed(1)} mm off`;
-    if (cloud && frames.clouds) { const true_cloud = row(frames.clouds, about.frame, cloud.length); text += `, cloud ${((nearest(cloud, true_cloud) + nearest(true_cloud, cloud))/2*scale).toFixed(1)} mm`; }
+const farFirst = (keys, count = keys.length) => Array.from({length: count}, (_, i) => i).sort((a, b) => keys[b] - keys[a]);
+const rgb = (colour, light) => `rgb(${colour.map(value => Math.round(value*light))})`;
+const LIGHT = [-.37, -.66, -.65], LEVELS = 32;
+function drawSolid(context, pose) {
+  const {space, flat} = seen(handVertices(pose), context.canvas), found = [], keys = [];
+  for (const face of solid.faces) {
+    const [a, b, c] = face.corners, [i, j, k] = [3*a, 3*b, 3*c];
+    if (!face.twoSided && (flat[2*b] - flat[2*a])*(flat[2*c + 1] - flat[2*a + 1]) - (flat[2*b + 1] - flat[2*a + 1])*(flat[2*c] - flat[2*a]) >= 0) continue;
+    const [x1, y1, z1] = [space[j] - space[i], space[j + 1] - space[i + 1], space[j + 2] - space[i + 2]];
+    const [x2, y2, z2] = [space[k] - space[i], space[k + 1] - space[i + 1], space[k + 2] - space[i + 2]];
+    const x = y1*z2 - z1*y2, y = z1*x2 - x1*z2, z = x1*y2 - y1*x2;
+    const light = (x*LIGHT[0] + y*LIGHT[1] + z*LIGHT[2])/(Math.sqrt(x*x + y*y + z*z) || 1);
+    found.push([face, Math.round(LEVELS*(face.twoSided ? Math.abs(light) : Math.max(light, 0)))]);
+    keys.push((space[i + 2] + space[j + 2] + space[k + 2])/3);
   }
-  $('told').textContent = text;
-  $('seen').hidden = about.frame === undefined;
-  if (about.frame !== undefined) $('seen').src = frames.images[about.frame];
+  for (const number of farFirst(keys)) {
+    const [{corners, shades}, level] = found[number];
+    let u = 0, v = 0;
+    for (const i of corners) { u += flat[2*i]/corners.length; v += flat[2*i + 1]/corners.length; }
+    context.beginPath();
+    for (const i of corners) {  // a little larger than it is: no seams between faces
+      const right = flat[2*i] - u, down = flat[2*i + 1] - v, far = 1 + .8/(Math.sqrt(right*right + down*down) || 1);
+      context.lineTo(u + right*far, v + down*far);
+    }
+    context.fillStyle = shades[level];
+    context.fill();
+  }
+}
+function drawSkeleton(context, pose, colour, thick = .1) {
+  const {space, flat, unit} = seen(pose, context.canvas);
+  const keys = solid.bones.map(([a, b]) => (space[3*a + 2] + space[3*b + 2])/2);
+  context.lineCap = 'round';
+  for (const bone of farFirst(keys)) {
+    const [a, b] = solid.bones[bone];
+    for (const [style, wide] of [['#fff', thick + .05], [colour ?? rgb(solid.fingers[bone >> 2], 1), thick]]) {
+      context.beginPath();
+      context.moveTo(flat[2*a], flat[2*a + 1]);
+      context.lineTo(flat[2*b], flat[2*b + 1]);
+      context.lineWidth = wide*unit;
+      context.strokeStyle = style;
+      context.stroke();
+    }
+  }
+}
+const NEAR = -1, DEEP = 1;  // hand scales before and behind the root; near points are dark
+function drawCloud(context, points, grey) {
+  const {space, flat, unit} = seen(points, context.canvas), count = points.length/3;
+  for (const i of farFirst(Float32Array.from({length: count}, (_, i) => space[3*i + 2]))) {
+    context.beginPath();
+    context.arc(flat[2*i], flat[2*i + 1], (grey ? .05 : .075)*unit, 0, 2*Math.PI);
+    context.fillStyle = grey ? '#9aa3b2' : palette(.88*(points[3*i + 2] - NEAR)/(DEEP - NEAR));
+    context.fill();
+  }
+}
+const loaded = {};
+let unpacked = 0;
+function picture(number) {  // an image, drawn as soon as the browser has unpacked it
+  if (!loaded[number]) {
+    loaded[number] = new Image();
+    loaded[number].onload = () => { unpacked++; draw(); };
+    loaded[number].src = frames.images[number];
+  }
+  return loaded[number];
+}
+function drawImage(context, frame) {
+  const {width, height} = context.canvas;
+  if (frame !== undefined && picture(frame).complete) context.drawImage(picture(frame), 0, 0, width, height);
+}
+const sheet = document.createElement('canvas');
+function drawMaps(context, maps) {  // each cell in the colour of the joint whose map is highest there
+  const side = Math.sqrt(maps.length/21), only = $('joint').value;
+  if (only === 'off') return;
+  sheet.width = sheet.height = side;
+  const pen = sheet.getContext('2d'), image = pen.createImageData(side, side);
+  for (let cell = 0; cell < side*side; cell++) {
+    let best = only === 'all' ? 0 : +only;
+    if (only === 'all') for (let joint = 1; joint < 21; joint++) if (maps[joint*side*side + cell] > maps[best*side*side + cell]) best = joint;
+    image.data.set([...(best ? solid.fingers[(best - 1) >> 2] : [255, 255, 255]), 255*Math.min(1.6*maps[best*side*side + cell], .92)], 4*cell);
+  }
+  pen.putImageData(image, 0, 0);
+  context.drawImage(sheet, 0, 0, context.canvas.width, context.canvas.height);
+}
+function drawTrueJoints(context, uv) {
+  const place = number => [0, 1].map(axis => (uv[2*number + axis] + .5)/content.crop*context.canvas.width);
+  context.lineCap = 'round';
+  context.lineWidth = context.canvas.width/60;
+  solid.bones.forEach(([a, b], bone) => {
+    context.beginPath();
+    context.moveTo(...place(a));
+    context.lineTo(...place(b));
+    context.strokeStyle = rgb(solid.fingers[bone >> 2], 1);
+    context.stroke();
+  });
+}
+
+// ---- drawing: once per frame of the screen, the newest code in the newest view
+let asked = false, decoded = {};
+function draw() {
+  if (asked) return;
+  asked = true;
+  requestAnimationFrame(() => { asked = false; render(); });
+}
+function decode() {  // once per code
+  if (decoded.code !== code) decoded = {code, pose: decodePose(code), cloud: (model.cloud || model.folds) && decodeCloud(code)};
+  if (model.heat && !decoded.maps && $('joint').value !== 'off') decoded.maps = decodeMaps(code);
+}
+const known = frame => frame !== undefined && frames.known[frame];
+function truth() {  // of the frame whose code is shown, if it is an image's
+  const frame = about.frame;
+  if (!known(frame)) return {};
+  return {pose: row(frames.poses, frame, 63), cloud: frames.clouds && row(frames.clouds, frame, frames.clouds.length/frames.names.length), uv: row(frames.uv, frame, 42)};
+}
+const hand = (context, pose) => $('look').value === 'solid' ? drawSolid(context, pose) : drawSkeleton(context, pose);
+function render() {
+  decode();
+  const {pose, cloud, maps} = decoded, right = truth(), over = $('truth').value === 'over';
+  const parts = {
+    maps: context => { drawImage(context, about.frame); if (maps) drawMaps(context, maps); if (over && right.uv) drawTrueJoints(context, right.uv); },
+    hand: context => { hand(context, pose); if (over && right.pose) drawSkeleton(context, right.pose, '#000', .05); },
+    cloud: context => { if (over && right.cloud) drawCloud(context, right.cloud, true); drawCloud(context, cloud); },
+  };
+  const beside = {
+    maps: context => { drawImage(context, about.frame); if (right.uv && $('truth').value !== 'hidden') drawTrueJoints(context, right.uv); },
+    hand: context => { if (right.pose) hand(context, right.pose); },
+    cloud: context => { if (right.cloud) drawCloud(context, right.cloud); },
+  };
+  document.querySelectorAll('#panels figure').forEach(figure => {
+    const canvas = figure.querySelector('canvas'), wide = Math.round(canvas.clientWidth*devicePixelRatio);
+    const shown = JSON.stringify([known(about.frame), about.frame, view, wide, $('look').value, $('truth').value, unpacked]);
+    if (!wide || figure.dataset.true && canvas.dataset.shown === shown) return;  // a truth stays as it is
+    canvas.dataset.shown = shown;
+    if (canvas.width !== wide) canvas.width = canvas.height = wide;
+    const context = canvas.getContext('2d');
+    context.clearRect(0, 0, wide, wide);
+    (figure.dataset.true ? beside : parts)[figure.dataset.part](context);
+  });
+  markMap(); setAxes(); tell(right);
+  document.body.dataset.drawn = +(document.body.dataset.drawn || 0) + 1;
+}
+const distances = (a, b) => { const found = []; for (let i = 0; i < a.length; i += 3) found.push(Math.hypot(a[i] - b[i], a[i + 1] - b[i + 1], a[i + 2] - b[i + 2])); return found; };
+function nearest(from, to) {
+  let sum = 0;
+  for (let i = 0; i < from.length; i += 3) {
+    let best = Infinity;
+    for (let j = 0; j < to.length; j += 3) {
+      const far = (from[i] - to[j])**2 + (from[i + 1] - to[j + 1])**2 + (from[i + 2] - to[j + 2])**2;
+      if (far < best) best = far;
+    }
+    sum += Math.sqrt(best);
+  }
+  return 3*sum/from.length;
+}
+const jointError = (pose, frame) => mean(distances(pose, row(frames.poses, frame, 63)))*frames.scales[frame];
+function peakError(maps, uv) {  // px of the crop, from each map's highest cell
+  const side = Math.sqrt(maps.length/21), off = [];
+  for (let joint = 0; joint < 21; joint++) {
+    const map = row(maps, joint, side*side), best = map.indexOf(Math.max(...map)), cell = content.crop/side;
+    off.push(Math.hypot((best % side + .5)*cell - .5 - uv[2*joint], (Math.floor(best/side) + .5)*cell - .5 - uv[2*joint + 1]));
+  }
+  return mean(off);
+}
+const say = (element, text) => { if (element.textContent !== text) element.textContent = text; };
+function tell(right) {
+  const {pose, cloud, maps} = decoded, scale = frames.scales[about.frame], told = {maps: '', hand: '', cloud: ''};
+  if (right.pose) told.hand = `joints ${jointError(pose, about.frame).toFixed(1)} mm off`;
+  if (right.cloud && cloud) told.cloud = `points ${((nearest(cloud, right.cloud) + nearest(right.cloud, cloud))/2*scale).toFixed(1)} mm off`;
+  if (right.uv && maps) told.maps = `peaks ${peakError(maps, right.uv).toFixed(1)} px off`;
+  document.querySelectorAll('#panels figure').forEach(figure => say(figure.querySelector('span'), figure.dataset.true ? (right.pose ? '' : 'only of images with a truth') : told[figure.dataset.part]));
+  say($('told'), about.text);
 }
 
 // ---- where the code comes from
 const size = () => model.latent;
 const codeOf = (frame, from = letter) => row(frames.codes[from].mean, frame, size());
-function setCode(values, what) { code = Float32Array.from(values); about = what; markMap(); setAxes(); return draw(); }
+function setCode(values, what) { code = Float32Array.from(values); about = what; draw(); }
 function choose(frame) {
   chosen = frame;
   document.querySelectorAll('#map circle').forEach((dot, number) => dot.classList.toggle('chosen', number === frame));
-  showShares();
-  return setCode(codeOf(frame), {frame, text: frames.names[frame]});
+  showExperts();
+  setCode(codeOf(frame), {frame, text: frames.names[frame]});
 }
 const mix = (a, b, share) => a.map((value, axis) => (1 - share)*value + share*b[axis]);
-const walkTo = share => setCode(mix(codeOf(ends[0]), codeOf(ends[1]), share), {text: `${Math.round(100*share)} % of the way`, ...(share === 0 ? {frame: ends[0]} : share === 1 ? {frame: ends[1]} : {})});
+function walkTo(share) {
+  const at = share === 0 ? {frame: ends[0]} : share === 1 ? {frame: ends[1]} : {};
+  setCode(mix(codeOf(ends[0]), codeOf(ends[1]), share), {text: `${Math.round(100*share)} % of the way`, ...at});
+}
 function fromPrior() {
   const normal = () => Math.sqrt(-2*Math.log(1 - Math.random()))*Math.cos(2*Math.PI*Math.random());
-  return setCode(Float32Array.from({length: size()}, normal), {text: 'drawn from the prior'});
+  setCode(Float32Array.from({length: size()}, normal), {text: 'drawn from the prior'});
 }
 function project(values, axis) { let sum = 0; for (let i = 0; i < size(); i++) sum += (values[i] - frames.middle[i])*frames.axes[axis*size() + i]; return sum; }
 function fromMap(x, y) {  // a free place: on the principal plane through the chosen image, elsewhere between the nearest codes
@@ -118,80 +306,122 @@ function fromMap(x, y) {  // a free place: on the principal plane through the ch
     const start = codeOf(chosen), moved = [x - project(start, 0), y - project(start, 1)];
     return start.map((value, i) => value + moved[0]*frames.axes[i] + moved[1]*frames.axes[size() + i]);
   }
-  const spots = frames.maps[$('places').value], near = frames.names.map((_, number) => [Math.hypot(spots[2*number] - x, spots[2*number + 1] - y) + 1e-6, number]).sort((a, b) => a[0] - b[0]).slice(0, 4);
+  const spots = frames.maps[$('places').value];
+  const near = frames.names.map((_, number) => [Math.hypot(spots[2*number] - x, spots[2*number + 1] - y) + 1e-6, number]).sort((a, b) => a[0] - b[0]).slice(0, 4);
   const total = near.reduce((sum, [far]) => sum + 1/far, 0), found = new Float32Array(size());
   near.forEach(([far, number]) => codeOf(number).forEach((value, i) => found[i] += value/far/total));
   return found;
 }
-function showShares() {
-  const experts = Object.keys(frames.codes).filter(name => name !== 'joint');
-  if (experts.length < 2) return;
-  const weights = experts.map(name => row(frames.codes[name].logVariance, chosen, size()).map(value => Math.exp(-value)));
-  const total = weights[0].map((_, i) => model.priorExpert + weights.reduce((sum, weight) => sum + weight[i], 0));
-  const shares = weights.map(weight => mean(Array.from(weight, (value, i) => value/total[i])));
-  $('shares').textContent = 'weight in the product: ' + experts.map((name, number) => `${content.letters[name]} ${Math.round(100*shares[number])} %`).join(', ') + (model.priorExpert ? `, prior ${Math.round(100*(1 - shares.reduce((a, b) => a + b)))} %` : '');
+function weightsOf(frame) {  // of each expert in the product, the mean over the code's numbers
+  const precisions = Object.keys(frames.codes).filter(name => name !== 'joint').map(name => [name, row(frames.codes[name].logVariance, frame, size()).map(value => Math.exp(-value))]);
+  const total = precisions[0][1].map((_, i) => model.priorExpert + precisions.reduce((sum, [, each]) => sum + each[i], 0));
+  return Object.fromEntries(precisions.map(([name, each]) => [name, mean(each.map((value, i) => value/total[i]))]));
+}
+function showExperts() {
+  const names = Object.keys(frames.codes);
+  if (names.length < 2) return;
+  const weights = weightsOf(chosen);
+  $('codes').replaceChildren(...names.map(name => {
+    const button = document.createElement('button'), weight = 100*(weights[name] ?? 1);
+    button.setAttribute('aria-pressed', name === letter);
+    button.style.setProperty('--weight', `${weight}%`);
+    const lost = known(chosen) ? `${jointError(decodePose(codeOf(chosen, name)), chosen).toFixed(1)} mm off` : '';
+    const heading = document.createElement('b'), told = document.createElement('span');
+    heading.textContent = content.letters[name];
+    told.textContent = [name === 'joint' ? '' : `weight ${Math.round(weight)} %`, lost].filter(text => text).join(', ');
+    button.append(heading, document.createElement('i'), told);
+    button.dataset.letter = name;
+    button.onclick = () => { stop(); letter = name; drawMap(); choose(chosen); };
+    return button;
+  }));
 }
 
 // ---- the map
 const NS = 'http://www.w3.org/2000/svg', WIDE = 600, HIGH = 440, EDGE = 24;
 let scale;
-const palette = share => { const stops = content.palette, place = Math.min(Math.max(share, 0), 1)*(stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2); return `rgb(${stops[low].map((value, i) => Math.round(value + (place - low)*(stops[low + 1][i] - value)))})`; };
+function palette(share) {
+  const stops = content.palette, place = Math.min(Math.max(share, 0), 1)*(stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
+  return `rgb(${stops[low].map((value, i) => Math.round(value + (place - low)*(stops[low + 1][i] - value)))})`;
+}
+const gradient = most => `linear-gradient(90deg,${[0, .25, .5, .75, 1].map(share => palette(most*share))})`;
 function spots() {
   const here = $('places').value;
   if (here !== 'PCA') return frames.maps[here];
   return Float32Array.from(frames.names.flatMap((_, number) => [project(codeOf(number), 0), project(codeOf(number), 1)]));
 }
+const colour = () => content.colours[$('colours').value];
+const inWords = number => colour().values[number] === null ? 'unknown' : `${colour().values[number]} ${colour().unit}`;
 function drawMap() {
-  const all = spots(), colour = content.colours[$('colours').value], xs = all.filter((_, i) => i % 2 === 0), ys = all.filter((_, i) => i % 2);
+  const all = spots(), xs = all.filter((_, i) => i % 2 === 0), ys = all.filter((_, i) => i % 2);
   const low = [Math.min(...xs), Math.min(...ys)], high = [Math.max(...xs), Math.max(...ys)];
   const zoom = Math.min((WIDE - 2*EDGE)/(high[0] - low[0] || 1), (HIGH - 2*EDGE)/(high[1] - low[1] || 1));
-  scale = {to: (x, y) => [WIDE/2 + (x - (low[0] + high[0])/2)*zoom, HIGH/2 + (y - (low[1] + high[1])/2)*zoom], from: (u, v) => [(u - WIDE/2)/zoom + (low[0] + high[0])/2, (v - HIGH/2)/zoom + (low[1] + high[1])/2], all};
-  const values = colour.values, least = Math.min(...values), most = Math.max(...values);
+  const middle = [0, 1].map(axis => (low[axis] + high[axis])/2);
+  scale = {to: (x, y) => [WIDE/2 + (x - middle[0])*zoom, HIGH/2 + (y - middle[1])*zoom], from: (u, v) => [(u - WIDE/2)/zoom + middle[0], (v - HIGH/2)/zoom + middle[1]], all};
+  const values = colour().values.filter(value => value !== null), least = Math.min(...values), most = Math.max(...values);
   $('map').replaceChildren(...frames.names.map((_, number) => {
-    const dot = document.createElementNS(NS, 'circle'), [u, v] = scale.to(all[2*number], all[2*number + 1]);
-    Object.entries({cx: u, cy: v, r: 7, fill: palette((values[number] - least)/(most - least || 1))}).forEach(each => dot.setAttribute(...each));
+    const dot = document.createElementNS(NS, 'circle'), [u, v] = scale.to(all[2*number], all[2*number + 1]), value = colour().values[number];
+    Object.entries({cx: u, cy: v, r: 7, fill: value === null ? '#fff' : palette((value - least)/(most - least || 1))}).forEach(each => dot.setAttribute(...each));
     dot.classList.toggle('chosen', number === chosen);
+    dot.classList.toggle('unknown', value === null);
     return dot;
   }), document.createElementNS(NS, 'line'), document.createElementNS(NS, 'path'));
-  $('legend').innerHTML = `${least.toFixed(0)} ${colour.unit}<i style="background:linear-gradient(90deg,${[0, .25, .5, .75, 1].map(palette)})"></i>${most.toFixed(0)} ${colour.unit}`;
+  $('legend').innerHTML = `${least.toFixed(0)} ${colour().unit}<i style="background:${gradient(1)}"></i>${most.toFixed(0)} ${colour().unit}`;
   markMap();
 }
 function markMap() {  // a cross where the present code lies, and the walk as a line
-  if (!scale || $('places').value !== 'PCA') { $('map').querySelector('path')?.setAttribute('d', ''); return; }
-  const [u, v] = scale.to(project(code, 0), project(code, 1)), line = $('map').querySelector('line');
-  $('map').querySelector('path').setAttribute('d', `M${u - 9} ${v}H${u + 9}M${u} ${v - 9}V${v + 9}`);
-  const two = ends.map(frame => scale.to(project(codeOf(frame), 0), project(codeOf(frame), 1)));
+  if (!scale) return;
+  const isPlane = $('places').value === 'PCA', line = $('map').querySelector('line');
+  const spot = frame => [scale.all[2*frame], scale.all[2*frame + 1]];
+  const here = isPlane ? [project(code, 0), project(code, 1)] : about.place ?? (about.frame === undefined ? null : spot(about.frame));
+  const [u, v] = here ? scale.to(...here) : [];
+  $('map').querySelector('path').setAttribute('d', here ? `M${u - 9} ${v}H${u + 9}M${u} ${v - 9}V${v + 9}` : '');
+  line.style.display = isPlane ? '' : 'none';  // a straight line is straight on a plane only
+  const two = ends.map(frame => scale.to(...spot(frame)));
   ['x1', 'y1', 'x2', 'y2'].forEach((name, i) => line.setAttribute(name, two[i >> 1][i % 2]));
 }
 function placeOf(event) { const box = $('map').getBoundingClientRect(); return [(event.clientX - box.left)*WIDE/box.width, (event.clientY - box.top)*HIGH/box.height]; }
 function dotAt(u, v, reach = 11) {
   let best = [reach, null];
-  frames.names.forEach((_, number) => { const [x, y] = scale.to(scale.all[2*number], scale.all[2*number + 1]), far = Math.hypot(x - u, y - v); if (far < best[0]) best = [far, number]; });
+  frames.names.forEach((_, number) => {
+    const [x, y] = scale.to(scale.all[2*number], scale.all[2*number + 1]), far = Math.hypot(x - u, y - v);
+    if (far < best[0]) best = [far, number];
+  });
   return best[1];
+}
+function showHover(event, dot) {
+  const hover = $('hover');
+  hover.hidden = dot === null;
+  if (dot === null) return;
+  hover.querySelector('img').src = frames.images[dot];
+  hover.querySelector('span').textContent = inWords(dot);
+  hover.style.left = `${Math.min(event.clientX + 14, innerWidth - 130)}px`;
+  hover.style.top = `${Math.max(event.clientY - 140, 4)}px`;
 }
 function watchMap() {
   let held = false;
-  const map = $('map'), hover = $('hover');
+  const map = $('map'), walk = place => setCode(fromMap(...place), {text: 'a place on the map', place});
   map.onpointerdown = event => {
     stop();
     held = true; map.setPointerCapture(event.pointerId);
     const [u, v] = placeOf(event), dot = dotAt(u, v);
-    if (dot !== null) choose(dot); else setCode(fromMap(...scale.from(u, v)), {text: 'a place on the map'});
+    if (dot !== null) choose(dot); else walk(scale.from(u, v));
+    $('hover').hidden = true;
   };
   map.onpointermove = event => {
-    const [u, v] = placeOf(event), dot = held ? null : dotAt(u, v);
-    hover.hidden = dot === null;
-    if (dot !== null) { hover.querySelector('img').src = frames.images[dot]; hover.querySelector('span').textContent = `${content.colours[$('colours').value].values[dot].toFixed(1)} ${content.colours[$('colours').value].unit}`; hover.style.left = `${Math.min(event.clientX + 14, innerWidth - 130)}px`; hover.style.top = `${Math.max(event.clientY - 140, 4)}px`; }
-    if (held) setCode(fromMap(...scale.from(u, v)), {text: 'a place on the map'});
+    const [u, v] = placeOf(event);
+    if (held) walk(scale.from(u, v)); else showHover(event, dotAt(u, v));
   };
   map.onpointerup = map.onpointercancel = () => held = false;
-  map.onpointerleave = () => hover.hidden = true;
+  map.onpointerleave = () => $('hover').hidden = true;
   map.onkeydown = event => {
     const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
     if (!way) return;
     event.preventDefault();
     const at = number => scale.to(scale.all[2*number], scale.all[2*number + 1]), [u, v] = at(chosen);
-    const ahead = frames.names.map((_, number) => { const [x, y] = at(number), along = (x - u)*way[0] + (y - v)*way[1], aside = Math.abs((x - u)*way[1]) + Math.abs((y - v)*way[0]); return [along > 1 ? along + 2*aside : Infinity, number]; }).sort((a, b) => a[0] - b[0]);
+    const ahead = frames.names.map((_, number) => {
+      const [x, y] = at(number), along = (x - u)*way[0] + (y - v)*way[1], aside = Math.abs((x - u)*way[1]) + Math.abs((y - v)*way[0]);
+      return [along > 1 ? along + 2*aside : Infinity, number];
+    }).sort((a, b) => a[0] - b[0]);
     if (ahead[0][0] < Infinity) choose(ahead[0][1]);
   };
 }
@@ -202,64 +432,122 @@ function makeAxes() {
     const label = document.createElement('label'), slider = document.createElement('input');
     Object.assign(slider, {type: 'range', min: -3, max: 3, step: .05, value: 0, ariaLabel: `direction ${axis + 1}`});
     label.append(`${axis + 1} (${(100*frames.shares[axis]).toFixed(0)} %)`, slider);
-    slider.oninput = () => { stop(); const moved = slider.value*frames.spreads[axis] - project(code, axis); setCode(code.map((value, i) => value + moved*frames.axes[axis*size() + i]), {text: `along direction ${axis + 1}`}); };
+    slider.oninput = () => {
+      stop();
+      const moved = slider.value*frames.spreads[axis] - project(code, axis);
+      setCode(code.map((value, i) => value + moved*frames.axes[axis*size() + i]), {text: `along direction ${axis + 1}`});
+    };
     $('axes').append(label);
   }
 }
 const setAxes = () => document.querySelectorAll('#axes input').forEach((slider, axis) => { if (slider !== document.activeElement || about.text !== `along direction ${axis + 1}`) slider.value = project(code, axis)/frames.spreads[axis]; });
 function setEnd(end, frame) { ends[end] = frame; $(['from', 'to'][end]).querySelector('img').src = frames.images[frame]; markMap(); }
-function stop() { clearTimeout(timer); timer = null; $('play').innerHTML = '&#9654;'; }
+function stop() { cancelAnimationFrame(timer); timer = null; $('play').innerHTML = '&#9654;'; }
 function play() {
-  if (timer) return stop();
+  if (timer !== null) return stop();
   $('play').innerHTML = '&#10073;&#10073;';
   const begin = performance.now() - 20*$('share').value;
-  const tick = () => { const place = (performance.now() - begin)/2000 % 2; $('share').value = 100*(place < 1 ? place : 2 - place); walkTo($('share').value/100); timer = setTimeout(tick, 16); };
-  timer = setTimeout(tick, 16);
+  const tick = () => {
+    const place = (performance.now() - begin)/2000 % 2;
+    $('share').value = 100*(place < 1 ? place : 2 - place);
+    walkTo($('share').value/100);
+    timer = requestAnimationFrame(tick);
+  };
+  timer = requestAnimationFrame(tick);
 }
 
-// ---- the two scenes turn and zoom together, and keep their view
-function link(names) {
-  let busy = false;
-  plot.on('plotly_relayouting', turned => {
-    const from = names.find(name => turned[name + '.camera']);
-    if (busy || !from) return;
-    busy = true;
-    Plotly.relayout(plot, Object.fromEntries(names.filter(name => name !== from).map(name => [name + '.camera', turned[from + '.camera']]))).then(() => busy = false);
-  });
+// ---- the scenes turn and zoom together
+function turnBy(right, down, zoom = 1) {
+  view.yaw -= right;
+  view.pitch = Math.min(Math.max(view.pitch + down, -1.5), 1.5);
+  view.zoom = Math.min(Math.max(view.zoom*zoom, .4), 5);
+  draw();
 }
-async function start() {
-  const library = document.createElement('script');
-  library.textContent = await unpack('library');
-  document.head.append(library);
-  content = JSON.parse(await unpack('content'));
-  ({model, solid, frames} = content);
-  [model.pose, model.cloud || [], ...(model.folds || [])].flat().forEach(layer => { layer.weight = numbers(layer.weight); layer.bias = numbers(layer.bias); layer.width = layer.weight.length/layer.bias.length; });
+function watchScene(canvas) {
+  const held = new Map(), apart = () => { const [a, b] = [...held.values()]; return Math.hypot(a[0] - b[0], a[1] - b[1]); };
+  canvas.onpointerdown = event => { held.set(event.pointerId, [event.clientX, event.clientY]); canvas.setPointerCapture(event.pointerId); };
+  canvas.onpointermove = event => {
+    const from = held.get(event.pointerId), before = held.size === 2 ? apart() : 0;
+    if (!from) return;
+    held.set(event.pointerId, [event.clientX, event.clientY]);
+    if (before) turnBy(0, 0, apart()/before);
+    else turnBy((event.clientX - from[0])/120, (event.clientY - from[1])/120);
+  };
+  canvas.onpointerup = canvas.onpointercancel = event => held.delete(event.pointerId);
+  canvas.addEventListener('wheel', event => { event.preventDefault(); turnBy(0, 0, Math.exp(-event.deltaY/600)); }, {passive: false});
+  canvas.ondblclick = () => { Object.assign(view, START); draw(); };
+  canvas.onkeydown = event => {
+    const turn = {ArrowLeft: [-.15, 0], ArrowRight: [.15, 0], ArrowUp: [0, -.15], ArrowDown: [0, .15], '+': [0, 0, 1.15], '=': [0, 0, 1.15], '-': [0, 0, 1/1.15]}[event.key];
+    if (turn) { event.preventDefault(); turnBy(...turn); }
+  };
+}
+
+// ---- start
+function readNumbers() {
+  const layers = [model.pose, model.cloud || [], ...(model.folds || []), model.heat ? [model.heat.start, ...model.heat.grow] : []].flat();
+  layers.forEach(layer => {
+    layer.weight = numbers(layer.weight);
+    layer.bias = numbers(layer.bias);
+    layer.width = layer.weight.length/layer.bias.length;
+    layer.output = new Float32Array(layer.bias.length);
+  });
   if (model.grid) model.grid = numbers(model.grid);
-  ['poses', 'clouds', 'middle', 'axes', 'spreads', 'shares', 'scales'].forEach(name => { if (frames[name]) frames[name] = numbers(frames[name]); });
+  ['poses', 'clouds', 'uv', 'middle', 'axes', 'spreads', 'shares', 'scales'].forEach(name => { if (frames[name]) frames[name] = numbers(frames[name]); });
   Object.values(frames.codes).forEach(each => { each.mean = numbers(each.mean); each.logVariance = numbers(each.logVariance); });
   Object.keys(frames.maps).forEach(name => frames.maps[name] = numbers(frames.maps[name]));
-  letter = Object.keys(frames.codes)[0];
-  code = Float32Array.from(codeOf(0));
+}
+function makeFaces() {  // four corners between two rings of a capsule; the palm's triangles
+  const {corners, rings, bones} = solid, ofBone = bone => bone % 4 ? solid.fingers[bone >> 2] : solid.skin;
+  const shades = colour => Array.from({length: LEVELS + 1}, (_, level) => rgb(colour, .62 + .42*level/LEVELS));
+  const ofPalm = shades(solid.skin);
+  solid.faces = solid.palmFaces.map(face => ({corners: face, shades: ofPalm, twoSided: true}));
+  bones.forEach((_, bone) => {
+    const own = shades(ofBone(bone));
+    for (let ring = 0; ring < rings - 1; ring++)
+      for (let corner = 0; corner < corners; corner++) {
+        const first = (bone*rings + ring)*corners, next = (corner + 1) % corners, around = [first + corner, first + next, first + corners + next, first + corners + corner];
+        solid.faces.push({corners: ring ? around : around.slice(1).concat(around[0]), shades: own});  // the first ring is one point
+      }
+  });
+}
+function makeControls() {
   const options = (id, names) => $(id).replaceChildren(...names.map(([value, text]) => new Option(text, value)));
   options('places', [['PCA', 'PCA'], ...Object.keys(frames.maps).map(name => [name, name])]);
   options('colours', Object.keys(content.colours).map(name => [name, name]));
-  options('expert', Object.keys(frames.codes).map(name => [name, content.letters[name]]));
+  options('joint', [['all', 'all joints'], ['off', 'none'], ...content.joints.map((name, number) => [number, name])]);
   $('experts').hidden = Object.keys(frames.codes).length < 2;
-  const scenes = Object.keys(content.figure.layout).filter(name => name.startsWith('scene'));
-  plot = await Plotly.newPlot('plot', content.figure.data, {...content.figure.layout, height: undefined, autosize: true, uirevision: 'kept'}, {displayModeBar: false, displaylogo: false, responsive: true, scrollZoom: true});
-  makeAxes(); drawMap(); watchMap(); link(scenes);
+  const has = {maps: model.heat, hand: true, cloud: model.cloud || model.folds};
+  document.querySelectorAll('#panels figure').forEach(figure => {
+    if (figure.classList.contains('truth')) figure.dataset.true = 'yes';
+    figure.hidden = !has[figure.dataset.part] && !(figure.dataset.part === 'maps' && figure.dataset.true);
+    if (!model.heat && figure.dataset.part === 'maps') figure.classList.remove('truth');  // the image always has its place
+    if (figure.dataset.part !== 'maps') watchScene(figure.querySelector('canvas'));
+  });
+  $('heat').hidden = !model.heat;
+  const fingers = ['thumb', 'index', 'middle', 'ring', 'little'].map((name, number) => `<span><i style="background:${rgb(solid.fingers[number], 1)}"></i>${name}</span>`);
+  $('key').innerHTML = fingers.join('') + (has.cloud ? `<span>cloud: near<i class="scale" style="background:${gradient(.88)}"></i>far</span>` : '') + '<span>drag to turn, wheel or two fingers to zoom, double click to reset</span>';
+}
+async function start() {
+  content = JSON.parse(await unpack('content'));
+  ({model, solid, frames} = content);
+  readNumbers();
+  makeFaces();
+  letter = Object.keys(frames.codes)[0];
+  code = Float32Array.from(codeOf(0));
+  makeControls(); makeAxes(); drawMap(); watchMap();
   $('places').onchange = $('colours').onchange = drawMap;
-  $('expert').onchange = () => { letter = $('expert').value; drawMap(); choose(chosen); };
   $('random').onclick = () => { stop(); fromPrior(); };
   $('share').oninput = () => { stop(); walkTo($('share').value/100); };
   $('play').onclick = play;
-  $('solid').onchange = () => Plotly.restyle(plot, {visible: $('solid').checked}, [0]).then(draw);
-  $('truth').onchange = draw;
+  $('look').onchange = $('joint').onchange = () => draw();
+  $('truth').onchange = () => { $('panels').dataset.truth = $('truth').value; draw(); };
   ['from', 'to'].forEach((id, end) => $(id).onclick = () => { stop(); setEnd(end, chosen); });
+  new ResizeObserver(draw).observe($('panels'));
   content.ends.forEach((frame, end) => setEnd(end, frame));
   const opened = new URLSearchParams(location.hash.slice(1));  // '#frame=3' or '#share=50' opens there
-  if (opened.has('share')) { $('share').value = +opened.get('share'); await walkTo($('share').value/100); }
-  else await choose(+(opened.get('frame') ?? content.ends[0]));
+  if (opened.has('share')) { $('share').value = +opened.get('share'); walkTo($('share').value/100); }
+  else choose(+(opened.get('frame') ?? content.ends[0]));
+  render();
   document.body.dataset.ready = 'yes';
 }
-start().catch(error => $('plot').textContent = `This page needs WebGL and a browser not older than 2023: ${error}`);
+start().catch(error => $('told').textContent = `This page needs a browser not older than 2023: ${error}`);
