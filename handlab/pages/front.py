@@ -79,12 +79,14 @@ def front_block(folder=SHIPPED, seeds: int = 1, up: str = "") -> str:  # up: fro
     )
     names = [run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.graph_profile)]
     sentences = [*about_pi, *about_aligned, *headline_sentences(table), *count_sentences(table)]
-    sentences += [f"{untrained_line(names, folder, seeds)}."]
+    sentences += [f"{untrained_line(names, folder, seeds).partition(':')[0]}."]  # the pages name them
     claims = f"{up}{figures_folder(folder)}/claims-{profile}.md"
     lead = (
         "Mean error of the 21 joints in mm, root and scale known, on persons and places that no training "
         f"saw. Ours: simulated twins, profile `{profile}`, means of up to {seeds} seed{'s' * (seeds > 1)}."
     )
+    if seeds == 1:
+        lead += " With one seed an interval is about the test frames, not about another training."
     source = shipped_line([run for page in pages for run in page.all_runs()])
     listed = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
     last = f"All claims: [table]({claims}). No number here is a benchmark of the papers."

@@ -352,7 +352,7 @@ def found(page: Page) -> tuple:  # table, sentences, source
     table = table.set_index("mean EPE (mm)") if len(table) else table
     runs = [run for each, *_ in each_pair.values() for run in every_run(each)]
     if page.all_runs():
-        sentences.append(convergence_sentence(page.all_runs()))
+        sentences.append(convergence_sentence(page.all_runs(), "paper 2"))
     return table, sentences, source_line(runs)
 
 

@@ -299,7 +299,7 @@ def found(page: Page) -> tuple:  # table, sentences, source
         sentences.append(_energy_sentence(every["rhd"]))
     table = table.set_index("mean error") if len(table) else table
     if page.all_runs():
-        sentences.append(convergence_sentence(page.all_runs()))
+        sentences.append(convergence_sentence(page.all_runs(), "paper 1"))
     return table, sentences, source_line(every_run(complete))
 
 

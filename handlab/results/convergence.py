@@ -86,15 +86,16 @@ def table_convergence(runs) -> pd.DataFrame:  # RunFolders
     return pd.DataFrame(rows).set_index(["run", "network"]) if rows else pd.DataFrame()
 
 
-def convergence_sentence(runs) -> str:
+def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks they are
     "How many trainings stand."
     verdicts = [verdict_of(fall_at_end(*curve)) for each in _groups(runs).values() for curve in each]
     if not verdicts:
         return ""
     stands, falls, rises = (verdicts.count(name) for name in ("stands", "falls", "rises"))
     return (
-        f"Of {len(verdicts)} trained networks {stands} stand (their validation error changes by less than "
-        f"{STANDS:.0%} over the last quarter of the steps), {falls} still fall, {rises} rise."
+        f"Networks{' of ' * bool(paper)}{paper} whose validation error stands (it changes by less than "
+        f"{STANDS:.0%} over the last quarter of the steps): {stands} of {len(verdicts)}; "
+        f"{falls} still fall, {rises} rise."
     )
 
 # %% ../../nbs/results/09_convergence.ipynb #8c34c2b0
