@@ -424,7 +424,8 @@ def smoke_runs(folder: Path, dataset: str):
         write_losses(
             path / stage / "losses.csv",
             [
-                {"step": step, "split": split, "pose": 1 / step, "intermediate": 2 / step, "joint": 3 / step}
+                {"step": step, "split": split, "loss": 6 / step}
+                | {"pose": 1 / step, "intermediate": 2 / step, "joint": 3 / step}
                 for split in ("training", "validation")
                 for step in (1, 2)
             ],

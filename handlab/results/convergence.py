@@ -52,7 +52,9 @@ def curves_of(run) -> dict:  # of a RunFolder -> {network: (steps, errors)}
             table = run.losses(stage, "validation")
         except FileNotFoundError:  # a run without a log has no curve
             continue
-        column = "epe" if "epe" in table else "loss"
+        column = next((name for name in ("epe", "loss") if name in table), None)
+        if column is None:
+            continue
         known = ~np.isnan(table[column])
         found[stage] = table["step"][known], table[column][known]
     return found

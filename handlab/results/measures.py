@@ -286,8 +286,9 @@ def size_apart(evidence: Evidence, first: Network, second: Network) -> Measured:
 # %% ../../nbs/results/06_measures.ipynb #5196d25c
 def milliseconds_at_test(runs, count: int = _TIMINGS) -> np.ndarray:  # (len(runs), count)
     "How long each run's network takes for one RGB crop, repeated in turn."
-    device, side = pick_device(), runs[0].metrics["settings"]["crop"]
+    device = pick_device()
     networks = [_network_of(run, device).eval() for run in runs]
+    side = runs[0].metrics["settings"]["crop"]
     crop = torch.zeros(1, 3, side, side, device=device)
     times = np.zeros((len(runs), count + 3))
     for turn in range(count + 3):
