@@ -178,7 +178,7 @@ POSITIVE = (
     "cloud_gain",
 )
 
-
+# %% ../../nbs/aligned/06_experiment.ipynb #776f2086
 def _requirements(settings):  # (setting, whether it holds, what is wrong, what to do)
     recipe, points, share = make_recipe(settings.strategy), settings.points, settings.labelled_share
     yield "labelled_share", 0 < share <= 1, f"{share} is not a share", "give a number above 0, at most 1"

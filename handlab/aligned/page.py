@@ -139,7 +139,7 @@ def as_pictures(crops: np.ndarray) -> np.ndarray:  # (n,3,S,S) from -0.5 to 0.5 
     "A network's input as images."
     return ((crops.transpose(0, 2, 3, 1) + 0.5) * 255).round().clip(0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/aligned/16_page.ipynb #2582290b
 @torch.no_grad()
 def make_atlas(
     network,  # a trained AlignedNetwork

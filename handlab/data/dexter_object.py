@@ -362,7 +362,7 @@ def _read_sequence(reader, sequence: str, expected, partial: bool) -> tuple:
 # %% ../../nbs/data/10_dexter_object.ipynb #8d1218db
 _FRAME = rf"({'|'.join(SEQUENCES)})/0*(\d{{1,9}})"
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #a8c77a9c
 class DexterObject(Reader):
     "Frames of Dexter+Object, or of a twin in its layout, as samples."
 

@@ -200,10 +200,14 @@ class Page:
     def profile(self) -> str:
         return profile_of(self.folder)
 
+    @property
+    def run_names(self) -> list:  # without seeds
+        "The runs that the items want."
+        return [name for item in self.items for name in item.wanted(self)[0].values()]
+
     def origin(self) -> str:
         "Where the page's numbers are from, and what is not trained yet: two lines."
-        names = [name for item in self.items for name in item.wanted(self)[0].values()]
-        known = untrained_line(names, self.folder, self.seeds)
+        known = untrained_line(self.run_names, self.folder, self.seeds)
         return f"{origin_line(self.all_runs(), self.folder)}\n{known}"
 
     @property
@@ -214,8 +218,7 @@ class Page:
 
     def all_runs(self) -> list:  # RunFolders
         "Every run that the items want and that exists."
-        names = {name: name for item in self.items for name in item.wanted(self)[0].values()}
-        return self.once("all runs", lambda: every_run(self.find(names)))
+        return self.once("all runs", lambda: every_run(self.find({name: name for name in self.run_names})))
 
     def find(self, names: dict) -> dict:  # {key: run name without seed} -> {key: [RunFolder]}
         "The runs that exist."

@@ -107,8 +107,12 @@ TRIALS = {
 }  # the profiles that train controls: trials of paper 1's, each network
 STEPS = {"smoke": 8, "quick": 1000, "long": 12000, "full": 60500}  # of paper 2's trainings
 BUDGETS = {"same_time": 3, "same_updates": 6}  # alternating training: times the steps of S4
+
+# %% ../../nbs/results/03_runs.ipynb #4c2bac4e
 _STB_FRAMES = dict(train_frames=12000, validation_frames=3000, test_frames=3000)  # two sequences held back
 _FRAMES = {(profile, "sim-stb"): _STB_FRAMES for profile in ("long", "full")}  # where a set has fewer frames
+
+# %% ../../nbs/results/03_runs.ipynb #6173fbca
 _S2, _S3, _S4 = (
     dict(cloud_weight=0.1),
     dict(learning_rate=2e-3, heat_weight=1.0, cloud_weight=0.1, align_weight=0.1),
@@ -117,14 +121,18 @@ _S2, _S3, _S4 = (
 _CHOSEN = {  # {profile: {strategy: settings}}: the best of six trials each on the validation split
     "long": {
         **dict.fromkeys(("R2HP", "R2CP", "R2CHP", "R2DP"), _S2),
-        **dict.fromkeys(("S3", "R2CHP:kl"), _S3),
+        "S3": _S3,
         **dict.fromkeys(("S4", "RC2HP", "RD2DHP", "alternating"), _S4),
     }
 }  # what is compared with a strategy has its settings
+
+# %% ../../nbs/results/03_runs.ipynb #1997d61b
 _STB_STEPS = {
     ("quick", "train_pi"): dict(steps_first=1000, steps_second=560),
     ("quick", "train_pi_2d"): dict(steps_first=500, steps_second=150),
 }
+
+# %% ../../nbs/results/03_runs.ipynb #a22878fc
 _MINUTES = {  # rough: the order of starts; the graph times the steps themselves
     "train_pi": 10,
     "train_pi_2d": 6.5,

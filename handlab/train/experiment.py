@@ -110,18 +110,13 @@ SMOKE = dict(
     checkpoint_every=4,
     own_processes=False,
 )
-LONG = dict(
-    train_frames=38720,
-    validation_frames=2538,
-    test_frames=2728,
+_AS_RHD = dict(train_frames=38720, validation_frames=2538, test_frames=2728)
+LONG = _AS_RHD | dict(
     log_every=50,
     validate_every=1000,
     checkpoint_every=500,
 )
-FULL = dict(
-    train_frames=38720,
-    validation_frames=2538,
-    test_frames=2728,
+FULL = _AS_RHD | dict(
     crop=256,
     width=1.0,
     log_every=100,
