@@ -101,14 +101,14 @@ def test_pages_without_runs_leave_the_figures_alone(tmp_path, monkeypatch, capsy
     shutil.copytree(project_root() / "figures", tmp_path / "figures")
     monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))
     before = {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()}
-    world = World("runs/quick", 1)
+    world = World("runs/long", 1)
     assert claims.save_claims(world, claims_table(world), {})
     page = paper_aligned.aligned_page(figures="figures")
     page.show("fig2")
     assert {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()} == before
-    assert (tmp_path / "runs/quick/claims/figures/claims-quick.md").exists()
+    assert (tmp_path / "runs/long/claims/figures/claims-long.md").exists()
     assert (tmp_path / "runs/quick/paper_aligned/figures/aligned-fig2.svg").exists()
-    assert capsys.readouterr().out.count("goes to runs/quick/") == 2
+    assert capsys.readouterr().out.count("goes to runs/") == 2
 
 
 def test_every_tracked_figure_says_of_how_many_runs_it_is_made():
