@@ -663,10 +663,10 @@ def test_counts_in_words(worlds, monkeypatch):
     table = claims.claims_table(world, [claim for claim in read_claims() if claim.id in chosen])
     first, second, third = claims.count_sentences(table)
     assert first.startswith(
-        "Of 3 claims of both papers that can be weighed here, 3 hold and 0 do not hold; 3 "
+        "3 claims of both papers can be tested here. Verdicts: holds 3, does not hold 0, "
     )
-    assert "Holm's correction for all 3 tests" in first
-    assert second.startswith("0 lack power") and third.startswith("1 more")
+    assert second == "Holm's correction for all 3 tests together leaves 3 that hold and 0 that do not."
+    assert third.startswith("Not counted, as they cannot be tested here: 1 more")
 
 
 def test_a_claim_that_lacks_power_says_how_many_seeds_would_answer_it(world):

@@ -56,7 +56,7 @@ def test_every_network_has_a_row_and_seeds_are_counted(tmp_path):
         ("aligned-S4-sim-rhd", "RGB"): "0 of 1",
     }
     assert (
-        ": 3 of 5; " in convergence_sentence(runs)
+        "Of 5 trained networks, 3 had stopped improving at the end, 2 still " in convergence_sentence(runs)
         and len([axis for axis in fig_convergence_of(runs).axes if axis.lines]) == 3
     )
     assert convergence_sentence([]) == "" and table_convergence([]).empty

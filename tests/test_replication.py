@@ -2,13 +2,14 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from handlab.core import project_root
 from handlab.pages import replication
-from handlab.pages.front import BEGIN, END, front_block, replaced
+from handlab.pages.front import BEGIN, END, finding_sentences, front_block, replaced
 from handlab.results.claims import World, read_headlines
 from handlab.results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_RUN
 
@@ -74,10 +75,41 @@ def test_without_runs_the_article_says_so(tmp_path):
     assert "runs are not trained yet: " in text and "no finished run in" in text
 
 
+def test_the_answers_come_first_and_follow_the_verdicts():
+    ids = ["pi-3d-rhd", "pi-3d-rhd-same-steps", "depth-3d-rhd", "s1-s2", "s1-s4"]
+    verdicts = [HOLDS, FAILS, HOLDS, LACKS_POWER, LACKS_POWER]
+    rows = [
+        {"verdict": verdict, "seeds needed": np.nan, "p": 0.5, "also together": ""} for verdict in verdicts
+    ]
+    table = pd.DataFrame(rows, index=ids).assign(
+        ours=[1.0, -0.5, 7.0, 0.1, 0.2], low=[0.6, -0.7, 6.0, -1.0, -1.0]
+    )
+    table["high"] = [1.4, -0.3, 8.0, 1.2, 1.4]
+    first, second, third, *_, last = finding_sentences(table, [], "1 of 2 runs are not trained yet.")
+    assert first.startswith(
+        "**Paper 1, privileged depth, at equal steps: does not hold.** Depth while training does not"
+    )
+    assert (
+        "is 0.50 mm higher than that of RGB Net trained for as many steps (95 % interval 0.30 to 0.70)"
+        in first
+    )
+    assert "is 1.00 mm lower than that of RGB Net, which trained for fewer steps" in first
+    assert second.startswith(
+        "**Paper 2, aligned latent spaces: lacks power.** The mean 3D error of S4 and that of S1 cannot"
+    )
+    assert re.fullmatch(
+        r"Other headline claims\. \*holds\*: Depth is .*\. \*lacks power\*: Further decoders .*\.", third
+    )
+    assert last == "1 of 2 runs are not trained yet."
+
+
 def test_the_front_block_says_what_is_not_trained(tmp_path):
     block = front_block(tmp_path / "runs/quick", 3)
     assert re.search(r"\d+ of \d+ runs are not trained yet\.", block)  # the pages name them
-    assert "means of up to 3 seeds" in block
+    assert (
+        "trained up to 3 times" in block
+        and "1. **Paper 1, privileged depth, at equal steps: not run.**\n" in block
+    )
     for name in ("README.md", "nbs/index.ipynb"):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert text.count(BEGIN) == text.count(END) == 1 and block in replaced(text, block)

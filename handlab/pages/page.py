@@ -284,15 +284,15 @@ def compared(
     digits: int = 2,
 ) -> str:
     "One sentence on a difference, as its interval allows."
-    low, high = (f"{edge:.{digits}f}" for edge in (apart.low, apart.high))
-    size = f"{abs(apart.value):.{digits}f} {unit}".strip()
     if apart.low > 0 or apart.high < 0:
         direction = "higher" if apart.low > 0 else "lower"
-        comparison = f"The {what} of {first} is {size} {direction} than that of {second}"
-        return f"{comparison} (95 % interval of the difference: {low} to {high})."
+        size, low, high = (f"{edge:.{digits}f}" for edge in (abs(apart.value), *sorted(map(abs, apart[1:]))))
+        comparison = f"The {what} of {first} is {size} {unit} {direction} than that of {second}"
+        return f"{comparison} (95 % interval {low} to {high})."
+    value, low, high = (f"{edge:.{digits}f}" for edge in apart)
     return (
         f"The {what} of {first} and that of {second} cannot be told apart: "
-        f"the difference is {apart.value:.{digits}f} {unit}, 95 % interval {low} to {high}."
+        f"the difference is {value} {unit}, 95 % interval {low} to {high}."
     )
 
 # %% ../../nbs/pages/03_page.ipynb #57b27d24

@@ -27,6 +27,7 @@ from handlab.results.statistics import (
     NOT_ANSWERABLE,
     NOT_RUN,
     POWER,
+    VERDICTS,
     Rule,
     holm,
     read_rule,
@@ -254,21 +255,19 @@ def claims_table(world: World, claims=None) -> pd.DataFrame:  # claims: None for
 
 # %% ../../nbs/results/07_claims.ipynb #8e46de38
 def count_sentences(table: pd.DataFrame) -> list:
-    "How many claims are answered, also after correction; how many lack power or are not answerable."
-    of = {verdict: table[table.verdict == verdict] for verdict in table.verdict.unique()}
-    count = {verdict: len(of.get(verdict, ())) for verdict in (LACKS_POWER, NOT_ANSWERABLE, NOT_RUN)}
-    held, failed = (of.get(verdict, table[:0]) for verdict in (HOLDS, FAILS))
-    stand = [(rows["also together"] == "yes").sum() for rows in (held, failed)]
+    "How many claims have which verdict, how many stand after correction, and how many cannot be tested."
+    count = table.verdict.value_counts().reindex(VERDICTS, fill_value=0)
+    stand = table[table["also together"] == "yes"].verdict.value_counts()
     needed = table["seeds needed"].dropna()
-    plan = f"{(needed <= 10).sum()} of them would be answered by ten seeds or fewer"
+    plan = f" Ten seeds or fewer would answer {(needed <= 10).sum()} of those that lack power."
     return [
-        f"Of {len(table) - count[NOT_ANSWERABLE]} claims of both papers that can be weighed here, "
-        f"{len(held)} hold and {len(failed)} do not hold; {stand[0]} and {stand[1]} of these stand with "
-        f"Holm's correction for all {table.p.notna().sum()} tests together.",
-        f"{count[LACKS_POWER]} lack power{f'; {plan}' if len(needed) else ''}. "
-        f"{count[NOT_RUN]} have not been run.",
-        f"{count[NOT_ANSWERABLE]} more are not answerable here, most of them comparisons with others' "
-        "published numbers; they are listed apart and not counted.",
+        f"{len(table) - count[NOT_ANSWERABLE]} claims of both papers can be tested here. Verdicts: "
+        + ", ".join(f"{verdict} {count[verdict]}" for verdict in VERDICTS if verdict != NOT_ANSWERABLE)
+        + f".{plan if len(needed) else ''}",
+        f"Holm's correction for all {table.p.notna().sum()} tests together leaves {stand.get(HOLDS, 0)} that "
+        f"hold and {stand.get(FAILS, 0)} that do not.",
+        f"Not counted, as they cannot be tested here: {count[NOT_ANSWERABLE]} more, most of them comparisons "
+        "with other methods' published numbers.",
     ]
 
 # %% ../../nbs/results/07_claims.ipynb #d00b3674

@@ -89,15 +89,16 @@ def table_convergence(runs) -> pd.DataFrame:  # RunFolders
 
 
 def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks they are
-    "How many trainings stand."
+    "How many networks have stopped improving."
     verdicts = [verdict_of(fall_at_end(*curve)) for each in _groups(runs).values() for curve in each]
     if not verdicts:
         return ""
     stands, falls, rises = (verdicts.count(name) for name in ("stands", "falls", "rises"))
+    whose = f"trained networks of {paper}" if paper else "trained networks"
     return (
-        f"Networks{' of ' * bool(paper)}{paper} whose validation error stands (it changes by less than "
-        f"{STANDS:.0%} over the last quarter of the steps): {stands} of {len(verdicts)}; "
-        f"{falls} still fall, {rises} rise."
+        f"Of {len(verdicts)} {whose}, {stands} had stopped improving at the end, {falls} still improved and "
+        f"{rises} got worse (limit: {100 * STANDS:.0f} % of the validation error in the last quarter of the "
+        "steps)."
     )
 
 # %% ../../nbs/results/09_convergence.ipynb #8c34c2b0
