@@ -339,7 +339,7 @@ def test_whatever_is_deleted_of_a_training_is_made_again(tmp_path, gone, capsys)
     train(tmp_path)
     assert kept(tmp_path) == before and (tmp_path / "finished.json").exists()
     if gone[0] in before:
-        assert ("the training is" in capsys.readouterr().out) == ("finished.json" not in gone)
+        assert ("; the training " in capsys.readouterr().out) == ("finished.json" not in gone)
 
 
 @pytest.mark.parametrize("name", FILES[:4])
@@ -410,7 +410,7 @@ def test_weights_of_another_training_are_noticed(tmp_path):
         with pytest.raises(HandlabError, match="model.safetensors: its bytes are not those"):
             read()
     shutil.copy(tmp_path / "two/finished.json", tmp_path / "one")
-    with pytest.raises(HandlabError, match="finished.json: it is not of the training that run.json names"):
+    with pytest.raises(HandlabError, match="finished.json: it belongs to another training than run.json"):
         load_network(tmp_path / "one/model.safetensors", line())
 
 

@@ -89,7 +89,7 @@ def test_jobs_on_two_gpus_are_on_different_ones(gpus):
     assert [place.environments[0]["CUDA_VISIBLE_DEVICES"] for place in both] == ["4", "6"] * 3
     assert {place.memory for place in both} == {1 / 3} and all(place.on_gpu for place in both)
     assert jobs._names_of(torch.device("cuda", 1)) == ["6"]
-    with pytest.raises(HandlabError, match="3 processes need as many GPUs, not 2"):
+    with pytest.raises(HandlabError, match="3 processes need 3 GPUs, and there are 2"):
         gpu_places(core.gpu_names(), processes=3)
 
 

@@ -92,7 +92,7 @@ def test_depth_net_begins_on_bighand_at_full(real_sets, tmp_path):
     on_real = {run.name: run.parameters for run in graph_runs("full", real=str(tmp_path))}
     found = on_real["train_pi-rhd-seed0"]
     assert found["depth_first"] == "bighand" and found["depth_first_root"] == str(tmp_path / "bighand")
-    with pytest.raises(HandlabError, match="PiSettings.depth_first: Depth Net would begin on simulated"):
+    with pytest.raises(HandlabError, match="PiSettings.depth_first: Depth Net would train on simulated"):
         check_pi(make_settings(PiSettings, "full", dataset="rhd", data_root="x"))
 
 

@@ -57,7 +57,7 @@ def test_all_training_frames_are_trained_on(data, folders):
         assert len(reader_of(settings, "training")) == 41258  # no person need end there: none is held back
         with pytest.raises(HandlabError, match="validation_frames: -1 is negative"):
             check(replace(settings, validation_frames=-1))
-    with pytest.raises(HandlabError, match="a person would be in training and validation"):
+    with pytest.raises(HandlabError, match="one person would be in both training and validation"):
         reader_of(replace(settings, train_frames=41257, validation_frames=1), "training")
 
 

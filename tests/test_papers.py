@@ -84,7 +84,7 @@ def test_frames_that_are_not_the_runs_are_refused(folders, elsewhere):
     _, data, _ = opened(run)
     known = data.test.known
     data.test.known = known | {"true": known["true"] + np.float32(0.1)}
-    with pytest.raises(HandlabError, match="these frames of sim-rhd are not those of the run"):
+    with pytest.raises(HandlabError, match="these frames of sim-rhd differ from those of the run"):
         data.test.subset([0, 2])
     data.test.known = known
     some = data.test.subset([0, 2])

@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_stops(every, stops, kept, tmp_path):
         }
 
     settings = TrainSettings(steps=80, log_every=10, checkpoint_every=every, precision="fp32")
-    with pytest.raises(HandlabError, match=f"no longer a number at step {stops}"):
+    with pytest.raises(HandlabError, match=f"is not finite at step {stops}"):
         fit(new_line(), explodes, line, settings, tmp_path, report=quiet)
     assert read_losses(tmp_path / "losses.csv")["step"].tolist() == [10, 20, 30]
     assert not (tmp_path / "finished.json").exists()

@@ -26,7 +26,7 @@ LAYER_COLOURS = {"Conv2d": "#8fb0d6", "MaxPool2d": "#e8b04a", "Linear": "#93c18a
 
 
 def layer_groups(rows) -> list:  # of `layer_table`; dicts: layer, output, count
-    "Neighbours that give the same kind of output, counted."
+    "Neighbouring layers of the same kind and output size, counted."
     return [
         {"layer": layer, "output": output, "count": len(list(each))}
         for (layer, output), each in groupby(rows, key=lambda row: (row["layer"], row["output"]))
@@ -34,13 +34,13 @@ def layer_groups(rows) -> list:  # of `layer_table`; dicts: layer, output, count
 
 # %% ../../nbs/privileged/08_diagram.ipynb #e46d2076
 def _shape_text(output: str) -> str:  # '64x256x256'
-    "An output's channels over its sides: '64', '256²'."
+    "The label of an output, channels above the side: '64', '256²'."
     sides = output.split("x")
     return f"{sides[0]}\n{sides[1]}²" if len(sides) == 3 else sides[0]
 
 
 def _bar_height(output: str, scale: float = 0.14) -> float:  # inch
-    "The logarithm of the map's side, or half that of the number of units."
+    "Proportional to the logarithm of the map's side, or to half that of the number of units."
     sides = output.split("x")
     return scale * np.log2(int(sides[1])) if len(sides) == 3 else scale * np.log2(int(sides[0])) / 2
 
@@ -60,7 +60,7 @@ def _bar(axis, layer: str, x: float, y: float, width: float, height: float):
 
 
 def _text(axis, x: float, y: float, text: str, size: float = 7, frame: str = None, **more):
-    "A text, in a frame of the given colour or without."
+    "A text, in a frame of the given colour if there is one."
     box = dict(boxstyle="round,pad=0.3", facecolor=frame, edgecolor="0.3", linewidth=0.8) if frame else None
     axis.text(x, y, text, fontsize=size, bbox=box, **{"ha": "center", "va": "center", **more})
 
@@ -72,7 +72,7 @@ def draw_arrow(axis, start: tuple, end: tuple, both: bool = False):
 
 # %% ../../nbs/privileged/08_diagram.ipynb #8504f7b4
 def _draw_group(axis, group: dict, x: float, base: float, pitch: float) -> list:
-    "The bars of one group from `x` on; returns the middle and top of each."
+    "Draw the bars of one group, from `x` to the right; returns the middle and top of each."
     height = _bar_height(group["output"])
     lefts = [x + number * pitch for number in range(group["count"])]
     for left in lefts:
@@ -81,7 +81,7 @@ def _draw_group(axis, group: dict, x: float, base: float, pitch: float) -> list:
 
 # %% ../../nbs/privileged/08_diagram.ipynb #0b546044
 def draw_layers(axis, rows, left: float, base: float, pitch: float = 0.125, least: float = 0.4) -> list:
-    "A bar for each row of `layer_table`, with labels; returns the middle and top of every bar."
+    "Draw a bar for each row of `layer_table`, with labels; returns the middle and top of every bar."
     places, x, groups = [], left, layer_groups(rows)
     _text(axis, left - 0.06, base - 0.07, "channels\nside²", 6, ha="right", va="top", color="0.45")
     for group, after in zip(groups, [*groups[1:], {"layer": ""}]):
@@ -104,7 +104,7 @@ def layer_legend(axis, rows, x: float, y: float):
 
 # %% ../../nbs/privileged/08_diagram.ipynb #2f8eb1ed
 def trunk_layers(network) -> int:
-    "How many convolutions and poolings lead to the mid-level features: the paper's k."
+    "The number of convolutions and poolings up to the mid-level features: the paper's k."
     kinds = (torch.nn.Conv2d, torch.nn.MaxPool2d)
     return sum(isinstance(module, kinds) for module in network.trunk.modules())
 
@@ -114,13 +114,13 @@ def draw_network(
     network,
     channels: int,  # 3 for RGB, 1 for depth
     crop: int,  # side of its input
-    base: float,  # where its bars stand, inch
+    base: float,  # lower end of its bars, inch
     title: str,
-    target: str,  # what it gives, and the loss on it
+    target: str,  # text: its output, and the loss on it
     colour="black",
     left: float = 1.25,
 ) -> tuple:  # rows of `layer_table`, places of the bars
-    "One network in a row: input, layers, what it gives and the loss on it."
+    "Draw one network from left to right: input, layers, output and loss."
     rows = layer_table(network, torch.zeros(1, channels, crop, crop))
     places = draw_layers(axis, rows, left, base)
     _text(axis, 0.1, base + 1.3, title, 8, ha="left", va="baseline", fontweight="bold", color=colour)
@@ -135,7 +135,7 @@ def draw_network(
 
 # %% ../../nbs/privileged/08_diagram.ipynb #6cc590c1
 def fig_network(network, channels: int, crop: int, target: str, width: float = 7.4):
-    "One network alone."
+    "A figure of one network."
     figure, axis = diagram(width, 2.3)
     draw_network(axis, network, channels, crop, 0.75, type(network).__name__, target)
     return figure
@@ -152,7 +152,7 @@ def paper_networks(profile: str = "full") -> dict:  # {'3D', '2D': (network, ima
 
 # %% ../../nbs/privileged/08_diagram.ipynb #21846f46
 def _stage_2(axis, place: tuple, below: float, k: int, lambda_c: float):
-    "The intermediate loss between the layers above each other, and Eq. 2."
+    "Draw the intermediate loss between the two networks' layers, and Eq. 2."
     x, top = place
     draw_arrow(axis, (x, top), (x, below), both=True)
     _text(axis, x, (top + below) / 2, f"Loss_Inter({k}), Eq. 1", frame="#fde0dc", zorder=5)
@@ -179,7 +179,7 @@ def fig_1(profile: str = "full"):
 
 # %% ../../nbs/privileged/08_diagram.ipynb #48ee9a23
 def draw_mask(axis, place: tuple, y: float, k: int, crop: int, side: int):
-    "From the mask to the features: from the crop's size to the map's, then the product."
+    "Draw the way of the mask: from the crop's size to the map's, then the product with the features."
     x, top = place
     kept = tuple(off_hand(torch.zeros(1, 1, crop, crop), (side, side)).shape[1:])
     draw_arrow(axis, (x, top), (x, y - 0.1))

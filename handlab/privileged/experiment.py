@@ -49,19 +49,19 @@ from ..train.sets import open_real
 class Stage:
     "One of the trainings of the experiment."
 
-    label: str  # as in the paper, where it has one
+    label: str  # the network's name, as in the paper if it is there
     modality: str  # the network's input: a Batch's 'image' or 'depth'
-    second: bool  # starts from the RGB Net
-    privileged: bool  # learns from a teacher, by Loss_Inter
-    teacher: str = "depth"  # whose frozen network teaches: a stage of the first, or 'untrained'
+    second: bool  # a training of stage 2: starts from RGB Net
+    privileged: bool  # learns from a teacher
+    teacher: str = "depth"  # the frozen network that teaches: a training of stage 1, or 'untrained'
     shuffled: bool = False  # the teacher sees the depth of another frame
     joints: bool = False  # the teacher's joints are learnt instead of its features
-    masked: bool = False  # has Loss_Mask
+    masked: bool = False  # trained with Loss_Mask
 
     @property
     def modalities(self) -> tuple:
         more = self.privileged or self.masked
-        return ("image", "depth", "mask") if more else (self.modality,)  # what its batches hold
+        return ("image", "depth", "mask") if more else (self.modality,)  # in its batches
 
 # %% ../../nbs/privileged/03_experiment.ipynb #d3936b1b
 STAGES = {
@@ -74,7 +74,7 @@ STAGES = {
 
 # %% ../../nbs/privileged/03_experiment.ipynb #70e5ece5
 CONTROLS = {
-    "rgb_other": Stage("RGB Net, another start", "image", False, False),  # the teacher of `pi_rgb`
+    "rgb_other": Stage("RGB Net, another start", "image", False, False),  # teacher of `pi_rgb`
     "pi_untrained": Stage("PI, untrained teacher", "image", True, True, teacher="untrained"),
     "pi_shuffled": Stage("PI, shuffled depth", "image", True, True, shuffled=True),
     "pi_rgb": Stage("PI, RGB teacher", "image", True, True, teacher="rgb_other"),
@@ -85,11 +85,11 @@ CONTROLS = {
 ARMS = STAGES | CONTROLS
 
 
-def named_controls(names: str) -> set:  # as in the settings: names with commas between them, or 'all'
+def named_controls(names: str) -> set:  # as in the settings: names separated by commas, or 'all'
     "The controls that are asked for, with the teachers that they need."
     wanted = set(CONTROLS) if names == "all" else {name.strip() for name in names.split(",") if name.strip()}
     if unknown := sorted(wanted - set(CONTROLS)):
-        known = f"choose from {', '.join(CONTROLS)}, with commas between them, or 'all'"
+        known = f"choose from {', '.join(CONTROLS)}, separated by commas, or 'all'"
         raise HandlabError("PiSettings.controls", f"{', '.join(unknown)} is not known", known)
     teachers = {CONTROLS[name].teacher for name in wanted if CONTROLS[name].privileged}
     return wanted | (teachers & set(CONTROLS))
@@ -105,17 +105,17 @@ def stages_of(settings) -> dict:  # PiSettings
 class PiSettings(ExperimentSettings):
     "All settings of the privileged-depth experiment (3D)."
 
-    depth_first: str = ""  # Depth Net is first trained on this set: 'sim-bighand', 'bighand' (section 3.2)
+    depth_first: str = ""  # train Depth Net on this set first: 'sim-bighand', 'bighand' (section 3.2)
     depth_first_root: str = ""  # folder of the real BigHand
     depth_first_frames: int = 3000  # frames of its twin
     fc_width: int = 256  # units of the first fully connected layer (unspecified in the paper)
     batch_norm: bool = True  # not in the paper
-    negative_slope: float = 0.0  # of the ReLU; CPM has 0.01
+    negative_slope: float = 0.0  # of the leaky ReLU; CPM has 0.01, 0 is the plain ReLU
     dropout: float = 0.0  # before the last layer
     steps_before: int = 1700  # Depth Net on `depth_first`
     steps_first: int = 1700  # stage 1: Depth Net and RGB Net
     steps_second: int = 940  # stage 2: RGB PI Net and the control of equal steps
-    steps_same_time: int = 0  # ... and the control of equal time; 0 = by the measured time of a step
+    steps_same_time: int = 0  # ... and the control of equal time; 0 = from the measured time of a step
     rate_first: float = 2e-3  # highest learning rate of stage 1
     rate_second: float = 1e-3  # ... and of stage 2, the same for RGB PI Net and the controls
     weight_decay: float = 0.0  # of Adam
@@ -124,16 +124,16 @@ class PiSettings(ExperimentSettings):
     pose_reduction: str = "mean"  # Loss_C over the 63 coordinates: 'sum', 'mean' or 'positions' (= joints)
     inter_weight: float = 1.0  # on Loss_Inter; 512 / units keeps the balance at another size
     copy_head: bool = False  # variant: RGB PI Net starts with Depth Net's fully connected layers
-    mask_weight: float = 0.0  # on Eq. 3 in stage 2; 0 = without, as in the paper's 3D experiments
+    mask_weight: float = 0.0  # on Eq. 3 in stage 2; 0 = no mask loss, as in the paper's 3D experiments
     mask_share: float = 1.0  # share of the training images that carry Eq. 3 (the paper: 0.2 and 0.8)
-    controls: str = ""  # further controls that are trained: names with commas between them, or 'all'
+    controls: str = ""  # further controls to train: names separated by commas, or 'all'
     joints_weight: float = 100.0  # on the teacher's joints, in `pi_joints`; as large as lambda_c
-    search: int = 0  # settings that each network of stage 2 tries on the validation split; 0: none
+    search: int = 0  # candidates that each network of stage 2 tries on the validation split; 0: no search
     mask_pooling: str = "area"  # how the mask is reduced to the feature map's size
     validate_every: int = 188  # steps between validations
     timing_steps: int = 24  # steps of each kind when the cost of a privileged step is measured
     protocol: str = "pooled"  # of the metrics: 'zb', 'mmpose' or 'pooled'
-    STAGES: ClassVar[dict] = ARMS  # the trainings that these settings are for
+    STAGES: ClassVar[dict] = ARMS  # all trainings that these settings can name
     PROFILES: ClassVar[dict] = {
         "smoke": shared.SMOKE
         | dict(
@@ -189,7 +189,7 @@ def check_pi(settings: PiSettings) -> PiSettings:
         settings,
         "depth_first",
         not mixes,
-        f"Depth Net would begin on simulated depth maps and go on with the real ones of {settings.dataset}",
+        f"Depth Net would train on simulated depth maps first, then on the real ones of {settings.dataset}",
         "give 'bighand' and depth_first_root, or '' for none",
     )
     shuffles = "pi_shuffled" in named_controls(settings.controls)
@@ -211,7 +211,7 @@ def check_pi(settings: PiSettings) -> PiSettings:
         settings,
         "batch_size",
         settings.batch_size > 1 or not shuffles,
-        "a batch of 1 has no other frame whose depth pi_shuffled could see",
+        "pi_shuffled needs another frame in the batch, and a batch of 1 has none",
         "give 2 or more",
     )
     shared.require_setting(
@@ -225,7 +225,7 @@ def check_pi(settings: PiSettings) -> PiSettings:
 
 # %% ../../nbs/privileged/03_experiment.ipynb #45210e2f
 def pi_data(settings: ExperimentSettings, show_progress: bool = True) -> ExperimentData:
-    "The prepared frames; that a set has no depth is an error before anything is prepared."
+    "The prepared frames; a dataset without depth is an error before anything is prepared."
     return shared.experiment_data(settings, show_progress, depth_for="Depth Net")
 
 # %% ../../nbs/privileged/03_experiment.ipynb #60a64570
@@ -309,28 +309,28 @@ class PoseLoss:
 
 # %% ../../nbs/privileged/03_experiment.ipynb #708b3221
 class PiLoss:
-    "Eq. 2 of stage 2, with Eq. 3 where stage or `mask_weight` asks for it; without a teacher, Loss_C."
+    "Eq. 2 of stage 2, and Eq. 3 if the stage or `mask_weight` has it; without a teacher, lambda_c Loss_C."
 
     def __init__(self, settings: PiSettings, teacher: BaseCNN = None, kind: Stage = STAGES["rgb_pi"]):
         self.settings, self.kind, self.weight = settings, kind, settings.lambda_c
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.view = "image" if ARMS.get(kind.teacher, STAGES["depth"]).modality == "image" else "depth"
-        # Eq. 3 has Eq. 1's norm: by default also its weight
+        # Eq. 3 is the same norm as Eq. 1, so it has by default the same weight
         self.mask_weight = settings.mask_weight or kind.masked * settings.inter_weight
 
     def taught(self, batch) -> tuple:  # (B, 21, 3), (B, C, h, w)
-        "The teacher's joints and features; shuffled: of the frame half a batch further on."
+        "The teacher's joints and features; shuffled: those of the frame half a batch away."
         view = getattr(batch, self.view)
         with torch.no_grad():
             return self.teacher(view.roll(max(1, len(view) // 2), 0) if self.kind.shuffled else view)
 
     def intermediate(self, batch, features: torch.Tensor) -> torch.Tensor:
-        "Eq. 1: the features against those of the frozen teacher."
+        "Eq. 1, weighted: the distance of the features to the frozen teacher's."
         settings = self.settings
         return settings.inter_weight * loss_inter(self.taught(batch)[1], features, settings.inter_reduction)
 
     def joints(self, batch, pose: torch.Tensor) -> torch.Tensor:
-        "The joints against those of the frozen teacher."
+        "The distance of the joints to the frozen teacher's, weighted."
         return self.settings.joints_weight * loss_c(pose, self.taught(batch)[0], self.settings.pose_reduction)
 
     def mask(self, batch, features: torch.Tensor, carrying: torch.Tensor = None) -> torch.Tensor:
@@ -359,7 +359,7 @@ class PiLoss:
 
 # %% ../../nbs/privileged/03_experiment.ipynb #87d9a7fa
 def carries_mask(index: torch.Tensor, settings: PiSettings) -> torch.Tensor:  # (B,) bool
-    "Whether each image carries the mask loss: a fixed share, chosen by a hash of the image's number."
+    "Whether each image carries the mask loss: a fixed share, by a hash of the image's number."
     scattered = (index.long() + 7919 * settings.seed) * 2654435761 % 2**32
     return scattered < settings.mask_share * 2**32
 
@@ -409,17 +409,17 @@ SECOND_ONLY = {
     "mask_pooling",
     "joints_weight",
 }
-PLAN = ("controls", "search")  # which trainings there are
+PLAN = ("controls", "search")  # they choose which trainings there are
 
 
 def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
-    "What a stage's result depends on; stage 1 does not depend on the settings of stage 2."
+    "What a training depends on; in stage 1 the settings of stage 2 are left out."
     without = () if settings.STAGES[stage].second else SECOND_ONLY
     return shared.depends_on(settings, data, {*PLAN, *without, "steps_same_time"}, stage=stage)
 
 # %% ../../nbs/privileged/03_experiment.ipynb #764f07af
 def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
-    "The network a stage starts with: fresh, the Depth Net of `depth_first`, or the trained RGB Net."
+    "The network that a training starts from: new, the Depth Net of `depth_first`, or the trained RGB Net."
     network = make_network(settings, stage)
     if stage == "depth" and settings.depth_first:
         return load_network(Path(folder) / "before" / "model.safetensors", network)
@@ -439,7 +439,7 @@ def untrained_teacher(settings: PiSettings, data: ExperimentData, device="cpu") 
     network = on_device(make_network(settings, "depth"), pick_device(str(device)), settings.channels_last)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # the plain mean over the batches
+            module.momentum = None  # the mean over all batches
     batch_at = training_batches(settings, data, "depth", device, share=(0, 1), resident=False)
     with torch.no_grad():
         for step in range(CALIBRATION_STEPS):
@@ -449,8 +449,8 @@ def untrained_teacher(settings: PiSettings, data: ExperimentData, device="cpu") 
 # %% ../../nbs/privileged/03_experiment.ipynb #4f0e40e7
 def teacher_network(
     settings: PiSettings, stage: str, data: ExperimentData, folder, device="cpu"
-) -> BaseCNN:  # None where the stage has none
-    "The frozen network that teaches a stage."
+) -> BaseCNN:  # None if the stage has no teacher
+    "The frozen teacher of a stage."
     kind = settings.STAGES[stage]
     if not kind.privileged:
         return None
@@ -463,13 +463,13 @@ def train_stage(
     stage: str,  # a key of STAGES
     settings: PiSettings,
     data: ExperimentData,
-    folder,  # the run folder; the stage lives in a folder within
+    folder,  # the run folder; the stage has a folder in it
     steps: int = 0,  # 0 = as in the settings
     device="cpu",
-    into: str = "",  # the stage's folder, by default its name
+    into: str = "",  # the stage's folder within, by default its name
     report: Callable = None,
 ) -> dict:
-    "Train one stage, or finish or load it; returns its `finished.json`."
+    "Train one stage, or continue or load it; returns its `finished.json`."
     kind, here, device = settings.STAGES[stage], Path(folder) / (into or stage), pick_device(str(device))
     depth_net = trained_network(settings, "depth", folder, device) if kind.second else None
     teacher = teacher_network(settings, stage, data, folder, device)
@@ -498,7 +498,7 @@ def train_stage(
 
 # %% ../../nbs/privileged/03_experiment.ipynb #a3a5c5aa
 def _before_data(settings: PiSettings, show_progress: bool = True):
-    "The prepared depth crops of `depth_first`, made or found."
+    "The prepared depth crops of `depth_first`, made if they do not exist yet."
     twin = settings.depth_first.startswith("sim-")
     reader = (
         SimBigHand("training", settings.depth_first_frames, seed=settings.data_seed)
@@ -510,7 +510,7 @@ def _before_data(settings: PiSettings, show_progress: bool = True):
 
 # %% ../../nbs/privileged/03_experiment.ipynb #cd8c2b4d
 def train_before(settings: PiSettings, folder, device="cpu", report: Callable = None) -> dict:
-    "Train Depth Net on `depth_first`, or finish or load it; returns its `finished.json`."
+    "Train Depth Net on `depth_first`, or continue or load that training; returns its `finished.json`."
     here, prepared = Path(folder) / "before", _before_data(settings, show_progress=False)
     batches = Batches(
         prepared,
@@ -562,7 +562,7 @@ def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu"
     "Stage 1: Depth Net and RGB Net."
     settings = check_pi(settings)
     if settings.depth_first:
-        _before_data(settings, show)  # here, because a job's process may start no others
+        _before_data(settings, show)  # here, because a job's process cannot start other processes
     first = {stage: 0 for stage, kind in stages_of(settings).items() if not kind.second}
     return run_jobs(
         stage_jobs(first, settings, data, folder, device),
@@ -575,7 +575,7 @@ def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu"
 def start_sizes(
     settings: PiSettings, data: ExperimentData, folder, device="cpu"
 ) -> dict:  # {term: {'value', 'gradient'}}
-    "The sizes of Eq. 2's terms where stage 2 starts."
+    "The sizes of Eq. 2's terms at the start of stage 2."
     device = pick_device(str(device))
     network = start_network(settings, "rgb_pi", folder).to(device).train()
     terms = PiLoss(settings, trained_network(settings, "depth", folder, device)).terms(
@@ -589,7 +589,7 @@ def time_steps(
     settings: PiSettings,
     data: ExperimentData,
     device="cpu",
-    report: Callable = None,  # of every job; not called
+    report: Callable = None,  # passed to every job; not used here
 ) -> float:
     "The median seconds of a stage's training step, batch included."
     device = pick_device(str(device))
@@ -608,7 +608,7 @@ def time_steps(
 
 # %% ../../nbs/privileged/03_experiment.ipynb #f5b9e70f
 def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> float:
-    "Seconds of a privileged step over seconds of a control's, of the run folder, the project, or measured."
+    "Time of a privileged step over time of a control's: from the run folder, the project, or measured."
     path = Path(folder) / "step_time.json"
     if not path.exists():
         write_json(path, _noted_times(settings, data, device), sealed=True)
@@ -616,16 +616,16 @@ def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="
 
 # %% ../../nbs/privileged/03_experiment.ipynb #bc614265
 def read_step_time(folder) -> dict:  # {'seconds', 'ratio'}
-    "What a run folder notes of the times of its steps."
+    "The step times that a run folder records."
     path, fix = Path(folder) / "step_time.json", "delete it and run the notebook again, which writes it"
     found = read_json(path, ("seconds", "ratio"), fix)
     if type(found["ratio"]) not in (int, float) or not 1 <= found["ratio"] < 1000:
-        raise HandlabError(path, f"its ratio {found['ratio']!r} is no number of 1 or more", fix)
+        raise HandlabError(path, f"its ratio {found['ratio']!r} is not a number from 1 to 1000", fix)
     return found
 
 # %% ../../nbs/privileged/03_experiment.ipynb #b38450a0
 def _noted_times(settings, data, device) -> dict:
-    "The times of the project's note; what it does not have yet is measured and added."
+    "The step times in the project's file; measured and added if they are not there."
     settings_of_time = {
         name: value
         for name, value in asdict(settings).items()
@@ -643,11 +643,11 @@ _NO_TIME = {
     "steps_before",
     "steps_same_time",
     *PLAN,
-}  # these say nothing of a step's time
+}  # a step's time does not depend on these
 
 # %% ../../nbs/privileged/03_experiment.ipynb #8393a33a
 def _measured_times(settings, data, device) -> dict:
-    "Both kinds of step, timed at the same time."
+    "The times of both kinds of step, measured at the same time."
     jobs = [
         Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device)))
         for stage in ("rgb_pi", "rgb_steps")
@@ -670,7 +670,7 @@ SEARCHED = {"rate_second": 4.0, "inter_weight": 8.0, "joints_weight": 8.0, "rota
 
 def unused_settings(kind: Stage) -> set:
     "The searched settings that have no effect on a network of stage 2."
-    # Eq. 3 has by default the weight of Eq. 1
+    # inter_weight is also the default weight of Eq. 3
     features = kind.masked or (kind.privileged and not kind.joints)
     return {name for name, used in (("inter_weight", features), ("joints_weight", kind.joints)) if not used}
 
@@ -681,9 +681,9 @@ def search_second(
     folder,
     device="cpu",
     show: bool = True,
-    candidates: list = None,  # [{setting: value}]; None: as many as `search` says, drawn at random
+    candidates: list = None,  # [{setting: value}]; None: `settings.search` of them, drawn at random
 ) -> dict:  # {stage: {setting: value}}
-    "Train every network of stage 2 with every candidate; what the chosen ones set."
+    "Train every network of stage 2 with every candidate; returns the settings of the best ones."
     candidates = candidates or draw_candidates(settings, SEARCHED, settings.search, settings.seed)
     steps = second_steps(settings, data, folder, device)
 
@@ -736,7 +736,7 @@ def predict_all(
     prepared=None,  # other crops than the test split's
     device="cpu",
 ) -> dict:  # {stage: (N, 21, 3) mm}
-    "The predictions of every network and the mean training pose; Depth Net only where frames have depth."
+    "The predictions of every network and of the mean pose; Depth Net only if the frames have depth."
     prepared = (data.test if prepared is None else prepared).rooted(settings.origin)
     depth = shared.has_depth(prepared)
     predictions = {
@@ -763,7 +763,7 @@ def _scale_settings(settings: PiSettings, name: str) -> PiSettings:
 
 # %% ../../nbs/privileged/03_experiment.ipynb #ad3572b1
 def _scale_job(name: str, settings: PiSettings, **arguments) -> Job:
-    "The training of stage 2 with a candidate scale, or of the 'control'."
+    "The training of RGB PI Net with a candidate scale, or of the 'control'."
     stage, own = ("rgb_steps", settings) if name == "control" else ("rgb_pi", _scale_settings(settings, name))
     into = f"scale/{name.replace(', ', '-').replace(' ', '_')}"
     return Job(name, train_stage, dict(stage=stage, settings=own, into=into, **arguments))
@@ -778,7 +778,7 @@ def choose_scale(
     device="cpu",
     show: bool = True,
 ) -> dict:
-    "Stage 2 with each candidate scale; returns the validation EPE (mm) of each and the best."
+    "Train stage 2 with each candidate scale; returns the validation EPE (mm) of each and the best."
     common = dict(data=data, folder=str(folder), steps=steps, device=str(device))
     jobs = [_scale_job(name, settings, **common) for name in (*names, "control")]
     run_jobs(jobs, device, show=show, **shared.side_by_side(settings))
@@ -798,7 +798,7 @@ def _rows(path, stage: str, split: str) -> list:
 
 # %% ../../nbs/privileged/03_experiment.ipynb #ab7716af
 def gather_losses(folder, stages=STAGES):
-    "The loss tables of all stages as one, with a column naming the network."
+    "Write the loss tables of all stages as one, with a column that names the network."
     path = Path(folder)
     rows = [
         row

@@ -41,12 +41,12 @@ def line_of(stage: str) -> dict:
 
 # %% ../../nbs/privileged/04_figures.ipynb #eed53336
 def batch_at(prepared, indices, modalities=("image", "depth", "mask")):
-    "Some of the prepared crops as one batch, as they are."
+    "Some of the prepared crops as one batch, without augmentation."
     return next(iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), "cpu", modalities)))
 
 
 def images_of(batch) -> np.ndarray:  # (B, S, S, 3), 0 to 1
-    "The batch's images, ready to be shown."
+    "The batch's images, as `imshow` takes them."
     return (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
 
 # %% ../../nbs/privileged/04_figures.ipynb #33d1dbff
@@ -83,7 +83,7 @@ def draw_pck(
     thresholds,  # (T,) mm or px
     curves: dict,  # {stage: (label, shares (T,))}, in the order of the legend
     title: str = "",  # the name of the data
-    areas: str = "",  # heads the legend: which areas the labels give
+    areas: str = "",  # title of the legend: the AUC in the labels
 ):
     "PCK curves of several networks, with grid and legend."
     for stage, (label, shares) in curves.items():
@@ -121,13 +121,13 @@ PANELS = {
 
 
 def stage_curves(folder, stage: str, offset: int) -> tuple:
-    "A stage's validation and training losses, its steps moved by `offset`."
+    "A stage's validation and training losses, with `offset` added to its steps."
     tables = [read_losses(Path(folder) / stage / "losses.csv", split) for split in ("validation", "training")]
     return tuple({**table, "step": table["step"] + offset} if table else {} for table in tables)
 
 # %% ../../nbs/privileged/04_figures.ipynb #575317ba
 def draw_loss(axis, curves: tuple, stage: str, name: str, label: str):  # curves: of `stage_curves`
-    "One network's curve of one loss, where it has it."
+    "One network's curve of one loss, if the network has it."
     validation, training = curves
     if name in validation:
         axis.plot(validation["step"], validation[name], **line_of(stage), linewidth=1.7, label=label)
@@ -160,7 +160,7 @@ def fig_losses(
 
 # %% ../../nbs/privileged/04_figures.ipynb #45592d22
 def draw_map(axis, background, values, text: str):  # (S, S) grey, (h, w)
-    "An activation map, enlarged over the grey image."
+    "An activation map, enlarged, over the grey image."
     axis.imshow(background, cmap="gray", vmin=0, vmax=1)
     edge = background.shape[0] - 0.5
     style = dict(cmap="inferno", alpha=0.75, interpolation="bilinear", vmin=0)
@@ -180,7 +180,7 @@ def fig_activations(
     count: int = 5,  # how many of them
     stages: dict = STAGES,
 ):
-    "Input, the networks' activation maps with their energy on the hand, depth."
+    "The image, the networks' activation maps with their energy on the hand, and the depth."
     batch = batch_at(prepared, np.linspace(0, len(prepared) - 1, count).astype(int))
     figure, axes = picture_grid(len(networks) + 2, count)
     images, covered = images_of(batch), batch.mask.mean((1, 2, 3))
@@ -222,7 +222,7 @@ def fig_predictions(
     predictions: dict,  # {stage: (N, 21, 3) mm}
     indices,  # which samples
 ):
-    "Images, and each network's 3D pose with the truth."
+    "Images, and each network's 3D pose with the ground truth."
     stages = [stage for stage in STAGES if stage in predictions]
     figure = plt.figure(figsize=(1.7 * len(indices), 1.8 * (len(stages) + 1)), dpi=85)
     grid, true = (len(stages) + 1, len(indices)), np.asarray(prepared.joints)
@@ -244,7 +244,7 @@ def overlay_grid(
     images,  # (n, S, S, 3)
     hands: dict,  # {'truth' or a stage: (n, 21, 2) px of the crop}
     labels: dict,  # {stage: name}
-    texts: dict = None,  # {stage: a text under each of the n crops}
+    texts: dict = None,  # {stage: n texts, one under each crop}
 ):
     "Hands over their crops, one row for the truth and one per network."
     figure, axes = picture_grid(len(hands), len(images), 1.7)

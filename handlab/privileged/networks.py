@@ -73,7 +73,7 @@ class BaseCNN(nn.Module):
             raise HandlabError(
                 "crop",
                 f"{crop} is not a multiple of 16",
-                "four poolings halve it four times: choose 64, 128 or 256",
+                "the four poolings halve it four times: choose 64, 128 or 256",
             )
         self.trunk = make_trunk(in_channels, (*BLOCKS, TAIL), len(BLOCKS), width, batch_norm, negative_slope)
         units = scaled(TAIL[-1], width) * (crop // 16) ** 2
@@ -94,7 +94,7 @@ class BaseCNN(nn.Module):
 
 # %% ../../nbs/privileged/01_networks.ipynb #d1a1fce8
 def start_weights(network: nn.Module, generator: torch.Generator):
-    "He's normal distribution for every layer with a ReLU, a tenth of it for the output; biases zero."
+    "Draw weights from He's normal distribution, a tenth of it for the output layer; set biases to zero."
     layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)

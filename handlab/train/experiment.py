@@ -61,15 +61,15 @@ class ExperimentSettings:
     dataset: str = "sim-rhd"  # a simulated twin ('sim-rhd', 'sim-stb') or a real set ('rhd', 'stb')
     data_root: str = ""  # folder of the real dataset; not used for a twin
     skip: str = ""  # real frames to leave out, as 'training/00003, Grasp1/0017'
-    partial: bool = False  # of real sets: take the frames whose images are there
+    partial: bool = False  # real sets: take only the frames whose images are there
     data_seed: int = 0  # of the simulated frames
     train_frames: int = 3040  # simulated frames to train on, 80 per person (a real set is used whole)
-    validation_frames: int = 400  # the last of the training split, for choices; 0: all are trained on
-    test_frames: int = 600  # simulated frames of the evaluation split: for reporting only
+    validation_frames: int = 400  # the last of the training split, to choose by; 0: train on all
+    test_frames: int = 600  # simulated frames of the evaluation split, for reporting only
     crop: int = 64  # side of the network's input in px (256 in both papers)
     context: float = 1.25  # side of the stored crop, in crops: a margin for rotation and shift
     crop_by: str = "zb"  # around the visible joints ('zb'), the 'mask', or the finger 'tips'
-    origin: str = "middle_mcp"  # of pose, depth and cloud: also 'palm', 'wrist', or the 'centroid' of joints
+    origin: str = "middle_mcp"  # of pose, depth and cloud; or 'palm', 'wrist', 'centroid' (of the joints)
     width: float = 0.25  # multiplies the channel counts (1 = the paper's network)
     batch_size: int = 32  # frames per step
     warm_up: int = 50  # steps of rising learning rate
@@ -82,19 +82,19 @@ class ExperimentSettings:
     hue: float = 0.03  # ... colour
     brightness: float = 0.1
     contrast: float = 0.1
-    saturation: float = 0.0  # ... stronger and paler colours, to either side of 1; not in the papers
-    grey: float = 0.0  # ... share of the images that lose their colour; not in the papers
+    saturation: float = 0.0  # ... largest change of the saturation's factor from 1; not in the papers
+    grey: float = 0.0  # ... share of the images that become grey; not in the papers
     precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
     channels_last: bool = True  # memory order of the convolutions
     log_every: int = 20  # steps per row of the loss table
     validate_every: int = 200  # steps between validations
     checkpoint_every: int = 200  # steps between checkpoints
     own_processes: bool = True  # on a CPU trainings run side by side, one process and one thread each
-    per_gpu: int = 4  # trainings side by side on one GPU: small networks leave most of it idle
-    num_processes: int = 1  # that train one network together, each on a GPU of its own (Accelerate)
-    minutes: float = 0.0  # trainings stop after so long, at a checkpoint, to go on at the next call; 0: never
-    compile: bool = False  # torch.compile, on a GPU only; where it fails the training goes on without it
-    tensorboard: bool = False  # the curves for TensorBoard as well: tensorboard --logdir runs
+    per_gpu: int = 4  # trainings side by side on one GPU: a small network leaves most of it idle
+    num_processes: int = 1  # processes that train one network together, each on its own GPU (Accelerate)
+    minutes: float = 0.0  # time limit: trainings stop at a checkpoint and the next call continues; 0: none
+    compile: bool = False  # torch.compile, on a GPU only; if it fails the training continues without it
+    tensorboard: bool = False  # also write the curves for TensorBoard: tensorboard --logdir runs
     seed: int = 0  # of starting weights, batches, augmentation and noise
 
 # %% ../../nbs/train/05_experiment.ipynb #7fb0802b
@@ -169,7 +169,7 @@ def check_experiment(
 
 # %% ../../nbs/train/05_experiment.ipynb #25499219
 def require_setting(settings, name: str, holds: bool, problem: str, remedy: str):
-    "An error that names a setting, unless its condition holds."
+    "Raise an error that names a setting, unless its condition holds."
     if not holds:
         raise HandlabError(f"{type(settings).__name__}.{name}", problem, remedy)
 
@@ -203,7 +203,7 @@ def side_by_side(settings: ExperimentSettings) -> dict:
 def settings_given(
     cls,  # the experiment's settings
     profile: str,
-    given: dict,  # of `check_parameters`: what is None stays as the profile has it
+    given: dict,  # of `check_parameters`; None: the profile's value
 ):
     "A profile's settings with a notebook's parameters; `skip` may be a number or a list there."
     names = {field.name for field in fields(cls)}
@@ -217,7 +217,7 @@ def settings_given(
 
 # %% ../../nbs/train/05_experiment.ipynb #d6422d73
 def _left_out_text(prepared, shown: int = 3) -> str:
-    "The frames that are not in some prepared crops, in brackets; nothing where there are none."
+    "The frames that are missing in prepared crops, in brackets; empty if none is missing."
     left_out, texts = prepared.left_out, []
     if left_out:
         named = "; ".join(f"{frame}: {reason}" for frame, reason in left_out[:shown])
@@ -229,12 +229,12 @@ def _left_out_text(prepared, shown: int = 3) -> str:
 # %% ../../nbs/train/05_experiment.ipynb #453d92b0
 @dataclass(frozen=True)
 class ExperimentData:
-    "Where the prepared crops lie; opened on demand, so that it can be handed to other processes."
+    "The folders of the prepared crops, opened on demand, so that the object can be sent to other processes."
 
     training_folder: str  # training and validation frames
     test_folder: str  # evaluation split
     validation_frames: int  # the last ones of the training folder
-    origin: str = "middle_mcp"  # what batches are relative to
+    origin: str = "middle_mcp"  # of the batches' poses, depth and clouds
 
     @property
     def train(self):
@@ -251,7 +251,7 @@ class ExperimentData:
         return open_prepared(self.test_folder).rooted(self.origin)
 
     def __str__(self):
-        "Where the frames are from, how many there are and which were left out."
+        "The source of the frames, their numbers and which were left out."
         training = open_prepared(self.training_folder)
         parts = (
             (f"{len(self.train)} training, {len(self.validation)} validation", training),
@@ -261,7 +261,7 @@ class ExperimentData:
 
     @property
     def left_out(self) -> dict:
-        "What is not in the splits, for `metrics.json`: counts, and the first frames with their reasons."
+        "The frames that are missing in the splits, for `metrics.json`: counts, and the first with reasons."
         splits = {"training": open_prepared(self.training_folder), "test": self.test}
         return {
             split: {"count": len(each.left_out), "first": each.left_out[:20], "without_images": each.missing}
@@ -278,7 +278,7 @@ class ExperimentData:
 
 # %% ../../nbs/train/05_experiment.ipynb #45e9334f
 def prepared_folder(reader, crops: CropSettings) -> Path:
-    "The folder of a reader's prepared crops, named by what they depend on."
+    "The folder of a reader's prepared crops; its name contains a digest of what they depend on."
     check_source(type(reader).__name__, reader.source)
     return (
         project_path("data/prepared")
@@ -287,13 +287,13 @@ def prepared_folder(reader, crops: CropSettings) -> Path:
 
 
 def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
-    "The prepared crops of a reader, made or found."
+    "The prepared crops of a reader, made if they do not exist yet."
     return prepare(reader, prepared_folder(reader, crops), crops, show_progress=show_progress)
 
 # %% ../../nbs/train/05_experiment.ipynb #e7353dbf
 @dataclass(frozen=True)
 class SomeFrames:
-    "A reader of some frames of another."
+    "A reader of some frames of another reader."
 
     reader: object
     rows: tuple  # numbers of frames
@@ -312,17 +312,17 @@ class SomeFrames:
     def split(self) -> str:
         return self.reader.split
 
-    def identity(self) -> str:  # the last word names the content, as in the whole reader's
+    def identity(self) -> str:  # its last word identifies the content, as in the whole reader's
         return f"{fingerprint(self.rows)} of {reader_identity(self.reader)}"
 
 # %% ../../nbs/train/05_experiment.ipynb #6e8dd00e
 class FramesOnDemand:
-    "A split of which only those frames are prepared that are asked for."
+    "A split whose frames are prepared only when they are asked for."
 
     def __init__(self, reader, crops: CropSettings, count: int = 0, known: dict = None):
         self.reader, self.crops = reader, crops
-        self.count = count or len(reader)  # the first ones
-        self.known = known  # 'name' and 'true' of every frame, (N,21,3) mm or (N,21,2) px; None: not known
+        self.count = count or len(reader)  # how many, from the first
+        self.known = known  # 'name' and 'true' of every frame, (N,21,3) mm or (N,21,2) px; None: unknown
         self.source = reader.source
 
     def __len__(self):
@@ -347,20 +347,20 @@ class FramesOnDemand:
         now = np.asarray(chosen.joints if true.shape[-1] == 3 else chosen.uv)
         named = list(np.asarray(chosen.name, str)) == list(self.known["name"][rows])
         if not named or not np.allclose(now, true, atol=0.01, equal_nan=True):
-            what = f"these frames of {self.source} are not those of the run"
+            what = f"these frames of {self.source} differ from those of the run"
             raise HandlabError(chosen.folder.name, what, "the data have changed since: train the run again")
 
 # %% ../../nbs/train/05_experiment.ipynb #c0073a38
 @dataclass(frozen=True)
 class DataOnDemand:
-    "The splits of an experiment, of which nothing is prepared before it is asked for."
+    "The splits of an experiment, prepared on demand."
 
     train: FramesOnDemand
     test: FramesOnDemand
 
 
 def data_on_demand(settings: ExperimentSettings) -> DataOnDemand:
-    "The data of a run whose results alone are here."
+    "The data of a run of which only the results are on this machine."
     crops = crop_settings(settings)
     train, test = (reader_of(settings, split) for split in ("training", "evaluation"))
     count = len(train) - settings.validation_frames
@@ -370,9 +370,9 @@ def data_on_demand(settings: ExperimentSettings) -> DataOnDemand:
 def experiment_data(
     settings: ExperimentSettings,
     show_progress: bool = True,
-    depth_for: str = "",  # what needs depth, such as "Depth Net"; empty: nothing does
+    depth_for: str = "",  # what needs depth, such as "Depth Net"; empty: nothing
 ) -> ExperimentData:
-    "Prepare the crops of both splits, or find them prepared."
+    "The crops of both splits, prepared if they do not exist yet."
     folders, crops = {}, crop_settings(settings)
     readers = {split: reader_of(settings, split) for split in ("training", "evaluation")}
     if depth_for:
@@ -393,7 +393,7 @@ def experiment_data(
 
 # %% ../../nbs/train/05_experiment.ipynb #2e5cd3da
 def _require_depth(settings, split: str, reader, depth_for: str):
-    "That a set has no depth is an error before anything is prepared or trained."
+    "Raise an error for a dataset without depth, before anything is prepared or trained."
     if not reader.has_depth:
         what = f"{split} of {reader.source} has no depth images, and {depth_for} needs them"
         fix = "unpack depth as well; train_aligned with strategy S1 or R2HP needs RGB alone"
@@ -406,12 +406,12 @@ def has_root(prepared) -> bool:
 
 
 def has_depth(prepared) -> bool:
-    "Whether the frames have depth, and a root that it is relative to."
+    "Whether the frames have depth, and the root that it is relative to."
     return "depth" in prepared.arrays and has_root(prepared)
 
 # %% ../../nbs/train/05_experiment.ipynb #6bad0001
 def prefetch_on(device) -> int:
-    "How many batches are made ahead: on a CPU none, as there it takes the core that trains."
+    "How many batches are made ahead; none on a CPU, where this would take the core that trains."
     return 2 * (pick_device(str(device)).type != "cpu")
 
 # %% ../../nbs/train/05_experiment.ipynb #b5d2769b
@@ -421,9 +421,9 @@ def ordered_batches(
     device,
     modalities=("image", "depth", "mask"),
     cloud_points: int = 0,
-    resident=False,  # 'auto' for what is gone through many times
+    resident=False,  # 'auto' if the same samples are needed many times
 ):
-    "Every sample once, in order, unchanged; without a root, the mean of the tips replaces it."
+    "Every sample once, in order, without augmentation; without a root, the mean of the tips replaces it."
     return Batches(
         prepared,
         batch_size,
@@ -442,14 +442,14 @@ def at_root(
     pose: torch.Tensor,  # (B, 21, 3) relative to any point
     origin: str,  # what it is relative to, as in the settings
 ) -> torch.Tensor:
-    "The pose relative to its own middle MCP; one that was learned relative to it stays as it is."
+    "The pose relative to its own middle MCP; unchanged if that was the origin."
     return pose if origin == "middle_mcp" else pose - pose[:, ROOT, None]
 
 # %% ../../nbs/train/05_experiment.ipynb #5207bc28
 def in_order(
     prepared,
-    function: Callable,  # of a batch, to a tensor (B, ...)
-    modalities: tuple = (),  # what the batches hold beside the joints
+    function: Callable,  # batch -> tensor (B, ...)
+    modalities: tuple = (),  # what the batches hold besides the joints
     batch_size: int = 256,
     device="cpu",
     cloud_points: int = 0,
@@ -477,7 +477,7 @@ def place_pose(
 
 # %% ../../nbs/train/05_experiment.ipynb #a5a60ba9
 REAL_MISSING = (
-    "There are no real RHD frames here. To measure on them, put RHD's evaluation/ (color, mask, "
+    "There are no real RHD frames on this machine. To measure on them, put RHD's evaluation/ (color, mask, "
     "anno_evaluation.pickle) into data/rhd, or name its folder in HANDLAB_REAL_RHD."
 )
 
@@ -486,7 +486,7 @@ def real_frames(
     crops: CropSettings,
     root: str = "",  # empty: data/rhd or HANDLAB_REAL_RHD
     skip="",  # frames to leave out, as 'evaluation/00003'
-) -> tuple:  # the prepared crops or None, and a line on what was found
+) -> tuple:  # the prepared crops or None, and a line that says what was found
     "The real evaluation frames on this machine."
     root = project_path(root) if root else real_root("rhd")
     if root is None:
@@ -502,7 +502,7 @@ def real_frames(
     line = f"{len(reader)} real frames, {'with' if reader.has_depth else 'without'} depth"
     return (
         prepared_reader(reader, crops, show_progress=False),
-        f"{line}; annotated frames that are left out: {skipped or 'none'}",
+        f"{line}; annotated frames left out: {skipped or 'none'}",
     )
 
 # %% ../../nbs/train/05_experiment.ipynb #f7551c91
@@ -524,9 +524,9 @@ def step_times(
     loop: TrainSettings,
     count: int,  # steps to time
     device="cpu",
-    before_step: Callable = None,  # (watch, network, batch): what else is timed, before each step
+    before_step: Callable = None,  # (watch, network, batch): times something else, before each step
 ) -> dict:  # {'batch': (count,), 'step': (count,), ...} ms
-    "The times of training steps, and of making their batches, which `step` does not contain."
+    "The times of training steps, and separately of making their batches."
     device, warm_up = pick_device(str(device)), 3
     network = on_device(network, device, loop.channels_last).train()
     optimiser, watch = make_optimiser(network, loop, device), Stopwatch(device)
@@ -557,15 +557,15 @@ NOT_TRAINING = {
     "per_gpu",
     "num_processes",
     "minutes",
-    "compile",  # noted with the loop's settings
+    "compile",  # recorded with the loop's settings
 }
 
 
 def depends_on(
     settings: ExperimentSettings,
     data: ExperimentData,
-    without=(),  # settings that do not matter for this network
-    **more,  # what else matters
+    without=(),  # settings that this network does not depend on
+    **more,  # what else it depends on
 ) -> dict:
     "What a trained network depends on."
     left_out = NOT_TRAINING | set(without)
@@ -579,7 +579,7 @@ def write_predictions(
     predictions: dict,  # {name: (N, 21, D)}
     true=None,  # by default the joints in mm; `prepared.uv` where the predictions are pixels
 ):
-    "Truth and predictions as one .npz, atomically."
+    "Write ground truth and predictions as one .npz, atomically."
     truth = {
         "true": np.asarray(prepared.joints if true is None else true, np.float32),
         "visible": np.asarray(prepared.visible),
@@ -592,7 +592,7 @@ _NOTED = ("*.npz", "*.csv", "*.safetensors", "*/losses.csv", "*/model.safetensor
 
 
 def close_run(folder, metrics: dict) -> dict:
-    "Write `metrics.json`, last of all: sealed, with size and digest of the run's other files; its content."
+    "Write `metrics.json`, sealed, with size and digest of the run's other files; returns its content."
     folder = Path(folder)
     paths = sorted(path for pattern in _NOTED for path in folder.glob(pattern) if path.name[0] != ".")
     noted = note_files(folder, [path.relative_to(folder).as_posix() for path in paths])
@@ -601,7 +601,7 @@ def close_run(folder, metrics: dict) -> dict:
 
 # %% ../../nbs/train/05_experiment.ipynb #27db1e0c
 def this_sitting() -> dict:
-    "Seconds since this process began, and those its cores were busy, with the processes that it started."
+    "Seconds since this process began, and its processor seconds, with those of its ended child processes."
     process = psutil.Process()
     times = process.cpu_times()
     busy = times.user + times.system + times.children_user + times.children_system
@@ -614,7 +614,7 @@ def write_metrics(
     settings: ExperimentSettings,
     data: ExperimentData,
     seconds: dict = None,  # {part of the notebook: seconds}
-    **content,  # values, labels and whatever else belongs to the experiment
+    **content,  # values, labels and what else belongs to the experiment
 ) -> dict:
     "Write a run's `metrics.json`; returns its content."
     counts = {split: len(getattr(data, split)) for split in ("train", "validation", "test")}

@@ -69,12 +69,12 @@ class TrainSettings:
     clip_gradient: float = 0.0  # largest norm of the gradient, 0 = no clipping
     precision: str = "auto"  # 'bf16' (autocast), 'fp32', or 'auto': the faster of the two, measured
     channels_last: bool = True  # memory order NHWC: faster convolutions on CPU and GPU
-    compile: bool = False  # torch.compile, on a GPU only; where it fails the training goes on without it
-    log_every: int = 20  # steps per row of losses.csv; only there the program waits for the device
+    compile: bool = False  # torch.compile, on a GPU only; if it fails the training continues without it
+    log_every: int = 20  # steps per row of losses.csv; only then does the program wait for the device
     validate_every: int = 0  # steps between calls of `validate`, 0 = never
     checkpoint_every: int = 200  # steps between checkpoints
     seed: int = 0  # of the random numbers drawn inside the network (dropout, sampling)
-    tensorboard: bool = False  # the rows of losses.csv as TensorBoard's events as well; changes nothing else
+    tensorboard: bool = False  # also write the rows of losses.csv as TensorBoard events
     PROFILES: ClassVar[dict] = {
         "smoke": {"steps": 20, "log_every": 5, "checkpoint_every": 10},
         "quick": {},
@@ -133,7 +133,7 @@ def make_optimiser(
     )
 
 # %% ../../nbs/train/01_loop.ipynb #0c9e4e6a
-AGAIN = "run its training again: what is missing is made from the checkpoint, or trained"
+AGAIN = "run its training again: it continues from the checkpoint, or starts anew without one"
 
 
 def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and losses
@@ -165,7 +165,7 @@ def read_losses(
         ]
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
     except (KeyError, ValueError, TypeError, csv.Error):
-        raise HandlabError(path, "it is no table of losses", f"delete it and {AGAIN}") from None
+        raise HandlabError(path, "it is not a loss table", f"delete it and {AGAIN}") from None
 
 # %% ../../nbs/train/01_loop.ipynb #3cd6720c
 def state_on_cpu(network: nn.Module) -> dict:
@@ -176,7 +176,7 @@ def state_on_cpu(network: nn.Module) -> dict:
 
 
 def weights_fingerprint(network: nn.Module) -> str:
-    "A short name for the network's present weights and buffers."
+    "A digest of the network's present weights and buffers."
     return fingerprint(
         *(part for name, value in state_on_cpu(network).items() for part in (name, value.numpy()))
     )
@@ -190,24 +190,24 @@ def save_network(path, network: nn.Module):
 
 # %% ../../nbs/train/01_loop.ipynb #d620c2b2
 RUN, CHECKPOINT, LOSSES, WEIGHTS = "run.json", "checkpoint.pt", "losses.csv", "model.safetensors"
-FINISHED = "finished.json"  # written last: it notes the others
+FINISHED = "finished.json"  # written last; it records the digests of the other files
 
 
 def training_of(folder) -> str:
-    "The digest of what a folder's training was made with, or '' where that is not known."
+    "The digest of a folder's `run.json`, or '' if it has none."
     path = Path(folder) / RUN
     return fingerprint(read_json(path, (), f"delete it and {AGAIN}")) if path.exists() else ""
 
 # %% ../../nbs/train/01_loop.ipynb #82a3da01
 def _noted_beside(path) -> dict:  # of `note_files`
-    "What the file that was written last in a folder notes of the others."
+    "Size and digest of a file, as `finished.json` or `metrics.json` records them; {} if neither does."
     path, fix = path.absolute(), f"delete it and {AGAIN}"
     of = training_of(path.parent)
     for last in (path.with_name(FINISHED), path.with_name("metrics.json"), path.parents[1] / "metrics.json"):
         if last.exists():
             found = read_json(last, (), fix)
             if of and found.get("of", of) != of:
-                raise HandlabError(last, f"it is not of the training that {RUN} names", fix)
+                raise HandlabError(last, f"it belongs to another training than {RUN}", fix)
             files = found.get("files", {})
             name = path.relative_to(last.parent).as_posix()
             return {path.name: files[name]} if name in files else {}
@@ -215,12 +215,12 @@ def _noted_beside(path) -> dict:  # of `note_files`
 
 # %% ../../nbs/train/01_loop.ipynb #a5d40d78
 def first_line(error: Exception) -> str:
-    "The first line of what an error says."
+    "The first line of an error's message."
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 # %% ../../nbs/train/01_loop.ipynb #306bca0d
 def load_network(path, network: nn.Module) -> nn.Module:
-    "Read safetensors weights into the network; they must be those that the folder notes."
+    "Read safetensors weights into the network; they must match the digest that the folder records."
     path = Path(path)
     if not path.exists():
         raise HandlabError(path, "there is no such file", "run the training that writes it")
@@ -228,7 +228,7 @@ def load_network(path, network: nn.Module) -> nn.Module:
         data = path.read_bytes()
     try:
         weights = load_tensors(data)
-    except Exception as error:  # a damaged header raises several kinds
+    except Exception as error:  # a damaged header raises errors of several types
         what = f"it is not a complete safetensors file ({first_line(error)})"
         raise HandlabError(path, what, f"delete it and {AGAIN}") from None
     check_noted(path, _noted_beside(path), fix=f"delete it and {AGAIN}")
@@ -244,7 +244,7 @@ def load_network(path, network: nn.Module) -> nn.Module:
 
 # %% ../../nbs/train/01_loop.ipynb #60ef59b3
 def content_digest(state) -> str:
-    "A short name for nested containers of tensors, numbers and strings."
+    "A digest of nested containers of tensors, numbers and strings."
 
     def parts(value, name):
         if isinstance(value, torch.Tensor):
@@ -271,19 +271,16 @@ def save_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer, 
         "progress": progress,
         "of": training_of(Path(path).parent),
     }
-    content = io.BytesIO()  # so that a full disk is met by a plain write, not inside torch
+    content = io.BytesIO()  # in memory first: a full disk then fails in our own write, with a clear error
     torch.save({**state, SEAL: content_digest(state)}, content)
     with atomic_file(path) as file:
         file.write(content.getbuffer())
 
 # %% ../../nbs/train/01_loop.ipynb #7dd4563b
 def _check_checkpoint(path, state: dict):
-    "A checkpoint must be whole, and of its folder's training."
-    fix, noted, of = (
-        "delete the file to train from the start",
-        state.pop(SEAL, None),
-        training_of(path.parent),
-    )
+    "Raise an error if a checkpoint is damaged, or belongs to another training than its folder."
+    fix = "delete the file to train from the start"
+    noted, of = state.pop(SEAL, None), training_of(path.parent)
     if noted is not None and noted != content_digest(state):
         raise HandlabError(path, "the checkpoint is damaged: its content is not what was written", fix)
     if of and state.get("of", of) != of:
@@ -291,7 +288,7 @@ def _check_checkpoint(path, state: dict):
 
 # %% ../../nbs/train/01_loop.ipynb #df57a1e1
 def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict:  # `progress`
-    "Put network, optimiser and random generators back where the checkpoint left them."
+    "Restore the network, the optimiser and the random state from a checkpoint."
     fix = "delete the file to train from the start"
     with read_errors_named(path, fix):
         content = io.BytesIO(Path(path).read_bytes())
@@ -302,7 +299,7 @@ def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) 
         optimiser.load_state_dict(state["optimiser"])
     except HandlabError:
         raise
-    except Exception as error:  # a damaged file raises many kinds
+    except Exception as error:  # a damaged file raises errors of many types
         what = f"the checkpoint cannot be read ({type(error).__name__}: {first_line(error)})"
         raise HandlabError(path, what, fix) from None
     torch.set_rng_state(state["random"]["cpu"])
@@ -385,7 +382,7 @@ class RunningMeans:
         return means
 
     def average(self, team):  # Team
-        "Each sum becomes its mean over the processes."
+        "Replace each sum by its mean over the processes."
         if team.count > 1 and self.sums:
             self.sums = dict(zip(self.sums, team.mean(torch.stack([*self.sums.values()]))))
 
@@ -422,7 +419,7 @@ def _faster_on_cpu(device):
 
 # %% ../../nbs/train/01_loop.ipynb #ab688b55
 def chosen_precision(settings: TrainSettings, folder, device: torch.device) -> str:  # 'bf16' or 'fp32'
-    "The precision of a training; with 'auto', a folder's training keeps the one that it was started with."
+    "The precision of a training; with 'auto' a training that was begun keeps its precision."
     if settings.precision != "auto":
         return settings.precision
     begun, finished, fix = Path(folder) / RUN, Path(folder) / FINISHED, f"delete it and {AGAIN}"
@@ -440,7 +437,7 @@ def precision_of(settings: TrainSettings, device: torch.device):
 
 # %% ../../nbs/train/01_loop.ipynb #43c47aeb
 def on_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    "The network on a device, its convolutions' weights in the order NHWC where that is asked for."
+    "The network on a device, with its convolution weights in NHWC order if `channels_last`."
     order = torch.channels_last if channels_last else torch.preserve_format
     return network.to(device, memory_format=order)
 
@@ -478,7 +475,7 @@ def compiled(
     device: torch.device,
     compiler: Callable = torch.compile,
 ) -> nn.Module:
-    "The network as the compiler makes it for a GPU; where it cannot, the network itself, and why is printed."
+    "The network compiled for a GPU; if that fails the reason is printed and it is returned as it is."
     if not settings.compile or device.type == "cpu":
         return network
     faster, before = compiler(network), [buffer.clone() for buffer in network.buffers()]
@@ -489,7 +486,7 @@ def compiled(
             losses["loss"].backward()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler's errors are of many kinds
+    except Exception as error:  # a compiler raises errors of many types
         print(f"not compiled, and so slower: {type(error).__name__}: {first_line(error)}", flush=True)
         faster = network
     for buffer, value in zip(network.buffers(), before):
@@ -503,7 +500,7 @@ def _gpus(device) -> list:
 
 # %% ../../nbs/train/01_loop.ipynb #afa1bc7b
 def keep_memory() -> bool:  # whether the C library has such options
-    "Let the C library keep freed memory for the next step; changes only the time."
+    "Let the C library keep freed memory for the next step; this changes only the speed."
     try:
         tune = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -513,7 +510,7 @@ def keep_memory() -> bool:  # whether the C library has such options
 
 # %% ../../nbs/train/01_loop.ipynb #5ea10002
 class Team:
-    "The processes that train one network together, through Accelerate; a process alone passes everything on."
+    "The processes that train one network together, through Accelerate; for a single process it does nothing."
 
     def __init__(self, network: nn.Module, device: torch.device):
         self.number, self.count = process_share()
@@ -527,13 +524,13 @@ class Team:
             self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[parts])
 
     def prepare(self, network: nn.Module) -> nn.Module:
-        "The network with batch statistics over all processes, where the device has them."
+        "The network with batch statistics over all processes; on a CPU unchanged."
         if self.count == 1 or next(network.parameters()).device.type == "cpu":
             return network
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        "The network whose gradients are averaged over the processes."
+        "The network with its gradients averaged over the processes."
         return network if self.count == 1 else self.accelerator.prepare_model(network)
 
     def wait(self):
@@ -546,7 +543,7 @@ class Team:
         return values if self.count == 1 else self.accelerator.reduce(values, "mean")
 
     def agree(self, value):
-        "What the first process says."
+        "The first process's value, in every process."
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -588,13 +585,13 @@ class Training:
         return self.seconds + time.perf_counter() - self.started
 
     def draw_apart(self):
-        "Several processes draw numbers of their own in the network, named by the step."
+        "With several processes: seed the network's random numbers (dropout) by step and process."
         if self.team.count > 1:
             words = seed_words(self.settings.seed, "training", self.step, self.team.number)
             torch.manual_seed(int(words[0]))
 
     def save(self):
-        "Write the checkpoint, unless a loss or a weight is no longer a number."
+        "Write the checkpoint; an error if a loss or a weight is not finite."
         self.means.average(self.team)
         _check_finite(self)
         if not self.team.first:
@@ -610,7 +607,7 @@ class Training:
 
 # %% ../../nbs/train/01_loop.ipynb #7911598f
 def _resume(run):
-    "Go back to the last checkpoint, and take the loss table back with it."
+    "Continue from the last checkpoint, with the loss table as it was then."
     state = load_checkpoint(run.checkpoint, run.network, run.optimiser)
     run.step, run.rows, run.seconds = state["step"], state["rows"], state["seconds"]
     run.means = RunningMeans(
@@ -621,7 +618,7 @@ def _resume(run):
 
 # %% ../../nbs/train/01_loop.ipynb #63f59216
 def _check_finite(run):
-    "An error where a loss or a weight is no longer a number."
+    "Raise an error if a loss or a weight is not finite."
     weights = torch.stack(
         [parameter.detach().isfinite().all() for parameter in run.network.parameters()]
     ).all()
@@ -629,7 +626,7 @@ def _check_finite(run):
         return
     raise HandlabError(
         run.folder,
-        f"the loss is no longer a number at step {run.step}",
+        f"a loss or a weight is not finite at step {run.step}",
         "lower learning_rate or set clip_gradient, and name another folder",
     )
 
@@ -661,7 +658,7 @@ def log_row(run: Training):
 
 # %% ../../nbs/train/01_loop.ipynb #6b1d0a42
 def _board(run: Training):
-    "A writer of events; of those of an earlier call only the steps up to the checkpoint count."
+    "A writer of TensorBoard events; events after the checkpoint's step are discarded."
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -672,7 +669,7 @@ def _board(run: Training):
 
 # %% ../../nbs/train/01_loop.ipynb #6b1d0a43
 def _show_rows(run: Training):
-    "Give the rows that are new to TensorBoard, a curve per column and split."
+    "Send the new rows to TensorBoard, one curve per column and split."
     if run.board is None:
         return
     for row in run.rows[run.shown :]:
@@ -695,7 +692,7 @@ def validate_row(run: Training, validate: Callable):
 
 # %% ../../nbs/train/01_loop.ipynb #d207c5ce
 def finish(run: Training):
-    "Write weights and, last of all, the mark that the training is complete, which notes the other files."
+    "Write the weights and, last, `finished.json`: the training is complete; with the digests of its files."
     if not run.team.first:
         return run.team.wait()
     write_losses(run.folder / LOSSES, run.rows)
@@ -719,7 +716,7 @@ def finish(run: Training):
 
 # %% ../../nbs/train/01_loop.ipynb #27662fae
 def step_through(run: Training, loss_function: Callable, batch_at: Callable, validate: Callable = None):
-    "All steps that a training still lacks, with their rows and checkpoints."
+    "Do the remaining steps of a training, with their rows and checkpoints."
     settings, validate = run.settings, validate if run.team.first else None
     network = run.network
     if settings.compile and run.step < settings.steps:
@@ -762,7 +759,7 @@ def memory_errors_named(where, settings: TrainSettings, device: torch.device):
 
 # %% ../../nbs/train/01_loop.ipynb #97087118
 def is_finished(folder) -> bool:
-    "Whether a training is complete; one of which a file was deleted is taken up again, which is printed."
+    "Whether a training is complete; if one of its files was deleted, that is printed and it is not."
     last = Path(folder) / FINISHED
     if not last.exists():
         return False
@@ -770,10 +767,10 @@ def is_finished(folder) -> bool:
     noted = read_json(last, ("weights",), fix).get("files", {LOSSES: None, WEIGHTS: None})
     missing = [name for name in noted if not last.with_name(name).exists()]
     if not missing:
-        check_noted(last.with_name(LOSSES), noted, fix=fix)  # the weights are compared as they are loaded
+        check_noted(last.with_name(LOSSES), noted, fix=fix)  # the weights are checked when they are loaded
         return True
-    how = "taken from its checkpoint" if last.with_name(CHECKPOINT).exists() else "done again"
-    print(f"{last.parent.name}: {', '.join(missing)} is not there; the training is {how}", flush=True)
+    how = "continues from its checkpoint" if last.with_name(CHECKPOINT).exists() else "starts anew"
+    print(f"{last.parent.name}: {', '.join(missing)} is missing; the training {how}", flush=True)
     last.unlink()
     return False
 
@@ -783,14 +780,14 @@ def fit(
     loss_function: Callable,  # (network, batch) -> {'loss': scalar tensor, other named scalars}
     batch_at: Callable,  # step -> batch on the device, a pure function of the step
     settings: TrainSettings,
-    folder,  # the run folder: a stopped training is continued there, a finished one is loaded
+    folder,  # the run folder: a stopped training in it is continued, a finished one is loaded
     device="cpu",  # a device or its name
     validate: Callable = None,  # network -> {name: number}, called every settings.validate_every steps
     about: dict = None,  # what else the result depends on, e.g. the data's fingerprint
     report: Callable = None,  # (step, total, loss, images/s, seconds left); by default prints lines
     name: str = "training",
 ) -> nn.Module:  # the trained network, in evaluation mode
-    "Train a network, or finish or load its training where the folder already holds one."
+    "Train a network; continue or load the training that the folder already holds."
     settings, device, folder = check_training(settings), pick_device(str(device)), Path(folder)
     team = Team(network, device)
     settings = replace(settings, precision=team.agree(chosen_precision(settings, folder, device)))
@@ -810,6 +807,6 @@ def fit(
 
 
 def _begin(folder, made_with: dict) -> bool:
-    "Bind the folder; whether its training is complete."
+    "Bind the folder to its settings; returns whether its training is complete."
     bind_folder(folder, made_with)
     return is_finished(folder)

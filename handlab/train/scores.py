@@ -22,7 +22,7 @@ def evaluate(
     predicted: np.ndarray,  # (N, 21, 3) mm
     true: np.ndarray,  # (N, 21, 3) mm
     protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
-    visible=None,  # (N, 21) bool, to tell seen joints from hidden ones; all annotated joints count
+    visible=None,  # (N, 21) bool, for the errors of visible and of hidden joints; all annotated joints count
 ) -> dict:  # 'epe_mean', 'epe_median', 'auc_0_50', 'auc_20_50', 'pck', and those of `scores_split`
     "The scores of a set of predictions, with the PCK curve."
     return {
@@ -64,7 +64,7 @@ def table_tips(scores: dict) -> pd.DataFrame:  # of `evaluate_tips`
 
 # %% ../../nbs/train/04_scores.ipynb #342b0729
 def split_columns(scores: dict) -> dict:  # of `evaluate`
-    "The errors by visibility and kind of joint, in mm; NaN where no joint counts."
+    "The errors by visibility and kind of joint, in mm; NaN for a group without joints."
     of_joints = np.array([np.nan if error is None else error for error in scores["epe_joints"]])
     kinds = {"wrist": of_joints[:1]}
     kinds |= {kind: of_joints[1 + place :: 4] for place, kind in enumerate(("MCP", "PIP", "DIP", "tip"))}
@@ -81,7 +81,7 @@ def table_scores(
     source: str,  # the data, profile and seed
     labels: dict = None,  # {stage: its name in the table}, where it differs from the key
 ) -> str:
-    "Two Markdown tables of each network: EPE, areas, articulation and rotation; the errors by joint."
+    "Two Markdown tables, one row per network: EPE, AUC, articulation and rotation; the errors by joint."
     columns = {
         "epe_mean": "EPE mean (mm)",
         "epe_median": "EPE median (mm)",
@@ -100,7 +100,7 @@ def table_scores(
 
 # %% ../../nbs/train/04_scores.ipynb #33e88a2e
 class Stopwatch:
-    "The times of named pieces of work, in ms."
+    "Times of named pieces of work, in ms."
 
     def __init__(self, device="cpu"):
         self.device, self.times = pick_device(str(device)), {}
@@ -121,7 +121,7 @@ class Stopwatch:
 
 # %% ../../nbs/train/04_scores.ipynb #11eecef9
 def device_name(device="cpu") -> str:
-    "The GPU's name, or the processor's with the number of threads that are used."
+    "The GPU's name, or the processor's name with the number of threads used."
     device = pick_device(str(device))
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

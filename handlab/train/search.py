@@ -44,7 +44,7 @@ def draw_candidates(
 
 # %% ../../nbs/train/07_search.ipynb #811fc1db
 def trials_of(
-    candidates: list,  # of `draw_candidates`, or a list of one's own
+    candidates: list,  # of `draw_candidates`, or your own list
     unused: dict,  # {arm: the names of the settings that have no effect on it}
 ) -> dict:  # {arm: [{field: value}]}
     "The same candidates for every arm, each without the settings that the arm does not have."
@@ -65,7 +65,7 @@ def final_error(folder) -> float:
 
 # %% ../../nbs/train/07_search.ipynb #6d7aac47
 def _check_budget(trials: dict):
-    "Every arm has the same number of trials, at least one."
+    "Raise an error unless every arm has the same number of trials, at least one."
     counts = {arm: len(of_arm) for arm, of_arm in trials.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         fix = "give every arm the same number of candidates, at least one"
@@ -92,7 +92,7 @@ def search(
 
 
 def chosen_settings(found: dict) -> dict:  # of `search`; {arm: {field: value}}
-    "What the chosen candidate of each arm sets."
+    "The settings of each arm's chosen candidate."
     return {arm: found["candidates"][arm][number] for arm, number in found["chosen"].items()}
 
 # %% ../../nbs/train/07_search.ipynb #686fb3e8

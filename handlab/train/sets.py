@@ -32,13 +32,13 @@ TWINS = {
     "sim-bighand": (SimBigHand, BIGHAND_FRAMES_PER_PERSON),
 }  # reader, frames of a person
 READERS = {"rhd": RHD, "stb": STB, "bighand": BigHand}  # real sets
-DATASETS = ChainMap(READERS, TWINS)  # to train on: what is added to one of the two is there, too
+DATASETS = ChainMap(READERS, TWINS)  # to train on; a ChainMap also sees entries that are added later
 REAL = ChainMap(READERS, {"dexter-object": DexterObject})
-TEST_SETS = ("sim-dexter-object", "dexter-object")  # to test on, with finger tips alone
+TEST_SETS = ("sim-dexter-object", "dexter-object")  # to test on; only finger tips are annotated
 
 
-def skip_of(dataset: str, skip) -> list:  # as a reader's `skip`, of several sets
-    "The names that are frames of this set; a name that is no set's is an error."
+def skip_of(dataset: str, skip) -> list:  # skip: as for a reader, but frames of several sets
+    "The names of frames of this set; a name that fits no dataset is an error."
     names = skip_names(skip)
     for name in names:
         if not any(re.fullmatch(reader.frame_form, name, re.ASCII) for reader in REAL.values()):
@@ -55,8 +55,8 @@ def open_real(dataset: str, root, split: str = "", partial: bool = False, skip="
 # %% ../../nbs/train/03_sets.ipynb #aa8af612
 def reader_of(
     settings,  # of an experiment
-    split: str,
-):  # 'training' or 'evaluation'
+    split: str,  # 'training' or 'evaluation'
+):
     "The reader of a split of the dataset."
     if settings.dataset not in DATASETS:
         raise HandlabError(
@@ -81,7 +81,7 @@ def reader_of(
         whole = (settings.train_frames // block + 1) * block
         raise HandlabError(
             "train_frames",
-            f"after {settings.train_frames} frames a person would be in training and validation",
+            f"with {settings.train_frames} frames one person would be in both training and validation",
             f"give a multiple of {block} such as {whole}",
         )
     return twin(
@@ -94,12 +94,12 @@ def reader_of(
 def evaluation_reader(
     dataset: str,  # one of DATASETS or TEST_SETS
     root: str = "",  # the folder of a real set
-    frames: int = 600,  # of a twin
+    frames: int = 600,  # number of frames of a twin
     seed: int = 0,
-    partial: bool = False,  # of a real set: take what is there
+    partial: bool = False,  # of a real set: take the frames whose images are there
     skip="",  # ... frames to leave out, by name
 ):
-    "The reader of the frames a dataset is tested on; Dexter+Object's twin is spread over all its sequences."
+    "The reader of a dataset's test frames; those of Dexter+Object's twin are spread over all its sequences."
     if dataset == "sim-dexter-object":
         return SimDexterObject(frames, seed, every=max(1, 3145 // frames))
     if dataset == "dexter-object":
@@ -134,19 +134,19 @@ _PERSON_OF = {  # source: the person of a frame, from its name
 _PICTURES = ("sim-rhd", "rhd")  # no videos
 
 
-def persons_of(source: str, names) -> np.ndarray | None:  # (N,) numbers from 0; None: the names do not say
+def persons_of(source: str, names) -> np.ndarray | None:  # (N,) numbers from 0; None: unknown
     "Whose hand each frame shows."
     if source not in _PERSON_OF:
         return None
     return np.unique([_PERSON_OF[source](str(name)) for name in names], return_inverse=True)[1].reshape(-1)
 
 # %% ../../nbs/train/03_sets.ipynb #5312b70d
-FEW_PERSONS = 5  # fewer say nothing about other persons
-STRETCHES = 40  # into which a set of videos is cut
+FEW_PERSONS = 5  # with fewer, stretches are resampled: so few say little about other persons
+STRETCHES = 40  # about as many per set of videos
 
 
-def drawn_together(source: str, names) -> np.ndarray:  # (N,) numbers: frames with the same one are one draw
-    "The persons of some frames; where they are few or unknown, stretches of recordings, or single frames."
+def drawn_together(source: str, names) -> np.ndarray:  # (N,) group numbers
+    "Groups of frames to resample together: persons; if few or unknown, stretches of recordings, or frames."
     persons = persons_of(source, names)
     if persons is not None and persons.max() + 1 >= FEW_PERSONS:
         return persons
