@@ -42,7 +42,7 @@ def double_map(channels_in, channels_out, bias=True):
 
 # %% ../../nbs/aligned/02_decoders.ipynb #407f0ab7
 def _grow(widths) -> nn.Sequential:
-    "Each step doubles the map: transposed convolution, batch norm, ReLU."
+    "Steps that each double the map: transposed convolution, batch norm, ReLU."
     steps = []
     for before, after in zip(widths, widths[1:]):
         steps += [double_map(before, after, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -59,7 +59,7 @@ def _check_map_size(map_size, multiple):
 class HeatmapDecoder(nn.Module):
     "DCGAN's generator with one map per joint."
 
-    def __init__(self, latent=64, width=1.0, joints=21, map_size=64, bias=-3.0):  # bias: where maps start
+    def __init__(self, latent=64, width=1.0, joints=21, map_size=64, bias=-3.0):  # bias at the start
         super().__init__()
         _check_map_size(map_size, 8)
         side, widths = map_size // 8, [scaled(channels, width) for channels in (128, 64, 32)]
@@ -77,7 +77,7 @@ class HeatmapDecoder(nn.Module):
 
 # %% ../../nbs/aligned/02_decoders.ipynb #9279c44c
 def flat_grid(points=256):  # a square number
-    "Places on a flat sheet, (points, 2) in -1..1."
+    "Positions on a flat sheet, (points, 2) in -1..1."
     side = round(points**0.5)
     if side * side != points:
         raise HandlabError(f"points {points}", "it is not a square number", "give 256 as in the paper, or 64")
@@ -86,7 +86,7 @@ def flat_grid(points=256):  # a square number
 
 # %% ../../nbs/aligned/02_decoders.ipynb #0b56cb06
 class Fold(nn.Module):
-    "The same five layers for each point; their input is the point's place and z."
+    "The same five layers for each point; their input is the point's position and z."
 
     def __init__(self, latent, place, width=1.0, norm_output=True, gain=1.0):  # gain: of the output's norm
         super().__init__()
@@ -107,7 +107,7 @@ class Fold(nn.Module):
         return self.out(self.hidden(first.flatten(0, 1))).unflatten(0, (-1, places.shape[1]))  # (B, N, 3)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #9ee0eef0
-CLOUD_GAIN = 0.25  # the spread of hand clouds before 3 tanh
+CLOUD_GAIN = 0.25  # standard deviation of hand clouds before 3 tanh
 
 
 class CloudDecoder(nn.Module):
@@ -129,7 +129,7 @@ class CloudDecoder(nn.Module):
 
 # %% ../../nbs/aligned/02_decoders.ipynb #fa19e621
 class LayeredCloudDecoder(nn.Sequential):
-    "Two layers of 2048 units and one of all points' coordinates."
+    "Two layers of 2048 units and one for all points' coordinates."
 
     def __init__(self, latent=64, width=1.0, points=256):
         units = scaled(2048, width)

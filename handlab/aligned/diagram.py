@@ -36,7 +36,7 @@ SYMBOLS = {"R": "x", "C": "w_1", "H": "w_2", "P": "y", "D": "w_1"}
 
 
 def model_places(recipe) -> dict:  # {('in' | 'z' | 'out', name): (x, y)}
-    "Where the nodes of a recipe's graphical model stand."
+    "The positions of the nodes of a recipe's graphical model."
     latents = posterior_names(recipe)
     if recipe.alignment == "product":
         latents = (latents[0], "joint", *latents[1:-1])
@@ -55,7 +55,7 @@ def _node_text(column: str, name: str) -> str:
 
 # %% ../../nbs/aligned/11_diagram.ipynb #9d11281e
 def draw_node(axis, place, column: str, name: str):
-    "A node: shaded where it is observed, with the modality's name beside it."
+    "Draw a node; a data node is shaded, with the modality's name beside it."
     face = "white" if column == "z" else "#cccccc"
     axis.add_patch(plt.Circle(place, 0.24, facecolor=face, edgecolor="black", zorder=3))
     size = 7.5 if name == "joint" else 9
@@ -74,7 +74,7 @@ ARROWS = {  # {kind of edge: (columns of its ends, style)}
 
 
 def draw_model(axis, strategy: str, title: str):
-    "The graphical model of a strategy."
+    "Draw the graphical model of a strategy."
     recipe = make_recipe(strategy)
     places = model_places(recipe)
     for kind, edges in model_edges(recipe).items():

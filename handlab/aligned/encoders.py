@@ -31,13 +31,13 @@ def scaled(
     "The number of units at a width, a multiple of 8."
     if width <= 0:
         raise HandlabError(
-            f"width {width}", "it is not positive", "give 1 for the papers' networks, 0.5 for half as wide"
+            f"width {width}", "it is not positive", "give 1 for the papers' networks, 0.5 for half the width"
         )
     return channels if width == 1 else max(8, round(channels * width / 8) * 8)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #64bc9c45
 def conv_bn(channels_in, channels_out, kernel, stride=1):
-    "A convolution without bias and its batch norm."
+    "A convolution without bias, and batch norm."
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
@@ -77,7 +77,7 @@ class ResNet18(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #26f261d9
 class PermutationEquivariant(nn.Module):
-    "One layer on points; they share the maximum of each feature."
+    "One layer on points, which share the maximum of each feature."
 
     def __init__(self, channels_in, channels_out, norm=False):
         super().__init__()
@@ -127,7 +127,7 @@ class PointVoting(nn.Module):
 
     def weights(self, x):  # (B, N, C)
         "Each point's share in each hidden unit, (B, N, units); they sum to 1 over the points."
-        return F.logsigmoid(self.sureness(x).float()).softmax(1)  # s / sum s, also where all s are nearly 0
+        return F.logsigmoid(self.sureness(x).float()).softmax(1)  # s / sum s, also if all s are nearly 0
 
     def forward(self, x):  # (B, N, C)
         return (self.weights(x) * self.estimate(x)).sum(1)  # (B, units)
@@ -191,7 +191,7 @@ class Encoder(nn.Module):
 
 # %% ../../nbs/aligned/01_encoders.ipynb #3edd9b6e
 class JointTrunk(nn.Module):
-    "Several trunks, their features side by side."
+    "Several trunks; their features are concatenated."
 
     def __init__(self, trunks):  # modules with .features
         super().__init__()
