@@ -13,12 +13,12 @@ COMMANDS = {
 
 
 def _refuse_other_modules():
-    "`python -m` with a module that is no command would do nothing and say nothing."
+    "`python -m` with a module that is not a command would do nothing and say nothing."
     words = _sys.orig_argv
     module = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
     if module.split(".")[0] != "handlab" or module in COMMANDS:
         return
-    lines = [f"handlab: {module} is no command; the commands are, each with --help:"]
+    lines = [f"handlab: {module} is not a command; the commands are, each with --help:"]
     lines += [f"  python -m {name:22}  {what}" for name, what in COMMANDS.items()]
     helped = "--help" in words or "-h" in words
     print("\n".join(lines), file=_sys.stdout if helped else _sys.stderr)

@@ -858,7 +858,7 @@ def test_a_wrong_row_is_one_line_that_names_it(tmp_path, change, words):
 
 
 def test_an_id_is_there_once_and_columns_are_known(tmp_path):
-    with pytest.raises(HandlabError, match="line 3: id 'made-up' is there twice"):
+    with pytest.raises(HandlabError, match="line 3: id 'made-up' is listed twice"):
         read_claims(path=write_table(tmp_path / "twice.csv", GOOD_ROW, GOOD_ROW))
     with pytest.raises(HandlabError, match="line 1: wrong columns"):
         read_claims(path=write_table(tmp_path / "columns.csv", columns=COLUMNS[:-1]))

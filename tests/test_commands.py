@@ -199,7 +199,7 @@ def test_compiling_is_said_once(capsys, monkeypatch):
 @pytest.mark.parametrize("module", ["handlab", "handlab.sim", "handlab.sim.dexter_object", "handlab.core"])
 def test_a_module_that_is_no_command_says_which_are(module):
     said = python(module)
-    assert said.returncode == 2 and not said.stdout and f"{module} is no command" in said.stderr
+    assert said.returncode == 2 and not said.stdout and f"{module} is not a command" in said.stderr
     said = python(module, "--help")
     assert said.returncode == 0 and all(f"python -m {name}" in said.stdout for name in handlab.COMMANDS)
     assert {name.split()[0] for name in COMMANDS} == {*handlab.COMMANDS}

@@ -624,7 +624,7 @@ def test_what_is_missing_is_named(colour_only, prepared):
         Batches(prepared, 2, modalities=("infrared",))
     with pytest.raises(HandlabError, match="there is no frame"):
         Batches(prepared.subset([]), 2)
-    with pytest.raises(HandlabError, match="batch_size: 0 cannot be"):
+    with pytest.raises(HandlabError, match="batch_size: 0 is not possible"):
         Batches(prepared, 0)
 
 
@@ -638,7 +638,7 @@ def test_a_device_that_is_not_there(prepared):
     "change, said",
     [
         (dict(rotation=-1.0), "rotation: -1.0 is below 0"),
-        (dict(scale_low=2.0), "2.0 to 1.1 is no range"),
+        (dict(scale_low=2.0), "2.0 to 1.1 is not a range"),
         (dict(hue="much"), "'much' is not float"),
         (dict(shift=float("nan")), "not a finite"),
     ],

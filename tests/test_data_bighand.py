@@ -333,7 +333,7 @@ def test_an_empty_text(root):
 def test_a_frame_twice(root):
     path = text_of(root, "Subject_1/ego")
     path.write_text(path.read_text() + text_line("00000002", numbers(9)) + "\n")
-    assert "ego_loc_shift_v2.txt: frame 2 is there twice" in refused(lambda: BigHand(root, "all"))
+    assert "ego_loc_shift_v2.txt: frame 2 is listed twice" in refused(lambda: BigHand(root, "all"))
 
 
 def test_two_texts_for_one_folder(root):

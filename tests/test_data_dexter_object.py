@@ -386,7 +386,7 @@ def test_a_bmp_that_is_not_whole_or_another(root):
         (bmp(picture, "L"), "the image is L 640 x 480, not RGB"),
         (whole[:10] + b"\x40" + whole[11:], "the image cannot be decoded"),
         (whole[:30] + b"\1" + whole[31:], "the image cannot be decoded"),
-        (b"\x89PNG" + whole[4:], "it is no BMP that can be read"),
+        (b"\x89PNG" + whole[4:], "it is not a readable BMP file"),
     ]
     for data, said in cases:
         path.write_bytes(data)
@@ -422,7 +422,7 @@ def test_a_depth_png_that_is_not_whole_or_another(root):
         (whole[: int(len(whole) * share)], "the image cannot be decoded") for share in (0, 0.01, 0.5, 0.99)
     ] + [
         (whole[:-1], "it is cut short"),
-        (whole + b"1", "goes on after its end"),
+        (whole + b"1", "has bytes after its end"),
         (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], "a checksum is wrong"),
         (png((raw >> 8).astype(np.uint8)), "the image is L 320 x 240, not I;16 320 x 240"),
         (

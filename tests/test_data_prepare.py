@@ -363,8 +363,8 @@ def test_no_frames_at_all(tmp_path):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (CropSettings(size=4), "size: 4 cannot be"),
-        (CropSettings(context=0.5), "context: 0.5 cannot be"),
+        (CropSettings(size=4), "size: 4 is not possible"),
+        (CropSettings(context=0.5), "context: 0.5 is not possible"),
         (CropSettings(crop="box"), "crop: 'box'"),
         (CropSettings(fold="left"), "fold: 'left'"),
         (CropSettings(size="64"), "'64' is not int"),

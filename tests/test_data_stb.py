@@ -570,7 +570,7 @@ def test_an_image_of_another_size_or_kind(root):
             refused(lambda: reader[4], f"{path.name}: the image is {said}, not RGB 640 x 480")
         path.write_bytes(whole)
     Image.new("RGB", (640, 480)).save(path, "BMP")
-    refused(lambda: reader[4], "it is no PNG")
+    refused(lambda: reader[4], "it is not a PNG file")
 
 
 def test_depth_and_colour_swapped(root):

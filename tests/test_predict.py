@@ -105,7 +105,7 @@ def test_the_network_is_the_trained_one(network, run):
 
 def test_what_cannot_be_answered_is_one_line(network, sample):
     for changes, line in (
-        (dict(edges=None), "it is not said where the hand is"),
+        (dict(edges=None), "the place of the hand is not given"),
         (dict(edges=(10, 10, 12, 12)), "holds no hand"),
         (dict(edges=(5000, 10, 6000, 900)), "holds no hand"),
         (dict(side="both"), "the side is"),

@@ -39,31 +39,51 @@ def test_the_readme_is_short():
     assert len((before + after).split()) <= 700 and len(found.split()) <= 700
 
 
-@pytest.mark.parametrize("text, folder", [(README, ""), (INDEX, "nbs")], ids=["README", "index"])
-def test_every_relative_link_exists(text, folder):
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
-    relative = [link for link in links if link and not link.startswith(("http:", "https:"))]
-    missing = [link for link in relative if not (ROOT / folder / link).exists()]
-    assert relative and not missing
+def shown_texts(path):
+    "A notebook's cells of Markdown; of those that a person runs also the Markdown that was put out."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown":
+            yield "".join(cell["source"])
+        for output in cell.get("outputs", ()) if path.parent == ROOT / "nbs" else ():
+            yield "".join(output.get("data", {}).get("text/markdown", ""))
 
 
 def markdown():
-    "(file, text) of the guides and of every notebook's cells of Markdown."
-    for path in (*ROOT.glob("*.md"), *(ROOT / "figures").glob("*.md")):
-        yield path.name, path.read_text(encoding="utf-8")
+    "(file, text) of the guides and of every notebook's cells and outputs of Markdown."
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("figures/*.md"), *ROOT.glob("replication/*.md")):
+        yield path, path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] == "markdown":
-                yield path.name, "".join(cell["source"])
+        if ".ipynb_checkpoints" not in path.parts:
+            yield from ((path, text) for text in shown_texts(path))
+
+
+def test_every_relative_link_exists():
+    "A heading that a link names must be there, too."
+    missing, found = [], 0
+    for path, text in markdown():
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"\$[^$\n]+\$|`[^`\n]+`", "", text)):
+            name, _, heading = link.partition("#")
+            if link.startswith(("http:", "https:", "mailto:", "attachment:", "data:")):
+                continue
+            found += 1
+            target = path.parent / name if name else path
+            if not target.exists() or (heading and not has_heading(target, heading)):
+                missing.append(f"{path.relative_to(ROOT)}: {link}")
+    assert found > 400 and not missing
+
+
+def has_heading(path, heading):
+    headings = re.findall(r"^#+ (.+)$", "\n".join(text for file, text in markdown() if file == path), re.M)
+    return heading in {each.replace(" ", "-") for each in headings}  # as JupyterLab writes it
 
 
 def test_every_row_of_a_table_has_its_columns():
     "One more `|`, such as that of q(z|x), and some readers show the whole table as text."
     wrong = []
-    for file, text in markdown():
+    for path, text in markdown():
         for table in re.findall(r"(?:^\|.*\n?)+", text, re.M):
             rows = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
-            wrong += [f"{file}: {table[:60]!r}"] if len(set(rows)) > 1 else []
+            wrong += [f"{path.name}: {table[:60]!r}"] if len(set(rows)) > 1 else []
     assert not wrong
 
 

@@ -202,8 +202,8 @@ def test_foreign_folders_are_refused(case, tmp_path):
     (tmp_path / "other/source.json").write_text('{"source": "sim-other"}')
     (tmp_path / "file").write_text("a file")
     for name, message in (
-        ("mine", f"holds something else than {case.source}"),
-        ("file", f"holds something else than {case.source}"),
+        ("mine", f"holds something other than {case.source}"),
+        ("file", f"holds something other than {case.source}"),
         ("other", "it holds sim-other"),
     ):
         with pytest.raises(HandlabError, match=message):

@@ -225,7 +225,7 @@ def places_by(name: str, codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2
         from umap import UMAP
     except ImportError as missing:
         raise HandlabError(
-            "map 'UMAP'", f"umap-learn is not here ({missing})", "pip install umap-learn"
+            "map 'UMAP'", f"umap-learn is not installed ({missing})", "pip install umap-learn"
         ) from None
     return UMAP(random_state=0).fit_transform(codes)
 

@@ -84,13 +84,15 @@ def check_augment(augment) -> Augment:
     for name in ("rotation", "shift", "hue", "brightness", "contrast"):
         if getattr(augment, name) < 0:
             what = f"{getattr(augment, name)} is below 0"
-            raise HandlabError(f"Augment.{name}", what, "give the reach to either side")
+            raise HandlabError(
+                f"Augment.{name}", what, "give 0 or more: the range is from minus to plus this"
+            )
     for name in ("saturation", "grey"):
         if not 0 <= getattr(augment, name) <= 1:
             what = f"{getattr(augment, name)} is not between 0 and 1"
             raise HandlabError(f"Augment.{name}", what, "give a number from 0 (off) to 1")
     if not 0 < augment.scale_low <= augment.scale_high:
-        what = f"{augment.scale_low} to {augment.scale_high} is no range"
+        what = f"{augment.scale_low} to {augment.scale_high} is not a range"
         raise HandlabError("Augment.scale_low", what, "give 0 < scale_low <= scale_high")
     return augment
 
@@ -530,7 +532,7 @@ def _check_batches(batches, keys):
     if len(prepared) == 0:
         raise HandlabError("Batches", "there is no frame", "prepare or choose some")
     if batches.batch_size < 1:
-        raise HandlabError("Batches, batch_size", f"{batches.batch_size} cannot be", "give 1 or more")
+        raise HandlabError("Batches, batch_size", f"{batches.batch_size} is not possible", "give 1 or more")
     if min(batches.batch_size, len(prepared)) % batches.share[1]:
         what = f"a batch of {batches.batch_size} cannot be shared equally by {batches.share[1]} processes"
         raise HandlabError("Batches, batch_size", what, f"give a multiple of {batches.share[1]}")

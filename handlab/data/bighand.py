@@ -115,7 +115,7 @@ def index_annotation(path):
     frames, starts = frames[order], starts[order]
     twice = frames[1:][frames[1:] == frames[:-1]]
     if len(twice):
-        raise HandlabError(path, f"frame {twice[0]} is there twice", "use the dataset's own annotation")
+        raise HandlabError(path, f"frame {twice[0]} is listed twice", "use the dataset's own annotation")
     return frames, starts, digest.digest()
 
 # %% ../../nbs/data/11_bighand.ipynb #605ffc3b

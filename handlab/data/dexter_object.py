@@ -87,7 +87,7 @@ def decode_bmp(where, data: bytes):
     try:
         image = Image.open(io.BytesIO(data), formats=["BMP"])
     except Exception:  # decoders fail in many ways
-        raise HandlabError(where, "it is no BMP that can be read, or it is cut short", UNPACK) from None
+        raise HandlabError(where, "it is not a readable BMP file, or it is cut short", UNPACK) from None
     if image.mode not in ("RGB", "RGBA") or image.size != (width, height):
         what = f"the image is {image.mode} {image.size[0]} x {image.size[1]}, not RGB {width} x {height}"
         raise HandlabError(where, what + resized(image.size, (width, height)), UNPACK)

@@ -39,7 +39,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def check_png(data: bytes):
     "Raise a ValueError unless this is a whole PNG, every chunk with its right checksum."
     if data[:8] != SIGNATURE:
-        raise ValueError("it is no PNG")
+        raise ValueError("it is not a PNG file")
     at, kind = 8, None
     while kind != b"IEND":
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -50,7 +50,7 @@ def check_png(data: bytes):
             raise ValueError("a checksum is wrong")
         at = end + 4
     if at != len(data):
-        raise ValueError("it goes on after its end")
+        raise ValueError("it has bytes after its end")
 
 # %% ../../nbs/data/00_files.ipynb #cd4a0d02
 UNPACK = "unpack the dataset again"

@@ -79,7 +79,7 @@ def read_mat(data: bytes, wanted: str):
     if data[:4] == b"\x89HDF" or data[:10] == b"MATLAB 7.3":
         raise ValueError("it is of MATLAB 7.3")
     if order is None:
-        raise ValueError("it is no MATLAB file")
+        raise ValueError("it is not a MATLAB file")
     if len(data) > _LARGEST:
         raise ValueError(f"it has {len(data)} bytes, label files have at most {_LARGEST}")
     room = _LARGEST  # for what is unpacked: a small file may open into a huge one

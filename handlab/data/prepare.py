@@ -82,7 +82,7 @@ def check_crop_settings(settings):
         ("fold", settings.fold in ("right", "none"), "give 'right' or 'none'"),
     ):
         if not valid:
-            raise HandlabError(f"CropSettings.{name}", f"{getattr(settings, name)!r} cannot be", fix)
+            raise HandlabError(f"CropSettings.{name}", f"{getattr(settings, name)!r} is not possible", fix)
     return settings
 
 # %% ../../nbs/data/05_prepare.ipynb #bc08dafb

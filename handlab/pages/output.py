@@ -66,7 +66,7 @@ def choose_folder(
     folder,  # where it should go, such as 'figures'
     own,  # the page's own folder
 ):
-    "`folder`, or the page's own one where `folder` has the item made of more; that prints a line."
+    "`folder`; or, with a printed line, the page's own one where `folder` has the item made of more runs."
     path = project_path(folder) / "about" / f"{name}.json"
     there = read_json(path) if path.exists() else {}
     whole = bool(there) and all((project_path(folder) / file).exists() for file in there["files"])
@@ -91,7 +91,7 @@ def _shown(folder) -> str:
 
 # %% ../../nbs/pages/01_output.ipynb #60203afa
 def page_file(path, about: dict, own) -> Path:
-    "Where a single page, such as the explorer, goes by the same rule; its note is written."
+    "Where a single page, such as the explorer, goes by the same rule; writes its note."
     path = Path(path)
     folder = choose_folder(path.stem, about, path.parent, own)
     write_about(folder, path.stem, about, [path.suffix[1:]])

@@ -33,7 +33,7 @@ LARGEST = 100_000_000  # pixels of an image: more is an error rather than a full
 
 
 def files_named(words) -> list:  # paths, folders and patterns -> paths of images and videos
-    "The files that some words of a command line name."
+    "The files that the words of a command line name."
     found = []
     for word in map(str, words):
         if Path(word).is_dir():
@@ -66,11 +66,9 @@ def read_image(path) -> np.ndarray:  # (H,W,3) uint8 RGB
                 )
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except UnidentifiedImageError:
-        raise HandlabError(
-            path, "it is no image that can be read", f"give one of {', '.join(IMAGES)}"
-        ) from None
+        raise HandlabError(path, "it is not a readable image", f"give one of {', '.join(IMAGES)}") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise HandlabError(path, f"it cannot be read ({error})", "is it whole?") from None
+        raise HandlabError(path, f"it cannot be read ({error})", "give a complete image file") from None
 
 # %% ../../nbs/predict/04_command.ipynb #d2b6d4eb
 def frames_of(path, every: int = 1) -> Iterator:  # of (name, (H,W,3) uint8 RGB)

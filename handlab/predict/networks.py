@@ -79,7 +79,7 @@ def find_network(name: str, folders=FOLDERS) -> Found:  # a network's name, or a
 
 # %% ../../nbs/predict/01_networks.ipynb #427d4f6c
 class Prediction(NamedTuple):
-    "What a network says of a batch of crops; what it cannot say is None."
+    "A network's output for a batch of crops; None where it has none."
 
     pose: torch.Tensor  # (B,21,3) relative to the root, in hand scales, camera frame
     spread: torch.Tensor  # (B,21) in hand scales

@@ -48,7 +48,7 @@ def place_root(
     edges: np.ndarray = None,  # (4,) px: left, top, right, bottom of the hand
     uv: np.ndarray = None,  # (21,2) px: known joints, instead of the edges
 ) -> np.ndarray:  # (3,) in hand scales
-    "The root where the projected hand lies as it does in the image."
+    "The root at which the projected hand lies as it does in the image."
     points = pose if edges is None else hand_vertices(pose)
     wanted = borders(uv) if edges is None else np.asarray(edges, float)
     size = max(np.ptp(points[:, :2], axis=0).max(), 0.1) / max(*(wanted[2:] - wanted[:2]), 1.0)
@@ -119,7 +119,7 @@ def check_question(question: Question) -> Question:
     if question.side not in ("left", "right"):
         raise HandlabError(where, f"the side is {question.side!r}", "a hand is 'left' or 'right'")
     if question.edges is None and question.uv is None:
-        raise HandlabError(where, "it is not said where the hand is", "give a box, a mask, or detect it")
+        raise HandlabError(where, "the place of the hand is not given", "give a box, a mask, or detect it")
     if question.edges is not None:
         left, top, right, bottom = question.edges
         inside = left < shape[1] and top < shape[0] and right > 0 and bottom > 0
@@ -157,7 +157,7 @@ def first_box(question: Question, margin: float = 1.15) -> Box:  # margin: edge 
 
 # %% ../../nbs/predict/02_picture.ipynb #a09cc4ee
 def look(network, question: Question, box: Box, samples: int) -> Answer:
-    "What a network sees of a right hand in one square."
+    "A network's answer for a right hand in one square."
     K = crop_intrinsics(question.camera, np.array(box, float), network.size)
     with torch.no_grad():
         crop = network.crop(question.image, box)

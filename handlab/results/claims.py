@@ -94,7 +94,7 @@ def _read_published(text: str, measure: Callable, rule: Rule, paper: str) -> tup
 def _check_cells(row: dict):
     "Raise ValueError where a row is not complete."
     if None in row or None in row.values():
-        raise ValueError(f"the row has not {len(COLUMNS)} cells")
+        raise ValueError(f"the row does not have {len(COLUMNS)} cells")
     for name in ("id", "paper", "section", "claim", "effect", "unit", "rule"):
         if not row[name]:
             raise ValueError(f"{name} is empty")
@@ -146,7 +146,7 @@ def read_claims(
             try:
                 claim, profiles = _read_row(row), row["profiles"].split() or PROFILES
                 if twice := {(claim.id, each) for each in profiles} & seen:
-                    raise ValueError(f"id {claim.id!r} is there twice for profile {min(twice)[1]}")
+                    raise ValueError(f"id {claim.id!r} is listed twice for profile {min(twice)[1]}")
             except (ValueError, HandlabError) as error:
                 raise HandlabError(
                     f"{path}, line {reader.line_num}", str(error), "correct this row"

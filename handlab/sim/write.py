@@ -200,7 +200,7 @@ def _known(writer: Writer, folder: Path) -> dict:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}
     if not (folder / SOURCE_FILE).exists():
-        raise HandlabError(folder, f"it holds something else than {source}", OTHER_FOLDER)
+        raise HandlabError(folder, f"it holds something other than {source}", OTHER_FOLDER)
     if source_of(folder, "") != source:
         raise HandlabError(folder, f"it holds {source_of(folder, '')}", OTHER_FOLDER)
     stated = read_json(folder / SOURCE_FILE)
