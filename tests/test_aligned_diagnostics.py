@@ -45,7 +45,7 @@ from handlab.aligned.search import SPACE, search_strategies, unused_settings
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.hand.metrics import epe
 from handlab.train.experiment import experiment_data
-from handlab.train.loop import read_losses
+from handlab.train.files import read_losses
 from handlab.train.search import draw_candidates, search, trials_of
 
 SMOKE = make_settings(AlignedSettings, "smoke")

@@ -36,7 +36,8 @@ from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.camera import project, rotate
 from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, depends_on, ordered_batches
-from handlab.train.loop import fit, read_losses, weights_fingerprint
+from handlab.train.files import read_losses, weights_fingerprint
+from handlab.train.loop import fit
 
 SMOKE = make_settings(
     AlignedSettings, "smoke", steps=4, batch_size=4, log_every=2, validate_every=2, checkpoint_every=2

@@ -26,7 +26,8 @@ from handlab.sim import rhd as sim_rhd
 from handlab.sim.write import SimReader, write
 from handlab.train import experiment as shared
 from handlab.train.experiment import ExperimentSettings, part_of
-from handlab.train.loop import TrainSettings, fit, read_losses
+from handlab.train.files import read_losses
+from handlab.train.loop import TrainSettings, fit
 from handlab.train.scores import evaluate_on
 from handlab.train.sets import READERS, TWINS, drawn_together, evaluation_reader
 

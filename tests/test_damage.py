@@ -16,7 +16,8 @@ from handlab.data import prepare as preparing
 from handlab.data.prepare import CropSettings, open_prepared, prepare
 from handlab.results.runs import RunFolder
 from handlab.train.experiment import close_run, prepared_folder
-from handlab.train.loop import TrainSettings, fit, load_network, read_losses, weights_fingerprint
+from handlab.train.files import load_network, read_losses, weights_fingerprint
+from handlab.train.loop import TrainSettings, fit
 
 SMALL = CropSettings(size=24)
 

@@ -20,7 +20,7 @@ from handlab.privileged.experiment_2d import Pi2dSettings
 from handlab.privileged.figures import fig_losses
 from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, in_order, ordered_batches
-from handlab.train.loop import read_losses
+from handlab.train.files import read_losses
 from handlab.train.sets import reader_of
 
 ALIGNED = make_settings(AlignedSettings, "smoke", steps=6, batch_size=4, log_every=2, validate_every=2)

@@ -34,8 +34,8 @@ from handlab.privileged.experiment import ARMS, STAGES, PiSettings, make_network
 from handlab.results.published import published_curves, published_numbers
 from handlab.results.runs import open_runs
 from handlab.train.experiment import prepared_reader
+from handlab.train.files import save_network, write_losses
 from handlab.train.layers import layer_table
-from handlab.train.loop import save_network, write_losses
 from handlab.train.scores import forward_times
 from handlab.train.sets import reader_of
 

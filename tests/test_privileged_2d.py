@@ -35,7 +35,7 @@ from handlab.privileged.experiment_2d import (
     write_run_2d,
 )
 from handlab.privileged.pose_machine import PoseMachine, loss_maps, maps_to_uv, target_maps
-from handlab.train.loop import read_losses, weights_fingerprint
+from handlab.train.files import read_losses, weights_fingerprint
 
 SMOKE = make_settings(Pi2dSettings, "smoke", train_frames=24, validation_frames=8, test_frames=10)
 SECOND = [stage for stage, kind in STAGES_2D.items() if kind.second]

@@ -34,7 +34,7 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.privileged.losses import loss_c, loss_inter, loss_mask
-from handlab.train.loop import load_network, read_losses, weights_fingerprint
+from handlab.train.files import load_network, read_losses, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.search import search_table
 

@@ -34,7 +34,7 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.train.experiment import ExperimentData, mean_pose
-from handlab.train.loop import read_losses, state_on_cpu, weights_fingerprint
+from handlab.train.files import read_losses, state_on_cpu, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.sets import reader_of
 

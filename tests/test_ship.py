@@ -22,7 +22,7 @@ from handlab.results.runs import (
     subtracted,
 )
 from handlab.train.experiment import close_run, this_sitting
-from handlab.train.loop import load_network, save_network
+from handlab.train.files import load_network, save_network
 
 FRAMES = 40
 LOSSES = "network,split,step,epe\n" + "".join(

@@ -9,7 +9,8 @@ import torch
 
 from handlab.core import HandlabError
 from handlab.train.experiment import ExperimentSettings, part_of
-from handlab.train.loop import TrainSettings, fit, read_losses, weights_fingerprint
+from handlab.train.files import read_losses, weights_fingerprint
+from handlab.train.loop import TrainSettings, fit
 
 SETTINGS = TrainSettings(
     steps=12, log_every=2, validate_every=3, checkpoint_every=5, precision="fp32", tensorboard=True

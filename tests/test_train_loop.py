@@ -14,22 +14,16 @@ from torch import nn
 
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.train import loop
-from handlab.train.loop import (
-    TrainSettings,
-    fit,
-    learning_rate,
-    load_network,
-    read_losses,
-    save_network,
-    weights_fingerprint,
-)
+from handlab.train.files import load_network, read_losses, save_network, weights_fingerprint
+from handlab.train.loop import TrainSettings, fit, learning_rate
 
 # A network with everything that carries state: batch statistics, dropout (torch's generator), Adam's moments.
 TINY = """
 import sys, time
 import torch
 from torch import nn
-from handlab.train.loop import TrainSettings, fit, weights_fingerprint
+from handlab.train.files import weights_fingerprint
+from handlab.train.loop import TrainSettings, fit
 
 def tiny():
     torch.manual_seed(3)

@@ -15,8 +15,9 @@ from handlab.aligned import experiment as aligned
 from handlab.core import HandlabError, make_settings, process_share, read_json
 from handlab.data.batches import own_part
 from handlab.privileged.experiment import PiSettings, pi_data, stage_jobs
+from handlab.train.files import read_losses
 from handlab.train.jobs import Job, run_jobs
-from handlab.train.loop import TrainSettings, fit, read_losses
+from handlab.train.loop import TrainSettings, fit
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = TrainSettings(

@@ -19,8 +19,8 @@ from ..core import read_json, write_json
 from ..hand.draw import COLOURS
 from ..hand.metrics import joint_errors
 from ..train.experiment import side_by_side
+from ..train.files import read_losses
 from ..train.jobs import run_jobs
-from ..train.loop import read_losses
 
 # %% ../../nbs/aligned/09_comparison.ipynb #4fb9e3b4
 TABLE_1 = ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4")  # the paper's rows; R2HP to R2CHP are S2

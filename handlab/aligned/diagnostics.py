@@ -29,7 +29,7 @@ from .strategies import MODALITIES, make_recipe
 from ..core import pick_device, torch_generator
 from ..hand.metrics import epe
 from ..train.experiment import has_depth, ordered_batches
-from ..train.loop import read_losses
+from ..train.files import read_losses
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #b2a80ec1
 @torch.no_grad()

@@ -29,7 +29,7 @@ from handlab.hand.draw import (
 )
 from ..hand.metrics import thresholds_3d
 from ..train.experiment import has_depth, ordered_batches
-from ..train.loop import read_losses
+from ..train.files import read_losses
 
 # %% ../../nbs/aligned/07_figures.ipynb #6ca894ab
 def _draw_image(ax, image):  # (3,S,S), -0.5..0.5

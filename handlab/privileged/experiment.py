@@ -29,17 +29,9 @@ from .networks import BaseCNN
 from ..sim.bighand import SimBigHand
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, ordered_batches
+from ..train.files import load_network, read_losses, save_network, weights_fingerprint, write_losses
 from ..train.jobs import Job, run_jobs
-from handlab.train.loop import (
-    TrainSettings,
-    fit,
-    load_network,
-    on_device,
-    read_losses,
-    save_network,
-    weights_fingerprint,
-    write_losses,
-)
+from ..train.loop import TrainSettings, fit, on_device
 from ..train.scores import device_name
 from ..train.search import chosen_settings, draw_candidates, final_error, search, trials_of
 from ..train.sets import open_real

@@ -48,8 +48,9 @@ from handlab.privileged.pose_machine import (
 )
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, ordered_batches
+from ..train.files import load_network, save_network, weights_fingerprint
 from ..train.jobs import run_jobs
-from ..train.loop import fit, load_network, save_network, weights_fingerprint
+from ..train.loop import fit
 from ..train.sets import evaluation_reader
 from ..train.speed import Case
 

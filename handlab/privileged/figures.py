@@ -20,7 +20,7 @@ from ..hand.metrics import thresholds_3d
 from .experiment import STAGES
 from .networks import activation_map, energy_on_hand
 from ..train.experiment import ordered_batches
-from ..train.loop import read_losses
+from ..train.files import read_losses
 
 # %% ../../nbs/privileged/04_figures.ipynb #bfb97acf
 LINE_STYLES = {

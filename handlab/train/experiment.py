@@ -39,13 +39,13 @@ from ..data.files import check_source, real_root, skip_names
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..data.rhd import RHD
 from ..hand.skeleton import ROOT, denormalise
+from .files import load_network
 from handlab.train.loop import (
     CHOICES,
     TrainSettings,
     compiled,
     keep_memory,
     learning_rate,
-    load_network,
     make_optimiser,
     on_device,
     train_step,

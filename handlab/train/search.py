@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import HandlabError, numpy_generator, write_json
+from .files import read_losses
 from .jobs import Job, run_jobs
-from .loop import read_losses
 
 # %% ../../nbs/train/07_search.ipynb #a33c6c8f
 def _drawn_value(value, choice, uniform: float):  # from -1 to 1
