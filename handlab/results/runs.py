@@ -504,7 +504,7 @@ class RunFolder:
 
     def losses(self, stage: str = "", split: str = "training") -> dict:  # {column: (n,) array}
         "One split of `losses.csv`; of a stage's own table where the run has stages."
-        from handlab.train.loop import read_losses  # here, since it imports torch
+        from handlab.train.files import read_losses  # here, since it imports torch
 
         return read_losses(self.file(f"{stage}{'/' * bool(stage)}losses.csv"), split)
 
