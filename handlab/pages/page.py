@@ -296,7 +296,7 @@ def compared(
     )
 
 # %% ../../nbs/pages/03_page.ipynb #57b27d24
-ONE_SEED = "With one seed, the intervals are over test frames alone: they are about these trained networks."
+ONE_SEED = "With one seed, the intervals cover other test frames, but not another training."
 
 
 def show_findings(
