@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
+from small_views import SMALL, generator, views_of
 
 from handlab.aligned.decoders import (
     CLOUD_GAIN,
@@ -60,13 +61,8 @@ from handlab.aligned.strategies import (
 from handlab.core import HandlabError
 from handlab.train.layers import part_table
 
-SMALL = NetworkSettings(width=0.125, cloud_width=0.125, decoder_width=0.125, latent=8, points=16, map_size=16)
 quickly = settings(max_examples=25, deadline=None)
 seeds = some.integers(0, 2**31 - 1)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def randomised(module, seed=0):
@@ -77,22 +73,6 @@ def randomised(module, seed=0):
             for factor in (layer.own, layer.shared):
                 factor.data = torch.rand(factor.shape, generator=source) * 2 - 1
     return module.eval()
-
-
-def views_of(recipe, batch=4, seed=0, **more):
-    source = generator(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=source)
-
-    tensors = {
-        "R": normal(batch, 3, 32, 32),
-        "C": normal(batch, 16, 3),
-        "D": normal(batch, 1, 16, 16),
-        "H": normal(batch, 21, 16, 16).sigmoid(),
-        "P": normal(batch, 21, 3),
-    }
-    return Views(tensors, noise=normal(len(posterior_names(recipe)), batch, 8), **more)
 
 
 # Encoders --------------------------------------------------------------------------------------------------
@@ -527,110 +507,6 @@ def test_the_same_rgb_network_at_test_time():
     for name in ("S1", "S2", "S3", "S4", "alternating", "RD2DHP"):
         network = AlignedNetwork(make_recipe(name), SMALL).eval()
         assert network.decoders["P"](network.encode(torch.zeros(2, 3, 32, 32))).shape == (2, 21, 3)
-
-
-def bound(q, noise, network, views, letters, settings=LossSettings()):
-    z = q.mean + (q.log_variance / 2).exp() * noise
-    return sum(
-        weight * value.mean()
-        for letter in letters
-        for value, weight in reconstruction_terms(
-            letter, network.decoders[letter](z), views.tensors[letter], settings
-        ).values()
-    )
-
-
-@pytest.mark.parametrize("name", ["S1", "R2HP", "R2CP", "R2CHP", "S3", "S4", "RD2DHP"])
-def test_the_loss_is_the_papers_equation(name):
-    recipe = make_recipe(name)
-    torch.manual_seed(0)
-    network, views = AlignedNetwork(recipe, SMALL).eval(), views_of(recipe, beta=0.3)
-    letters, noise = recipe.decoders, views.noise
-    with torch.no_grad():
-        losses = aligned_loss(network, views, recipe)
-        q_x = network.encoders["R"](views.tensors["R"])
-        if recipe.alignment == "none":
-            expected = bound(q_x, noise[0], network, views, letters) + 0.3 * kl_to_prior(q_x).mean()
-        if recipe.alignment == "kl":
-            q_xw = network.joint([views.tensors["R"], views.tensors["C"]])
-            expected = (
-                bound(q_x, noise[0], network, views, letters)
-                + bound(q_xw, noise[1], network, views, letters)
-                + 0.3 * (kl_to_prior(q_x) + kl_to_prior(q_xw)).mean()
-                + kl_between(q_xw, q_x).mean()
-            )
-        if recipe.alignment == "product":
-            other = recipe.encoders[1]
-            q_w = network.encoders[other](views.tensors[other])
-            precision = 1 / q_x.log_variance.exp() + 1 / q_w.log_variance.exp()
-            product = Gaussian(
-                (q_x.mean / q_x.log_variance.exp() + q_w.mean / q_w.log_variance.exp()) / precision,
-                -precision.log(),
-            )
-            expected = (
-                sum(
-                    bound(q, epsilon, network, views, letters)
-                    for q, epsilon in zip((q_x, q_w, product), noise)
-                )
-                + 0.3 * (kl_to_prior(q_x) + kl_to_prior(q_w)).mean()
-            )
-    assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
-
-
-# Oracles ---------------------------------------------------------------------------------------------------
-# The formulas below are those of multivae 1.0.3 (Senellart and others). Its own MVAE, JMVAE and stable_poe,
-# with wrapped encoders and decoders on shared weights and the same noise, gave the same losses to 15 digits;
-# it needs pythae, torchvision and scikit-learn, too much to install for two formulas.
-
-
-def stable_poe(mus, logvars):  # multivae/models/base/base_utils.py
-    ln_inv_vars = torch.stack([-logvar for logvar in logvars])
-    ln_var = -torch.logsumexp(ln_inv_vars, dim=0)
-    return (torch.exp(ln_inv_vars) * mus).sum(dim=0) * torch.exp(ln_var), ln_var
-
-
-def kld(mu, log_var):  # of both models, over all samples
-    return -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp())
-
-
-def test_s4_with_the_priors_expert_is_mvae_on_all_modalities():
-    recipe, settings = make_recipe("S4"), LossSettings(kl_on_joint=True)
-    network = AlignedNetwork(recipe, replace(SMALL, prior_expert=True)).eval()
-    views = views_of(recipe, beta=0.3)
-    with torch.no_grad():
-        losses = aligned_loss(network, views, recipe, settings)
-        experts = [network.encoders[letter](views.tensors[letter]) for letter in "RC"]
-        prior = torch.zeros_like(experts[0].mean)
-        mu, log_var = stable_poe(
-            torch.stack([*(q.mean for q in experts), prior]),
-            torch.stack([*(q.log_variance for q in experts), prior]),
-        )
-        joint = bound(Gaussian(mu, log_var), views.noise[2], network, views, "CHP")
-        alone = sum(kld(*q) for q in experts) / 4
-    weights = {"pose": 1, "heat": 0.01, "chamfer": 1, "emd": 1}
-    ours = sum(weight * losses[f"{term}_joint"] for term, weight in weights.items())
-    assert ours.item() == pytest.approx(joint.item(), rel=1e-4)
-    assert losses["kl"].item() == pytest.approx((alone + kld(mu, log_var) / 4).item(), rel=1e-4)
-
-
-def test_s3_is_jmvae_and_the_bound_of_rgb():
-    recipe, alpha = make_recipe("S3"), 0.7
-    network, views = AlignedNetwork(recipe, SMALL).eval(), views_of(recipe, beta=0.3)
-    with torch.no_grad():
-        losses = aligned_loss(network, views, recipe, LossSettings(align_weight=alpha))
-        q_x = network.encoders["R"](views.tensors["R"])
-        mu, log_var = network.joint([views.tensors["R"], views.tensors["C"]])
-        # multivae/models/jmvae/jmvae_model.py, LJM
-        apart = (
-            q_x.log_variance
-            - log_var
-            - 1
-            + (torch.exp(log_var) + (mu - q_x.mean) ** 2) / torch.exp(q_x.log_variance)
-        ) / 2
-        recon = bound(Gaussian(mu, log_var), views.noise[1], network, views, "CHP")
-        jmvae = recon + (0.3 * kld(mu, log_var) + alpha * apart.sum()) / 4
-        alone = bound(q_x, views.noise[0], network, views, "CHP") + 0.3 * kld(*q_x) / 4
-    assert losses["loss"].item() == pytest.approx((jmvae + alone).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name, count", [("S4", 1), ("S4", 2), ("S3", 1), ("RCD2CHP", 2)])
