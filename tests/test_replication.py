@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from handlab.core import project_root
+from handlab.core import project_root, read_json
 from handlab.pages import replication
 from handlab.pages.front import BEGIN, END, finding_sentences, front_block, replaced
 from handlab.results.claims import World, read_headlines
 from handlab.results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_RUN
 
 ROOT = project_root()
+SHIPPED = any((ROOT / "runs/shipped").glob("train_*/metrics.json"))
 
 
 def test_every_pointer_of_the_checklist_exists():
@@ -57,6 +58,7 @@ def table_of(*verdicts):
         ((HOLDS, HOLDS, FAILS), "[Re] "),
         ((FAILS, LACKS_POWER), "[¬Re] "),
         ((NOT_RUN,), "[Re, without a verdict yet] "),
+        ((HOLDS, NOT_RUN, NOT_RUN), "[Re, without a verdict yet] "),
     ],
 )
 def test_the_title_follows_the_headline_verdicts(verdicts, mark):
@@ -72,7 +74,23 @@ def test_without_runs_the_article_says_so(tmp_path):
     text = replication.write_article(World(str(tmp_path / "runs/quick")), tmp_path)
     assert text == (tmp_path / "replication.md").read_text(encoding="utf-8")
     assert text.startswith("# [Re, without a verdict yet] ")
-    assert "runs are not trained yet: " in text and "no finished run in" in text
+    assert "runs are not trained yet; " in text and "no finished run in" in text and "### Sizes" not in text
+
+
+def test_the_article_cites_what_the_metadata_name():
+    found = yaml.safe_load((ROOT / "replication/metadata.yaml").read_text(encoding="utf-8"))
+    references = " ".join(replication._REFERENCES.split())
+    assert [each["cite"] in references for each in found["replication"]] == [True, True]
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no run is shipped yet")
+def test_the_article_of_the_shipped_runs_states_their_sizes_and_the_metadatas_mark():
+    text = replication.article(World("runs/shipped"))
+    found = yaml.safe_load((ROOT / "replication/metadata.yaml").read_text(encoding="utf-8"))
+    assert text.startswith("# [¬Re]") == found["title"].startswith("[¬Re]")
+    first = read_json(next((ROOT / "runs/shipped").glob("train_aligned-*/metrics.json")))["settings"]
+    row = re.search(r"^\| train_aligned \| crop \| (\d+) \| 256 \|$", text, re.M)
+    assert row and int(row[1]) == first["crop"]
 
 
 def test_the_answers_come_first_and_follow_the_verdicts():
