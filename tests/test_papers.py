@@ -15,7 +15,7 @@ from handlab.hand.metrics import epe
 from handlab.pages import aligned_figures, output
 from handlab.pages.aligned_scores import opened, smoothness_of, table_test_time
 from handlab.pages.paper_aligned import aligned_page
-from handlab.results import ship
+from handlab.results import runs, ship
 from handlab.results.claims import World
 from handlab.results.evidence import Missing
 from handlab.results.measures import _network_of, _shares_of, weights_at_test
@@ -170,12 +170,14 @@ def test_a_figure_of_a_larger_profile_replaces_the_smaller_ones(tmp_path):
 
 def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):
     shipped = tmp_path / "runs/shipped"
-    monkeypatch.setattr(plan, "project_path", lambda path: tmp_path / path)
+    for module in (plan, runs):
+        monkeypatch.setattr(module, "project_path", lambda path: tmp_path / path)
     with pytest.raises(HandlabError, match="no run is shipped yet"):
         plan.shipped_seeds()
     for name in ("train_pi-sim-rhd-seed0", "train_aligned-S4-sim-rhd-seed2"):
         write_json(shipped / name / "metrics.json", {})
-    assert plan.shipped_seeds() == 3
+    assert plan.shipped_seeds() == 3 and runs.runs_to_show() == (runs.SHIPPED, 3)
+    assert runs.runs_to_show("quick") == ("runs/quick", 1)  # none is there
     trainings, pages = plan.whole_graph(plan.PAPERS, 3)
     assert not trainings and [page.name for page in pages] == [*plan.PAGES, plan.REPORT]
     given = plan.page_parameters(pages[1], plan.PAPERS)

@@ -100,10 +100,10 @@ def shipped_runs() -> list:  # names
 
 def shipped_seeds() -> int:
     "How many seeds the shipped runs have; none is an error."
-    if not (names := shipped_runs()):
+    if not shipped_runs():
         fix = "make figures makes everything from nothing, at the profile quick"
         raise HandlabError(SHIPPED, "no run is shipped yet", fix)
-    return 1 + max(int(name.rpartition("-seed")[2]) for name in names)
+    return runs.seeds_in(SHIPPED)
 
 
 def shipped_files(page: Run) -> list[str]:

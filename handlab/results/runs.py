@@ -6,9 +6,10 @@
 __all__ = ['OTHER', 'LABELLED_SHARES', 'PROFILES', 'TABLE_1', 'TRIALS', 'STEPS', 'BUDGETS', 'REAL_SETS', 'OPTIONAL_SETS',
            'SHIPPED', 'COMMON', 'Run', 'name_of', 'aligned_controls', 'pi_controls', 'graph_runs', 'real_roots',
            'left_out_line', 'page_folder', 'run_folder', 'run_parameters', 'run_command', 'is_shipped', 'profile_of',
-           'page_home', 'figures_folder', 'has_controls', 'control_variants', 'command_for', 'subtracted', 'restored',
-           'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of', 'missing_line', 'require',
-           'data_sources', 'seed_count', 'source_line', 'shipped_line', 'origin_line', 'untrained_line', 'about_item']
+           'page_home', 'figures_folder', 'seeds_in', 'runs_to_show', 'has_controls', 'control_variants', 'command_for',
+           'subtracted', 'restored', 'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of',
+           'missing_line', 'require', 'data_sources', 'seed_count', 'source_line', 'shipped_line', 'origin_line',
+           'untrained_line', 'about_item']
 
 # %% ../../nbs/results/03_runs.ipynb #5aa17eba
 import contextlib
@@ -360,6 +361,18 @@ def page_home(folder) -> Path:
 def figures_folder(folder) -> str:
     "Where the tables and figures of a folder of runs go; those of shipped runs are the project's own."
     return "figures" if is_shipped(folder) else f"{folder}/figures"
+
+
+def seeds_in(folder) -> int:
+    "How many seeds the finished runs of a folder have, at least 1."
+    names = [path.parent.name for path in project_path(folder).glob("*-seed*/metrics.json")]
+    return 1 + max((int(name.rpartition("-seed")[2]) for name in names), default=0)
+
+
+def runs_to_show(profile: str = "", runs: str = "", seeds: int = 0) -> tuple:  # (folder, seeds)
+    "A page's runs: of a folder, else of a profile, else the shipped ones; 0 seeds: all that are there."
+    folder = runs or (f"runs/{profile}" if profile else SHIPPED)
+    return folder, seeds or seeds_in(folder)
 
 # %% ../../nbs/results/03_runs.ipynb #76561e82
 _EXTRA_RUNS = {  # not in the graph of every profile
