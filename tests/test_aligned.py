@@ -504,9 +504,17 @@ def test_recipes():
 
 
 def test_the_same_rgb_network_at_test_time():
+    "Section 6: the networks of all strategies are as large then, layer by layer; so they are as fast."
+    sizes = []
     for name in ("S1", "S2", "S3", "S4", "alternating", "RD2DHP"):
         network = AlignedNetwork(make_recipe(name), SMALL).eval()
         assert network.decoders["P"](network.encode(torch.zeros(2, 3, 32, 32))).shape == (2, 21, 3)
+        parts = {
+            **network.encoders["R"].state_dict(prefix="R."),
+            **network.decoders["P"].state_dict(prefix="P."),
+        }
+        sizes.append({key: each.shape for key, each in parts.items()})
+    assert all(each == sizes[0] for each in sizes)
 
 
 @pytest.mark.parametrize("name, count", [("S4", 1), ("S4", 2), ("S3", 1), ("RCD2CHP", 2)])

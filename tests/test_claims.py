@@ -15,13 +15,16 @@ import pytest
 from safetensors.numpy import save_file
 from scipy import stats
 
-from handlab.core import HandlabError
+from handlab.aligned.experiment import AlignedSettings
+from handlab.core import HandlabError, make_settings
 from handlab.data import rhd as rhd_files
 from handlab.pages import claims as claims_page
+from handlab.privileged.experiment import PiSettings
 from handlab.results import claims, measures, statistics
 from handlab.results.claims import COLUMNS, read_claims
 from handlab.results.evidence import Evidence, Network, World, frame_scores
-from handlab.results.runs import graph_runs, page_folder
+from handlab.results.runs import _EXTRA_RUNS as EXTRA_RUNS
+from handlab.results.runs import PROFILES, graph_runs, page_folder
 from handlab.results.statistics import (
     DRAWS,
     FAILS,
@@ -271,7 +274,7 @@ ALIGNED = {
     "S4-labelled0.25-alone": 13,
 }
 ALIGNED_STEREO = {"S1": 8, "S4": 7}
-ALWAYS_OPEN = {"others-joint", "best-dexter"}  # nothing here measures them
+ALWAYS_OPEN = {claim.id for claim in read_claims() if claim.not_measured}
 REAL_ONLY = {claim.id for claim in read_claims() if claim.real_set}
 TIMES = {"time-3d", "time-2d"}
 
@@ -410,15 +413,10 @@ def write_world(folder, good=True, prefix="sim-", seeds=3):
 
 
 def stand_ins(monkeypatch, good):
-    "What needs trained networks: activations and times."
+    "What needs trained networks: activations."
     flat = np.linspace(-0.01, 0.01, 60)
     shares = dict(rgb=0.40 + flat, rgb_steps=0.41 + flat, rgb_pi=(0.47 if good else 0.3) + flat)
     monkeypatch.setattr(measures, "activation_shares", lambda run: shares)
-    monkeypatch.setattr(
-        measures,
-        "milliseconds_at_test",
-        lambda runs: np.array([np.full(20, 5.0), np.full(20, 5.1 if good else 8.0)]),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -486,6 +484,54 @@ def test_every_run_of_the_graph_is_asked_for():
         "train_aligned-R2CHP-sim-stb",
         "train_aligned-S3-sim-stb",
     }  # rows of a figure, no claim
+
+
+def test_what_is_true_by_construction_is_not_counted():
+    "... and what nothing here measures."
+    true = {claim.id for claim in read_claims() if claim.not_measured.startswith("true by construction")}
+    assert true == {"same-size", "same-time", "losses-pose-settled", "losses-joint-settled"}
+    assert ALWAYS_OPEN - true == {"others-joint", "best-dexter"}
+
+
+def arms_of(claim) -> list:
+    "The runs of this project that a claim compares, without the seed."
+    return [World().run_name(network.run) for network in claim.networks if not network.published]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_arm_is_compared_with_itself(profile):
+    "Neither by name, nor because the profile sets for all what another name stands for."
+    parameters = {run.name.rsplit("-seed", 1)[0]: run.parameters for run in graph_runs(profile)}
+    for claim in read_claims(profile):
+        assert len(set(claim.networks)) == len(claim.networks), claim.id
+        for name in {*arms_of(claim)} - {*parameters}:  # made by a command of its own
+            notebook, given = EXTRA_RUNS[name]
+            plain = make_settings(PiSettings, profile, dataset=given["dataset"])
+            assert notebook == "train_pi" and make_settings(PiSettings, profile, **given) != plain, claim.id
+
+
+def trained_with(run, profile) -> AlignedSettings:
+    given = {name: value for name, value in run.parameters.items() if name != "other_set"}
+    return make_settings(AlignedSettings, profile, **given)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_is_compared_was_trained_as_long(profile):
+    "As many steps on as many frames, but where the run is named after its budget."
+    settings = {
+        run.name.rsplit("-seed", 1)[0]: trained_with(run, profile)
+        for run in graph_runs(profile)
+        if run.notebook == "train_aligned"
+    }
+    compared = 0
+    for claim in read_claims(profile):
+        arms = {name: settings[name] for name in arms_of(claim) if name in settings and "-same_" not in name}
+        for dataset in {each.dataset for each in arms.values()}:
+            own = [each for each in arms.values() if each.dataset == dataset]
+            efforts = {(each.steps, each.batch_size, each.batch_factor, each.train_frames) for each in own}
+            assert len(efforts) == 1, claim.id
+            compared += len(own) > 1
+    assert compared > 20
 
 
 @pytest.fixture

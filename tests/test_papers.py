@@ -18,7 +18,7 @@ from handlab.pages.paper_aligned import aligned_page
 from handlab.results import runs, ship
 from handlab.results.claims import World
 from handlab.results.evidence import Missing
-from handlab.results.measures import _network_of, _shares_of, weights_at_test
+from handlab.results.measures import _shares_of
 from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line
 from handlab.train.experiment import FramesOnDemand, SomeFrames
 
@@ -112,13 +112,11 @@ def test_a_shipped_network_predicts_what_it_predicted(folders):
     assert mean == pytest.approx(run.metrics["values"]["RGB"]["epe_mean"], abs=0.005)
 
 
-def test_sizes_and_times_need_no_weights(folders, elsewhere):
+def test_times_need_no_weights(folders, elsewhere):
     runs = {key: each[0] for key, each in runs_of(folders[1]).items()}
-    for key, fresh in runs_of(folders[0]).items():
-        assert weights_at_test(fresh[0]) == weights_at_test(runs[key])
     (runs["S4"].path / "model.safetensors").rename(folders[1] / "aside")
     table = table_test_time({key: [run] for key, run in runs.items()}, repeats=1)
-    assert (table["one image (ms)"] > 0).all() and _network_of(runs["S4"])
+    assert (table["one image (ms)"] > 0).all()
     (folders[1] / "aside").rename(runs["S4"].path / "model.safetensors")
 
 

@@ -18,7 +18,6 @@ INDEX = "\n".join(
 
 
 SHIPPED = any((ROOT / "runs/shipped").glob("train_*/metrics.json"))
-COUNTED = "can be tested here|Holm's correction"  # these count a forward time, which each machine measures
 
 
 @pytest.mark.skipif(not SHIPPED, reason="no run is shipped yet")
@@ -28,8 +27,8 @@ def test_what_was_found_is_what_the_shipped_runs_say():
 
     found = front_block(seeds=shipped_seeds())
     for block, text in ((found, README), (in_notebooks(found), INDEX)):
-        kept = [line for line in block.splitlines() if not re.search(COUNTED, line)]
-        assert len(kept) > 15 and not [line for line in kept if line not in text]
+        lines = block.splitlines()
+        assert len(lines) > 15 and not [line for line in lines if line not in text]
 
 
 def test_the_readme_is_short():
@@ -114,13 +113,3 @@ def test_every_dependency_has_its_reason():
     reasons = guide.split("## Why each package")[1].split("\n## ")[0]
     for name in (re.match(r"[\w-]+", need)[0] for need in needs):
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", reasons), f"{name} has no reason in INSTALL.md"
-
-
-def counted(text):
-    return [line for line in text.splitlines() if re.search(COUNTED, line)]
-
-
-@pytest.mark.skipif(not SHIPPED, reason="no run is shipped yet")
-def test_readme_and_index_count_the_claims_alike():
-    lines = [counted(text) for text in (README, INDEX)]
-    assert len(lines[0]) == 2 and lines[0] == lines[1]

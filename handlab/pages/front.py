@@ -145,7 +145,7 @@ def replaced(text: str, block: str, path="") -> str:
 
 # %% ../../nbs/pages/13_front.ipynb #1262e4c0
 def write_front(folder=SHIPPED, seeds: int = 1):
-    "Write the findings into README.md and the index; they are made once, for a claim of time may turn."
+    "Write the findings into README.md and the index."
     path, block = project_path("README.md"), front_block(folder, seeds)
     text = replaced(path.read_text(encoding="utf-8"), block, path)
     with atomic_file(path, "w") as file:

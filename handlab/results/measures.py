@@ -5,20 +5,15 @@
 # %% auto #0
 __all__ = ['MEASURES', 'Measured', 'read_measure', 'error_steps', 'median_steps', 'area_steps', 'gap_closed', 'relative_falls',
            'relative_rises', 'share_below', 'area_above_best', 'across_sets', 'loss_falls', 'steps_to',
-           'training_saved', 'activation_shares', 'on_hand', 'weights_at_test', 'size_apart', 'milliseconds_at_test',
-           'time_apart', 'forward_time', 'walk_value', 'walk_fall', 'walk_relative_rise', 'walk_relative_fall']
+           'training_saved', 'activation_shares', 'on_hand', 'forward_time', 'walk_value', 'walk_fall',
+           'walk_relative_rise', 'walk_relative_fall']
 
 # %% ../../nbs/results/06_measures.ipynb #0a6bb0a4
 import inspect
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import safe_open
 
-from ..aligned import experiment as aligned_experiment
 from ..core import make_settings, numpy_generator, pick_device, project_path, read_arrays
 from ..privileged import experiment as pi_experiment
 from ..privileged.diagram import paper_networks
@@ -247,74 +242,12 @@ def on_hand(evidence: Evidence, before: Network, after: Network) -> Measured:
     return Measured([second - first])
 
 # %% ../../nbs/results/06_measures.ipynb #8d28635e
-_AT_TEST = ("encoders.R.", "decoders.P.")
 _TIMINGS = 40
 
 
-def _file_of(run, name: str) -> Path:
-    "A file of a run, which must exist."
-    if not (run.path / name).exists():
-        raise Missing(f"{run.name.rsplit('-seed', 1)[0]}: {name}")
-    return run.file(name)
-
-# %% ../../nbs/results/06_measures.ipynb #46a3bdae
-def _network_of(run, device="cpu"):
-    "A run's network; of a shipped one untrained, which changes neither its size nor its time."
-    settings = make_settings(aligned_experiment.AlignedSettings, **run.metrics["settings"])
-    if run.shipped:
-        return aligned_experiment.make_network(settings).to(device)
-    _file_of(run, "model.safetensors")
-    return aligned_experiment.trained_network(settings, run.path, device)
-
-
-def weights_at_test(run) -> int:
-    "How many weights a test from RGB uses."
-    if run.shipped:  # perhaps without its weights
-        sizes = {name: each.numel() for name, each in _network_of(run).state_dict().items()}
-        return sum(size for name, size in sizes.items() if name.startswith(_AT_TEST))
-    with safe_open(_file_of(run, "model.safetensors"), "np") as file:
-        used = [name for name in file.keys() if name.startswith(_AT_TEST)]
-        return int(sum(np.prod(file.get_slice(name).get_shape()) for name in used))
-
-# %% ../../nbs/results/06_measures.ipynb #eb830d8b
-@_measure
-def size_apart(evidence: Evidence, first: Network, second: Network) -> Measured:
-    "By which share of the first's weights the second has more at test time."
-    sizes = [weights_at_test(evidence.runs_of(network)[0]) for network in (first, second)]
-    return Measured([known(sizes[1] / sizes[0] - 1)])
-
-# %% ../../nbs/results/06_measures.ipynb #5196d25c
-def milliseconds_at_test(runs, count: int = _TIMINGS) -> np.ndarray:  # (len(runs), count)
-    "How long each run's network takes for one RGB crop, repeated in turn."
-    device = pick_device()
-    clock = time.perf_counter if device.type == "cuda" else time.process_time  # of a busy processor
-    networks = [_network_of(run, device).eval() for run in runs]
-    side = runs[0].metrics["settings"]["crop"]
-    crop = torch.zeros(1, 3, side, side, device=device)
-    times = np.zeros((len(runs), count + 3))
-    for turn in range(count + 3):
-        for place, network in enumerate(networks):
-            started = clock()
-            with torch.no_grad():
-                network.decoders["P"](network.encode(crop, "R"))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[place, turn] = 1000 * (clock() - started)
-    return times[:, 3:]  # the first ones warm up
-
-# %% ../../nbs/results/06_measures.ipynb #ae8848e6
 def _median_time(times) -> Estimate:  # (n,) ms
     "The median of some times; each time is drawn like a frame."
     return median_estimate(np.asarray(times)[None, :, None])
-
-
-@_measure
-def time_apart(evidence: Evidence, first: Network, second: Network) -> Measured:
-    "By which share of the first's time the second takes longer at test time."
-    runs = [evidence.runs_of(network)[0] for network in (first, second)]
-    times = evidence.world.keep(("times", first, second), lambda: milliseconds_at_test(runs))
-    medians = [_median_time(each) for each in times]
-    return Measured([medians[1] / medians[0] - 1.0])
 
 # %% ../../nbs/results/06_measures.ipynb #9970774a
 _PAPER_DEVICE = "GTX 1080 Ti"
