@@ -343,6 +343,44 @@ def test_page_keeps_its_view_and_its_width_when_the_window_changes(atlas, browse
         assert all(drawn == shown > 100 for drawn, shown in seen[1]) and seen[2] <= 0
 
 
+@pytest.mark.parametrize(
+    "address, chosen, told",
+    [
+        ("", 2, ""),
+        ("#frame=4", 4, ""),
+        ("#share=50", 2, "50 % of the way"),
+        ("#frame=4&share=50", 4, "50 % of the way"),
+        ("#frame=99", 2, ""),
+        ("#frame=x&share=y", 2, ""),
+    ],
+)
+def test_page_opens_at_an_address_with_all_its_parts(atlas, browser, tmp_path, address, chosen, told):
+    network, found = atlas
+    write_explorer(tmp_path / "page.html", network, found, ends=(2, 7))
+    browser.get("about:blank")
+    browser.get(f"file://{tmp_path}/page.html{address}")
+    browser.execute_async_script(WAIT)
+    state = browser.execute_script(
+        "return [chosen, $('told').textContent, document.querySelectorAll('#codes button').length,"
+        " [...document.querySelectorAll('figure.truth span')].map(each => each.textContent),"
+        " closest(codeOf(5)), [...code].every(Number.isFinite)]"
+    )
+    between = told and ["of the nearest code"] * 3
+    assert state == [chosen, told or found.names[chosen], 3, between or [""] * 3, 5, True]
+
+
+def test_on_a_phone_the_decoded_hand_is_beside_the_map(atlas, browser, tmp_path):
+    write_explorer(tmp_path / "page.html", *atlas)
+    browser.set_window_size(500, 900)
+    browser.get(f"file://{tmp_path}/page.html")
+    browser.execute_async_script(WAIT)
+    panels, space = browser.execute_script(
+        "return ['panels', 'map'].map(id => [$(id).getBoundingClientRect().top,"
+        " $(id).getBoundingClientRect().bottom])"
+    )
+    assert panels[1] < space[0] and space[1] - panels[0] < 900  # both fit the window
+
+
 def test_page_says_that_it_needs_trust(atlas, browser, tmp_path):
     "JupyterLab shows an HTML file in a frame without scripts until it is trusted."
     write_explorer(tmp_path / "page.html", *atlas)
@@ -365,8 +403,11 @@ def test_photographs_stand_among_the_images_without_a_truth(atlas, browser, tmp_
     write_explorer(tmp_path / "page.html", network, more)
     browser.get(f"file://{tmp_path}/page.html#frame={len(found.names)}")
     browser.execute_async_script(WAIT)
-    told = browser.execute_script("return [$('told').textContent, $('panels').textContent, inWords(chosen)]")
+    told = browser.execute_script(
+        "return [$('told').textContent, $('panels').textContent, inWords(chosen), $('codes').textContent]"
+    )
     assert told[0] == "mine" and "mm off" not in told[1] and told[2] == "unknown"
+    assert told[3].startswith("RGB") and "cloud" not in told[3]  # the only encoder that saw it
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 

@@ -217,28 +217,38 @@ function decode() {  // once per code
   if (model.heat && !decoded.maps && $('joint').value !== 'off') decoded.maps = decodeMaps(code);
 }
 const known = frame => frame !== undefined && frames.known[frame];
-function truth() {  // of the frame whose code is shown, if it is an image's
-  const frame = about.frame;
+function closest(values) {  // the image whose code is nearest
+  let best = [Infinity, 0];
+  for (let number = 0; number < frames.names.length; number++) {
+    const other = codeOf(number);
+    let far = 0;
+    for (let i = 0; i < size(); i++) far += (values[i] - other[i])**2;
+    if (far < best[0]) best = [far, number];
+  }
+  return best[1];
+}
+function truth(frame) {
   if (!known(frame)) return {};
   return {pose: row(frames.poses, frame, 63), cloud: frames.clouds && row(frames.clouds, frame, frames.clouds.length/frames.names.length), uv: row(frames.uv, frame, 42)};
 }
 const hand = (context, pose) => $('look').value === 'solid' ? drawSolid(context, pose) : drawSkeleton(context, pose);
 function render() {
   decode();
-  const {pose, cloud, maps} = decoded, right = truth(), over = $('truth').value === 'over';
+  const {pose, cloud, maps} = decoded, right = truth(about.frame), over = $('truth').value === 'over';
+  const near = about.frame ?? closest(code), its = truth(near);  // between images there is no truth: that of the nearest code stands beside
   const parts = {
     maps: context => { drawImage(context, about.frame); if (maps) drawMaps(context, maps); if (over && right.uv) drawTrueJoints(context, right.uv); },
     hand: context => { hand(context, pose); if (over && right.pose) drawSkeleton(context, right.pose, '#000', .05); },
     cloud: context => { if (over && right.cloud) drawCloud(context, right.cloud, true); drawCloud(context, cloud); },
   };
   const beside = {
-    maps: context => { drawImage(context, about.frame); if (right.uv && $('truth').value !== 'hidden') drawTrueJoints(context, right.uv); },
-    hand: context => { if (right.pose) hand(context, right.pose); },
-    cloud: context => { if (right.cloud) drawCloud(context, right.cloud); },
+    maps: context => { drawImage(context, near); if (its.uv && $('truth').value !== 'hidden') drawTrueJoints(context, its.uv); },
+    hand: context => { if (its.pose) hand(context, its.pose); },
+    cloud: context => { if (its.cloud) drawCloud(context, its.cloud); },
   };
   document.querySelectorAll('#panels figure').forEach(figure => {
     const canvas = figure.querySelector('canvas'), wide = Math.round(canvas.clientWidth*devicePixelRatio);
-    const shown = JSON.stringify([known(about.frame), about.frame, view, wide, $('look').value, $('truth').value, unpacked]);
+    const shown = JSON.stringify([known(near), near, view, wide, $('look').value, $('truth').value, unpacked]);
     if (!wide || figure.dataset.true && canvas.dataset.shown === shown) return;  // a truth stays as it is
     canvas.dataset.shown = shown;
     if (canvas.width !== wide) canvas.width = canvas.height = wide;
@@ -246,7 +256,7 @@ function render() {
     context.clearRect(0, 0, wide, wide);
     (figure.dataset.true ? beside : parts)[figure.dataset.part](context);
   });
-  markMap(); setAxes(); tell(right);
+  markMap(); setAxes(); tell(right, near);
   document.body.dataset.drawn = +(document.body.dataset.drawn || 0) + 1;
 }
 const distances = (a, b) => { const found = []; for (let i = 0; i < a.length; i += 3) found.push(Math.hypot(a[i] - b[i], a[i + 1] - b[i + 1], a[i + 2] - b[i + 2])); return found; };
@@ -272,12 +282,12 @@ function peakError(maps, uv) {  // px of the crop, from each map's highest cell
   return mean(off);
 }
 const say = (element, text) => { if (element.textContent !== text) element.textContent = text; };
-function tell(right) {
+function tell(right, near) {
   const {pose, cloud, maps} = decoded, scale = frames.scales[about.frame], told = {maps: '', hand: '', cloud: ''};
-  if (right.pose) told.hand = `joints ${jointError(pose, about.frame).toFixed(1)} mm off`;
-  if (right.cloud && cloud) told.cloud = `points ${((nearest(cloud, right.cloud) + nearest(right.cloud, cloud))/2*scale).toFixed(1)} mm off`;
-  if (right.uv && maps) told.maps = `peaks ${peakError(maps, right.uv).toFixed(1)} px off`;
-  document.querySelectorAll('#panels figure').forEach(figure => say(figure.querySelector('span'), figure.dataset.true ? (right.pose ? '' : 'only of images with a truth') : told[figure.dataset.part]));
+  if (right.pose) told.hand = `${jointError(pose, about.frame).toFixed(1)} mm off`;
+  if (right.cloud && cloud) told.cloud = `${((nearest(cloud, right.cloud) + nearest(right.cloud, cloud))/2*scale).toFixed(1)} mm off`;
+  if (right.uv && maps) told.maps = `${peakError(maps, right.uv).toFixed(1)} px off`;
+  document.querySelectorAll('#panels figure').forEach(figure => say(figure.querySelector('span'), figure.dataset.true ? (about.frame === undefined ? 'of the nearest code' : known(near) ? '' : 'not known') : told[figure.dataset.part]));
   say($('told'), about.text);
 }
 
@@ -318,9 +328,9 @@ function weightsOf(frame) {  // of each expert in the product, the mean over the
   return Object.fromEntries(precisions.map(([name, each]) => [name, mean(each.map((value, i) => value/total[i]))]));
 }
 function showExperts() {
-  const names = Object.keys(frames.codes);
-  if (names.length < 2) return;
-  const weights = weightsOf(chosen);
+  const every = Object.keys(frames.codes), names = known(chosen) ? every : every.slice(0, 1);  // a photograph has no cloud
+  if (every.length < 2) return;
+  const weights = known(chosen) ? weightsOf(chosen) : {};
   $('codes').replaceChildren(...names.map(name => {
     const button = document.createElement('button'), weight = 100*(weights[name] ?? 1);
     button.setAttribute('aria-pressed', name === letter);
@@ -545,8 +555,9 @@ async function start() {
   new ResizeObserver(draw).observe($('panels'));
   content.ends.forEach((frame, end) => setEnd(end, frame));
   const opened = new URLSearchParams(location.hash.slice(1));  // '#frame=3' or '#share=50' opens there
-  if (opened.has('share')) { $('share').value = +opened.get('share'); walkTo($('share').value/100); }
-  else choose(+(opened.get('frame') ?? content.ends[0]));
+  const [frame, share] = ['frame', 'share'].map(name => +(opened.get(name) ?? -1));
+  choose(frames.names[frame] === undefined ? content.ends[0] : frame);
+  if (share >= 0 && share <= 100) { $('share').value = share; walkTo(share/100); }
   render();
   document.body.dataset.ready = 'yes';
 }
