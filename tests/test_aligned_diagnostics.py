@@ -1,6 +1,6 @@
 """Decoded clouds in mm, diagnostics of the latent space, and the search of the second paper."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ from handlab.core import HandlabError, make_settings, read_json
 from handlab.hand.metrics import epe
 from handlab.train.experiment import experiment_data
 from handlab.train.files import read_losses
-from handlab.train.search import draw_candidates, search, trials_of
+from handlab.train.search import draw_candidate, draw_candidates, search, trials_of
 
 SMOKE = make_settings(AlignedSettings, "smoke")
 
@@ -257,6 +257,43 @@ def test_a_list_of_candidates_can_be_given(data, tmp_path):
             for number in (0, 1)
         ]
         assert errors == pytest.approx(ends) and found["chosen"][strategy] == int(np.argmin(ends))
+
+
+@dataclass(frozen=True)
+class Tried:
+    rate: float = 1.0
+    own: float = 1.0  # of one arm alone
+
+
+def test_a_trial_that_an_arm_already_has_is_drawn_anew():
+    "The space has 8 rates: without the other setting most of 6 candidates are the same."
+    space = {"rate": tuple(range(8)), "own": tuple(range(100))}
+
+    def draw(number):
+        return draw_candidate(Tried(), space, number)
+
+    candidates = [draw(number) for number in range(6)]
+    unused = {"whole": set(), "part": {"own"}}
+    rates = [each["rate"] for each in candidates]
+    assert len(set(rates)) < 6 == len({*map(str, candidates)})
+    trials = trials_of(candidates, unused, draw)
+    assert trials["whole"] == candidates  # nothing was the same: nothing is drawn anew
+    part = [each["rate"] for each in trials["part"]]
+    assert all(set(each) == {"rate"} for each in trials["part"]) and len(set(part)) == 6
+    kept = [place for place, rate in enumerate(rates) if rate not in rates[:place]]
+    assert [part[place] for place in kept] == [rates[place] for place in kept]  # first ones stay
+    following = [draw(number)["rate"] for number in range(6, 200)]
+    new = [part[place] for place in range(6) if place not in kept]
+    assert new == list(dict.fromkeys(rate for rate in following if rate not in rates))[: len(new)]
+    assert trials == trials_of(candidates, unused, draw)
+
+
+def test_candidates_that_cannot_differ_are_an_error():
+    same = [{"rate": 1, "own": 1}, {"rate": 1, "own": 2}]
+    for draw in (None, lambda number: {"rate": 1, "own": number}):
+        with pytest.raises(HandlabError, match="search, part: it has fewer than 2 different .* without own"):
+            trials_of(same, {"part": {"own"}}, draw)
+        assert trials_of(same, {"whole": set()}, draw) == {"whole": same}
 
 
 def test_budgets_that_differ_are_an_error(tmp_path):

@@ -6,10 +6,12 @@
 __all__ = ['SPACE', 'DECODERS', 'unused_settings', 'search_strategies']
 
 # %% ../../nbs/aligned/15_search.ipynb #b5114ea5
+from functools import partial
+
 from .experiment import strategy_jobs
 from .strategies import make_recipe
 from ..train.experiment import side_by_side
-from ..train.search import draw_candidates, search, trials_of
+from ..train.search import draw_candidate, draw_candidates, search, trials_of
 
 # %% ../../nbs/aligned/15_search.ipynb #71de73c0
 SPACE = {  # setting: a factor around the profile's value, or the values to try
@@ -43,7 +45,9 @@ def search_strategies(
     show: bool = True,
 ) -> dict:  # of `search`; for `search_table` and `chosen_settings`
     "Train every strategy with the same candidates; the lowest validation error is chosen for each."
+    draw = None
     if isinstance(candidates, int):
+        draw = partial(draw_candidate, settings, SPACE, seed=settings.seed)
         candidates = draw_candidates(settings, SPACE, candidates, settings.seed)
 
     def job_of(strategy, number, changes):
@@ -51,5 +55,6 @@ def search_strategies(
         (job,) = strategy_jobs(settings, data, folder, variant, device)
         return job, job.arguments["folder"]
 
-    trials = trials_of(candidates, {strategy: unused_settings(strategy) for strategy in strategies})
+    unused = {strategy: unused_settings(strategy) for strategy in strategies}
+    trials = trials_of(candidates, unused, draw)
     return search(trials, job_of, folder, device, show=show, **side_by_side(settings))

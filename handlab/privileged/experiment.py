@@ -14,6 +14,7 @@ __all__ = ['STAGES', 'CONTROLS', 'ARMS', 'CHOICES', 'POSITIVE', 'OTHER_START', '
 # %% ../../nbs/privileged/03_experiment.ipynb #86b2833a
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +34,14 @@ from ..train.files import load_network, read_losses, save_network, weights_finge
 from ..train.jobs import Job, run_jobs
 from ..train.loop import TrainSettings, fit, on_device
 from ..train.scores import device_name
-from ..train.search import chosen_settings, draw_candidates, final_error, search, trials_of
+from handlab.train.search import (
+    chosen_settings,
+    draw_candidate,
+    draw_candidates,
+    final_error,
+    search,
+    trials_of,
+)
 from ..train.sets import open_real
 
 # %% ../../nbs/privileged/03_experiment.ipynb #86f28037
@@ -676,6 +684,7 @@ def search_second(
     candidates: list = None,  # [{setting: value}]; None: `settings.search` of them, drawn at random
 ) -> dict:  # {stage: {setting: value}}
     "Train every network of stage 2 with every candidate; returns the settings of the best ones."
+    draw = None if candidates else partial(draw_candidate, settings, SEARCHED, seed=settings.seed)
     candidates = candidates or draw_candidates(settings, SEARCHED, settings.search, settings.seed)
     steps = second_steps(settings, data, folder, device)
 
@@ -685,7 +694,8 @@ def search_second(
         name = f"{settings.STAGES[stage].label}, trial {number}"
         return Job(name, train_stage, arguments | dict(into=into, device=str(device))), Path(folder) / into
 
-    trials = trials_of(candidates, {stage: unused_settings(settings.STAGES[stage]) for stage in steps})
+    unused = {stage: unused_settings(settings.STAGES[stage]) for stage in steps}
+    trials = trials_of(candidates, unused, draw)
     found = search(trials, job_of, folder, device, show=show, **shared.side_by_side(settings))
     return chosen_settings(found)
 
