@@ -661,3 +661,24 @@ def test_a_run_whose_time_is_over_says_so_in_its_exit_code(monkeypatch, tmp_path
     with pytest.raises(core.OutOfTime, match="before it began"):
         execute_module.run_one("train_pi-sim-rhd-seed0", "smoke", 1)
     assert core.OutOfTime("a", "b", "c").code == 75 and HandlabError("a", "b", "c").code == 2
+
+
+def test_a_line_of_progress_is_in_a_file_at_once():
+    code = """
+import logging, os
+from handlab.graph.progress import Progress, Tally
+progress = Progress(Tally({"run": 1.0}, 1.0), {"run": []}, "quick")
+progress.end("run")
+os._exit(0)  # as a program that is killed: nothing is written any more
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "run: done in" in said.stdout
+
+
+def test_decoding_clouds_costs_time_besides_steps():
+    runs = {run.name: run for run in graph_runs("quick")}
+    s1, s4 = (runs[f"train_aligned-{name}-sim-rhd-seed0"] for name in ("S1", "S4"))
+    assert not pace._has_clouds(s1) and pace._has_clouds(s4)
+    assert not any(pace._has_clouds(run) for run in runs.values() if run.notebook != "train_aligned")
+    minutes = pace.other_minutes("quick", 1)
+    assert minutes[s4.name] > 2 * minutes[s1.name] > 0
