@@ -95,8 +95,8 @@ rule manifest:
 
 
 if PROFILE == plan.PAPERS:
-    rule front:  # what README.md and the index say of the results
-        input: MADE["claims"]
+    rule front:  # what README.md and the index say of the results, and the outputs saved in the pages
+        input: [MADE[page.name] for page in PAGES]
         output: touch(FRONT)
         log: text_log("front")
         params: code=code_fingerprint("handlab/pages/front.py")

@@ -7,7 +7,7 @@ COMMANDS = {
     "handlab.sim.write": "a simulated twin in the official layout",
     "handlab.predict": "the joints of hands in photographs and videos",
     "handlab.results.ship": "small copies of finished runs, with which every page can be made",
-    "handlab.pages.front": "what was found, into README.md and the index",
+    "handlab.pages.front": "what was found, into README.md and the index; the outputs saved in the pages",
     "handlab.pages.manifest": "the list of a folder of tables and figures",
 }
 

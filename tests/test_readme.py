@@ -29,6 +29,9 @@ def test_what_was_found_is_what_the_shipped_runs_say():
     for block, text in ((found, README), (in_notebooks(found), INDEX)):
         lines = block.splitlines()
         assert len(lines) > 15 and not [line for line in lines if line not in text]
+    counts = [re.sub(r"^\d+\. ", "", line) for line in found.splitlines() if "claims of both papers" in line]
+    saved = "\n".join(shown_texts(ROOT / "nbs/replication.ipynb"))
+    assert len(counts) == 1 and counts[0] in saved, "call make papers: it saves what the pages show"
 
 
 def test_the_readme_is_short():
