@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError
 import handlab
 from handlab.core import HandlabError, check_parameters, named_folder, notebook_parameters, project_root
 from handlab.data.files import real_root
-from handlab.privileged.experiment import PiSettings
+from handlab.privileged.stages import PiSettings
 from handlab.results.runs import graph_runs, run_command
 from handlab.sim import write
 

@@ -296,7 +296,7 @@ def test_skip_goes_to_the_set_it_names(tmp_path):
 
 
 def test_a_notebook_may_give_numbers_or_lists():
-    from handlab.privileged.experiment import PiSettings
+    from handlab.privileged.stages import PiSettings
 
     for given, text in ((3, "3"), ([3, "training/4"], "3, training/4"), ("", ""), (None, "")):
         assert (

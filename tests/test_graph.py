@@ -25,7 +25,7 @@ from handlab.graph.code import training_fingerprint
 from handlab.graph.execute import TRIES, execute, one_gpu
 from handlab.graph.plan import data_names, whole_graph
 from handlab.graph.progress import log_error
-from handlab.privileged.experiment import PiSettings, check_pi
+from handlab.privileged.stages import PiSettings, check_pi
 from handlab.results.runs import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
 
 

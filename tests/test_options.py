@@ -15,9 +15,9 @@ from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.skeleton import root_of
 from handlab.privileged import experiment as privileged
 from handlab.privileged import experiment_2d as privileged_2d
-from handlab.privileged.experiment import PiSettings, check_pi
 from handlab.privileged.experiment_2d import Pi2dSettings
 from handlab.privileged.figures import fig_losses
+from handlab.privileged.stages import PiSettings, check_pi
 from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, in_order, ordered_batches
 from handlab.train.files import read_losses

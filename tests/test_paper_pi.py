@@ -30,7 +30,8 @@ from handlab.pages.curves import (
 from handlab.pages.paper_pi import findings, pi_page
 from handlab.pages.pi_scores import PANELS, STATE_OF_THE_ART
 from handlab.privileged import diagram
-from handlab.privileged.experiment import ARMS, STAGES, PiSettings, make_network
+from handlab.privileged.experiment import make_network
+from handlab.privileged.stages import ARMS, STAGES, PiSettings
 from handlab.results.published import published_curves, published_numbers
 from handlab.results.runs import open_runs
 from handlab.train.experiment import prepared_reader

@@ -20,7 +20,7 @@ from handlab.results.claims import World
 from handlab.results.evidence import Missing
 from handlab.results.measures import _shares_of
 from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line
-from handlab.train.experiment import FramesOnDemand, SomeFrames
+from handlab.train.frames import FramesOnDemand, SomeFrames
 
 NAMES = {strategy: f"train_aligned-{strategy}-sim-rhd" for strategy in ("S1", "S4")}
 

@@ -10,18 +10,10 @@ from small_runs import drawn_data
 
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.privileged.experiment import (
-    ARMS,
-    CONTROLS,
     SEARCHED,
-    STAGES,
     PiLoss,
-    PiSettings,
-    Stage,
-    check_pi,
     make_network,
-    named_controls,
     predict_all,
-    stages_of,
     start_network,
     teacher_network,
     train_first,
@@ -34,6 +26,16 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.privileged.losses import loss_c, loss_inter, loss_mask
+from handlab.privileged.stages import (
+    ARMS,
+    CONTROLS,
+    STAGES,
+    PiSettings,
+    Stage,
+    check_pi,
+    named_controls,
+    stages_of,
+)
 from handlab.train.files import load_network, read_losses, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.search import search_table

@@ -13,11 +13,8 @@ from small_runs import drawn_data, stop_at_step
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.privileged import experiment
 from handlab.privileged.experiment import (
-    STAGES,
     PiLoss,
-    PiSettings,
     carries_mask,
-    check_pi,
     choose_scale,
     make_network,
     predict,
@@ -27,12 +24,12 @@ from handlab.privileged.experiment import (
     step_time_ratio,
     train_first,
     train_second,
-    train_settings,
     train_stage,
     trained_network,
     training_batches,
     write_run,
 )
+from handlab.privileged.stages import STAGES, PiSettings, check_pi, train_settings
 from handlab.train.experiment import ExperimentData, mean_pose
 from handlab.train.files import read_losses, state_on_cpu, weights_fingerprint
 from handlab.train.scores import evaluate_on

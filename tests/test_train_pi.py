@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from handlab.hand.metrics import epe
-from handlab.privileged.experiment import STAGES
+from handlab.privileged.stages import STAGES
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi")]
 NOTEBOOK = "train_pi"

@@ -14,7 +14,8 @@ from torch import nn
 from handlab.aligned import experiment as aligned
 from handlab.core import HandlabError, make_settings, process_share, read_json
 from handlab.data.batches import own_part
-from handlab.privileged.experiment import PiSettings, pi_data, stage_jobs
+from handlab.privileged.experiment import pi_data, stage_jobs
+from handlab.privileged.stages import PiSettings
 from handlab.train.files import read_losses
 from handlab.train.jobs import Job, run_jobs
 from handlab.train.loop import TrainSettings, fit
@@ -136,7 +137,7 @@ def test_an_experiment_by_two_processes(tmp_path):
 
 def test_what_cannot_be_shared_is_named():
     with pytest.raises(HandlabError, match="a batch of 8 cannot be shared equally by 3 processes"):
-        from handlab.privileged.experiment import check_pi
+        from handlab.privileged.stages import check_pi
 
         check_pi(replace(make_settings(PiSettings, "smoke"), num_processes=3))
 

@@ -25,15 +25,15 @@ from handlab.aligned.experiment import (
 from .losses import LossSettings, chamfer, emd, reconstruction_terms, subsets
 from .strategies import MODALITIES, NetworkSettings
 from ..core import pick_device, torch_generator
-from ..data.batches import Augment, Batches
+from ..data.batches import Batches
 from ..hand.draw import bare_3d, draw_cloud
 from handlab.train.experiment import (
     ExperimentData,
+    augmented_batches,
     depends_on,
     has_depth,
     ordered_batches,
     part_of,
-    prefetch_on,
 )
 from ..train.loop import fit
 
@@ -146,15 +146,8 @@ def train_alone(
     report=None,  # as `fit`'s
 ) -> DecoderAlone:
     "Train the cloud decoder on true poses, or load it if the folder holds it."
-    batches = Batches(
-        data.train,
-        settings.batch_size,
-        device=device,
-        augment=part_of(Augment, settings),
-        seed=settings.seed,
-        cloud_points=settings.points,
-        modalities=(),
-        prefetch=prefetch_on(device),
+    batches = augmented_batches(
+        data.train, settings, device, cloud_points=settings.points, modalities=(), share=(0, 1)
     )
 
     def views_at(step):

@@ -130,7 +130,8 @@ def _aligned_parts(settings, data, device) -> tuple:
 
 
 def _pi_parts(settings, data, device, stage: str, make: Callable, loss: Callable) -> tuple:
-    from handlab.privileged.experiment import train_settings, training_batches
+    from handlab.privileged.experiment import training_batches
+    from handlab.privileged.stages import train_settings
     from handlab.train.loop import on_device
 
     teacher = None
@@ -215,7 +216,7 @@ def with_checks(steps: float, settings) -> float:
 # %% ../../nbs/graph/06_pace.ipynb #cefceb82
 def _pi_steps(settings) -> dict:  # {'rgb_pi' or 'rgb_steps': steps}
     "The steps with and without a teacher of a run of paper 1."
-    from handlab.privileged.experiment import PiSettings, stages_of
+    from handlab.privileged.stages import PiSettings, stages_of
 
     stages = stages_of(settings) if isinstance(settings, PiSettings) else settings.STAGES
     tried, found = 1 + getattr(settings, "search", 0), {"rgb_pi": 0, "rgb_steps": 0}

@@ -19,11 +19,13 @@ from ..hand.draw import COLOURS, draw_over, plain_axes
 from ..hand.metrics import epe
 from .pi_scores import curve_style, label_of, published_statements
 from ..privileged.diagram import paper_networks
-from ..privileged.experiment import PiSettings, trained_network
+from ..privileged.experiment import trained_network
 from ..privileged.figures import fig_activations, fig_losses, fig_predictions
+from ..privileged.stages import PiSettings
 from ..results.datasets import table_datasets
 from ..results.runs import source_line
-from ..train.experiment import FramesOnDemand, ordered_batches, prepared_reader
+from ..train.experiment import ordered_batches, prepared_reader
+from ..train.frames import FramesOnDemand
 from ..train.scores import device_name, forward_times
 from ..train.sets import reader_of
 

@@ -18,7 +18,7 @@ from ..hand.draw import COLOURS, plain_axes
 from ..hand.metrics import epe, pck, thresholds_2d, thresholds_3d
 from .curves import PUBLISHED, area_between, draw_ours, draw_published, finish_pck
 from .page import split_scores, with_interval
-from ..privileged.experiment import STAGES
+from ..privileged.stages import STAGES
 from ..results.published import facts, published_curves, published_numbers
 from ..results.runs import source_line
 

@@ -269,6 +269,21 @@ def _one_by_one(jobs, show: bool = True, threads: int = 1) -> dict:
         torch.set_num_threads(before)
     return outcomes
 
+# %% ../../nbs/train/02_jobs.ipynb #70b704fd
+def _names_of(device) -> list:
+    names = gpu_names()
+    return names if device.index is None else names[device.index : device.index + 1]
+
+
+def _results(jobs, outcomes: dict) -> dict:
+    "The jobs' results; or the error of the first job in the list that failed is raised, the others printed."
+    errors = [outcomes[job.name][1] for job in jobs if outcomes[job.name][0] == "error"]
+    for error in errors[1:]:
+        print(error, file=sys.stderr)
+    if errors:
+        raise errors[0]
+    return {job.name: outcomes[job.name][1] for job in jobs}
+
 # %% ../../nbs/train/02_jobs.ipynb #70b704fc
 def run_jobs(
     jobs,  # the Jobs, the longest first
@@ -297,18 +312,3 @@ def run_jobs(
     else:
         outcomes = _side_by_side(jobs, where, Together(jobs, seconds, show))
     return _results(jobs, outcomes)
-
-
-def _names_of(device) -> list:
-    names = gpu_names()
-    return names if device.index is None else names[device.index : device.index + 1]
-
-
-def _results(jobs, outcomes: dict) -> dict:
-    "The jobs' results; or the error of the first job in the list that failed is raised, the others printed."
-    errors = [outcomes[job.name][1] for job in jobs if outcomes[job.name][0] == "error"]
-    for error in errors[1:]:
-        print(error, file=sys.stderr)
-    if errors:
-        raise errors[0]
-    return {job.name: outcomes[job.name][1] for job in jobs}

@@ -387,26 +387,28 @@ class Training:
     def spent(self) -> float:
         return self.seconds + time.perf_counter() - self.started
 
-    def draw_apart(self):
-        "With several processes: seed the network's random numbers (dropout) by step and process."
-        if self.team.count > 1:
-            words = seed_words(self.settings.seed, "training", self.step, self.team.number)
-            torch.manual_seed(int(words[0]))
+# %% ../../nbs/train/01_loop.ipynb #c121afec
+def _draw_apart(run: Training):
+    "With several processes: seed the network's random numbers (dropout) by step and process."
+    if run.team.count > 1:
+        words = seed_words(run.settings.seed, "training", run.step, run.team.number)
+        torch.manual_seed(int(words[0]))
 
-    def save(self):
-        "Write the checkpoint; an error if a loss or a weight is not finite."
-        self.means.average(self.team)
-        _check_finite(self)
-        if not self.team.first:
-            return
-        state = {
-            "step": self.step,
-            "rows": self.rows,
-            "sums": self.means.sums,
-            "count": self.means.count,
-            "seconds": self.spent,
-        }
-        save_checkpoint(self.checkpoint, self.network, self.optimiser, state)
+
+def _save(run: Training):
+    "Write the checkpoint; an error if a loss or a weight is not finite."
+    run.means.average(run.team)
+    _check_finite(run)
+    if not run.team.first:
+        return
+    state = {
+        "step": run.step,
+        "rows": run.rows,
+        "sums": run.means.sums,
+        "count": run.means.count,
+        "seconds": run.spent,
+    }
+    save_checkpoint(run.checkpoint, run.network, run.optimiser, state)
 
 # %% ../../nbs/train/01_loop.ipynb #7911598f
 def _resume(run):
@@ -529,7 +531,7 @@ def _step_through(run: Training, loss_function: Callable, batch_at: Callable, va
         _validate_row(run, validate)
     while run.step < settings.steps:
         batch, rate = batch_at(run.step), learning_rate(run.step, settings)
-        run.draw_apart()
+        _draw_apart(run)
         losses = train_step(network, run.optimiser, loss_function, batch, rate, settings, run.device)
         run.means.add(losses)
         run.step += 1
@@ -541,7 +543,7 @@ def _step_through(run: Training, loss_function: Callable, batch_at: Callable, va
             _validate_row(run, validate)
         over = logged and not last and run.team.agree(time_is_over())
         if last or over or run.step % settings.checkpoint_every == 0:
-            run.save()
+            _save(run)
         if over:
             what = f"its time is over at step {run.step:,} of {settings.steps:,}"
             raise OutOfTime(run.folder, what, "the same call goes on from here")
