@@ -179,9 +179,13 @@ def open_claims(table: pd.DataFrame, *verdicts: str) -> pd.DataFrame:
 
 def waiting_claims(table: pd.DataFrame) -> pd.DataFrame:
     "The claims that have not been run, by what is missing; the ledger has the commands."
-    rows = table.assign(claim=whole_claims(table))[table.verdict == NOT_RUN]
+    rows, whole = table[table.verdict == NOT_RUN], whole_claims(table)
     missing = rows.reason.str.removeprefix("missing: ").str.split("; make with: ").str[0]
-    waiting = rows.claim.groupby(missing, sort=False).agg("; ".join)
+
+    def together(claims):
+        return "; ".join([whole[claims.index[0]], *claims.iloc[1:].str.removeprefix("... ")])
+
+    waiting = rows.claim.groupby(missing, sort=False).agg(together)
     return waiting.rename_axis("missing").to_frame("claims that wait for it")
 
 # %% ../../nbs/pages/05_claims.ipynb #62a657a2

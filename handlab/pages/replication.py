@@ -26,7 +26,7 @@ def scope_of(verdicts: list) -> str:
     tested = [verdict for verdict in verdicts if verdict != NOT_ANSWERABLE]
     held, failed = tested.count(HOLDS), tested.count(FAILS)
     if not tested:
-        return "cannot be tested on twins"
+        return "cannot be tested here"
     if not held and not failed:
         return "not run" if set(tested) == {NOT_RUN} else "open"
     if held == len(tested):
