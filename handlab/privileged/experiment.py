@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEARCHED', 'pi_data', 'training_batches', 'make_network', 'trained_network', 'PoseLoss', 'PiLoss', 'carries_mask',
-           'ValidationLosses', 'depends_on', 'start_network', 'untrained_teacher', 'teacher_network', 'train_stage',
-           'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio', 'second_steps',
+           'ValidationLosses', 'depends_on', 'start_network', 'untrained_teacher', 'teacher_network', 'fit_stage',
+           'train_stage', 'stage_jobs', 'train_first', 'start_sizes', 'time_steps', 'step_time_ratio', 'second_steps',
            'unused_settings', 'train_second', 'predict', 'predict_all', 'choose_scale', 'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/04_experiment.ipynb #86b2833a
@@ -264,6 +264,23 @@ def teacher_network(
         return untrained_teacher(settings, data, device)
     return trained_network(settings, kind.teacher, folder, device)
 
+# %% ../../nbs/privileged/04_experiment.ipynb #76dfdc85
+def fit_stage(
+    network,
+    loss: Callable,
+    stage: str,
+    settings,
+    data: ExperimentData,
+    here: Path,  # the stage's folder
+    device,
+    steps: int = 0,  # 0 = as in the settings
+    **more,  # of `fit`
+) -> dict:
+    "Train a stage's network on its batches; returns its `finished.json`."
+    batch_at, loop = training_batches(settings, data, stage, device), train_settings(settings, stage, steps)
+    fit(network, loss, batch_at, loop, here, device, name=settings.STAGES[stage].label, **more)
+    return read_json(here / "finished.json")
+
 # %% ../../nbs/privileged/04_experiment.ipynb #76dfdc84
 def train_stage(
     stage: str,  # a key of STAGES
@@ -288,19 +305,9 @@ def train_stage(
     validate = None
     if data.validation_frames:
         validate = ValidationLosses(settings, data.validation, kind.modality, depth_net, device)
-    fit(
-        start_network(settings, stage, folder),
-        loss,
-        training_batches(settings, data, stage, device),
-        train_settings(settings, stage, steps),
-        here,
-        device,
-        validate=validate,
-        about=about,
-        report=report,
-        name=kind.label,
-    )
-    return read_json(here / "finished.json")
+    network = start_network(settings, stage, folder)
+    more = dict(validate=validate, about=about, report=report)
+    return fit_stage(network, loss, stage, settings, data, here, device, steps, **more)
 
 # %% ../../nbs/privileged/04_experiment.ipynb #a3a5c5aa
 def _before_data(settings: PiSettings, show_progress: bool = True):

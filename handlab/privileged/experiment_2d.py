@@ -26,6 +26,7 @@ from handlab.privileged.experiment import (
     ValidationLosses,
     carries_mask,
     depends_on,
+    fit_stage,
     gather_losses,
     stage_jobs,
     trained_network,
@@ -47,7 +48,6 @@ from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, ordered_batches
 from ..train.files import load_network, save_network, weights_fingerprint
 from ..train.jobs import run_jobs
-from ..train.loop import fit
 from ..train.sets import evaluation_reader
 from ..train.speed import Case
 
@@ -246,19 +246,10 @@ def train_stage_2d(
     validate = None
     if data.validation_frames:
         validate = ValidationMaps(settings, data.validation, stage, depth_net, device)
-    fit(
-        start_machine(settings, stage, folder),
-        MapLoss(settings, stage, depth_net if kind.privileged else None),
-        training_batches(settings, data, stage, device),
-        train_settings(settings, stage, steps),
-        here,
-        device,
-        validate=validate,
-        about=about,
-        report=report,
-        name=kind.label,
-    )
-    return read_json(here / "finished.json")
+    network = start_machine(settings, stage, folder)
+    loss = MapLoss(settings, stage, depth_net if kind.privileged else None)
+    more = dict(validate=validate, about=about, report=report)
+    return fit_stage(network, loss, stage, settings, data, here, device, steps, **more)
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #8fe3d3dc
 def train_stages_2d(
