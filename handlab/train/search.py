@@ -31,7 +31,7 @@ def draw_candidate(
     number: int,  # 0: the settings as they are
     seed: int = 0,
 ) -> dict:  # {field: value}
-    "One random draw; around a setting that is 0 all draws are 0."
+    "One candidate: number 0 is the settings as they are, others are random; around 0 all draws are 0."
     as_they_are = {name: getattr(settings, name) for name in space}
     if number == 0:
         return as_they_are
@@ -55,7 +55,7 @@ def _without(candidate: dict, names) -> dict:
 
 
 def _another_trial(arm: str, trials: list, names, further) -> dict:
-    "The first of further candidates that is none of the arm's trials."
+    "The first of some further candidates that differs from all trials of the arm."
     for candidate in itertools.islice(further, _ATTEMPTS):
         if (trial := _without(candidate, names)) not in trials:
             return trial
@@ -63,16 +63,16 @@ def _another_trial(arm: str, trials: list, names, further) -> dict:
     raise HandlabError(
         f"search, {arm}",
         f"it has fewer than {len(trials)} different candidates{without}",
-        "try more values, or give candidates that differ in settings that it has",
+        "search over more values, or give candidates that differ in settings of this arm",
     )
 
 
 def trials_of(
-    candidates: list,  # of `draw_candidates`, or a list of one's own
+    candidates: list,  # of `draw_candidates`, or your own list
     unused: dict,  # {arm: the names of the settings that have no effect on it}
-    draw: Callable = None,  # number -> candidate, in place of one that is there twice; None: that is an error
+    draw: Callable = None,  # number -> candidate, to replace equal trials; None: equal trials are an error
 ) -> dict:  # {arm: [{field: value}]}
-    "The same candidates for every arm, without the settings that it does not have; all of an arm differ."
+    "The same candidates for every arm, without the settings that it does not have; no two trials are equal."
     found = {}
     for arm, names in unused.items():
         trials = found[arm] = [_without(each, names) for each in candidates]
