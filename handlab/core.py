@@ -684,7 +684,7 @@ _STOP_AT = "HANDLAB_STOP_AT"  # seconds since 1970, in the environment: child pr
 
 
 class OutOfTime(HandlabError):
-    "A training has stopped at a checkpoint because its time is over: the same call goes on."
+    "A training has stopped at a checkpoint because of its time limit; the same call continues it."
 
     code = 75
 

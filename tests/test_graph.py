@@ -649,14 +649,14 @@ def test_a_run_whose_files_were_deleted_is_made_again(tiny):
 
 def test_a_run_whose_time_is_over_says_so_in_its_exit_code(monkeypatch, tmp_path, capsys):
     def stopped(source, target, parameters, **options):
-        what = "runs/x: its time is over at step 40 of 100; the same call goes on from here"
+        what = "runs/x: the time limit is reached at step 40 of 100; make the same call again to continue"
         raise papermill.PapermillExecutionError(3, 3, "fit(...)", "OutOfTime", what, [])
 
     papermill = pytest.importorskip("papermill")
     monkeypatch.setattr(papermill, "execute_notebook", stopped)
     with pytest.raises(SystemExit) as end, core.one_line_errors():
         execute("train_pi", tmp_path / "a/train_pi.ipynb", {})
-    assert end.value.code == 75 and "at step 40 of 100; the same call" in capsys.readouterr().err
+    assert end.value.code == 75 and "at step 40 of 100; make the same call" in capsys.readouterr().err
     monkeypatch.setenv("HANDLAB_STOP_AT", "0")
     with pytest.raises(core.OutOfTime, match="before it began"):
         execute_module.run_one("train_pi-sim-rhd-seed0", "smoke", 1)

@@ -93,7 +93,7 @@ def test_a_stopped_one_goes_on_the_same(tmp_path):
     def run(folder, **more):
         run_jobs([Job("a", train, {"folder": tmp_path / folder, "dropout": 0.3, **more})], processes=2)
 
-    with pytest.raises(HandlabError, match="its time is over at step 15 of 30") as stopped:
+    with pytest.raises(HandlabError, match="the time limit is reached at step 15 of 30") as stopped:
         run("stopped", stop=14)
     assert stopped.value.code == 75
     run("stopped")

@@ -80,7 +80,7 @@ def execute(notebook: str, output: Path, parameters: dict):
         except papermill.PapermillExecutionError as error:
             if error.ename != OutOfTime.__name__:
                 raise
-            what, fix = error.evalue.partition("; ")[0], "the same call goes on from there"
+            what, fix = error.evalue.partition("; ")[0], "make the same call again to continue"
             raise OutOfTime(output.parent.name, what, fix) from None
         except RuntimeError as error:
             if str(error) == "Kernel died":
@@ -97,7 +97,9 @@ def _literal(path: Path) -> str:
 def run_one(name: str, profile: str, seeds: int, real: str = ""):
     "Make one run of the graph."
     if time_is_over():
-        raise OutOfTime(name, "its time is over before it began", "the same call goes on")
+        raise OutOfTime(
+            name, "the time limit is reached before it began", "make the same call again to continue"
+        )
     run = find_run(name, profile, seeds, real)
     folder = project_path(run_folder(run, profile))
     lock = folder.parent / "locks" / f"{name}.lock"

@@ -153,7 +153,7 @@ def command_line() -> CommandLine:
     usual.add_argument("--seeds", type=int, default=1, help="how many (1)")
     real = f"make everything on the real sets in this folder ({', '.join(REAL_SETS)}) instead of their twins"
     usual.add_argument("--real", default="", metavar="FOLDER", help=real)
-    minutes = "stop trainings after so long, at a checkpoint; the same call goes on (a run's exit code: 75)"
+    minutes = "time limit: trainings stop at a checkpoint, the same call continues (a run's exit code: 75)"
     usual.add_argument("--minutes", type=float, default=0, help=minutes)
     text = "The graph that makes every table and figure of both papers."
     parser = CommandLine(prog="python -m handlab.graph.run", description=text)

@@ -249,7 +249,7 @@ def _side_by_side(jobs, places: list, view: Together) -> dict:  # {name: ('resul
     return outcomes
 
 
-_NOT_BEGUN = "its time is over before it began", "the same call goes on"
+_NOT_BEGUN = "the time limit is reached before it began", "make the same call again to continue"
 
 # %% ../../nbs/train/02_jobs.ipynb #de0214c3
 def _one_by_one(jobs, show: bool = True, threads: int = 1) -> dict:

@@ -545,8 +545,8 @@ def _step_through(run: Training, loss_function: Callable, batch_at: Callable, va
         if last or over or run.step % settings.checkpoint_every == 0:
             _save(run)
         if over:
-            what = f"its time is over at step {run.step:,} of {settings.steps:,}"
-            raise OutOfTime(run.folder, what, "the same call goes on from here")
+            what = f"the time limit is reached at step {run.step:,} of {settings.steps:,}"
+            raise OutOfTime(run.folder, what, "make the same call again to continue")
 
 # %% ../../nbs/train/01_loop.ipynb #5ea10021
 @contextlib.contextmanager
