@@ -12,12 +12,13 @@ import pandas as pd
 import papermill_calls
 import pytest
 import torch
+from looks import check_looks
 from matplotlib.patches import Rectangle
 
 from handlab.core import HandlabError, make_settings
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
-from handlab.hand.draw import COLOURS
+from handlab.hand.draw import STYLES
 from handlab.hand.metrics import align_procrustes, epe, joint_errors
 from handlab.pages import pi_figures, pi_scores
 from handlab.pages.curves import (
@@ -290,6 +291,27 @@ def all_six(folder):
     ]
 
 
+def curves_of(figure):
+    "The axes with curves, without those of their differences."
+    return [axis for axis in figure.axes if axis.get_ylabel()]
+
+
+def test_no_two_curves_of_a_plot_look_alike_and_none_lies_under_a_legend(tmp_path):
+    figure = pi_scores.fig_3(*all_six(tmp_path / "quick"), "sim-dexter-object")
+    check_looks(figure)
+    tops = [axis.get_ylim()[1] for axis in curves_of(figure)]
+    highest = [max(line.get_ydata().max() for line in axis.lines) for axis in curves_of(figure)]
+    assert all(most <= top <= max(1.1 * most, 1.005) for most, top in zip(highest, tops))
+
+
+def test_differences_are_those_of_the_curves(tmp_path):
+    figure = pi_scores.fig_panel(all_six(tmp_path / "quick")[0], "top left")
+    curves, below = figure.axes
+    shown = {line.get_label().rsplit(" (", 1)[0]: line.get_ydata() for line in curves.lines}
+    apart = [100 * (shown[name] - shown["RGB Net, same steps"]) for name in ("RGB Net", "RGB PI Net")]
+    assert all(any(np.allclose(each, line.get_ydata()) for line in below.lines[1:]) for each in apart)
+
+
 def test_published_is_dashed_and_says_so_and_ours_is_neither(tmp_path):
     lines = drawn(pi_scores.fig_3(*all_six(tmp_path / "quick"), "sim-dexter-object"))
     published = [line for line in lines if PUBLISHED in line.get_label()]
@@ -314,7 +336,7 @@ def test_six_panels_show_the_papers_networks_and_the_controls(tmp_path):
     figure = pi_scores.fig_3(*all_six(tmp_path / "quick"), "sim-dexter-object")
     shown = [
         {line.get_label().rsplit(" (", 1)[0] for line in axis.lines if PUBLISHED not in line.get_label()}
-        for axis in figure.axes
+        for axis in curves_of(figure)
     ]
     stages = {kind.label for kind in STAGES.values()}
     two = {"Baseline RGB", "Baseline RGB, same steps"}
@@ -326,10 +348,11 @@ def test_six_panels_show_the_papers_networks_and_the_controls(tmp_path):
         two | {"Baseline Depth", "RGB + PI training (0.2)", "RGB + PI training (0.8)"},
         {"Baseline RGB", "RGB + PI training"},
     ]
-    assert all(any("profile quick, 1 seed" in text.get_text() for text in axis.texts) for axis in figure.axes)
-    assert figure.axes[5].texts[0].get_text().startswith(
+    axes = curves_of(figure)
+    assert all(any("profile quick, 1 seed" in text.get_text() for text in axis.texts) for axis in axes)
+    assert axes[5].texts[0].get_text().startswith(
         "tested on sim-dexter-object;\ntrained on sim-rhd twin"
-    ) and figure.axes[2].texts[0].get_text().startswith("ours: sim-stb twin")
+    ) and axes[2].texts[0].get_text().startswith("ours: sim-stb twin")
 
 
 def test_a_panel_without_runs_says_so(tmp_path):
@@ -346,7 +369,7 @@ def test_mean_curve_and_band_of_several_seeds():
     band = axis.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == 1 and {0.1, 0.5} <= set(np.round(band[:, 1], 6))
     with pytest.raises(HandlabError, match="dashed lines are for published"):
-        draw_ours(axis, [0, 1], [[0, 1]], "b", linestyle="--")
+        draw_ours(axis, [0, 1], [[0, 1]], "b", dict(linestyle="--"))
     with pytest.raises(HandlabError, match="do not match"):
         draw_ours(axis, [0, 1, 2], [[0, 1]], "b")
 
@@ -371,8 +394,10 @@ def test_legend_is_in_the_order_of_the_areas():
     ]
 
 
-def test_every_method_has_its_own_colour():
-    assert len({COLOURS[method] for method in STATE_OF_THE_ART}) == len(STATE_OF_THE_ART)
+def test_no_two_series_look_alike():
+    assert len(set(STYLES.values())) == len(STYLES) - 2  # RGB alone, and the proposed method, of both papers
+    assert len({STYLES[method] for method in STATE_OF_THE_ART}) == len(STATE_OF_THE_ART)
+    assert all(line == "--" for name in STATE_OF_THE_ART for _, line, _ in [STYLES[name]])
 
 
 # ---- figures with networks and frames
@@ -618,7 +643,7 @@ def test_every_place_of_fig_3_is_a_panel_of_its_own(tmp_path):
         figure = pi_scores.fig_panel(
             runs[key], place, *(["sim-dexter-object"] if place == "bottom right" else [])
         )
-        assert len(figure.axes) == 1 and figure.axes[0].get_title() == title and drawn(figure)
+        assert len(curves_of(figure)) == 1 and figure.axes[0].get_title() == title and drawn(figure)
 
 
 # ---- the notebook

@@ -16,7 +16,7 @@ import torch
 
 from .experiment import predict, strategy_jobs, time_parts, trained_network
 from ..core import read_json, write_json
-from ..hand.draw import COLOURS
+from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.metrics import joint_errors
 from ..train.experiment import side_by_side
 from ..train.files import read_losses
@@ -134,26 +134,49 @@ def validation_curves(
     }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
+def _draw_errors(axis, x, errors, style: dict, label: str):  # errors (seeds, T)
+    "The mean over the seeds, and a band from the lowest to the highest."
+    axis.plot(x, errors.mean(0), label=label, **style)
+    if len(errors) > 1:
+        axis.fill_between(x, errors.min(0), errors.max(0), color=style["color"], alpha=0.15, lw=0)
+
+
+def _draw_apart(axis, curves: dict, styles: dict):
+    "Each curve less the first, at the steps of the first."
+    (first, (steps, base)), *others = curves.items()
+    axis.axhline(0, **(styles[first] | dict(marker="", lw=1.2)))
+    for name, (x, errors) in others:
+        if np.array_equal(x, steps):
+            apart = errors - base if errors.shape == base.shape else (errors.mean(0) - base.mean(0))[None]
+            _draw_errors(axis, x, apart, styles[name], name)
+    axis.set(xlabel="step", ylabel=f"validation EPE minus\n{first} (mm)")
+
+
 def fig_validation(
     curves: dict,  # of `validation_curves`
     times: dict = None,  # {name: milliseconds per step}
-    colours: dict = None,  # {name: colour}, of names that have one
+    styles: dict = None,  # {name: of `line_of`} where the name is not one of the palette
 ):
-    "The validation error over steps and, if `times` are given, over time; thin lines are seeds."
-    figure, axes = plt.subplots(
-        1, 1 + bool(times), figsize=(10 if times else 5.5, 3.4), sharey=True, squeeze=False
-    )
-    for number, (name, (steps, errors)) in enumerate(curves.items()):
-        colour = (colours or {}).get(name, f"C{number}")
-        for ax, axis in zip(axes[0], (steps, steps * times[name] / 60000) if times else (steps,)):
-            ax.plot(axis, errors.T, color=colour, lw=0.5, alpha=0.5)
-            ax.plot(axis, errors.mean(0), color=colour, label=name)
-    for ax, label in zip(axes[0], ("step", "training time (minutes)")):
-        ax.set_xlabel(label)
+    "The validation error over steps, its differences from the first, and over time where that is known."
+    styles = {
+        name: (styles or {}).get(name) or line_of(name if name in STYLES else "published") for name in curves
+    }
+    count = 1 + (len(curves) > 1) + bool(times)
+    figure, axes = plt.subplots(1, count, figsize=(3.7 * count, 3.4), squeeze=False)
+    for name, (steps, errors) in curves.items():
+        _draw_errors(axes[0, 0], steps, errors, styles[name], name)
+        if times:
+            _draw_errors(axes[0, -1], steps * times[name] / 60000, errors, styles[name], name)
+    axes[0, 0].set(xlabel="step", ylabel="validation EPE (mm)")
+    if len(curves) > 1:
+        _draw_apart(axes[0, 1], curves, styles)
+    if times:
+        axes[0, -1].set(xlabel="training time (minutes)", ylabel="validation EPE (mm)")
+    for ax in axes.flat:
         ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("validation EPE (mm)")
-    axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
+    middle = axes[0, (count - 1) // 2]
+    legend_below(middle, axes[0, 0].get_legend_handles_labels()[0], ncols=min(len(curves), 4))
     return figure
 
 # %% ../../nbs/aligned/09_comparison.ipynb #67c651b1
@@ -161,16 +184,17 @@ def fig_budgets(
     errors: dict,  # {budget: {name: (seeds, N) mm}}
     source: str,  # data, profile and seeds
 ):
-    "Mean EPE of each strategy under each budget: a bar for the mean, a dot per seed."
+    "Mean EPE of each strategy under each budget: a line for the mean, a dot per seed."
     figure, axes = plt.subplots(1, len(errors), figsize=(4.6 * len(errors), 3.2), sharey=True, squeeze=False)
     for ax, (budget, rows) in zip(axes[0], errors.items()):
-        for place, each in enumerate(rows.values()):
-            ax.bar(place, each.mean(), color=COLOURS["rgb"], alpha=0.35)
-            ax.plot(np.full(len(each), place), each.mean(1), "k.", ms=4)
+        for place, (name, each) in enumerate(rows.items()):
+            style = line_of(name if name in STYLES else "published") | dict(linestyle="", markevery=None)
+            ax.plot(np.full(len(each), place), each.mean(1), **style)
+            ax.hlines(each.mean(), place - 0.3, place + 0.3, color=style["color"], lw=2)
         ax.set_xticks(range(len(rows)), rows, rotation=30)
-        ax.set_title(budget, fontsize=9)
-        ax.set_ylim(0.8 * min(each.mean() for each in rows.values()), None)
-    axes[0, 0].set_ylabel("mean EPE (mm); the axis does not start at 0", fontsize=8)
-    figure.suptitle(source, fontsize=8)
+        ax.set_title(budget, fontsize=10)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0, 0].set_ylabel("mean EPE (mm)")
+    figure.suptitle(f"{source}; a line for the mean, a marker per seed", fontsize=9)
     figure.tight_layout()
     return figure

@@ -20,11 +20,14 @@ from ..data.batches import Batches
 from ..hand.camera import project
 from handlab.hand.draw import (
     COLOURS,
+    STYLES,
     bare_3d,
     draw_cloud,
     draw_hand_2d,
     draw_hand_3d,
     draw_over,
+    legend_below,
+    line_of,
     plain_axes,
 )
 from ..hand.metrics import thresholds_3d
@@ -47,10 +50,21 @@ DRAW = {  # {letter: (needs 3D axes, function of axes and values)}
 }
 
 # %% ../../nbs/aligned/07_figures.ipynb #87ef8736
+def _around(rows) -> dict:  # {letter: one array of points per column}
+    "All points of a column that share a letter: true and estimated are drawn to one scale."
+    found = {}
+    for _, letter, values, _ in rows:
+        if DRAW[letter][0]:
+            found.setdefault(letter, []).append([np.asarray(value).reshape(-1, 3) for value in values])
+    return {letter: [np.concatenate(each) for each in zip(*rows)] for letter, rows in found.items()}
+
+
 def fig_rows(
-    rows, gap
-):  # rows: (name, letter of the modality, a list of values, style); gap: between the rows
+    rows,  # (name, letter of the modality, a list of values, style)
+    gap,  # between the rows
+):
     "A row per modality, a column per frame; returns the figure and its axes, (rows,columns)."
+    around = _around(rows)
     columns = len(rows[0][2])
     figure = plt.figure(figsize=(1.35 * columns, 1.35 * len(rows)), dpi=85)
     axes = np.empty((len(rows), columns), object)
@@ -59,10 +73,10 @@ def fig_rows(
         for column, value in enumerate(values):
             place = row * columns + column + 1
             ax = figure.add_subplot(len(rows), columns, place, projection="3d" if solid else None)
-            draw(bare_3d(ax) if solid else ax, value, **style)
+            draw(bare_3d(ax, around=around[letter][column]) if solid else ax, value, **style)
             ax.axis("off")
             axes[row, column] = ax
-        axes[row, 0].set_title(name, fontsize=7, pad=2, loc="left")
+        axes[row, 0].set_title(name, fontsize=10, pad=2, loc="left", y=0.86 if solid else None)
     figure.subplots_adjust(0, 0, 1, 0.97, 0, gap)
     return figure, axes
 
@@ -106,6 +120,8 @@ class Walk:
     poses: np.ndarray  # (F,21,3) in hand scales, root-relative
     clouds: np.ndarray = None  # (F,N,3), or None where no decoder makes them
     names: tuple = ("", "")  # of the two frames
+    true_poses: np.ndarray = None  # (2,21,3) of the two frames
+    true_clouds: np.ndarray = None  # (2,N,3) of the two frames, or None
 
 # %% ../../nbs/aligned/07_figures.ipynb #88a58da2
 def make_walk(
@@ -128,66 +144,82 @@ def make_walk(
         )
     images = ((true["R"].transpose(0, 2, 3, 1) + 0.5) * 255).round().clip(0, 255).astype(np.uint8)
     names = tuple(map(str, chosen.name))
-    return Walk(images, decoded["P"], decoded.get("C"), names)
+    return Walk(images, decoded["P"], decoded.get("C"), names, true["P"], true.get("C"))
 
 # %% ../../nbs/aligned/07_figures.ipynb #7a934634
-def _draw_row(figure, rows, row, values, draw, **style):
-    "One row of a walk, with a free column at either side."
-    columns = len(values) + 2
-    for column, value in enumerate(values, 2):
-        axis = figure.add_subplot(rows, columns, row * columns + column, projection="3d")
-        draw(bare_3d(axis), value, **style)
+def _draw_row(figure, places, decoded, true, draw, true_style: dict, **style):
+    "One row of a walk: the true end, what is decoded, the other true end."
+    drawn, around = [true[0], *decoded, true[1]], np.concatenate([true, decoded])
+    for number, (place, values) in enumerate(zip(places, drawn)):
+        axis = bare_3d(figure.add_subplot(place, projection="3d"), around=around)
+        draw(axis, values, **(true_style if number in (0, len(drawn) - 1) else style))
+        if number in (0, 1):
+            axis.set_title(("true", "decoded")[number], fontsize=10, y=0.86)
 
 # %% ../../nbs/aligned/07_figures.ipynb #e2e7e9f6
-def fig_walks(network, prepared, settings, pairs, count=7, device="cpu", letter="R"):
+def _draw_walk(figure, grid, row: int, walk: Walk):
+    "Images over the height of a walk, hands, and clouds where they are decoded."
+    rows = 1 + (walk.clouds is not None)
+    for column, image in zip((0, -1), walk.images):
+        axis = figure.add_subplot(grid[row : row + rows, column])
+        axis.imshow(image)
+        axis.axis("off")
+    ends = (dict(colour=COLOURS["truth"], width=1.4), dict(colour=COLOURS["predicted"], width=1.4))
+    hands = [grid[row, column] for column in range(1, len(walk.poses) + 3)]
+    _draw_row(figure, hands, walk.poses, walk.true_poses, draw_hand_3d, ends[0], **ends[1])
+    if walk.clouds is not None:
+        clouds = [grid[row + 1, column] for column in range(1, len(walk.poses) + 3)]
+        _draw_row(figure, clouds, walk.clouds, walk.true_clouds, draw_cloud, {})
+
+
+def fig_walks(network, prepared, settings, pairs, count=5, device="cpu", letter="R"):
     "Several walks one below the other: two frames, and the decoded hands and clouds between them."
     walks = [make_walk(network, prepared, settings, *pair, count, device, letter) for pair in pairs]
-    clouds = walks[0].clouds is not None
-    rows = len(walks) * (1 + clouds)
-    figure = plt.figure(figsize=(1.3 * (count + 2), 1.3 * rows), dpi=85)
+    rows = 1 + (walks[0].clouds is not None)
+    figure = plt.figure(figsize=(1.25 * (count + 5), 1.25 * rows * len(walks)), dpi=85)
+    widths = [1.5, *[1] * (count + 2), 1.5]
+    grid = figure.add_gridspec(rows * len(walks), count + 4, width_ratios=widths)
     for number, walk in enumerate(walks):
-        row = number * (1 + clouds)
-        _draw_row(figure, rows, row, walk.poses, draw_hand_3d, colour=COLOURS["predicted"], width=1.2)
-        for column, image in zip((1, count + 2), walk.images):
-            axis = figure.add_subplot(rows, count + 2, row * (count + 2) + column)
-            axis.imshow(image)
-            axis.axis("off")
-        if clouds:
-            _draw_row(figure, rows, row + 1, walk.clouds, draw_cloud)
-    figure.subplots_adjust(0, 0, 1, 1, 0, 0)
+        _draw_walk(figure, grid, rows * number, walk)
+    figure.subplots_adjust(0, 0, 1, 1, 0.02, 0)
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #d440ce6d
-def fig_walk(network, prepared, settings, first, second, count=7, device="cpu", letter="R"):
+def fig_walk(network, prepared, settings, first, second, count=5, device="cpu", letter="R"):
     "Two frames and the decoded hands and clouds between them."
     return fig_walks(network, prepared, settings, [(first, second)], count, device, letter)
 
 # %% ../../nbs/aligned/07_figures.ipynb #dbefd5c7
-def _draw_training(axes, folder, colour, label):
+def _style_of(label: str, number: int) -> dict:
+    "The style of a series that has the name of one in the palette, else of the palette's next."
+    return line_of(label if label in STYLES else list(STYLES)[4 + number])
+
+
+def _draw_training(axes, folder, style, label):
     training, validation = (
         read_losses(Path(folder) / "losses.csv", split) for split in ("training", "validation")
     )
-    axes[0].plot(training["step"], training["loss"], color=colour, label=label)
-    for name, style in (("pose", "-"), ("pose_joint", ":")):
+    axes[0].plot(training["step"], training["loss"], label=label, **style)
+    for name, line in (("pose", "-"), ("pose_joint", ":")):
         if name in training:
-            axes[1].plot(training["step"], training[name], style, color=colour)
-    for name, style in (("epe", "-"), ("epe_C", "--"), ("epe_D", "--")):
+            axes[1].plot(training["step"], training[name], **(style | dict(linestyle=line)))
+    for name, line in (("epe", "-"), ("epe_C", ":"), ("epe_D", ":")):
         if name in validation:
-            axes[2].plot(validation["step"], validation[name], style, color=colour)
+            axes[2].plot(validation["step"], validation[name], **(style | dict(linestyle=line)))
 
 # %% ../../nbs/aligned/07_figures.ipynb #9b43ade9
 def fig_training(folders):  # {label: run folder}
     "Loss and validation error over the steps, one line per run."
-    figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), dpi=80)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), dpi=85)
     for number, (label, folder) in enumerate(folders.items()):
-        _draw_training(axes, folder, f"C{number}", label)
-    titles = ("loss", "pose loss, Eq. 10: RGB -, joint ···", "validation EPE, mm: RGB -, depth - -")
+        _draw_training(axes, folder, _style_of(label, number), label)
+    titles = ("loss", "pose loss, Eq. 10: RGB -, joint ···", "validation EPE, mm: RGB -, depth ···")
     for ax, title in zip(axes, titles):
-        ax.set_title(title, fontsize=8)
+        ax.set_title(title, fontsize=9)
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    axes[0].legend(fontsize=7)
+    legend_below(axes[1], axes[0].lines, ncols=len(folders))
     figure.tight_layout()
     return figure
 
@@ -198,16 +230,17 @@ def fig_pck(
     ax=None,
 ):
     "3D PCK of several strategies, with AUC 0-50 and 20-50 mm."
-    ax = ax or plt.subplots(figsize=(4.6, 3.4), dpi=80)[1]
-    for label, scores in sorted(values.items(), key=lambda item: -item[1]["auc_0_50"]):
-        ax.plot(
-            thresholds_3d(),
-            scores["pck"],
-            label=f"{label.replace('_', ' ')} ({scores['auc_0_50']:.3f}, {scores['auc_20_50']:.3f})",
-        )
-    ax.set(xlabel="error threshold, mm", ylabel="3D PCK", xlim=(0, 50), ylim=(0, 1), title=title)
+    ax = ax or plt.subplots(figsize=(5, 3.6), dpi=85)[1]
+    best_first = sorted(values.items(), key=lambda item: -item[1]["auc_0_50"])
+    for number, (label, scores) in enumerate(best_first):
+        areas = f"{scores['auc_0_50']:.3f}, {scores['auc_20_50']:.3f}"
+        text = f"{label.replace('_', ' ')} ({areas})"
+        ax.plot(thresholds_3d(), scores["pck"], label=text, **_style_of(label, number))
+    top = min(1.005, 1.08 * max(np.max(scores["pck"]) for scores in values.values()))
+    ax.set(xlabel="error threshold, mm", ylabel="3D PCK", xlim=(0, 50), ylim=(0, top))
+    ax.set_title(title, fontsize=10)
     ax.grid(alpha=0.3)
-    ax.legend(title="AUC 0-50, 20-50 mm", fontsize=7, title_fontsize=7, loc="best")
+    legend_below(ax, title="AUC 0-50, 20-50 mm")
     return ax.figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #9b161794
@@ -240,22 +273,36 @@ def fig_overlays(
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #cba78098
+def _draw_shares(axis, by_share: dict, label: str, style: dict):  # {share: [mm, one per seed]}
+    shares = sorted(by_share)
+    middle, deviation = (np.array([f(by_share[share]) for share in shares]) for f in (np.mean, np.std))
+    bars = dict(markersize=6, markevery=None, capsize=3, label=label)
+    axis.errorbar(100 * np.array(shares), middle, deviation, **(style | bars))
+
+
 def fig_weak(
     errors,  # {'supervised': {share: [mm, one per seed]}, 'weakly supervised': {...}}
     title="",
-    reference=None,
-):  # {label: mm}: what to compare with, as horizontal lines
-    "Mean EPE over the labelled share, with the standard deviation over the seeds."
-    figure, ax = plt.subplots(figsize=(4.6, 3), dpi=80)
-    for label, by_share in errors.items():
-        shares = sorted(by_share)
-        middle = np.array([np.mean(by_share[share]) for share in shares])
-        deviation = np.array([np.std(by_share[share]) for share in shares])
-        ax.errorbar(100 * np.array(shares), middle, deviation, marker="o", ms=4, capsize=3, label=label)
+    reference=None,  # {label: mm}: what to compare with, as horizontal lines
+):
+    "Mean EPE over the labelled share, with the deviation over the seeds, and the regimes' difference."
+    figure, (ax, below) = plt.subplots(2, 1, figsize=(5, 4.4), sharex=True, height_ratios=[2.2, 1])
+    for (label, by_share), name in zip(errors.items(), ("S1-own_view", "S4")):
+        _draw_shares(ax, by_share, label, line_of(name))
     for label, value in (reference or {}).items():
-        ax.axhline(value, color="#555555", ls=":", label=label)
-    ax.set(xlabel="labelled share of the training frames, %", ylabel="mean EPE, mm", xlim=(0, 103))
-    ax.set_title(title, fontsize=9)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+        ax.axhline(value, color=COLOURS["joints"], ls="-.", lw=1.2, label=label)
+    first, second = (list(errors.values()) * 2)[:2]
+    apart = {share: np.mean(second[share]) - np.mean(first[share]) for share in sorted({*first} & {*second})}
+    below.axhline(0, color=COLOURS["joints"], lw=1)
+    below.plot([100 * share for share in apart], [*apart.values()], **(line_of("S4") | dict(markevery=None)))
+    below.set(xscale="log", xlabel="labelled share of the training frames, %")
+    shares = sorted({share for each in errors.values() for share in each})
+    below.set_xticks([100 * share for share in shares], [f"{100 * share:g}" for share in shares])
+    below.minorticks_off()
+    for axis, label in ((ax, "mean EPE, mm"), (below, "difference\nof the two, mm")):
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    ax.set_title(title, fontsize=10)
+    legend_below(below, ax.get_legend_handles_labels()[0])
+    figure.align_ylabels()
     return figure

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from .experiment import modality_tensors, needed_pixels
 from .strategies import LABELS
 from ..core import numpy_generator
-from ..hand.draw import COLOURS
+from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.skeleton import BONES, hand_scale
 from ..train.experiment import ordered_batches
 
@@ -158,19 +158,19 @@ def fig_smoothness(
     "Left: the length of each step along the path; right: the bone drift."
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
     for row, parts in measured.items():
-        colour, style = COLOURS.get(row, "black"), "-" if row in COLOURS else ":"
+        style = line_of(row if row in STYLES else "mean_pose")
         for axis, name in zip(axes, ("step", "bone_drift")):
             values = parts["profiles"][name]
             grid = np.linspace(0, 100, values.shape[1])
-            axis.plot(grid, values.mean(0), color=colour, linestyle=style, label=WALK_LABELS.get(row, row))
+            axis.plot(grid, values.mean(0), label=WALK_LABELS.get(row, row), **style)
             if len(values) > 1:
-                axis.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
+                axis.fill_between(grid, values.min(0), values.max(0), color=style["color"], alpha=0.2, lw=0)
     for axis, label in zip(axes, ("step / mean step of the walk", "bone lengths off (%)")):
         axis.set(xlabel="share of the path (%)", ylabel=label, xlim=(0, 100), ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=7.5)
-    figure.suptitle(f"Walks between random test images; {source}", fontsize=8)
+    figure.suptitle(f"Walks between random test images; {source}", fontsize=9)
     figure.tight_layout()
+    legend_below(axes[0], bbox_to_anchor=(1.1, 0), ncols=len(measured))
     return figure
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #eccb611c

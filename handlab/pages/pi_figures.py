@@ -44,7 +44,10 @@ def test_frames(run, root: str = ""):  # root: the real set's folder where it is
     if run.shipped:
         return FramesOnDemand(reader, crops, known=run.predictions)
     prepared = prepared_reader(reader, crops, show_progress=False)
-    if list(np.asarray(prepared.name, str)) != list(run.predictions["name"]):
+    names, true = run.predictions["name"], run.predictions["true"]
+    now = prepared.joints if true.shape[-1] == 3 else prepared.uv
+    same = list(np.asarray(prepared.name, str)) == list(names)
+    if not same or not np.allclose(now, true, atol=0.1, equal_nan=True):
         raise HandlabError(
             run.name, "its predictions are not of the frames that its settings give", "run it again"
         )
@@ -109,7 +112,7 @@ def fig_6(runs, root: str = "", count: int = 6):
     chosen = even_frames(len(frames), count)
     predictions = {stage: run.predictions[stage][chosen] for stage in ("rgb", "rgb_pi", "depth")}
     figure = fig_predictions(frames.subset(chosen), predictions, range(len(chosen)))
-    figure.suptitle(f"{source_line(runs[:1])}; green: truth; mean error of each frame", fontsize=8, y=1.03)
+    figure.suptitle(f"{source_line(runs[:1])}; black: truth; mean error of each frame", fontsize=8, y=1.03)
     return figure
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #e03a599a
@@ -122,7 +125,7 @@ def _crops(frames, chosen) -> tuple:  # (N,S,S,3) in 0 to 1, (N,3,3) image to cr
 # %% ../../nbs/pages/06_pi_figures.ipynb #a99673ef
 def _draw_row(row, name: str, arrays: dict, chosen, images, to_crop):
     "The crops alone (name ''), the true hands or a network's with their mean error over the visible joints."
-    colour = COLOURS["truth"] if name == "true" else curve_style(name)["colour"]
+    colour = COLOURS["truth"] if name == "true" else curve_style(name)["color"]
     for axis, index, image, matrix in zip(row, chosen, images, to_crop):
         uv = transform_uv(matrix, arrays[name][index]) if name else np.full((21, 2), np.nan)
         draw_over(axis, image, uv, colour)

@@ -14,9 +14,17 @@ import numpy as np
 import pandas as pd
 
 from ..core import HandlabError
-from ..hand.draw import COLOURS, plain_axes
+from ..hand.draw import STYLES, legend_below, line_of, plain_axes
 from ..hand.metrics import epe, pck, thresholds_2d, thresholds_3d
-from .curves import PUBLISHED, area_between, draw_ours, draw_published, finish_pck
+from handlab.pages.curves import (
+    PUBLISHED,
+    area_between,
+    draw_differences,
+    draw_ours,
+    draw_published,
+    finish_pck,
+    panel_axes,
+)
 from .page import split_scores, with_interval
 from ..privileged.stages import STAGES
 from ..results.published import facts, published_curves, published_numbers
@@ -38,10 +46,9 @@ def published_statements(item: str) -> pd.DataFrame:  # 'Fig. 1', 'Fig. 2', 'Fig
 CONTROLS = ("rgb_steps", "rgb_time")
 
 
-def curve_style(network: str) -> dict:  # colour and linestyle
-    "How a network's curve is drawn."
-    colour = COLOURS.get(network, COLOURS["mean_pose"])
-    return {"colour": colour, "linestyle": ":" if network in CONTROLS else "-"}
+def curve_style(network: str) -> dict:  # of `line_of`
+    "How a network's curve is drawn; one that the house does not know, like the mean pose."
+    return line_of(network if network in STYLES else "mean_pose")
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #d120dbb7
 def label_of(runs, network: str) -> str:
@@ -104,13 +111,24 @@ def draw_networks(axis, runs, networks, unit: str, test_set: str = "", auc_range
     for network in networks:
         curves = _curves(runs, network, thresholds, test_set)
         label = label_of(runs, network)
-        draw_ours(axis, thresholds, curves, label, **curve_style(network), auc_range=auc_range)
+        draw_ours(axis, thresholds, curves, label, curve_style(network), auc_range)
 
 
-def panel_3d(axis, runs, title: str):
-    "3D PCK of Depth Net, RGB Net, RGB PI Net and the controls."
-    draw_networks(axis, runs, [name for name in networks_of(runs) if name in STAGES], "mm")
-    return finish_pck(axis, title, source_line(runs), auc_range="0-50 mm")
+def _axes_of(figure, runs, networks, unit: str, test_set: str = "") -> tuple:
+    "Axes with the networks' curves, and those of their differences from RGB alone of as many steps, or None."
+    reference = next((name for name in ("rgb_steps", "rgb") if name in networks), "")
+    apart = len([name for name in networks if name != "depth"]) > 1 and bool(reference)
+    axis, below = panel_axes(figure, apart)
+    draw_networks(axis, runs, networks, unit, test_set)
+    if apart:
+        draw_differences(below, axis, label_of(runs, reference), [label_of(runs, "depth")])
+    return axis, below
+
+
+def panel_3d(figure, runs, title: str):  # a figure or subfigure
+    "3D PCK of Depth Net, RGB Net, RGB PI Net and the controls; differences of those that see RGB."
+    axis, below = _axes_of(figure, runs, [name for name in networks_of(runs) if name in STAGES], "mm")
+    return finish_pck(axis, title, source_line(runs), auc_range="0-50 mm", below=below)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #9a9d6fd7
 STATE_OF_THE_ART = (
@@ -126,8 +144,9 @@ STATE_OF_THE_ART = (
 )
 
 
-def panel_published(axis, runs, title: str):
+def panel_published(figure, runs, title: str):
     "RGB PI Net's 3D PCK from 20 to 50 mm and the published ones."
+    axis, _ = panel_axes(figure, differences=False)
     published = published_curves("stb")
     for method in STATE_OF_THE_ART:
         draw_published(axis, published[method], method)
@@ -159,12 +178,13 @@ NETWORKS_2D = {
 }
 
 
-def panel_2d(axis, runs, title: str, which: str, test_set: str = ""):  # which: a key of NETWORKS_2D
+def panel_2d(figure, runs, title: str, which: str, test_set: str = ""):  # which: a key of NETWORKS_2D
     "2D PCK of the networks that the paper shows, and the control."
     found = networks_of(runs, test_set)
-    draw_networks(axis, runs, [name for name in NETWORKS_2D[which] if name in found], "px", test_set)
+    networks = [name for name in NETWORKS_2D[which] if name in found]
+    axis, below = _axes_of(figure, runs, networks, "px", test_set)
     source = f"tested on {test_set};\ntrained on {source_line(runs)}" if test_set else source_line(runs)
-    return finish_pck(axis, title, source, "px", auc_range="0-30 px")
+    return finish_pck(axis, title, source, "px", auc_range="0-30 px", below=below)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #2a18184c
 PANELS = {  # place in Fig. 3: (runs, how it is drawn, title, ...)
@@ -180,13 +200,13 @@ PANELS = {  # place in Fig. 3: (runs, how it is drawn, title, ...)
 def fig_panel(runs, place: str, *more):  # more: the other test set, for the bottom right
     "A panel of Fig. 3 as a figure of its own."
     _, draw, *arguments = PANELS[place]
-    figure, axis = plt.subplots(figsize=(5.4, 4.2), dpi=100)
-    draw(axis, runs, *arguments, *more)
+    figure = plt.figure(figsize=(5.4, 5), dpi=100)
+    draw(figure, runs, *arguments, *more)
     return figure
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #c0778c33
-def _draw_no_run(axis, title: str):
-    text = f"{title}: no run yet"
+def _draw_no_run(figure, title: str):
+    axis, text = figure.subplots(), f"{title}: no run yet"
     axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, transform=axis.transAxes)
     plain_axes([axis])
 
@@ -194,14 +214,14 @@ def _draw_no_run(axis, title: str):
 def fig_3(rhd=(), stereo=(), rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object"):
     "Fig. 3 as in the paper: 3D above, 2D below; a panel without runs says so."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
-    figure, axes = plt.subplots(2, 3, figsize=(11.5, 10), dpi=110, layout="constrained")
-    for axis, (place, (key, draw, *arguments)) in zip(axes.flat, PANELS.items()):
+    figure = plt.figure(figsize=(11.5, 13), dpi=110, layout="constrained")
+    for part, (place, (key, draw, *arguments)) in zip(figure.subfigures(2, 3).flat, PANELS.items()):
         other = [test_set] if place == "bottom right" else []
         tested = all(was_tested(run, test_set) for run in runs[key]) or not other
         if runs[key] and tested:
-            draw(axis, runs[key], *arguments, *other)
+            draw(part, runs[key], *arguments, *other)
         else:
-            _draw_no_run(axis, arguments[0])
+            _draw_no_run(part, arguments[0])
     return figure
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #547b4e96
@@ -316,11 +336,13 @@ def table_2_of(rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object") -> 
 SHARES = {"rgb_steps": 0.0, "mask_0.2": 0.2, "mask_0.8": 0.8, "mask_1": 1.0}
 
 
-def _draw_over_shares(axis, shares, values, label: str, colour: str):  # values (shares, seeds)
+def _draw_over_shares(axis, shares, values, label: str, name: str):  # values (shares, seeds); name: a style
     "The mean over the seeds, and a band from the lowest to the highest."
-    axis.plot(shares, values.mean(1), "o-", color=colour, label=label)
+    style = line_of(name) | dict(markevery=None)
+    axis.plot(shares, values.mean(1), label=label, **style)
     if values.shape[1] > 1:
-        axis.fill_between(shares, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
+        edges = (values.min(1), values.max(1))
+        axis.fill_between(shares, *edges, color=style["color"], alpha=0.2, linewidth=0)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #dc89436b
 def _draw_share_errors(axis, runs, shares: dict):
@@ -330,12 +352,12 @@ def _draw_share_errors(axis, runs, shares: dict):
         index="method", columns="metric", values="value"
     )
     for column, (name, network) in enumerate({"mean": "mask_1", "median": "mask_0.8"}.items()):
-        colour = COLOURS[network]
-        _draw_over_shares(axis, list(shares.values()), errors[:, :, column], f"ours, EPE {name}", colour)
+        _draw_over_shares(axis, list(shares.values()), errors[:, :, column], f"ours, EPE {name}", network)
         printed = [published.loc[f"RGB + PI training ({share})", f"2D EPE {name}"] for share in (0.2, 0.8)]
         label = f"EPE {name} on Stereo, {PUBLISHED}"
-        axis.plot([0.2, 0.8], printed, "s--", color=colour, linewidth=1.1, markersize=4, label=label)
-    axis.set(ylabel="EPE (px of the original image)", ylim=(0, None))
+        style = line_of("published") | dict(marker="sD"[column], markevery=None, linewidth=1.1)
+        axis.plot([0.2, 0.8], printed, label=label, **style)
+    axis.set(ylabel="EPE (px)", ylim=(0, None))
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #709252a0
 def _draw_share_energy(axis, runs, shares: dict):
@@ -344,24 +366,24 @@ def _draw_share_energy(axis, runs, shares: dict):
     measured = {name: share for name, share in shares.items() if all(name in each for each in energy)}
     if measured:
         values = np.array([[each[name] for each in energy] for name in measured])
-        _draw_over_shares(axis, list(measured.values()), values, "ours", COLOURS["mask_1"])
+        _draw_over_shares(axis, list(measured.values()), values, "ours", "mask_1")
         covered = np.mean([each["hand"] for each in energy])
         axis.axhline(covered, color="0.4", linestyle=":", label="share of the crop that the hand covers")
-    axis.set(ylabel="share of energy on the hand")
+    axis.set(ylabel="share of energy on the hand", ylim=(0, 1))
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #05f222f9
 def fig_mask_share(runs):
     "2D EPE and energy on the hand over the share of training images with the mask loss; published is dashed."
     found = networks_of(runs)
     shares = {name: share for name, share in SHARES.items() if name in found}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), dpi=100)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), dpi=100)
     _draw_share_errors(left, runs, shares)
     _draw_share_energy(right, runs, shares)
     for axis in (left, right):
         axis.set_xlabel("share of training images with a mask")
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=7)
-    figure.suptitle(f"{source_line(runs)}, protocol zb", fontsize=8)
+            legend_below(axis)
+    figure.suptitle(f"{source_line(runs)}, protocol zb", fontsize=9)
     figure.tight_layout()
     return figure

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from ..hand.camera import crop_matrix, transform_uv
-from ..hand.draw import COLOURS, draw_over
+from ..hand.draw import COLOURS, draw_over, legend_below, line_of
 from ..hand.metrics import thresholds_2d
 from .experiment_2d import MASKS, MEAN_POSITION, STAGES_2D
 from handlab.privileged.figures import (
@@ -21,7 +21,6 @@ from handlab.privileged.figures import (
     draw_pck,
     images_of,
     label_rows,
-    line_of,
     overlay_grid,
     picture_grid,
 )
@@ -116,11 +115,12 @@ def share_of(stage: str) -> float:
 def _draw_energy(axis, stages, energy: dict):
     "The energy on the hand over the share of masks; that of the networks without a mask as lines."
     shares, on_hand = [share_of(stage) for stage in stages], [energy[stage] for stage in stages]
-    axis.plot(shares, on_hand, "o-", color=COLOURS["mask_1"], label="mask on a share of the images")
-    axis.axhline(energy["hand"], color="0.4", linestyle=":", label="hand's share of the crop")
+    style = line_of("mask_1") | dict(markevery=None)
+    axis.plot(shares, on_hand, label="mask on a share of the images", **style)
+    axis.axhline(energy["hand"], **line_of("joints"), label="hand's share of the crop")
     for stage in ("rgb_pi", "depth"):
-        axis.axhline(energy[stage], **line_of(stage), linewidth=1, label=LABELS_2D[stage])
-    axis.set_ylabel("energy on the hand")
+        axis.axhline(energy[stage], **(line_of(stage) | dict(marker="")), label=LABELS_2D[stage])
+    axis.set(ylabel="energy on the hand", ylim=(0, 1))
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #5f76bb65
 def fig_shares(
@@ -132,15 +132,15 @@ def fig_shares(
     stages = sorted(("rgb_steps", *MASKS), key=share_of)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=85)
     _draw_energy(axes[0], stages, energy)
-    for key, marker in (("epe_mean", "o-"), ("epe_median", "s--")):
+    for key, name in (("epe_mean", "mask_1"), ("epe_median", "mask_0.8")):
         errors = [values[stage][protocol][key] for stage in stages]
         label = key.replace("epe_", "EPE ")
-        axes[1].plot([*map(share_of, stages)], errors, marker, color=COLOURS["mask_1"], label=label)
-    axes[1].set_ylabel(f"EPE (px), {PROTOCOL_NAMES[protocol]}")
+        axes[1].plot([*map(share_of, stages)], errors, label=label, **(line_of(name) | dict(markevery=None)))
+    axes[1].set(ylabel=f"EPE (px), {PROTOCOL_NAMES[protocol]}", ylim=(0, None))
     for axis in axes:
         axis.set_xlabel("share of training images with a mask")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        legend_below(axis)
     figure.tight_layout()
     return figure
 

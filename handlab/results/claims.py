@@ -175,6 +175,8 @@ def _row_of(claim: Claim, world: World) -> dict:
         "high": np.nan,
         "base": np.nan,
         "rule": str(claim.rule),
+        "lower": claim.rule.lower,  # the effects with which it is true
+        "upper": claim.rule.upper,
         "verdict": NOT_ANSWERABLE,
         "reason": "",
         "p": np.nan,

@@ -7,6 +7,7 @@ __all__ = ['LAST', 'STANDS', 'fall_at_end', 'verdict_of', 'curves_of', 'table_co
            'fig_convergence_of']
 
 # %% ../../nbs/results/09_convergence.ipynb #354b6135
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..core import HandlabError
+from ..hand.draw import BLUE, DARK, PURPLE, VERMILION
+from ..privileged.experiment import STAGES
+from ..privileged.experiment_2d import STAGES_2D
 from .runs import source_line
 
 # %% ../../nbs/results/09_convergence.ipynb #3f9457da
@@ -102,43 +106,51 @@ def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks
     )
 
 # %% ../../nbs/results/09_convergence.ipynb #8c34c2b0
-_COLOURS = {"stands": "#1a7f37", "falls": "#c62828", "rises": "#b26a00", "too few points": "#8a8a8a"}
+_COLOURS = {"stands": BLUE, "falls": VERMILION, "rises": PURPLE, "too few points": DARK}
 
 
-def fig_convergence_of(runs, columns: int = 6):  # RunFolders
+def fig_convergence_of(runs, columns: int = 4):  # RunFolders
     "The validation error of every network over its steps, a panel each; the last quarter is shaded."
     runs = list(runs)
     if not (groups := _groups(runs)):
         raise HandlabError("convergence", "no run has a log of its validation", "make the runs again")
+    columns = min(columns, len(groups))
     rows = -(-len(groups) // columns)
-    size = (1.75 * columns, 1.45 * rows + 0.4)
-    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=90, squeeze=False)
+    size = (2.4 * columns, 2 * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=100, squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     for axis, ((name, network), curves) in zip(axes.flat, groups.items()):
-        _draw_panel(axis, f"{name}\n{network}".strip(), curves)
-    figure.suptitle(f"validation error over the steps; {source_line(runs)}", fontsize=8)
-    figure.tight_layout(pad=0.4)
+        _draw_panel(axis, _panel_title(name, network), curves)
+    text = f"{source_line(runs)}; per cent: fall over the shaded quarter"
+    figure.suptitle("\n".join(textwrap.wrap(text, 38 * columns)), fontsize=9)
+    figure.supxlabel("thousand steps", fontsize=9)
+    figure.supylabel("validation error", fontsize=9)
+    figure.tight_layout(pad=0.5)
     return figure
+
+
+def _panel_title(name: str, network: str) -> str:
+    "Such as 'S4, rhd' of 'aligned-S4-sim-rhd', and 'RGB PI Net, rhd' of 'pi-sim-rhd' and 'rgb_pi'."
+    what, _, data = (
+        name.removeprefix("aligned-").removeprefix("pi-").removeprefix("pi_2d-").rpartition("sim-")
+    )
+    known = STAGES_2D if name.startswith("pi_2d") else STAGES
+    shown = known[network].label if network in known else network or what.strip("-")
+    return ", ".join(part for part in (shown, data) if part)
 
 
 def _draw_panel(axis, name: str, curves: list):
     "One network, a line per seed."
     fall = float(np.mean([fall_at_end(*curve) for curve in curves]))
-    colour, last = _COLOURS[verdict_of(fall)], curves[0][0][-1]
+    verdict = verdict_of(fall)
+    colour, last = _COLOURS[verdict], curves[0][0][-1] / 1000
     for steps, errors in curves:
-        axis.plot(steps, errors, color=colour, linewidth=0.9)
+        axis.plot(steps / 1000, errors, color=colour, linewidth=1.1)
     axis.axvspan((1 - LAST) * last, last, color="#000000", alpha=0.07, linewidth=0)
-    axis.set_title(name, fontsize=5.5, pad=2)
-    axis.text(
-        0.97,
-        0.9,
-        f"{100 * fall:.1f} %",
-        color=colour,
-        fontsize=7,
-        ha="right",
-        va="top",
-        transform=axis.transAxes,
-    )
-    axis.tick_params(labelsize=5.5, length=2, pad=1)
+    axis.set_title(name, fontsize=9, pad=3)
+    style = dict(color=colour, fontsize=9, ha="right", va="top", transform=axis.transAxes)
+    axis.text(0.97, 0.95, f"{verdict}: {100 * fall:.1f} %", **style)
+    axis.tick_params(labelsize=8, length=2, pad=1)
+    axis.grid(alpha=0.3)
     axis.set_xlim(0, last)
