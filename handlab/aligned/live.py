@@ -23,7 +23,7 @@ def in_jupyterlab():
 
 # %% ../../nbs/aligned/12_live.ipynb #f52ffd44
 def show_step(figure, walk, step):
-    "Put a step of a walk into a figure's traces."
+    "Show a step of a walk in a figure."
     for trace, new in zip(figure.data, step_traces(walk, step)):
         trace.update(new.to_plotly_json() | {"type": trace.type})
 
