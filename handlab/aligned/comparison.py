@@ -133,7 +133,7 @@ def validation_curves(
         if all(each)  # without validation frames the tables are empty
     }
 
-# %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
+# %% ../../nbs/aligned/09_comparison.ipynb #550a4fa8
 def _draw_errors(axis, x, errors, style: dict, label: str):  # errors (seeds, T)
     "The mean over the seeds, and a band from the lowest to the highest."
     axis.plot(x, errors.mean(0), label=label, **style)
@@ -142,7 +142,7 @@ def _draw_errors(axis, x, errors, style: dict, label: str):  # errors (seeds, T)
 
 
 def _draw_apart(axis, curves: dict, styles: dict):
-    "Each curve less the first, at the steps of the first."
+    "The difference of each curve from the first one, at the same steps."
     (first, (steps, base)), *others = curves.items()
     axis.axhline(0, **(styles[first] | dict(marker="", lw=1.2)))
     for name, (x, errors) in others:
@@ -151,13 +151,13 @@ def _draw_apart(axis, curves: dict, styles: dict):
             _draw_errors(axis, x, apart, styles[name], name)
     axis.set(xlabel="step", ylabel=f"validation EPE minus\n{first} (mm)")
 
-
+# %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
 def fig_validation(
     curves: dict,  # of `validation_curves`
     times: dict = None,  # {name: milliseconds per step}
-    styles: dict = None,  # {name: of `line_of`} where the name is not one of the palette
+    styles: dict = None,  # {name: of `line_of`}, for names that the palette does not have
 ):
-    "The validation error over steps, its differences from the first, and over time where that is known."
+    "The validation error over steps, its differences from the first, and over time if `times` are given."
     styles = {
         name: (styles or {}).get(name) or line_of(name if name in STYLES else "published") for name in curves
     }
