@@ -79,6 +79,21 @@ def has_heading(path, heading):
     return heading in {each.replace(" ", "-") for each in headings}  # as JupyterLab writes it
 
 
+def saved_texts(path):
+    "The texts among a notebook's saved outputs."
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", ()):
+            yield "".join(output.get("text", ""))
+            yield from ("".join(text) for kind, text in output.get("data", {}).items() if "text" in kind)
+
+
+def test_no_saved_output_names_a_folder_of_a_machine():
+    folder = re.compile(r"(?<![\w.])/(?:tmp|home|root|work|Users|var)/\S*")
+    notebooks = [path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+    found = [(path.name, folder.findall(text)) for path in notebooks for text in saved_texts(path)]
+    assert len(found) > 500 and not [each for each in found if each[1]]
+
+
 def test_every_row_of_a_table_has_its_columns():
     "One more `|`, such as that of q(z|x), and some readers show the whole table as text."
     wrong = []

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from ..core import HandlabError
+from ..core import HandlabError, project_root
 from ..hand.metrics import scores_split
 from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.evidence import frame_scores
@@ -118,7 +118,7 @@ def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
     except HandlabError as error:
         if page.strict:
             raise
-        print(f"{item.place}: {error}")
+        print(f"{item.place}: {error}".replace(f"{project_root()}/", ""))  # it is saved in notebooks
         return None
 
 
