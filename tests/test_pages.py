@@ -1,14 +1,16 @@
 "Published facts and what goes to figures/."
 
 import csv
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from handlab.core import HandlabError, project_root, read_json
+from handlab.core import HandlabError, project_path, project_root, read_json
 from handlab.pages import claims, paper_aligned
+from handlab.pages.front import with_outputs
 from handlab.pages.output import choose_folder, markdown_table, save_table
 from handlab.results.claims import World, claims_table
 from handlab.results.published import curve_auc, published_curves, published_numbers
@@ -114,3 +116,19 @@ def test_pages_without_runs_leave_the_figures_alone(tmp_path, monkeypatch, capsy
 def test_every_tracked_figure_says_of_how_many_runs_it_is_made():
     notes = [read_json(path) for path in (project_root() / "figures/about").glob("*.json")]
     assert notes and all(note["runs"] >= note.get("seeds", 0) for note in notes)
+
+
+def test_saved_outputs_do_not_say_where_the_project_lies():
+    cell = {"id": "a", "cell_type": "code", "source": ["show()"], "outputs": []}
+    line = {"output_type": "stream", "name": "stdout", "text": [f"{project_root()}/runs/a: it is missing\n"]}
+    (filled,) = with_outputs({"cells": [cell]}, {"cells": [cell | {"outputs": [line]}]})["cells"]
+    assert filled["outputs"][0]["text"] == ["runs/a: it is missing\n"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(project_path("nbs").glob("paper_*.ipynb")), ids=lambda path: path.name
+)
+def test_the_papers_saved_texts_hold_no_path_of_a_machine(path):
+    outputs = [output for cell in read_json(path)["cells"] for output in cell.get("outputs", ())]
+    texts = "".join("".join(output.get("text", ())) for output in outputs)
+    assert texts and not re.search(r"/(tmp|work|root|home|Users)/", texts)

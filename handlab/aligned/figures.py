@@ -147,14 +147,14 @@ def make_walk(
     return Walk(images, decoded["P"], decoded.get("C"), names, true["P"], true.get("C"))
 
 # %% ../../nbs/aligned/07_figures.ipynb #7a934634
-def _draw_row(figure, places, decoded, true, draw, true_style: dict, **style):
-    "One row of a walk: the true end, what is decoded, the other true end."
+def _draw_row(figure, places, decoded, true, draw, true_style: dict, titles=(), **style):
+    "One row of a walk: the true end, what is decoded, the other true end; titles: of the columns."
     drawn, around = [true[0], *decoded, true[1]], np.concatenate([true, decoded])
     for number, (place, values) in enumerate(zip(places, drawn)):
         axis = bare_3d(figure.add_subplot(place, projection="3d"), around=around)
         draw(axis, values, **(true_style if number in (0, len(drawn) - 1) else style))
-        if number in (0, 1):
-            axis.set_title(("true", "decoded")[number], fontsize=10, y=0.86)
+        if titles:
+            axis.set_title(titles[number], fontsize=10, y=1)
 
 # %% ../../nbs/aligned/07_figures.ipynb #e2e7e9f6
 def _draw_walk(figure, grid, row: int, walk: Walk):
@@ -166,7 +166,8 @@ def _draw_walk(figure, grid, row: int, walk: Walk):
         axis.axis("off")
     ends = (dict(colour=COLOURS["truth"], width=1.4), dict(colour=COLOURS["predicted"], width=1.4))
     hands = [grid[row, column] for column in range(1, len(walk.poses) + 3)]
-    _draw_row(figure, hands, walk.poses, walk.true_poses, draw_hand_3d, ends[0], **ends[1])
+    titles = ("true", *["decoded"] * len(walk.poses), "true") if row == 0 else ()
+    _draw_row(figure, hands, walk.poses, walk.true_poses, draw_hand_3d, ends[0], titles, **ends[1])
     if walk.clouds is not None:
         clouds = [grid[row + 1, column] for column in range(1, len(walk.poses) + 3)]
         _draw_row(figure, clouds, walk.clouds, walk.true_clouds, draw_cloud, {})
@@ -181,7 +182,7 @@ def fig_walks(network, prepared, settings, pairs, count=5, device="cpu", letter=
     grid = figure.add_gridspec(rows * len(walks), count + 4, width_ratios=widths)
     for number, walk in enumerate(walks):
         _draw_walk(figure, grid, rows * number, walk)
-    figure.subplots_adjust(0, 0, 1, 1, 0.02, 0)
+    figure.subplots_adjust(0, 0, 1, 1 - 0.1 / (rows * len(walks)), 0.02, 0)
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #d440ce6d

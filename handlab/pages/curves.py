@@ -108,7 +108,7 @@ def draw_differences(
     reference: str,  # label of one of ours
     without=(),  # labels that are left out
 ):
-    "Ours less the reference, in percentage points."
+    "Ours less the reference, in percentage points; not at threshold 0, where rounding of the root decides."
     ours = {
         line.ours[0]: (line.get_xdata(), *line.ours[1:]) for line in curves.lines if hasattr(line, "ours")
     }
@@ -118,6 +118,7 @@ def draw_differences(
         if label not in without:
             same = len(each) == len(base)
             apart = 100 * (each - base if same else (each.mean(0) - base.mean(0))[None])
+            thresholds, apart = thresholds[thresholds > 0], apart[:, thresholds > 0]
             axis.plot(thresholds, apart.mean(0), **(style | dict(linewidth=1.6)))
             _draw_band(axis, thresholds, apart, style["color"])
     axis.set_title(f"difference from {reference} (percentage points)", fontsize=8, pad=3)

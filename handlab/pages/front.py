@@ -12,7 +12,15 @@ import json
 import numpy as np
 import pandas as pd
 
-from ..core import CommandLine, HandlabError, atomic_file, one_line_errors, project_path, read_json
+from handlab.core import (
+    CommandLine,
+    HandlabError,
+    atomic_file,
+    one_line_errors,
+    project_path,
+    project_root,
+    read_json,
+)
 from . import paper_aligned, paper_pi
 from .output import markdown_table
 from .page import compared
@@ -138,12 +146,15 @@ def _write_notebook(path, notebook: dict):
 
 
 def _plain(output: dict) -> dict:
+    if "text" in output:  # paths of files are relative to the project, wherever it lies
+        text = "".join(output["text"]).replace(f"{project_root()}/", "")
+        output = output | {"text": text.splitlines(keepends=True)}
     counted = {"execution_count": None} if output["output_type"] == "execute_result" else {}
     return output | ({"metadata": {}} if "metadata" in output else {}) | counted
 
 
 def with_outputs(notebook: dict, executed: dict) -> dict:
-    "A notebook with the outputs of its executed copy, what went to stderr aside."
+    "A notebook with the outputs of its executed copy, without stderr and the project's place."
     ran = {(cell.get("id"), "".join(cell["source"])): cell for cell in executed["cells"]}
     for cell in notebook["cells"]:
         same = ran.get((cell.get("id"), "".join(cell["source"])))

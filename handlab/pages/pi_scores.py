@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import HandlabError
-from ..hand.draw import STYLES, legend_below, line_of, plain_axes
+from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.metrics import epe, pck, thresholds_2d, thresholds_3d
 from handlab.pages.curves import (
     PUBLISHED,
@@ -205,23 +205,30 @@ def fig_panel(runs, place: str, *more):  # more: the other test set, for the bot
     return figure
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #c0778c33
-def _draw_no_run(figure, title: str):
-    axis, text = figure.subplots(), f"{title}: no run yet"
-    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, transform=axis.transAxes)
-    plain_axes([axis])
+def _has_run(runs: dict, place: str, test_set: str) -> bool:
+    found = runs[PANELS[place][0]]
+    return bool(found) and (place != "bottom right" or all(was_tested(run, test_set) for run in found))
+
+
+def _figure_for(count: int, missing: list) -> tuple:  # panels, titles of those without -> (figure, its parts)
+    "Room for the panels that have runs, three a row, and a line that names the others."
+    columns, rows = min(count, 3), -(-count // 3)
+    height = 6.2 * rows + 0.3 * bool(missing)
+    figure = plt.figure(figsize=(max(4.6, 3.9 * columns), max(height, 1)), dpi=110, layout="constrained")
+    if missing:
+        figure.supxlabel("\n".join(["no run yet:", *missing]), fontsize=9)
+    return figure, np.ravel(figure.subfigures(rows, columns)) if count else ()
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #134519cd
 def fig_3(rhd=(), stereo=(), rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object"):
-    "Fig. 3 as in the paper: 3D above, 2D below; a panel without runs says so."
+    "Fig. 3 as in the paper: 3D above, 2D below; the panels without runs are named at the bottom."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
-    figure = plt.figure(figsize=(11.5, 13), dpi=110, layout="constrained")
-    for part, (place, (key, draw, *arguments)) in zip(figure.subfigures(2, 3).flat, PANELS.items()):
-        other = [test_set] if place == "bottom right" else []
-        tested = all(was_tested(run, test_set) for run in runs[key]) or not other
-        if runs[key] and tested:
-            draw(part, runs[key], *arguments, *other)
-        else:
-            _draw_no_run(part, arguments[0])
+    places = [place for place in PANELS if _has_run(runs, place, test_set)]
+    missing = [PANELS[place][2] for place in PANELS if place not in places]
+    figure, parts = _figure_for(len(places), missing)
+    for part, place in zip(parts, places):
+        key, draw, *arguments = PANELS[place]
+        draw(part, runs[key], *arguments, *[test_set] * (place == "bottom right"))
     return figure
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #547b4e96

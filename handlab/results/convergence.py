@@ -109,13 +109,13 @@ def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks
 _COLOURS = {"stands": BLUE, "falls": VERMILION, "rises": PURPLE, "too few points": DARK}
 
 
-def fig_convergence_of(runs, columns: int = 4):  # RunFolders
+def fig_convergence_of(runs, columns: int = 4):  # RunFolders; the most panels in a row
     "The validation error of every network over its steps, a panel each; the last quarter is shaded."
     runs = list(runs)
     if not (groups := _groups(runs)):
         raise HandlabError("convergence", "no run has a log of its validation", "make the runs again")
-    columns = min(columns, len(groups))
     rows = -(-len(groups) // columns)
+    columns = -(-len(groups) // rows)
     size = (2.4 * columns, 2 * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=100, squeeze=False)
     for axis in axes.flat[len(groups) :]:
