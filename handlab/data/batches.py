@@ -207,57 +207,97 @@ STEADY = {"nnan", "ninf", "nsz"}
 
 
 @compiled_once(fastmath=STEADY, nogil=True)
-def _border_pixel(stored, row, column, channel, right, below):  # (P,P,3) u8
-    "A channel's value between four pixels, some of them beyond the border: (value, share of those within)"
-    value = within = np.float32(0)
+def _border_pixel(stored, x, y, u, line):  # (P,P,3) u8, px, px, column, (3,S) f32 to fill
+    "A pixel between four stored ones, some of them beyond the border: grey as far as these count"
+    edge, one, within = len(stored), np.float32(1), np.float32(0)
+    column, row = np.int32(math.floor(x)), np.int32(math.floor(y))
+    right, below = x - np.float32(column), y - np.float32(row)
+    line[0, u] = line[1, u] = line[2, u] = np.float32(0)
     for down in range(2):
         for across in range(2):
-            if 0 <= row + down < len(stored) and 0 <= column + across < len(stored):
-                vertical = below if down else np.float32(1) - below
-                share = vertical * (right if across else np.float32(1) - right)
-                value += share * stored[row + down, column + across, channel]
+            if 0 <= row + down < edge and 0 <= column + across < edge:
+                share = (below if down else one - below) * (right if across else one - right)
+                for c in range(3):
+                    line[c, u] += share * stored[row + down, column + across, c]
                 within += share
-    return value, within
+    for c in range(3):
+        line[c, u] = line[c, u] * np.float32(1 / 255) - np.float32(0.5) * within
 
 # %% ../../nbs/data/06_batches.ipynb #f2dc2c8b
 @compiled_once(fastmath=STEADY, nogil=True)
-def _draw_line(stored, back, v, line):  # (P,P,3) u8, map (2,3) from crop to stored px, row, (3,S) f32 to fill
-    "A line of the crop, bilinearly, in -0.5..0.5; grey beyond the border"
-    flat, edge = stored.reshape(-1), len(stored)
-    one, half, unit = np.float32(1), np.float32(0.5), np.float32(1 / 255)
+def _line_places(back, v, edge, places, shares):  # map (2,3), row, P; (S,) i32 and (4,S) f32 to fill
+    "Where the four stored pixels about each pixel of a line begin, and their shares"
+    one, first, last = np.float32(1), np.int32(0), np.int32(edge - 2)
+    x_start, y_start = back[0, 1] * np.float32(v) + back[0, 2], back[1, 1] * np.float32(v) + back[1, 2]
+    for u in range(len(places)):
+        x, y = back[0, 0] * np.float32(u) + x_start, back[1, 0] * np.float32(u) + y_start
+        column, row = min(max(np.int32(x), first), last), min(max(np.int32(y), first), last)
+        right, below = x - np.float32(column), y - np.float32(row)
+        places[u] = 3 * (row * edge + column)
+        shares[0, u], shares[1, u] = (one - below) * (one - right), (one - below) * right
+        shares[2, u], shares[3, u] = below * (one - right), below * right
+
+# %% ../../nbs/data/06_batches.ipynb #8f0a0001
+@compiled_once(fastmath=STEADY, nogil=True)
+def _blend_line(flat, edge, places, shares, corners, line):  # (P*P*3,) u8; (12,S) u8 and (3,S) f32 to fill
+    "A line bilinearly, in -0.5..0.5, where all four pixels are stored ones"
+    for u in range(len(places)):  # first gathered, so that the arithmetic below works on many at once
+        above = np.uintp(places[u])  # without a sign: no index counts from the end
+        under = above + np.uintp(3 * edge)
+        for c in range(6):
+            corners[c, u], corners[6 + c, u] = flat[above + np.uintp(c)], flat[under + np.uintp(c)]
+    for c in range(3):
+        for u in range(len(places)):
+            value = shares[0, u] * corners[c, u] + shares[1, u] * corners[3 + c, u]
+            value = value + shares[2, u] * corners[6 + c, u] + shares[3, u] * corners[9 + c, u]
+            line[c, u] = value * np.float32(1 / 255) - np.float32(0.5)
+
+# %% ../../nbs/data/06_batches.ipynb #8f0a0002
+@compiled_once(fastmath=STEADY, nogil=True)
+def _draw_borders(stored, back, v, line):  # (P,P,3) u8, map (2,3), row, (3,S) f32 to fill in part
+    "The pixels of a line that are not between four stored ones"
+    edge, top = len(stored), np.float32(len(stored) - 1)
     x_start, y_start = back[0, 1] * np.float32(v) + back[0, 2], back[1, 1] * np.float32(v) + back[1, 2]
     for u in range(line.shape[1]):
         x, y = back[0, 0] * np.float32(u) + x_start, back[1, 0] * np.float32(u) + y_start
-        if 0 <= x < edge - 1 and 0 <= y < edge - 1:
-            column, row = np.int32(x), np.int32(y)
-            right, below = x - np.float32(column), y - np.float32(row)
-            above, under = (row * edge + column) * 3, ((row + 1) * edge + column) * 3
-            first, second = (one - below) * (one - right), (one - below) * right
-            third, fourth = below * (one - right), below * right
-            for c in range(3):
-                upper = first * flat[above + c] + second * flat[above + 3 + c]
-                line[c, u] = (upper + third * flat[under + c] + fourth * flat[under + 3 + c]) * unit - half
-        else:
-            column, row = np.int32(math.floor(x)), np.int32(math.floor(y))
-            right, below = x - np.float32(column), y - np.float32(row)
-            for c in range(3):
-                value, within = _border_pixel(stored, row, column, c, right, below)
-                line[c, u] = value * unit - half * within
+        if x <= -1 or y <= -1 or x >= edge or y >= edge:
+            line[0, u] = line[1, u] = line[2, u] = np.float32(0)
+        elif not (0 <= x < top and 0 <= y < top):
+            _border_pixel(stored, x, y, u, line)
 
 # %% ../../nbs/data/06_batches.ipynb #d4cb60c9
 @compiled_once(fastmath=STEADY, nogil=True)
+def _light_line(line, light, lit, drawn, v):  # (3,S) f32, (3,4), (3,S) f32 to fill, (S,S,3) f32, its row
+    "A line with other colours"
+    half = np.float32(0.5)
+    for c in range(3):
+        red, green, blue, offset = light[c, 0], light[c, 1], light[c, 2], light[c, 3]
+        for u in range(line.shape[1]):
+            value = red * line[0, u] + green * line[1, u]
+            value = value + blue * line[2, u] + offset
+            lit[c, u] = min(max(value, -half), half)
+    for u in range(line.shape[1]):
+        drawn[v, u, 0], drawn[v, u, 1], drawn[v, u, 2] = lit[0, u], lit[1, u], lit[2, u]
+
+# %% ../../nbs/data/06_batches.ipynb #8f0a0003
+@compiled_once(fastmath=STEADY, nogil=True)
 def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), (B,S,S,3) f32 to fill
     "Crops with other colours"
-    size, half = drawn.shape[1], np.float32(0.5)
-    line = np.empty((3, size), np.float32)
+    edge, size = stored.shape[1], drawn.shape[1]
+    places, shares = np.empty(size, np.int32), np.empty((4, size), np.float32)
+    corners, line, lit = (
+        np.empty((12, size), np.uint8),
+        np.empty((3, size), np.float32),
+        np.empty((3, size), np.float32),
+    )
     for b in range(len(stored)):
+        one, flat, onto = stored[b], stored[b].reshape(-1), drawn[b]  # not per line: a slice has its price
+        step, colours = back[b], light[b]
         for v in range(size):
-            _draw_line(stored[b], back[b], v, line)
-            for c in range(3):
-                for u in range(size):
-                    value = light[b, c, 0] * line[0, u] + light[b, c, 1] * line[1, u]
-                    value = value + light[b, c, 2] * line[2, u] + light[b, c, 3]
-                    drawn[b, v, u, c] = min(max(value, -half), half)
+            _line_places(step, v, edge, places, shares)
+            _blend_line(flat, edge, places, shares, corners, line)
+            _draw_borders(one, step, v, line)
+            _light_line(line, colours, lit, onto, v)
 
 # %% ../../nbs/data/06_batches.ipynb #88655a68
 @compiled_once(fastmath=STEADY, nogil=True)
