@@ -12,7 +12,7 @@ from small_runs import drawn_data, stop_at_step
 
 from handlab.core import HandlabError, make_settings, read_json
 from handlab.hand.metrics import measures_2d, thresholds_2d
-from handlab.privileged import experiment_2d
+from handlab.privileged import experiment
 from handlab.privileged.experiment import carries_mask, training_batches
 from handlab.privileged.experiment_2d import (
     MASKS,
@@ -256,7 +256,7 @@ def test_stopped_stage_goes_on_the_same(data, finished, tmp_path, monkeypatch):
     def train():
         train_stage_2d("mask_0.2", SMOKE, data, tmp_path, report=lambda *state: None)
 
-    stop_at_step(monkeypatch, experiment_2d, train)
+    stop_at_step(monkeypatch, experiment, train)
     train()
     for name in ("model.safetensors", "losses.csv"):
         assert (tmp_path / "mask_0.2" / name).read_bytes() == (finished / "mask_0.2" / name).read_bytes()
