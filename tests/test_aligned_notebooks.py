@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill_calls
 import pytest
@@ -18,12 +19,13 @@ from selenium import webdriver
 
 from handlab.aligned.experiment import AlignedSettings, make_network, open_run, run_name
 from handlab.aligned.explorer import choose_pairs, middle, practice_run
-from handlab.aligned.figures import make_walk
+from handlab.aligned.figures import decode_walk, draw_walks, make_walk
 from handlab.aligned.live import LiveExplorer, in_jupyterlab
 from handlab.aligned.page import (
     LEAD,
     TITLE,
     add_photographs,
+    atlas_walk,
     explorer_page,
     finger_angles,
     fused,
@@ -176,7 +178,7 @@ def test_explorer_notebook(tmp_path):
     assert (
         "widgets" not in notebook["metadata"]
         and "page.html: 10 images" in outputs(notebook)
-        and pictures(notebook) == 2
+        and pictures(notebook) == 1  # both walks
     )
 
 
@@ -463,6 +465,15 @@ def test_run_opens_with_its_own_settings(practised):
     assert run_name(settings) == "train_aligned-S4-sim-rhd-seed0"
 
 
+def test_a_run_opens_for_a_look_without_its_training_frames(practised, monkeypatch):
+    drawn = []
+    for module in ("experiment", "frames"):
+        monkeypatch.setattr(f"handlab.train.{module}.prepare", lambda *given, **more: drawn.append(given[0]))
+    monkeypatch.setattr("handlab.aligned.experiment.shared.experiment_data", None)  # prepares both splits
+    settings, data, _ = open_run(practised, on_demand=True)
+    assert (len(data.test), len(data.train)) == (16, settings.train_frames) and not drawn
+
+
 def test_foreign_or_changed_run_is_refused(practised, tmp_path):
     shutil.copytree(practised, tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -499,10 +510,23 @@ def test_walk_ends_at_the_two_frames(practised):
     assert "the good and the bad ones" in note_on(settings, data, "x")
 
 
+def test_walk_between_images_of_the_map_has_their_truth(practised):
+    settings, data, network = open_run(practised)
+    atlas = make_atlas(network, data.test, settings, len(data.test))
+    walk, expected = atlas_walk(network, atlas, (2, 7), 3), make_walk(network, data.test, settings, 2, 7, 3)
+    for name in ("images", "poses", "clouds", "true_poses"):  # each draws its own points of the true clouds
+        np.testing.assert_allclose(getattr(walk, name), getattr(expected, name), atol=1e-4, err_msg=name)
+    assert walk.names == expected.names and walk.true_clouds.shape == expected.true_clouds.shape
+    unknown = decode_walk(network, torch.as_tensor(atlas.codes["R"].mean[[2, 7]]), atlas.images[[2, 7]], 3)
+    assert [len(draw_walks([each]).axes) for each in (walk, unknown)] == [2 + 2 * 5, 2 + 2 * 3]
+    plt.close("all")
+
+
 def test_live_explorer_moves_with_its_slider(practised, monkeypatch):
     pytest.importorskip("anywidget")
     settings, data, network = open_run(practised)
-    live = LiveExplorer(network, data.test, settings, 2, 7, count=5)
+    atlas = make_atlas(network, data.test, settings, len(data.test))
+    live = LiveExplorer(network, torch.as_tensor(atlas.codes["R"].mean), atlas.images, 2, 7, count=5)
 
     def expected(pair, step):
         return (

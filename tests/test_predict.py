@@ -22,10 +22,28 @@ from handlab.core import HandlabError, make_settings, project_root
 from handlab.hand.camera import project
 from handlab.hand.skeleton import example_hand, normalise
 from handlab.hand.solid import hand_vertices
-from handlab.predict.command import COLUMNS, files_named, frames_of, main, parser, read_image
+from handlab.predict.command import (
+    COLUMNS,
+    ask,
+    files_named,
+    frame_count,
+    frames_of,
+    main,
+    parser,
+    read_image,
+    short_names,
+)
 from handlab.predict.detect import HandDetector, Palm, decode_palms, hand_square
 from handlab.predict.networks import find_network, load
-from handlab.predict.picture import Question, assumed_camera, borders, edges_of_mask, place_root, predict
+from handlab.predict.picture import (
+    Question,
+    assumed_camera,
+    borders,
+    edges_of_mask,
+    place_root,
+    predict,
+    seen_crop,
+)
 from handlab.sim.rhd import SimRHD
 
 
@@ -138,6 +156,15 @@ def test_images_as_people_have_them(tmp_path):
         files_named([tmp_path / "missing.png"])
 
 
+def test_files_of_one_name_in_two_folders_stay_apart(tmp_path):
+    for name in ("a/hand.png", "b/hand.png", "b/c/hand.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / name)
+    files = files_named([tmp_path / "a", f"{tmp_path}/**/*.png", tmp_path / "a" / "hand.png"])
+    assert short_names(files) == ["a/hand.png", "b/c/hand.png", "b/hand.png"]
+    assert short_names(files_named([tmp_path / "a"])) == ["hand.png"]
+
+
 def test_every_nth_frame_of_a_video(tmp_path):
     video = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
     for number in range(7):
@@ -146,6 +173,10 @@ def test_every_nth_frame_of_a_video(tmp_path):
     frames = list(frames_of(tmp_path / "v.avi", every=3))
     assert [name for name, _ in frames] == [f"v.avi frame {number}" for number in (0, 3, 6)]
     np.testing.assert_allclose([image.mean() for _, image in frames], [0, 90, 180], atol=5)
+    assert [frame_count(tmp_path / "v.avi", every) for every in (1, 3, 7, 9)] == [7, 3, 1, 1]
+    pictures = [Image.fromarray(np.full((48, 64), 60 * number, np.uint8)) for number in range(3)]
+    pictures[0].save(tmp_path / "v.gif", save_all=True, append_images=pictures[1:])
+    assert [round(image.mean() / 60) for _, image in frames_of(tmp_path / "v.gif")] == [0, 1, 2]
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(HandlabError, match="no frame"):
         list(frames_of(tmp_path / "bad.mp4"))
@@ -171,6 +202,21 @@ def test_the_command_writes_tables_and_pictures(run, sample, tmp_path, capsys):
         table = list(csv.reader(file))
     assert tuple(table[0]) == COLUMNS and len(table) == 22
     assert Image.open(tmp_path / "out/hand.png-hand.png").size[0] > 300
+
+
+def test_what_is_asked_in_a_notebook_is_what_the_command_answers(network, sample, tmp_path):
+    Image.fromarray(sample.image).save(tmp_path / "hand.png")
+    box = [str(each) for each in edges_of_mask(sample.mask)]
+    [answer] = ask(network, [f"{tmp_path}/hand.png", "--box", *box, "--side", sample.side])
+    expected = predict(network, replace(question(sample), K=None))
+    np.testing.assert_allclose(answer.pose, expected.pose, atol=1e-5)
+    posterior = network.network.encoders["R"](seen_crop(network, answer))
+    pose = network.network.decoders["P"](posterior.mean)
+    relative = (pose - pose[:, 9:10])[0].detach().numpy() * [-1 if sample.side == "left" else 1, 1, 1]
+    lengths = [np.linalg.norm(np.diff(each, axis=0), axis=1) for each in (relative, answer.pose)]
+    np.testing.assert_allclose(*lengths, atol=1e-4)  # the same hand, turned to the camera
+    with pytest.raises(HandlabError, match="no such file"):
+        ask(network, [f"{tmp_path}/none.png", "--box", *box])
 
 
 def test_command_line_errors_are_one_line(run, tmp_path):

@@ -661,7 +661,11 @@ def write_run(
     )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #6faae385
-def open_run(folder, device="cpu", show_progress=False) -> tuple:  # settings, data, network
+def open_run(
+    folder,
+    device="cpu",
+    on_demand: bool = False,  # prepare no frame that is not asked for; always so for a shipped run
+) -> tuple:  # settings, data, network
     "The settings, data and trained network of a finished run."
     folder = Path(folder)
     if not (folder / "metrics.json").exists():
@@ -675,8 +679,8 @@ def open_run(folder, device="cpu", show_progress=False) -> tuple:  # settings, d
     if (experiment := metrics.get("experiment")) != "train_aligned":
         raise HandlabError(folder, f"it holds a run of {experiment}", "name a run of train_aligned")
     settings = check_aligned(make_settings(AlignedSettings, **metrics["settings"]))
-    shipped = "shipped" in metrics
-    data = data_on_demand(settings) if shipped else shared.experiment_data(settings, show_progress)
-    if not shipped and data.fingerprint != metrics["data"]["fingerprint"]:
+    on_demand = on_demand or "shipped" in metrics
+    data = data_on_demand(settings) if on_demand else shared.experiment_data(settings, False)
+    if not on_demand and data.fingerprint != metrics["data"]["fingerprint"]:
         raise HandlabError(folder, "its data have changed since the training", "train again, in a new folder")
     return settings, data, trained_network(settings, folder, device)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRETCHED', 'PALETTE', 'LETTERS', 'THUMBNAIL', 'TITLE', 'PAPER', 'LEAD', 'fused', 'fold_layers', 'numbers',
-           'heat_layers', 'Atlas', 'encode_all', 'as_pictures', 'make_atlas', 'add_photographs', 'places_by',
-           'principal_axes', 'facing', 'finger_angles', 'gesture', 'scene_cube', 'page_content', 'packed',
+           'heat_layers', 'Atlas', 'encode_all', 'as_pictures', 'make_atlas', 'add_photographs', 'atlas_walk',
+           'places_by', 'principal_axes', 'facing', 'finger_angles', 'gesture', 'scene_cube', 'page_content', 'packed',
            'explorer_page', 'note_on', 'write_explorer']
 
 # %% ../../nbs/aligned/16_page.ipynb #4166978c
@@ -25,6 +25,7 @@ from .decoders import HeatmapDecoder, LayeredCloudDecoder
 from .encoders import Gaussian
 from .experiment import ENCODER_NAMES, modality_tensors, needed_pixels
 from .explorer import as_url
+from .figures import Walk, decode_walk
 from .posteriors import product_of_experts
 from ..core import HandlabError, atomic_file
 from ..hand import solid
@@ -217,6 +218,21 @@ def add_photographs(
         **{name: unknown(getattr(atlas, name)) for name in ("poses", "uv", "clouds", "errors")},
     )
 
+# %% ../../nbs/aligned/16_page.ipynb #b15d7a08
+def atlas_walk(
+    network,
+    atlas: Atlas,
+    pair,  # the numbers of two images
+    count: int = 41,  # steps, both ends included
+    letter: str = "R",  # of the encoder
+) -> Walk:
+    "The walk between two images, with the truth of both."
+    rows = list(pair)
+    codes = torch.as_tensor(atlas.codes[letter].mean[rows], device=next(network.parameters()).device)
+    names = tuple(atlas.names[row] for row in rows)
+    clouds = None if atlas.clouds is None else atlas.clouds[rows]
+    return decode_walk(network, codes, atlas.images[rows], count, names, atlas.poses[rows], clouds)
+
 # %% ../../nbs/aligned/16_page.ipynb #11252ffe
 def places_by(name: str, codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2)
     "Positions on a map computed beforehand; UMAP keeps neighbours together, while PCA keeps distances."
@@ -226,7 +242,9 @@ def places_by(name: str, codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2
         from umap import UMAP
     except ImportError as missing:
         raise HandlabError(
-            "map 'UMAP'", f"umap-learn is not installed ({missing})", "pip install umap-learn"
+            "map 'UMAP'",
+            f"umap-learn is not installed ({missing})",
+            "pip install -c constraints.txt umap-learn",
         ) from None
     return UMAP(random_state=0).fit_transform(codes)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOCAL', 'assumed_camera', 'borders', 'place_root', 'Question', 'Answer', 'edges_of_mask', 'check_question',
-           'mirrored', 'first_box', 'look', 'predict', 'unmirrored']
+           'mirrored', 'first_box', 'look', 'predict', 'unmirrored', 'seen_crop']
 
 # %% ../../nbs/predict/02_picture.ipynb #0ad882db
 from dataclasses import dataclass
@@ -193,3 +193,10 @@ def unmirrored(answer: Answer, question: Question) -> Answer:
     pose, root = (None if each is None else each * turn for each in (answer.pose, answer.root))
     uv = mirror_uv(answer.uv, question.image.shape[1])
     return Answer(question, answer.box, pose, root, uv, answer.spread)
+
+# %% ../../nbs/predict/02_picture.ipynb #3c41e0b7
+def seen_crop(network, answer: Answer) -> torch.Tensor:  # (1,3,S,S) from -0.5 to 0.5
+    "What the network saw of an answer's hand."
+    question = answer.question
+    image = mirrored(question).image if question.side == "left" else question.image
+    return network.crop(image, answer.box)
