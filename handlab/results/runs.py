@@ -15,6 +15,7 @@ __all__ = ['OTHER', 'LABELLED_SHARES', 'PROFILES', 'TABLE_1', 'TRIALS', 'STEPS',
 import contextlib
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -592,9 +593,11 @@ def source_line(runs) -> str:  # RunFolders
     runs = list(runs)
     if not runs:
         return "no runs"
-    profiles, seeds = sorted({run.profile for run in runs}), seed_count(runs)
+    profiles, names = sorted({run.profile for run in runs}), {run.name for run in runs}
+    counts = sorted(set(Counter(re.sub(r"-seed\d+$", "", name) for name in names).values()))
+    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     sources = " and ".join(data_sources(runs))
-    return f"{sources}, profile {', '.join(profiles)}, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{sources}, profile {', '.join(profiles)}, {seeds} seed{'s' * (counts[-1] > 1)}"
 
 # %% ../../nbs/results/03_runs.ipynb #4171955f
 def _many(each, shown: int = 4) -> str:
