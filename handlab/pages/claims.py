@@ -18,21 +18,12 @@ from ..hand.draw import BLUE, GREY, SKY, VERMILION, legend_below
 from .output import choose_folder, save_figure, save_table
 from ..results.claims import World, count_sentences, read_headlines
 from ..results.published import PAPERS, facts
-from ..results.runs import about_item, graph_runs, page_folder, page_home, require
+from ..results.runs import about_item, graph_runs, page_folder, page_home, require, seed_text, unseeded
 from ..results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_ANSWERABLE, NOT_RUN, VERDICTS
 
 # %% ../../nbs/pages/05_claims.ipynb #fe65af2f
 PI_PAPER, ALIGNED_PAPER = PAPERS
 PAPER_NAMES = {paper: paper.replace("_", " ") for paper in PAPERS}
-
-
-def _seed_text(counts: list) -> str:  # sorted numbers of seeds
-    "'3 seeds', or '1 to 3 seeds'."
-    if not counts:
-        return "no seeds"
-    if len(counts) > 1:
-        return f"{counts[0]} to {counts[-1]} seeds"
-    return f"{counts[0]} seed{'s' * (counts[0] > 1)}"
 
 # %% ../../nbs/pages/05_claims.ipynb #ee48be59
 def _source_text(sources) -> str:  # texts such as 'sim-rhd twin, sim-stb twin'
@@ -48,7 +39,7 @@ TOGETHER = "†"  # marks a verdict
 def caption(world: World, table: pd.DataFrame) -> str:
     "Data, profile and seeds, and what the verdicts are about."
     counts = sorted(set(table.seeds) - {0})
-    sentences = [f"{_source_text(table.source)}, profile {world.profile}, {_seed_text(counts)}."]
+    sentences = [f"{_source_text(table.source)}, profile {world.profile}, {seed_text(counts)}."]
     if not world.real:
         sentences.append(
             "A verdict here is about the simulated twin, not about the real set; "
@@ -271,7 +262,7 @@ def _label_forest(axis, title: str, source: str):
 # %% ../../nbs/pages/05_claims.ipynb #1d1eaf04
 def require_graph(world: World):
     "Raise an error that names every run of the graph that is missing."
-    names = dict.fromkeys(run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.graph_profile))
+    names = dict.fromkeys(unseeded(run.name) for run in graph_runs(world.graph_profile))
     require([name.replace("sim-", "") if world.real else name for name in names], world.folder, world.seeds)
 
 # %% ../../nbs/pages/05_claims.ipynb #3279f696

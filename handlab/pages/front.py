@@ -35,6 +35,7 @@ from handlab.results.runs import (
     profile_of,
     runs_to_show,
     shipped_line,
+    unseeded,
     untrained_line,
 )
 from ..results.statistics import FAILS, HOLDS, LACKS_POWER, Interval
@@ -117,7 +118,7 @@ def front_block(folder=SHIPPED, seeds: int = 1) -> str:  # its links are from th
     table = claims_table(world)
     pages = paper_pi.pi_page(folder, seeds=seeds), paper_aligned.aligned_page(folder, seeds=seeds)
     runs = [run for page in pages for run in page.all_runs()]
-    names = [run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.graph_profile)]
+    names = [unseeded(run.name) for run in graph_runs(world.graph_profile)]
     untrained = f"{untrained_line(names, folder, seeds).partition(':')[0]}."  # the pages name them
     sentences = finding_sentences(table, runs, untrained)
     listed = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))

@@ -17,7 +17,7 @@ from ..privileged.experiment import PiSettings
 from ..privileged.experiment_2d import Pi2dSettings
 from ..results.claims import World, claims_table, count_sentences, read_headlines
 from ..results.convergence import convergence_sentence
-from ..results.runs import graph_runs, origin_line, untrained_line
+from ..results.runs import graph_runs, origin_line, unseeded, untrained_line
 from ..results.statistics import FAILS, HOLDS, NOT_ANSWERABLE, NOT_RUN
 
 # %% ../../nbs/pages/14_replication.ipynb #f94e7ce4
@@ -131,7 +131,7 @@ def article(world: World) -> str:
     "The whole article as Markdown, from the runs of a world."
     table, folder = claims_table(world), world.folder
     runs = list(world.opened)
-    names = [run.name.rsplit("-seed", 1)[0] for run in graph_runs(world.graph_profile)]
+    names = [unseeded(run.name) for run in graph_runs(world.graph_profile)]
     numbers = markdown_table(error_table(folder, world.seeds), "mean error (mm), root and scale known")
     parts = [
         f"# {title_of(table)}",
@@ -163,7 +163,7 @@ def article(world: World) -> str:
     ]
     return "\n\n".join(parts) + "\n"
 
-
+# %% ../../nbs/pages/14_replication.ipynb #a7c3e9d1
 def write_article(world: World, folder) -> str:  # folder: of tables and figures
     "Write `replication.md`; the text."
     text = article(world)

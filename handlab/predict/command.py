@@ -258,7 +258,7 @@ def ask(network, words: list) -> list:  # words: as of the command line -> Answe
         raise HandlabError(given.images[0], "no hand was found", "give its box")
     return answers
 
-
+# %% ../../nbs/predict/04_command.ipynb #f2b8d6e4
 def run(
     given,  # the parsed command line
     network=None,  # a loaded HandNetwork; None: as `given` names it

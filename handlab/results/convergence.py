@@ -18,7 +18,7 @@ from ..core import HandlabError
 from ..hand.draw import BLUE, DARK, PURPLE, VERMILION
 from ..privileged.experiment import STAGES
 from ..privileged.experiment_2d import STAGES_2D
-from .runs import source_line
+from .runs import source_line, unseeded
 
 # %% ../../nbs/results/09_convergence.ipynb #3f9457da
 LAST, STANDS = 0.25, 0.02  # share of the steps; relative fall
@@ -67,7 +67,7 @@ def curves_of(run) -> dict:  # of a RunFolder -> {network: (steps, errors)}
 def _groups(runs) -> dict:  # RunFolders -> {(run without seed, network): [(steps, errors)]}
     groups = {}
     for run in {run.path: run for run in runs}.values():
-        name = run.name.removeprefix("train_").rsplit("-seed", 1)[0]
+        name = unseeded(run.name).removeprefix("train_")
         for network, curve in curves_of(run).items():
             groups.setdefault((name, network), []).append(curve)
     return groups
@@ -129,7 +129,7 @@ def fig_convergence_of(runs, columns: int = 4):  # RunFolders; the most panels i
     figure.tight_layout(pad=0.5)
     return figure
 
-
+# %% ../../nbs/results/09_convergence.ipynb #d4a1b7c9
 def _panel_title(name: str, network: str) -> str:
     "Such as 'S4, rhd' of 'aligned-S4-sim-rhd', and 'RGB PI Net, rhd' of 'pi-sim-rhd' and 'rgb_pi'."
     what, _, data = (

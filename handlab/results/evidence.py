@@ -15,7 +15,7 @@ import numpy as np
 
 from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
 from .published import published_curves, published_numbers
-from .runs import PROFILES, open_runs, profile_of
+from .runs import PROFILES, open_runs, profile_of, unseeded
 from handlab.results.statistics import (
     Estimate,
     known,
@@ -155,7 +155,7 @@ def frame_scores(
 # %% ../../nbs/results/05_evidence.ipynb #657005b3
 def _name_of(run) -> str:
     "A run's name, without the seed."
-    return run.name.rsplit("-seed", 1)[0]
+    return unseeded(run.name)
 
 
 def _predictions(run, other: str = "") -> dict:

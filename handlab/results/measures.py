@@ -19,7 +19,7 @@ from ..privileged import experiment as pi_experiment
 from ..privileged.diagram import paper_networks
 from ..privileged.networks import energy_on_hand
 from .evidence import Evidence, Missing, Network, Unfit
-from .runs import RunFolder, page_folder, page_home
+from .runs import RunFolder, page_folder, page_home, unseeded
 from handlab.results.statistics import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -149,7 +149,7 @@ def across_sets(evidence: Evidence, first: Network, second: Network, *further: N
 # %% ../../nbs/results/06_measures.ipynb #c440b431
 def _curve(run, stage: str, column: str) -> tuple:  # (steps, values)
     "A validation curve of a run."
-    name, where = run.name.rsplit("-seed", 1)[0], stage or "the training"
+    name, where = unseeded(run.name), stage or "the training"
     try:
         table = run.losses(stage, "validation")
     except FileNotFoundError:

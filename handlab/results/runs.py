@@ -8,8 +8,8 @@ __all__ = ['OTHER', 'LABELLED_SHARES', 'PROFILES', 'TABLE_1', 'TRIALS', 'STEPS',
            'left_out_line', 'page_folder', 'run_folder', 'run_parameters', 'run_command', 'is_shipped', 'profile_of',
            'page_home', 'figures_folder', 'seeds_in', 'runs_to_show', 'has_controls', 'control_variants', 'command_for',
            'subtracted', 'restored', 'RunFolder', 'open_runs', 'missing_runs', 'make_command', 'command_of',
-           'missing_line', 'require', 'data_sources', 'seed_count', 'source_line', 'shipped_line', 'origin_line',
-           'untrained_line', 'about_item']
+           'missing_line', 'require', 'data_sources', 'unseeded', 'seed_text', 'seed_count', 'source_line',
+           'shipped_line', 'origin_line', 'untrained_line', 'about_item']
 
 # %% ../../nbs/results/03_runs.ipynb #5aa17eba
 import contextlib
@@ -583,6 +583,19 @@ def data_sources(runs) -> list:  # RunFolders
     return [f"{name} twin" if name.startswith("sim-") else f"{name}, real data" for name in names]
 
 
+def unseeded(name: str) -> str:  # such as 'train_pi-sim-rhd-seed0'
+    "A run's name without its seed."
+    return name.rsplit("-seed", 1)[0]
+
+
+def seed_text(counts) -> str:  # numbers of seeds
+    "'3 seeds', or '1 to 3 seeds'."
+    if not (counts := sorted(set(counts))):
+        return "no seeds"
+    fewest = f"{counts[0]} to " * (len(counts) > 1)
+    return f"{fewest}{counts[-1]} seed{'s' * (counts[-1] > 1)}"
+
+
 def seed_count(runs) -> int:
     "The number of different seeds."
     return len({re.search(r"-seed(\d+)$", run.name)[1] for run in runs})
@@ -593,11 +606,9 @@ def source_line(runs) -> str:  # RunFolders
     runs = list(runs)
     if not runs:
         return "no runs"
-    profiles, names = sorted({run.profile for run in runs}), {run.name for run in runs}
-    counts = sorted(set(Counter(re.sub(r"-seed\d+$", "", name) for name in names).values()))
-    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    sources = " and ".join(data_sources(runs))
-    return f"{sources}, profile {', '.join(profiles)}, {seeds} seed{'s' * (counts[-1] > 1)}"
+    profiles = sorted({run.profile for run in runs})
+    counts = Counter(unseeded(name) for name in {run.name for run in runs})
+    return f"{' and '.join(data_sources(runs))}, profile {', '.join(profiles)}, {seed_text(counts.values())}"
 
 # %% ../../nbs/results/03_runs.ipynb #4171955f
 def _many(each, shown: int = 4) -> str:

@@ -34,7 +34,16 @@ from handlab.core import (
     write_json,
 )
 from ..hand.metrics import joint_errors
-from .runs import COMMON, PROFILES, SHIPPED, RunFolder, command_for, restored, subtracted
+from handlab.results.runs import (
+    COMMON,
+    PROFILES,
+    SHIPPED,
+    RunFolder,
+    command_for,
+    restored,
+    subtracted,
+    unseeded,
+)
 
 # %% ../../nbs/results/08_ship.ipynb #fb198678
 GRID = 64  # steps per mm or px
@@ -183,7 +192,7 @@ def exact_command(run: RunFolder) -> str:
     path = run.path / f"{kind}.ipynb"
     found = read_json(path)["metadata"].get("papermill", {}) if path.exists() else {}
     if not found.get("parameters"):
-        return command_for(run.name.rsplit("-seed", 1)[0], run.profile)
+        return command_for(unseeded(run.name), run.profile)
     given = {name: value for name, value in found["parameters"].items() if not name.endswith("_root")}
     words = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
     return f"papermill nbs/{kind}.ipynb runs/{kind}.ipynb {words}"
