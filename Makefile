@@ -28,6 +28,11 @@ NEAREST   = import difflib, sys; word, *known = sys.argv[1:]; print(*difflib.get
 MEANT     = $(shell $(PYTHON) -c '$(NEAREST)' '$(firstword $(UNKNOWN))' $(SETTINGS))
 $(if $(strip $(UNKNOWN)),$(error $(firstword $(UNKNOWN)): there is no such variable; $(if $(MEANT),did you mean $(MEANT)? )choose one of $(SETTINGS)))
 
+# The environment is other programs' as well, so what is near a setting there is noted and no error: SEED=3 make figures.
+MISSPELT := SEED seed seeds PROFILES PROFIL profile REALS real FLAG flags
+NOTE      = $(if $(filter environment,$(origin $(1))),$(warning $(1) of the environment changes nothing here; the settings are $(SETTINGS)))
+$(if $(filter figures report,$(MAKECMDGOALS)),$(foreach name,$(MISSPELT),$(call NOTE,$(name))))
+
 .PHONY: help environment papers figures ship report test export clean
 
 help:

@@ -116,9 +116,18 @@ def choose(word, known) -> str:
     return f"did you mean {near}?" + f" {advice}" * (len(known) <= 12) if near else advice
 
 # %% ../nbs/00_core.ipynb #ad00c77f
+def _expanded(path) -> Path:
+    "A path with its `~` written out; what is no path is an error."
+    try:
+        return Path(path).expanduser()
+    except (TypeError, RuntimeError):  # RuntimeError: the home of a user whom the machine does not know
+        fix = "give the path of a file or folder, as 'data/rhd'"
+        raise HandlabError(f"path {path!r}", "it is no path of this machine", fix) from None
+
+
 def named_folder(path: str | Path, name: str) -> Path:  # name: of the variable that names the folder
     "The absolute path of a folder that the user has named; one that is not there is an error."
-    path = Path(path).expanduser().resolve()
+    path = _expanded(path).resolve()
     if not path.is_dir():
         what = "it is no folder" if path.exists() else "there is no such folder"
         raise HandlabError(f"{name}={path}", what, "correct the name, or connect the disk that it is on")
@@ -142,7 +151,7 @@ def project_root() -> Path:
 # %% ../nbs/00_core.ipynb #1954a5d2
 def project_path(path: str | Path) -> Path:  # an absolute path
     "`path` itself where it is absolute, else taken from the project's root."
-    return project_root() / Path(path).expanduser()
+    return project_root() / _expanded(path)
 
 # %% ../nbs/00_core.ipynb #7576a3e3
 _MACHINE = {
@@ -305,7 +314,7 @@ def read_json(
     "Read a JSON file; a broken or changed one is an error that names it."
     try:
         with read_errors_named(path, fix.removeprefix("delete it and ")):
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors may write a mark first
     except (ValueError, RecursionError) as error:
         raise HandlabError(path, f"it is not valid JSON ({error})", fix) from None
     if has is not None and not (isinstance(value, dict) and set(has) <= set(value)):
@@ -496,7 +505,7 @@ def make_settings(
     **overrides,
 ):  # any field by name
     "The settings of a profile with some of them overridden; unknown names and wrong types are errors."
-    if profile not in cls.PROFILES:
+    if profile not in list(cls.PROFILES):  # a list may be asked for a value that a dictionary cannot hold
         raise HandlabError(f"profile {profile!r}", "there is no such profile", choose(profile, cls.PROFILES))
     names = [field.name for field in dataclasses.fields(cls)]
     for name in overrides:
@@ -554,12 +563,33 @@ def check_parameters(
         raise HandlabError(f"parameter {missing[0]!r}", what, fix)
     assigned = {*declared, *own, *injected, *scratch}
     given = {name: namespace[name] for name in known if name in assigned and name in namespace}
+    _check_types(given, _annotated(_notebook_file(notebook)))
     for name, value in given.items():
         if value and (name.endswith("_root") or name == "runs"):
             named_folder(project_path(value), name)
     return given
 
 # %% ../nbs/00_core.ipynb #d864ca7d
+def _annotated(path) -> dict:
+    "The names of types by parameter, as a notebook's cell of parameters states them."
+    cells = (each for each in read_json(path)["cells"] if "parameters" in each["metadata"].get("tags", []))
+    statements = (each for cell in cells for each in ast.parse("".join(cell["source"])).body)
+    return {each.target.id: each.annotation.id for each in statements if isinstance(each, ast.AnnAssign)}
+
+
+def _check_types(given: dict, kinds: dict):  # kinds: as of `_annotated`
+    "A value of another type than stated is an error; `skip` may be a number or a list, a text a path."
+    for name, kind in kinds.items():
+        value = given.get(name)
+        found = "str" if isinstance(value, os.PathLike) else type(value).__name__
+        if value is None or name == "skip" or found == kind or (found, kind) == ("int", "float"):
+            continue
+        fix = f"give a value of the type {kind}"
+        if kind == "str" and isinstance(value, (int, float)):
+            fix = f"write it in quotes, or `-r {name} {value}` on papermill's line"
+        raise HandlabError(f"parameter {name!r}", f"{value!r} is not {kind}", fix)
+
+
 def _cells_of_parameters(cells, declared) -> tuple:  # cells: what was run, nothing under nbdev_test
     "The names in the notebook's own cell of parameters as last run, in papermill's, and in others."
     own, injected, scratch = [], [], []

@@ -12,8 +12,21 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import handlab
-from handlab.core import HandlabError, check_parameters, named_folder, notebook_parameters, project_root
+from handlab.aligned.experiment import AlignedSettings
+from handlab.core import (
+    HandlabError,
+    check_parameters,
+    make_settings,
+    named_folder,
+    notebook_parameters,
+    project_path,
+    project_root,
+)
+from handlab.data.bighand import BigHand, write_drawn
+from handlab.data.dexter_object import DexterObject
 from handlab.data.files import real_root
+from handlab.data.rhd import RHD
+from handlab.data.stb import STB
 from handlab.privileged.stages import PiSettings
 from handlab.results.runs import graph_runs, run_command
 from handlab.sim import write
@@ -76,6 +89,61 @@ def test_every_notebook_checks_its_parameters_under_its_own_name(notebook):
     assert f'check_parameters(globals(), "{notebook}"' in text
 
 
+@pytest.mark.parametrize(
+    "cell, words",
+    [
+        ("data_root = 3", "parameter 'data_root': 3 is not str; write it in quotes, or `-r data_root 3`"),
+        ("profile = ['quick']", r"parameter 'profile': \['quick'\] is not str; give a value of the type str"),
+        ("seed = 1.5", "parameter 'seed': 1.5 is not int"),
+        ("partial = 1", "parameter 'partial': 1 is not bool"),
+        ("seed = True", "parameter 'seed': True is not int"),
+    ],
+)
+def test_a_parameter_of_another_type_is_named_with_its_value(own_cell, cell, words):
+    with pytest.raises(HandlabError, match=words) as error:
+        given(own_cell, f"# Parameters\n{cell}")
+    assert "\n" not in str(error.value)
+
+
+def test_what_may_have_several_types_is_taken_as_it_is(own_cell):
+    for cell in (
+        "skip = 3",
+        "skip = ['training/00003']",
+        "out = None",
+        "from pathlib import Path\nout = Path('a')",
+    ):
+        given(own_cell, f"# Parameters\n{cell}")
+
+
+@pytest.mark.parametrize("reader", [RHD, STB, DexterObject, BigHand, project_path])
+@pytest.mark.parametrize("root", [3, None, "~a-user-who-is-not-there/rhd", ["data"]])
+def test_what_is_no_path_is_one_line(reader, root):
+    with pytest.raises(HandlabError, match="it is no path of this machine; give the path"):
+        reader(root)
+
+
+@pytest.mark.parametrize("rigid", ["a", None, 0, -1.0, float("nan")])
+def test_a_length_that_is_none_is_one_line(rigid):
+    with pytest.raises(HandlabError, match="it is no length above 0 mm; give a number such as 0.1"):
+        STB("data/stb", rigid=rigid)
+
+
+def test_a_choice_of_another_type_is_one_line(tmp_path):
+    write_drawn(tmp_path)
+    for call in (
+        lambda: STB("a", split=["training"]),
+        lambda: STB("a", camera=["SK"]),
+        lambda: RHD("a", split={"training"}),
+        lambda: BigHand("a", split=["training"]),
+        lambda: BigHand(tmp_path, held_out=3),
+        lambda: DexterObject("a", sequences=3),
+        lambda: make_settings(AlignedSettings, ["quick"]),
+        lambda: make_settings(AlignedSettings, "quick", strategy=["S4"]),
+    ):
+        with pytest.raises(HandlabError):
+            call()
+
+
 def test_a_named_folder_that_is_missing_is_an_error(own_cell, tmp_path, monkeypatch):
     for name in ("data_root", "other_root", "real_root"):
         with pytest.raises(HandlabError, match=f"{name}=.*/gone: there is no such folder"):
@@ -133,6 +201,18 @@ def test_make_refuses_variables_that_it_does_not_know():
         )
     assert "no such variable; choose one of" in make("test", "COLOUR=red").stderr
     assert make("figures", "SEEDS=2", "PROFILE=smoke", "REAL=", "FLAGS=-n", "PYTHON=python3").returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_make_notes_misspelt_variables_of_the_environment(monkeypatch):
+    for name in ("SEED", "profile"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("SEEDS", "2")
+    said = make("figures")
+    assert said.returncode == 0 and "--seeds 2" in said.stdout
+    notes = [text for text in said.stderr.splitlines() if "of the environment changes nothing here" in text]
+    assert len(notes) == 2 and all(name in "".join(notes) for name in ("SEED ", "profile "))
+    assert "of the environment" not in make("test").stderr  # what has no settings has no notes
 
 
 def test_every_run_has_its_own_output_path():

@@ -23,6 +23,7 @@ from handlab.hand.metrics import (
     scores_2d,
     scores_3d,
     scores_split,
+    scores_tips,
     thresholds_2d,
     thresholds_3d,
     thresholds_20_50,
@@ -277,6 +278,11 @@ GOOD = np.zeros((2, 21, 3))
         (lambda: auc([0, 2, 1], [0, 1, 1]), "ascending"),
         (lambda: auc([0], [0]), "at least two"),
         (lambda: auc([0, 1, 3], [0, 1, 1], "mmpose"), "equal steps"),
+        (lambda: scores_3d(GOOD[..., :2], GOOD[..., :2]), r"shape is \(2, 21, 2\); give \(N,21,3\)"),
+        (lambda: scores_3d(GOOD[:, :20], GOOD[:, :20]), r"shape is \(2, 20, 3\); give \(N,21,3\)"),
+        (lambda: scores_3d(GOOD, GOOD[0]), r"true joints: their shape is \(21, 3\); give \(N,21,3\)"),
+        (lambda: scores_tips(GOOD[..., :2], GOOD), r"predicted joints: their shape is \(2, 21, 2\)"),
+        (lambda: scores_2d(GOOD, GOOD), r"shape is \(2, 21, 3\); give \(N,21,2\)"),
     ],
 )
 def test_bad_input_has_one_line(call, words):

@@ -7,6 +7,7 @@ __all__ = ['WIDTH', 'HEIGHT', 'CAMERA', 'ANNOTATION', 'SPLITS', 'image_name', 'f
            'threshold_mask', 'decode_frame', 'drawn_frame', 'Part', 'BigHand', 'write_frame', 'write_drawn']
 
 # %% ../../nbs/data/11_bighand.ipynb #c5b6c6e6
+import codecs
 import contextlib
 import hashlib
 import re
@@ -101,9 +102,10 @@ def index_annotation(path):
             while line := file.readline(_LONGEST):
                 digest.update(line)
                 number += 1
-                if columns := line.split():
-                    frames.append(_frame_of(line, columns, f"{path}, line {number}"))
-                    starts.append(at)
+                mark = 0 if at else len(line) - len(line.removeprefix(codecs.BOM_UTF8))  # of some editors
+                if columns := line[mark:].split():
+                    frames.append(_frame_of(line[mark:], columns, f"{path}, line {number}"))
+                    starts.append(at + mark)
                 at += len(line)
     except OSError as error:
         fix = "unpack the annotation again"
@@ -283,6 +285,7 @@ def _choose_subjects(
 ):
     "The subjects of a split."
     check_choice("BigHand", "split", split, SPLITS)
+    held_out = None if held_out is None else skip_names(held_out)
     for name in held_out or ():
         if name not in subjects:
             fix = f"choose among {', '.join(subjects[:12])}"

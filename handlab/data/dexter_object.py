@@ -9,6 +9,7 @@ __all__ = ['FRAMES', 'SEQUENCES', 'COLOR_SIZE', 'DEPTH_SIZE', 'COLOR_K', 'DEPTH_
            'mask_near_tips', 'decode_frame', 'judge_frames', 'check_sequences', 'DexterObject']
 
 # %% ../../nbs/data/10_dexter_object.ipynb #171a6a91
+import codecs
 import functools
 import io
 import re
@@ -141,7 +142,7 @@ def parse_line(where, text: str, dimensions: int):  # 2 or 3
 def parse_annotation(path, data: bytes, dimensions: int):
     "All points (N,8,dimensions) of a file."
     try:
-        lines = data.decode("ascii").rstrip().splitlines()
+        lines = data.removeprefix(codecs.BOM_UTF8).decode("ascii").rstrip().splitlines()
     except UnicodeDecodeError:
         raise HandlabError(path, "it is not plain text", UNPACK) from None
     if not lines:
@@ -270,7 +271,9 @@ def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
 # %% ../../nbs/data/10_dexter_object.ipynb #a90598b8
 def check_sequences(sequences) -> tuple:
     "The sequences as a tuple; an unknown one is an error."
-    sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
+    sequences = (
+        tuple(sequences) if np.iterable(sequences) and not isinstance(sequences, str) else (sequences,)
+    )
     for sequence in sequences:
         check_choice("Dexter+Object", "sequence", sequence, SEQUENCES)
     return sequences

@@ -353,7 +353,7 @@ def _named_root(name: str, root: Path) -> Path:
 # %% ../../nbs/data/00_files.ipynb #894ad7d1
 def check_choice(dataset: str, kind: str, value, options):
     "An unknown name is an error that lists the known ones."
-    if value not in options:
+    if value not in list(options):
         raise HandlabError(f"{kind} {value!r}", f"{dataset} has no such {kind}", choose(value, options))
 
 

@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'FRAMES', 'CAMERAS', 'BB_K', 'BB_BASELINE', 'RIGID', 'BONE_
 
 # %% ../../nbs/data/09_stb.ipynb #be783ce4
 import functools
+import numbers
 import os
 import re
 from pathlib import Path
@@ -115,6 +116,11 @@ def stored_joints(joints):  # (...,21,3) mm, canonical, SK colour camera
 _AS_OFFICIAL = "use the dataset's own file, unpacked anew"
 RIGID = 0.1  # mm: how far a bone may be from its median over the sequence
 BONE_RANGE = (4.0, 150.0)  # mm: what the median of any bone of a hand lies in
+
+
+def _check_rigid(rigid):
+    if not isinstance(rigid, numbers.Real) or not rigid > 0:
+        raise HandlabError(f"rigid {rigid!r}", "it is no length above 0 mm", f"give a number such as {RIGID}")
 
 
 def _skip_it(name: str) -> str:  # 'sequence/number'
@@ -360,6 +366,7 @@ class STB(Reader):
         self.root, self.split, self.camera = project_path(root), split, camera
         check_choice("STB", "split", split, SPLITS)
         check_choice("STB", "camera", camera, CAMERAS)
+        _check_rigid(rigid)
         for folder in (_images_folder(self.root), self.root / "labels"):
             check_folder(folder, "images/ and labels/")
         self.source, skipped = source_of(self.root, "stb"), [_skip_key(text) for text in skip_names(skip)]

@@ -164,9 +164,17 @@ def auc(
     return float((steps * (curve[1:] + curve[:-1]) / 2).sum() / (thresholds[-1] - thresholds[0]))
 
 # %% ../../nbs/hand/03_metrics.ipynb #d36284de
+def _check_form(name: str, joints, dimensions: int, counts=(21,)):
+    "Joints of another shape than (N,21,dimensions) are an error."
+    if joints.ndim != 3 or joints.shape[2] != dimensions or joints.shape[1] not in counts:
+        raise HandlabError(name, f"their shape is {joints.shape}", f"give (N,21,{dimensions})")
+
+
 def check_millimetres(pred, true):  # (N,21,3)
     "Scores in mm of labels or predictions in metres would be nearly perfect: an error that names the unit."
     pred, true = _numbers(pred), _numbers(true)
+    for name, joints in (("predicted joints", pred), ("true joints", true)):
+        _check_form(name, joints, 3)
     bones = mean_bone(true)
     bones = bones[np.isfinite(bones)]
     fault = unit_fault(np.median(bones)) if len(bones) else None
@@ -205,6 +213,7 @@ NARROW = 3.0  # px: a hand of this width is none, but pixels given as shares of 
 
 def _check_pixels(true):  # (N,21,2)
     true = _numbers(true)
+    _check_form("true joints", true, 2, counts=range(1, 22))  # a part of a hand is measured, too
     with np.errstate(invalid="ignore"):
         widths = np.fmax.reduce(true, 1) - np.fmin.reduce(true, 1)
     wide = np.nanmedian(widths.max(1)) if np.isfinite(widths).any() else NARROW
