@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_hands import hand_between
 
 from handlab.core import HandlabError
 from handlab.data import bighand
@@ -24,8 +25,9 @@ STORED_TO_CANONICAL = [0, 1, 6, 7, 8, 2, 9, 10, 11, 3, 12, 13, 14, 4, 15, 16, 17
 
 
 def numbers(seed=0):
-    "21 joints (21,3) mm in the dataset's order, each at its own place, all in the picture."
-    return np.random.default_rng(seed).uniform((-60, -60, 380), (60, 60, 460), (21, 3)).round(4)
+    "21 joints (21,3) mm of a hand in the dataset's order, each at its own place, all in the picture."
+    hand = hand_between(np.random.default_rng(seed), (-40, -40, 400), (40, 40, 440))
+    return hand[np.argsort(STORED_TO_CANONICAL)].round(4)
 
 
 def depth_of(seed=0):

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from handlab.data.dexter_object import DexterObject
 from handlab.data.files import check_folder, file_states, names_in
 from handlab.data.mat import read_mat
 from handlab.data.prepare import CropSettings, crop_sample
-from handlab.data.sample import camera_faults
+from handlab.data.sample import camera_faults, share_on_mask
 from handlab.hand.metrics import scores_2d, scores_3d
-from handlab.hand.skeleton import example_hand
+from handlab.hand.skeleton import BIGHAND_TO_CANONICAL, example_hand, mirror_joints
 from handlab.train.experiment import ExperimentSettings, check_experiment, settings_given
 from handlab.train.sets import open_real, skip_of
 
@@ -398,3 +399,137 @@ def test_depth_of_another_code_or_none_at_the_hand(tmp_path):
     for wrong in (code[..., [1, 0, 2]], np.full_like(code, 255), np.zeros_like(code)):
         Image.fromarray(np.ascontiguousarray(wrong)).save(path)
         refused(lambda: opened()[0], "training/00000, depth", "it is not this frame's depth")
+
+
+# ---- the right numbers, of another hand
+
+
+TIP_FIRST = [0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17]
+
+
+def rewritten(root, change):
+    "The texts of a BigHand set, their joints (21,3) changed."
+    for path in Path(root).rglob("*.txt"):
+        rows = [line.split() for line in path.read_text().splitlines()]
+        path.write_text(
+            "".join(
+                "\t".join([row[0], *map(str, change(np.array(row[1:], float).reshape(21, 3)).ravel())]) + "\n"
+                for row in rows
+            )
+        )
+
+
+def stb_labels(root, change):
+    "The labels (3,21,N) of an STB set changed."
+    for sequence in stb.SPLITS["evaluation"]:
+        stb.write_labels(root, sequence, change(stb.read_labels(stb.label_path(root, sequence))))
+
+
+@pytest.mark.parametrize("name", ["rhd", "stb", "bighand"])
+def test_joints_in_another_order_are_refused(tmp_path, name):
+    opened = SETS[name](tmp_path)
+    if name == "rhd":
+        order = np.r_[TIP_FIRST, 21 + np.array(TIP_FIRST)]
+        changed(tmp_path, xyz=lambda xyz: xyz[order], uv_vis=lambda uv: uv[order])
+    elif name == "stb":
+        stb_labels(tmp_path, lambda stored: stored[:, TIP_FIRST])
+    else:
+        rewritten(tmp_path, lambda joints: joints[BIGHAND_TO_CANONICAL])
+    refused(opened, "its joints are stored in another order")
+
+
+@pytest.mark.parametrize("name, axis", [("stb", 0), ("stb", 1), ("bighand", 0), ("bighand", 1)])
+def test_hands_in_a_mirror_are_refused(tmp_path, name, axis):
+    opened, mirror = SETS[name](tmp_path), np.ones(3)
+    mirror[axis] = -1
+    curl = np.zeros((21, 3))
+    curl[[7, 8, 11, 12, 15, 16, 19, 20], 2] = -8  # mm: the fingers bend towards the camera, as the palm looks
+    for fault in (False, True):
+        flip = mirror if fault else np.ones(3)
+        if name == "stb":
+            bent = stb.stored_joints(mirror_joints(example_hand()) + curl)  # (3,21)
+            stb_labels(tmp_path, lambda stored: np.repeat((bent * flip[:, None])[..., None], 3, 2))
+        else:
+            bent = (example_hand() + curl)[np.argsort(BIGHAND_TO_CANONICAL)]
+            rewritten(tmp_path, lambda joints: bent * flip)
+        if fault:
+            refused(opened, "its fingers bend as those of the other hand")
+        else:
+            opened()
+
+
+@pytest.mark.parametrize("change", ["one tenth", "ten times", "nothing"])
+def test_depth_of_another_unit_at_the_tips(tmp_path, change):
+    opened = write_tips(tmp_path)
+    opened()
+    for path in images(tmp_path):
+        raw = np.asarray(Image.open(path)).astype(np.uint16)
+        changed = {"one tenth": raw // 10, "ten times": raw * 10, "nothing": raw * 0}[change]
+        Image.fromarray(changed.astype(np.uint16)).save(path)
+    refused(opened, "depth", "no depth is near the tips")
+
+
+@pytest.mark.parametrize("change", [(-1, -1, 1), (-1, 1, 1), (1, -1, 1)])
+def test_tips_that_are_not_where_the_pixels_have_them(tmp_path, change):
+    opened = write_tips(tmp_path)
+    path = next(tmp_path.rglob("*3D.txt"))
+    points = [[point.split(",") for point in line.split(";")] for line in path.read_text().splitlines()]
+    points = np.array(points, float) * change
+    path.write_text("\n".join(";".join(",".join(map(str, p)) for p in line) for line in points) + "\n")
+    refused(opened, "Grasp13D.txt", "not where Grasp12D.txt has them")
+
+
+def test_a_hand_that_is_too_far_away_is_no_hand(tmp_path):
+    sample = write_stb(tmp_path)()[0]
+    far = replace(sample, joints=sample.joints + np.float32([0, 0, 31_000]))
+    refused(far.check, "31.5 metres away")
+
+
+def test_a_mask_of_another_frame(tmp_path):
+    opened = write_rhd(tmp_path)
+    reader = opened()
+    assert all(share_on_mask(sample.mask, sample.uv[sample.visible]) > 0.9 for sample in reader)
+    shutil.rmtree(tmp_path / "training/depth")
+    path = rhd.frame_path(tmp_path, "training", "mask", 0)
+    Image.fromarray(np.roll(np.asarray(Image.open(path)), 150, 0)).save(path)
+    refused(lambda: opened()[0], "training/00000, mask", "it is not this hand's", 'skip="training/00000"')
+
+
+# ---- no images there
+
+
+@pytest.mark.parametrize("name", ["rhd", "stb", "dexter"])
+def test_a_folder_of_depth_without_images_is_no_depth(tmp_path, name):
+    opened = SETS[name](tmp_path)
+    assert opened().has_depth
+    for path in images(tmp_path):
+        if "depth" in str(path.relative_to(tmp_path)).lower():
+            path.with_name("Thumbs.db").touch()
+            path.unlink()
+    reader = opened()
+    assert not reader.has_depth and reader[0].depth is None
+
+
+@pytest.mark.parametrize("name", ["stb", "dexter", "bighand"])
+def test_images_of_another_format_are_named(tmp_path, name):
+    opened = SETS[name](tmp_path)
+    for path in [*images(tmp_path), *images(tmp_path, ".bmp")]:
+        path.rename(path.with_suffix(".jpg"))
+    refused(opened, "images are not there, the first is ", ", but ", ".jpg is there")
+
+
+@every_set
+def test_too_many_open_files_are_no_fault_of_the_set(tmp_path, name, monkeypatch):
+    opened = SETS[name](tmp_path)
+    reader = opened()
+
+    def too_many(*arguments, **options):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", too_many)
+        assert "unpack" not in refused(opened, "Too many open files", "ulimit -n")
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", too_many)
+        patch.setattr("builtins.open", too_many)
+        assert "unpack" not in refused(lambda: reader[0], "Too many open files", "ulimit -n")

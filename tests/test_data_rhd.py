@@ -4,9 +4,11 @@ import pickle
 import shutil
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from small_hands import hand_between
 
 from handlab.core import HandlabError
 from handlab.data import rhd
@@ -19,35 +21,44 @@ from handlab.data.rhd import (
     judge_frames,
     nearest_in_view,
 )
+from handlab.hand.skeleton import mirror_joints
 
 K = np.array([[250, 0, 160], [0, 250, 160], [0, 0, 1]], np.float32)
+ORDER = [0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17]  # and back
 
 
 def labels(seed=0, left_seen=True, right_seen=True):
     "Both hands, every joint at its own place, in RHD's order and metres."
-    xyz = (
-        np.random.default_rng(seed)
-        .uniform((-0.04, -0.04, 0.46), (0.04, 0.04, 0.54), (42, 3))
-        .astype(np.float32)
-    )
+    generator = np.random.default_rng(seed)
+    hands = [hand_between(generator, (75, -20, 480), (90, 20, 520)) for _ in range(2)]
+    hands[0] = mirror_joints(hands[0])  # the left hand, left of the right one
+    xyz = (np.concatenate([hand[ORDER] for hand in hands]) / 1000).astype(np.float32)
     uv = (xyz @ K.T)[:, :2] / xyz[:, 2:]
     return dict(
         K=K, xyz=xyz, uv_vis=np.column_stack([uv, np.repeat([left_seen, right_seen], 21)]).astype(np.float32)
     )
 
 
+def near_joints(uv, count):
+    "The `count` pixels of a picture that are nearest to the joints."
+    apart = np.ones((320, 320), np.uint8)
+    apart[tuple(np.rint(uv[:, ::-1]).astype(int).T)] = 0
+    return cv2.distanceTransform(apart, cv2.DIST_L2, 5).argsort(None, kind="stable")[:count]
+
+
 def frame(seed=0, left=400, right=100):
     "color, coded depth, part ids and labels; `left` and `right` count the hands' pixels."
-    generator = np.random.default_rng(seed)
+    generator, entry = np.random.default_rng(seed), labels(seed)
     parts = np.zeros(320 * 320, np.uint8)
-    parts[:left] = generator.integers(2, 18, left)
-    parts[left : left + right] = generator.integers(18, 34, right)
-    parts[left + right : left + right + 5000] = 1
+    for hand, (count, first) in enumerate([(left, 2), (right, 18)]):
+        pixels = near_joints(entry["uv_vis"][21 * hand : 21 * hand + 21, :2], count)
+        parts[pixels] = generator.integers(first, first + 16, count)
+    parts[np.flatnonzero(parts == 0)[:5000]] = 1
     return (
         generator.integers(0, 255, (320, 320, 3), np.uint8),
         generator.integers((22, 1, 1), (30, 250, 250), (320, 320, 3), np.uint8),  # 0.43 to 0.58 m
         parts.reshape(320, 320),
-        labels(seed),
+        entry,
     )
 
 
@@ -124,16 +135,14 @@ def test_a_frame_comes_back_as_it_was_stored(root):
     assert np.array_equal(sample.mask, (parts >= 2) & (parts <= 17))
     expected = (coded[..., 0].astype(float) * 256 + coded[..., 1]) / 65535 * 5
     assert np.abs(sample.depth - expected).max() < 1e-6
-    order = [0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17]
-    assert np.allclose(sample.joints, entry["xyz"][order] * 1000)
-    assert np.array_equal(sample.uv, entry["uv_vis"][order, :2])
+    assert np.allclose(sample.joints, entry["xyz"][ORDER] * 1000)
+    assert np.array_equal(sample.uv, entry["uv_vis"][ORDER, :2])
 
 
 def test_the_hand_with_more_pixels_is_taken(root):
     reader = RHD(root, "evaluation")
     assert [sample.side for sample in reader] == ["left", "right", "left"]
-    order = np.array([0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17]) + 21
-    assert np.allclose(reader[1].joints, labels(1)["xyz"][order] * 1000)
+    assert np.allclose(reader[1].joints, labels(1)["xyz"][21:][ORDER] * 1000)
     assert np.array_equal(reader[1].mask, frame(1, 100, 300)[2] > 17)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import HandlabError, full_disk_named, numpy_generator, project_path
+from ..core import HandlabError, full_disk_named, numpy_generator, project_path, read_errors_named
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (
     check_choice,
@@ -40,6 +40,7 @@ from handlab.hand.skeleton import (
     BIGHAND_TO_CANONICAL,
     example_hand,
     from_bighand,
+    hands_fault,
     mean_bone,
     unit_fault,
 )
@@ -97,19 +98,15 @@ _NUMERIC = b"0123456789+-.eE \t\r\n"
 def index_annotation(path):
     "Frames (N,) i32 in ascending order, where their lines begin (N,) i64, and a digest of the text."
     frames, starts, digest, at, number = array("i"), array("q"), hashlib.blake2b(digest_size=16), 0, 0
-    try:
-        with open(path, "rb") as file:
-            while line := file.readline(_LONGEST):
-                digest.update(line)
-                number += 1
-                mark = 0 if at else len(line) - len(line.removeprefix(codecs.BOM_UTF8))  # of some editors
-                if columns := line[mark:].split():
-                    frames.append(_frame_of(line[mark:], columns, f"{path}, line {number}"))
-                    starts.append(at + mark)
-                at += len(line)
-    except OSError as error:
-        fix = "unpack the annotation again"
-        raise HandlabError(path, f"it cannot be read ({error.strerror})", fix) from None
+    with read_errors_named(path, "unpack the annotation again"), open(path, "rb") as file:
+        while line := file.readline(_LONGEST):
+            digest.update(line)
+            number += 1
+            mark = 0 if at else len(line) - len(line.removeprefix(codecs.BOM_UTF8))  # of some editors
+            if columns := line[mark:].split():
+                frames.append(_frame_of(line[mark:], columns, f"{path}, line {number}"))
+                starts.append(at + mark)
+            at += len(line)
     if not frames:
         raise HandlabError(path, "the file is empty", "unpack the annotation again")
     frames, starts = np.array(frames, np.int32), np.array(starts, np.int64)
@@ -132,14 +129,9 @@ def _frame_of(line, columns, where) -> int:
 # %% ../../nbs/data/11_bighand.ipynb #1f9d6736
 def _read_label(path, start: int, frame: int, fix: str = "unpack the annotation again"):
     "The 63 numbers of a frame whose line begins at `start`."
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            found, numbers = parse_line(file.readline(_LONGEST), f"{path}, frame {frame}", fix)
-    except FileNotFoundError:
-        raise HandlabError(path, "the file is not there", "unpack the annotation again") from None
-    except OSError as error:
-        raise HandlabError(path, f"it cannot be read ({error.strerror})", fix) from None
+    with read_errors_named(path, "unpack the annotation again"), open(path, "rb") as file:
+        file.seek(start)
+        found, numbers = parse_line(file.readline(_LONGEST), f"{path}, frame {frame}", fix)
     if found != frame:
         raise HandlabError(path, "it has changed since it was opened", "open the dataset again")
     return numbers
@@ -314,13 +306,16 @@ def _frames_of(part: Part, partial: bool):
 
 # %% ../../nbs/data/11_bighand.ipynb #5f2bbb8a
 def _check_unit(part: Part, frames, starts):
-    "A few labels of a text must be millimetres of a hand: the unit is the same in all of them."
-    lengths = []
-    for index in np.linspace(0, len(frames) - 1, 5).astype(int).tolist():
+    "A few labels of a text must be millimetres of a right hand: all of them are as these are."
+    hands = []
+    for index in np.unique(np.linspace(0, len(frames) - 1, 25).astype(int)).tolist():
         with contextlib.suppress(HandlabError):  # a broken line is an error when its frame is read
             numbers = _read_label(part.annotation, int(starts[index]), int(frames[index]))
-            lengths.append(mean_bone(from_bighand(numbers)))
-    if lengths and (fault := unit_fault(np.median(lengths))):
+            hands.append(from_bighand(numbers))
+    if not hands:
+        return
+    hands = np.stack(hands)
+    if fault := unit_fault(np.median(mean_bone(hands))) or hands_fault(hands, "right"):
         raise HandlabError(part.annotation, fault, "use the dataset's own text, unpacked anew")
 
 # %% ../../nbs/data/11_bighand.ipynb #b415915e

@@ -10,6 +10,7 @@ __all__ = ['FRAMES', 'SEQUENCES', 'COLOR_SIZE', 'DEPTH_SIZE', 'COLOR_K', 'DEPTH_
 
 # %% ../../nbs/data/10_dexter_object.ipynb #171a6a91
 import codecs
+import contextlib
 import functools
 import io
 import re
@@ -40,7 +41,7 @@ from handlab.data.files import (
     skip_match,
     skip_names,
 )
-from .sample import Reader, Sample
+from .sample import FARTHEST, Reader, Sample
 from ..hand.camera import project
 from ..hand.skeleton import DEXTER_MISSING, from_dexter, unit_fault
 
@@ -248,6 +249,14 @@ def decode_frame(
 
 # %% ../../nbs/data/10_dexter_object.ipynb #1348dca3
 _FAR_PX = 5.0  # depth px between the two annotations of a tip
+_NEVER_PX = 20.0  # ... that most tips of a sequence are never away
+
+
+def _away_px(points_2d, tips):  # (N,8,2) px; (N,5,3) mm, NaN where not annotated
+    "How far (N,5) px the tips' projections are from their 2D annotation; 0 where there is none."
+    before = tips[..., 2] > 0
+    shown = project(np.where(before[..., None], tips, 1.0), DEPTH_K)
+    return np.where(before, np.linalg.norm(shown - points_2d[:, :5], axis=-1), 0)
 
 
 def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
@@ -258,9 +267,9 @@ def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
     left_out = {int(i): "no tip is annotated" for i in np.flatnonzero(missing.all(1))}
     for i in np.flatnonzero(z <= 0):
         left_out[int(i)] = f"a tip lies behind the camera (z = {z[i]:.0f} mm)"
-    shown = project(np.where(tips[..., 2:] > 0, tips, 1.0), DEPTH_K)
-    distance = np.linalg.norm(shown - points_2d[:, :5], axis=-1)
-    away = np.where(missing | (tips[..., 2] <= 0), 0, distance).max(1)
+    for i in np.flatnonzero(np.where(missing, 0, tips[..., 2]).max(1) > FARTHEST):
+        left_out[int(i)] = f"a tip is {np.nanmax(tips[i, :, 2]) / 1000:.3g} metres away"
+    away = _away_px(points_2d, tips).max(1)
     noted = {
         int(i): f"a tip is {away[i]:.0f} px from its own 2D annotation"
         for i in np.flatnonzero(away > _FAR_PX)
@@ -305,6 +314,7 @@ def _read_labels(root, sequence: str, digests, expected, partial: bool) -> tuple
         what = f"it has {len(points_3d)} lines, the sequence {expected} frames"
         raise HandlabError(paths[1], what, f"{UNPACK}, or give partial=True")
     _check_unit(paths[1], points_3d)
+    _check_two(paths, points_2d, points_3d)
     return points_2d, points_3d
 
 # %% ../../nbs/data/10_dexter_object.ipynb #7502c92c
@@ -320,6 +330,31 @@ def _check_unit(path, points_3d):  # (N,8,3) as annotated
     apart = np.nanmax(np.linalg.norm(tips[:, :, None] - tips[:, None], axis=-1), (1, 2))
     if fault := unit_fault(np.median(apart), typical=TIPS_APART, what="tips are {} apart"):
         raise HandlabError(path, fault, "use the dataset's own file, unpacked anew")
+
+
+def _check_two(paths, points_2d, points_3d):
+    "The two annotations of a sequence must be of the same points: in pixels, and in mm with x and y negated."
+    tips = from_file(points_3d[:, :5])
+    away = _away_px(points_2d, tips)[tips[..., 2] > 0]
+    if len(away) and np.median(away) > _NEVER_PX:
+        what = f"most of its tips are not where {paths[0].name} has them ({np.median(away):.0f} px away)"
+        raise HandlabError(paths[1], what, "use the dataset's own files, unpacked anew")
+
+
+def _check_depth(reader, sequence: str, kept, points):  # numbers of frames, and what is annotated
+    "A few depth images of a sequence must have something near their tips: else they are of another unit."
+    found = []
+    for index in sorted({*np.linspace(0, len(kept) - 1, 5).astype(int).tolist()} if kept else ()):
+        path, tips = reader.path(sequence, "depth", kept[index]), from_file(points[index][:5])
+        with contextlib.suppress(HandlabError):  # a broken image is an error when its frame is read
+            raw = decode_depth_png(path, read_checked(reader.root, path, reader.digests)).astype(np.float32)
+            tips = tips[np.isfinite(tips[:, 0])]
+            found.append((_within_reach(raw, tips, DEPTH_K).any(), np.median(raw), np.median(tips[:, 2])))
+    if found and not any(near for near, _, _ in found):
+        _, depth, tip = np.median(found, 0)
+        what = f"no depth is near the tips: half of it is below {depth:.0f}, the tips are {tip:.0f} mm away"
+        fix = "unpack its 16-bit millimetres again, or leave the folders named depth out"
+        raise HandlabError(path.parent, what, fix)
 
 # %% ../../nbs/data/10_dexter_object.ipynb #59f0765b
 _PATTERNS = dict(color=r"Color_0*(\d{1,9})\.bmp", depth=r"Depth_0*(\d{1,9})\.png")
@@ -356,11 +391,14 @@ def _read_sequence(reader, sequence: str, expected, partial: bool) -> tuple:
         left_out.setdefault(number - 1, "left out on request")
     reader.missing += len(points_3d) - len(usable)
     kept = [number for number in usable if number - 1 not in left_out]
+    points = [points_3d[number - 1] for number in kept]
+    if reader.has_depth:
+        _check_depth(reader, sequence, kept, points)
     reasons = [
         [(f"{sequence}/{index + 1:04d}", each[index]) for index in sorted(each) if index + 1 in usable]
         for each in (left_out, noted)
     ]
-    return [(sequence, number) for number in kept], [points_3d[number - 1] for number in kept], *reasons
+    return [(sequence, number) for number in kept], points, *reasons
 
 # %% ../../nbs/data/10_dexter_object.ipynb #8d1218db
 _FRAME = rf"({'|'.join(SEQUENCES)})/0*(\d{{1,9}})"
@@ -387,7 +425,7 @@ class DexterObject(Reader):
         if partial:
             self.sequences = tuple(each for each in self.sequences if is_folder(folders[each]))
         _check_found(self.root / "data", self.sequences, "none of the sequences is there")
-        self.has_depth = any(is_folder(folders[sequence] / "depth") for sequence in self.sequences)
+        self.has_depth = any(_has_images(folders[sequence] / "depth") for sequence in self.sequences)
         self.kinds = ("color", "depth")[: 1 + self.has_depth]
         parts = [_read_sequence(self, sequence, counts.get(sequence), partial) for sequence in self.sequences]
         self.frames, points, self.skipped, self.noted = (sum(lists, []) for lists in zip(*parts))
@@ -422,6 +460,10 @@ def _skipped(skip) -> dict:
         sequence, number = skip_match(_FRAME, text, "Grasp1/0017").groups()
         found.setdefault(sequence, set()).add(int(number))
     return found
+
+
+def _has_images(folder) -> bool:
+    return is_folder(folder) and len(images_in(folder, _PATTERNS["depth"], _official_name("depth"))[0]) > 0
 
 
 def _check_found(folder, found, what: str):

@@ -90,12 +90,8 @@ def decode_png(
 # %% ../../nbs/data/00_files.ipynb #3b67d2d4
 def read_file(path, fix: str = UNPACK) -> bytes:
     "The bytes of a file; one that is not there or not readable is an error that names it."
-    try:
+    with read_errors_named(path, fix):
         return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise HandlabError(path, "the file is not there", fix) from None
-    except OSError as error:
-        raise HandlabError(path, f"it cannot be read ({os.strerror(error.errno)})", fix) from None
 
 
 def read_png(path, mode: str, size: tuple, fix: str = UNPACK):  # as of `decode_png`
@@ -171,12 +167,10 @@ def is_folder(path) -> bool:
 def names_in(folder, folders: bool = False) -> list:  # True: its folders in place of its files
     "The names of a folder's files, without hidden ones, macOS's `._` files and links that lead nowhere."
     try:
-        with os.scandir(folder) as entries:
+        with read_errors_named(folder, COMPLETELY), os.scandir(folder) as entries:
             return [each.name for each in entries if _is_visible(each.name) and _is(each, folders)]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise HandlabError(folder, "the folder is not there", COMPLETELY) from None
-    except OSError as error:
-        raise HandlabError(folder, f"it cannot be listed ({error.strerror})", COMPLETELY) from None
 
 
 def _is_visible(name: str) -> bool:
@@ -253,6 +247,8 @@ def check_complete(
         what = f"{len(missing)} of {len(labelled)} images are not there, the first is {first}"
         if os.path.islink(Path(folder) / first):
             what += ", a link that leads nowhere"
+        elif other := sorted(Path(folder).glob(f"{Path(first).stem}.*")):
+            what += f", but {other[0].name} is there"
         raise HandlabError(folder, what, f"{COMPLETELY}, or give partial=True")
     if len(unknown):
         what = (

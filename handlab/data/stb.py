@@ -38,7 +38,7 @@ from handlab.data.files import (
     write_image,
 )
 from .mat import read_mat_file
-from .sample import Reader, Sample
+from .sample import Reader, Sample, share_on_mask
 from handlab.data.stb_depth import (
     HEIGHT,
     SK_COLOR_K,
@@ -58,6 +58,7 @@ from handlab.hand.skeleton import (
     STB_TO_CANONICAL,
     example_hand,
     from_stb,
+    hands_fault,
     mirror_joints,
     unit_fault,
 )
@@ -157,7 +158,8 @@ def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numb
         typical = np.median(lengths[kept & finite], 0)
         bent = ~(np.abs(lengths - typical) < rigid).all(1)
         behind = ~(stored[2] > 0).all(0)
-    if fault := unit_fault(typical.mean()):
+    hands = from_stb(np.transpose(stored, (2, 1, 0)))[kept & finite]
+    if fault := unit_fault(typical.mean()) or hands_fault(hands, "left"):
         raise HandlabError(path, fault, _AS_OFFICIAL)
     if typical.min() < BONE_RANGE[0] or typical.max() > BONE_RANGE[1]:
         what = f"bones are {typical.min():.3g} to {typical.max():.3g} long, not millimetres of a hand"
@@ -196,9 +198,7 @@ def _check_raw(name, color, depth_code, stored, camera):
 # %% ../../nbs/data/09_stb.ipynb #60c42580
 def _check_hand(name, mask, uv, visible):
     "The mask must be where the joints are."
-    grown = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
-    u, v = np.rint(uv[visible]).astype(int).T
-    share = grown[v, u].mean() if len(u) else 1.0
+    share = share_on_mask(mask, uv[visible])
     if share < FEWEST_ON_HAND:
         what = f"only {share:.0%} of the joints have a surface near them: it is not the depth of this frame"
         raise HandlabError(f"{name}, depth", what, _skip_it(name))
