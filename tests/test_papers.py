@@ -9,17 +9,19 @@ import torch
 import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
-from handlab.core import HandlabError, make_settings, read_json, write_json
+from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
 from handlab.graph import plan
 from handlab.hand.metrics import epe
-from handlab.pages import aligned_figures, output
+from handlab.pages import aligned_figures, manifest, output
 from handlab.pages.aligned_scores import opened, smoothness_of, table_test_time
+from handlab.pages.page import _smaller_links
 from handlab.pages.paper_aligned import aligned_page
+from handlab.pages.paper_pi import pi_page
 from handlab.results import runs, ship
 from handlab.results.claims import World
 from handlab.results.evidence import Missing
 from handlab.results.measures import _shares_of
-from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line
+from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line, profile_of
 from handlab.train.frames import FramesOnDemand, SomeFrames
 
 NAMES = {strategy: f"train_aligned-{strategy}-sim-rhd" for strategy in ("S1", "S4")}
@@ -155,7 +157,11 @@ def test_a_figure_of_a_larger_profile_replaces_the_smaller_ones(tmp_path):
     table = pd.DataFrame({"a": [1.0]})
     for name in ("pi-fig5-sim-stb-quick", "pi-fig5-sim-rhd-quick", "pi-fig50-sim-stb-quick"):
         output.save_table(table, name, folder=tmp_path, about=about | {"profile": "quick"})
+    below = tmp_path / "quick"
+    for name in ("pi-fig5-sim-stb-quick", "pi-fig7-sim-rhd-quick"):
+        output.save_table(table, name, folder=below, about=about | {"profile": "quick"})
     output.save_table(table, "pi-fig5-sim-stb-long", folder=tmp_path, about=about | {"profile": "long"})
+    assert sorted(path.stem for path in below.glob("*.csv")) == ["pi-fig7-sim-rhd-quick"]
     assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
         "pi-fig5-sim-rhd-quick.csv",
         "pi-fig5-sim-stb-long.csv",
@@ -164,6 +170,44 @@ def test_a_figure_of_a_larger_profile_replaces_the_smaller_ones(tmp_path):
     assert not (tmp_path / "about/pi-fig5-sim-stb-quick.json").exists()
     output.save_table(table, "pi-fig5-sim-stb-quick", folder=tmp_path, about=about | {"profile": "quick"})
     assert (tmp_path / "pi-fig5-sim-stb-long.csv").exists()  # a smaller one removes nothing
+
+
+def test_a_smaller_profile_keeps_what_the_shipped_runs_do_not_make(tmp_path):
+    "In a folder of its own, which is replaced as a whole; pages and the manifest link to it."
+    about = {"item": "Fig. 7", "paper": "made up", "notebook": "paper_pi", "source": "sim-stb twin"}
+    made, figures = tmp_path / "runs/quick/figures", tmp_path / "figures"
+
+    def save(folder, name, profile):
+        more = {"profile": profile, "seeds": 1} if profile else {}
+        output.save_table(pd.DataFrame({"a": [1.0]}), name, folder=folder, about=about | more)
+
+    for name in ("pi-fig7-sim-stb-quick", "pi-fig7-sim-rhd-quick", "pi-fig7-joints-sim-stb-quick"):
+        save(made, name, "quick")
+    save(made, "pi-fig1", "")
+    save(figures, "pi-fig7-sim-rhd-long", "long")
+    save(figures, "pi-fig1", "")
+    save(figures / "quick", "pi-fig9-sim-stb-quick", "quick")  # of an earlier time
+    manifest.main([str(figures / "quick"), "--take", str(made)])
+    kept = ["pi-fig7-joints-sim-stb-quick", "pi-fig7-sim-stb-quick"]
+    assert sorted(path.stem for path in (figures / "quick").glob("*.csv")) == kept
+    assert sorted(path.stem for path in (figures / "quick/about").iterdir()) == kept
+    manifest.main([str(figures)])
+    assert "the profile `quick`: [quick](quick/README.md)" in (figures / "README.md").read_text()
+    page = pi_page("runs/shipped", figures=str(figures))
+    assert _smaller_links(page, "fig7").count("](") == 1
+    assert "pi-fig7-sim-stb-quick.md" in _smaller_links(page, "fig7") and not _smaller_links(page, "fig1")
+    with pytest.raises(HandlabError, match="no such folder"):
+        manifest.take_items(tmp_path / "runs/quik/figures", figures / "quick")
+
+
+def test_no_tracked_figure_of_a_smaller_profile_stands_beside_those_of_shipped_runs():
+    figures, profile = project_root() / "figures", profile_of("runs/shipped")
+    notes = [read_json(path) for path in figures.glob("about/*.json")]
+    assert notes and {note.get("profile", profile) for note in notes} == {profile}
+    for lesser in manifest.smaller_folders(figures):
+        for about in manifest.items(figures / lesser):
+            assert about["profile"] == lesser and about["seeds"] == 1
+            assert not (figures / "about" / f"{about['name']}.json".replace(lesser, profile)).exists()
 
 
 def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):

@@ -34,13 +34,13 @@ def _bands(inside) -> list:  # slices of 20 pixels or more
 
 # %% ../../nbs/pages/08_overview.ipynb #6d42a568
 TOP = 0.88  # share of the height below the titles
-COLUMNS = ("simulated\nRGB image", "truth", "trained on\nRGB alone", "trained with\ndepth too")
+COLUMNS = ("simulated image\n(profile quick)", "truth", "trained on\nRGB alone", "trained with\ndepth too")
 
 
 def draw_overview(
     predictions,  # image file; its rows: image, truth, without depth in training, with it
     explorer,  # image file of the page
-    hands=(3, 5, 6),  # columns of the figure of predictions
+    hands=(3, 4, 6),  # columns of the figure of predictions
 ):
     "The front page's picture."
     grid = panels(Image.open(predictions))
@@ -70,7 +70,7 @@ def _cards(page):
     return page.crop((0, max(0, int(white.argmax()) - 8), *page.size))
 
 # %% ../../nbs/pages/08_overview.ipynb #dd2d25c5
-def write_overview(predictions="figures/pi-fig7-sim-rhd-quick.png", folder="figures"):
+def write_overview(predictions="figures/quick/pi-fig7-sim-rhd-quick.png", folder="figures"):
     "Write `overview.png`."
     figure = draw_overview(project_path(predictions), project_path(folder) / "explorer.png")
     path = project_path(folder) / "overview.png"

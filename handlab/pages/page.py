@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from ..core import HandlabError, project_root
+from ..core import HandlabError, project_path, project_root, read_json
 from ..hand.metrics import scores_split
 from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.evidence import frame_scores
 from handlab.results.runs import (
     BUDGETS,
+    PROFILES,
     about_item,
     figures_folder,
     missing_line,
@@ -31,6 +32,7 @@ from handlab.results.runs import (
     page_home,
     profile_of,
     require,
+    seed_text,
     source_line,
     untrained_line,
 )
@@ -155,6 +157,19 @@ def _about(page, item: Item, runs: list) -> dict:
     return about
 
 # %% ../../nbs/pages/03_page.ipynb #d105af57
+def _smaller_links(page, name: str) -> str:  # as seen from nbs/; '' where there are none
+    "Links to what a folder within `figures` has of an item at a smaller profile."
+    start, lines = f"{page.paper.prefix}-{name}-", []
+    for profile in PROFILES if page.figures else ():
+        folder = project_path(page.figures) / profile
+        notes = [read_json(path) for path in sorted(folder.glob(f"about/{start}sim-*-{profile}.json"))]
+        links = [f"[{about['source']}](../{page.figures}/{profile}/{about['files'][-1]})" for about in notes]
+        if links:
+            seeds = seed_text(about["seeds"] for about in notes)
+            lines.append(f"Also at the profile `{profile}`, {seeds}: {'; '.join(links)}.")
+    return " ".join(lines)
+
+
 def _keep(page, item: Item, thing, runs: list) -> None:
     files, name, about = [], _file_name(page, item, runs), _about(page, item, runs)
     folder = page.figures and choose_folder(name, about, page.figures, page.own_figures)
@@ -235,6 +250,8 @@ class Page:
             made = _make(self, item)
             if made is not None:
                 self.keep(item, *made)
+        if links := _smaller_links(self, name):
+            display(Markdown(links))
 
     def keep(self, item: Item, thing, runs=()) -> None:  # a figure or table, and what it is made of
         "Save and show what was made of an item."
