@@ -47,7 +47,7 @@ def interpreter_seconds() -> float:
 
 # %% ../../nbs/graph/06_pace.ipynb #4268b044
 class Noise:
-    "Frames of noise, with joints somewhere in them, in the form of a reader's."
+    "Frames of noise, with a hand's joints in them, in the form of a reader's."
 
     source, split, has_depth, size = "noise", "training", True, 96
 
@@ -62,9 +62,10 @@ class Noise:
 
     def __getitem__(self, index: int):
         from handlab.data.sample import Sample  # here: the graph itself does not need the data's modules
+        from handlab.hand.skeleton import example_hand
 
         draw, size = numpy_generator(0, "noise", index), self.size
-        joints = draw.normal((0, 0, 600), 25, (21, 3)).astype(np.float32)
+        joints = (example_hand(600.0) + draw.normal(0, 1, (21, 3))).astype(np.float32)
         K = np.array([[2.0 * size, 0, size / 2], [0, 2.0 * size, size / 2], [0, 0, 1]], np.float32)
         places = joints @ K.T
         return Sample(
