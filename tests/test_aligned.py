@@ -35,6 +35,7 @@ from handlab.aligned.encoders import (
 )
 from handlab.aligned.losses import (
     LossSettings,
+    ascending,
     chamfer,
     emd,
     map_loss,
@@ -370,6 +371,13 @@ def test_matching_costs_as_little_as_scipys(seed, count, shift):
     ours = cost.gather(2, match(cost)[..., None]).sum((1, 2))
     scipys = [matrix[linear_sum_assignment(matrix)].sum() for matrix in cost.double().numpy()]
     np.testing.assert_allclose(ours.numpy(), scipys, rtol=1e-5)
+
+
+def test_the_fast_order_is_pytorchs_also_where_keys_are_equal():
+    keys = torch.rand(2, 50, 256, generator=generator(0))
+    keys[0] = (keys[0] * 40).floor()  # many equal keys in every row
+    keys[1, 3, 200] = keys[1, 3, 7]  # a single pair
+    assert torch.equal(ascending(keys), keys.argsort(-1))
 
 
 def test_emd_of_a_subset():
