@@ -910,3 +910,20 @@ def test_an_id_is_there_once_and_columns_are_known(tmp_path):
         read_claims(path=write_table(tmp_path / "twice.csv", GOOD_ROW, GOOD_ROW))
     with pytest.raises(HandlabError, match="line 1: wrong columns"):
         read_claims(path=write_table(tmp_path / "columns.csv", columns=COLUMNS[:-1]))
+
+
+def test_a_forest_has_every_measured_claim_in_full():
+    "Claims are wrapped, not cut; a claim that lacks power says how many seeds it needs."
+    long = "The larger the share of images with the mask loss, the lower the error: none, a fifth, all"
+    row = dict(paper="p", unit="mm", base=10.0, published=1.0, lower=0.0, upper=np.inf, low=-1.0, high=2.0)
+    row["published base"] = 10.0
+    rows = [
+        row | {"claim": long, "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": 7.0},
+        row | {"claim": "... also here", "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": np.nan},
+        row | {"claim": "Not measured", "verdict": "not run", "ours": np.nan, "seeds needed": np.nan},
+    ]
+    axis = claims_page.fig_forest(pd.DataFrame(rows), "Claims", "made up.").axes[0]
+    second, first = (label.get_text().replace("\n", " ") for label in axis.get_yticklabels())
+    assert first.replace("\xa0", " ") == f"{long}: lacks power (about 7 seeds needed)"
+    assert second.replace("\xa0", " ") == f"{long}, also here: lacks power (3 seeds or more)"
+    assert "Not drawn: 1 claims" in axis.get_title()

@@ -59,6 +59,11 @@ def test_every_network_has_a_row_and_seeds_are_counted(tmp_path):
         "Of 5 trained networks, 3 had stopped improving at the end, 2 still " in convergence_sentence(runs)
         and len([axis for axis in fig_convergence_of(runs).axes if axis.lines]) == 3
     )
+    figure = fig_convergence_of(runs)
+    assert figure.get_supylabel() == "validation error (mm)" and "(" not in figure.axes[0].get_title()
+    mixed = fig_convergence_of([*runs, make_run(tmp_path, "train_pi_2d-sim-rhd-seed0", {"rgb": flat})])
+    assert mixed.get_supylabel() == "validation error (mm or px)"
+    assert sorted(axis.get_title()[-3:-1] for axis in mixed.axes if axis.lines) == ["mm", "mm", "mm", "px"]
     assert convergence_sentence([]) == "" and table_convergence([]).empty
     with pytest.raises(HandlabError, match="no run has a log"):
         fig_convergence_of([])

@@ -216,16 +216,23 @@ def _draw_claim(axis, place: int, row):
 
 # %% ../../nbs/pages/05_claims.ipynb #a1675de9
 def _claim_text(row) -> str:
-    "A claim for reading beside its line, and its verdict."
+    "A claim for reading beside its line, on two lines where it is long, and its verdict."
     words = row.claim.replace("control not in the paper", "control").strip()
-    return f"{textwrap.shorten(words, 74, placeholder=' ...')}   {row.verdict}"
+    verdict = row.verdict
+    if verdict == LACKS_POWER:
+        needed = row.seeds_needed  # unknown with fewer than three
+        verdict += " (3 seeds or more)" if pd.isna(needed) else f" (about {needed:.0f} seeds needed)"
+    kept = verdict.replace(" ", "\u00a0")  # on one line
+    return "\n".join(textwrap.wrap(f"{words}: {kept}", 76))
 
 
 def fig_forest(table: pd.DataFrame, title: str, source: str):
-    "Every claim that has an effect, ours or the published one."
-    rows = in_percent(table)
-    rows = rows[rows.ours.notna() | rows.published.notna()].iloc[::-1]
-    figure, axis = plt.subplots(figsize=(5, 1.4 + 0.23 * len(rows)), dpi=100)
+    "Every claim whose effect was measured, and how many were not; the tables have them all."
+    rows = in_percent(table.assign(claim=whole_claims(table)))
+    rows = rows[rows.ours.notna()].iloc[::-1].rename(columns={"seeds needed": "seeds_needed"})
+    others = len(table) - len(rows)
+    source += f" Not drawn: {others} claims without an effect of ours."
+    figure, axis = plt.subplots(figsize=(5, 1.4 + 0.36 * len(rows)), dpi=100)
     axis.axvline(0, color="black", linewidth=0.8)
     for place, row in enumerate(rows.itertuples()):
         _draw_claim(axis, place, row)
@@ -256,8 +263,8 @@ def _label_forest(axis, title: str, source: str):
     hollow = plt.Line2D([], [], color="none", label="published, real data", **_HOLLOW)
     good = plt.Rectangle((0, 0), 1, 1, label="effects with which the claim is true", **_TRUE)
     legend_below(axis, [*marks, hollow, good], ncols=2)
-    lines = [title, *textwrap.wrap(source, 120)]
-    axis.set_title("\n".join(lines), fontsize=9, x=0)
+    lines = [title, *textwrap.wrap(source, 110)]
+    axis.set_title("\n".join(lines), fontsize=9, x=1, ha="right", multialignment="left")
 
 # %% ../../nbs/pages/05_claims.ipynb #1d1eaf04
 def require_graph(world: World):

@@ -99,7 +99,8 @@ def panel_axes(figure, differences: bool = True) -> tuple:  # a figure or subfig
     "Axes for curves and axes below for their differences, or None."
     if not differences:
         return figure.subplots(), None
-    return tuple(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3], gridspec_kw={"hspace": 0.24}))
+    gap = 0.24 if figure.get_layout_engine() is None else 0.04  # there in shares of the whole figure's height
+    return tuple(figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3], gridspec_kw={"hspace": gap}))
 
 # %% ../../nbs/pages/02_curves.ipynb #f13d7d25
 def draw_differences(

@@ -364,7 +364,7 @@ def _draw_share_errors(axis, runs, shares: dict):
         label = f"EPE {name} on Stereo, {PUBLISHED}"
         style = line_of("published") | dict(marker="sD"[column], markevery=None, linewidth=1.1)
         axis.plot([0.2, 0.8], printed, label=label, **style)
-    axis.set(ylabel="EPE (px)", ylim=(0, None))
+    axis.set(ylabel="EPE (px)", ylim=(0, 1.08 * axis.dataLim.ymax))
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #709252a0
 def _draw_share_energy(axis, runs, shares: dict):

@@ -106,6 +106,7 @@ def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks
     )
 
 # %% ../../nbs/results/09_convergence.ipynb #8c34c2b0
+_GAPS = {"wspace": 0.03, "hspace": 0.03}
 _COLOURS = {"stands": BLUE, "falls": VERMILION, "rises": PURPLE, "too few points": DARK}
 
 
@@ -117,16 +118,20 @@ def fig_convergence_of(runs, columns: int = 4):  # RunFolders; the most panels i
     rows = -(-len(groups) // columns)
     columns = -(-len(groups) // rows)
     size = (2.4 * columns, 2 * rows + 0.5)
-    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=100, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, dpi=100, squeeze=False, layout="constrained", gridspec_kw=_GAPS
+    )
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     for axis, ((name, network), curves) in zip(axes.flat, groups.items()):
         _draw_panel(axis, _panel_title(name, network), curves)
+    units = {_unit(name) for name, _ in groups}
+    for axis, (name, _) in zip(axes.flat, groups if len(units) > 1 else ()):
+        axis.set_title(f"{axis.get_title()} ({_unit(name)})", fontsize=9, pad=3)
     text = f"{source_line(runs)}; per cent: fall over the shaded quarter"
     figure.suptitle("\n".join(textwrap.wrap(text, 38 * columns)), fontsize=9)
     figure.supxlabel("thousand steps", fontsize=9)
-    figure.supylabel("validation error", fontsize=9)
-    figure.tight_layout(pad=0.5)
+    figure.supylabel(f"validation error ({' or '.join(sorted(units))})", fontsize=9)
     return figure
 
 # %% ../../nbs/results/09_convergence.ipynb #d4a1b7c9
@@ -140,6 +145,11 @@ def _panel_title(name: str, network: str) -> str:
     return ", ".join(part for part in (shown, data) if part)
 
 
+def _unit(name: str) -> str:  # of a run without its seed
+    "Of a run's validation error."
+    return "px" if name.startswith("pi_2d") else "mm"
+
+
 def _draw_panel(axis, name: str, curves: list):
     "One network, a line per seed."
     fall = float(np.mean([fall_at_end(*curve) for curve in curves]))
@@ -150,7 +160,7 @@ def _draw_panel(axis, name: str, curves: list):
     axis.axvspan((1 - LAST) * last, last, color="#000000", alpha=0.07, linewidth=0)
     axis.set_title(name, fontsize=9, pad=3)
     style = dict(color=colour, fontsize=9, ha="right", va="top", transform=axis.transAxes)
-    axis.text(0.97, 0.95, f"{verdict}: {100 * fall:.1f} %", **style)
+    axis.text(0.97, 0.95, f"{verdict}: {100 * fall:z.1f} %", **style)
     axis.tick_params(labelsize=8, length=2, pad=1)
     axis.grid(alpha=0.3)
     axis.set_xlim(0, last)
