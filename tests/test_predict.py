@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import papermill_calls
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +20,8 @@ import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
 from handlab.core import HandlabError, make_settings, project_root
-from handlab.hand.camera import project
+from handlab.data.prepare import CropSettings, crop_sample
+from handlab.hand.camera import crop_intrinsics, project
 from handlab.hand.skeleton import example_hand, normalise
 from handlab.hand.solid import hand_vertices
 from handlab.predict.command import (
@@ -39,6 +41,7 @@ from handlab.predict.picture import (
     Question,
     assumed_camera,
     borders,
+    crop_box,
     edges_of_mask,
     place_root,
     predict,
@@ -99,11 +102,61 @@ def test_a_left_hand_is_the_right_one_of_the_mirror_image(network, sample):
     np.testing.assert_allclose(here.uv[:, 0], width - 1 - there.uv[:, 0], atol=1e-2)
 
 
+def official(network, sample):  # (21,3): the pose of a right hand from the crop that a training makes
+    row = crop_sample(sample, CropSettings(network.size, 1.0, network.settings.crop_by))
+    crop = torch.from_numpy(row["image"]).permute(2, 0, 1)[None].float().div(255).sub(0.5)
+    with torch.no_grad():
+        pose = network(
+            crop, torch.tensor(crop_intrinsics(row["K"], row["box"], network.size))[None].float()
+        ).pose
+    return pose[0].numpy() * [-1 if row["mirrored"] else 1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def frames():
+    samples = list(SimRHD("evaluation", 12))
+    assert {each.side for each in samples} == {"left", "right"}
+    return samples
+
+
+def test_a_box_or_a_mask_gives_the_pose_of_the_official_crop(network, frames):
+    assert network.settings.crop_by == "mask"
+    for sample in frames:
+        pose = predict(network, question(sample), samples=0).pose
+        np.testing.assert_allclose(pose, official(network, sample), atol=1e-4)
+
+
+def test_a_crop_around_the_middle_mcp_is_found_from_a_box_or_a_mask(frames):
+    network = load("RGB PI Net")
+    assert network.settings.crop_by == "zb" and network.finder.settings.crop_by == "mask"
+    assert len(list(network.parameters())) == len(list(network.network.parameters()))
+    errors = []
+    for sample in frames:
+        true, _, scale = normalise(sample.joints)
+        poses = official(network, sample), predict(network, question(sample), samples=0).pose
+        errors.append([np.linalg.norm(pose - true, axis=1).mean() * float(scale) for pose in poses])
+        if sample.visible.all():
+            known = replace(question(sample), edges=None, uv=sample.uv)
+            np.testing.assert_allclose(predict(network, known, samples=0).pose, poses[0], atol=1e-3)
+    by_crop, by_mask = np.mean(errors, 0)
+    assert by_mask < by_crop + 8, errors  # mm; 17 by the network's own first look
+
+
+def test_detected_joints_give_nearly_the_square_of_the_mask(network, frames):
+    ratios = []
+    for sample in frames:
+        by_mask, by_joints = (
+            crop_box(network, each)
+            for each in (question(sample), replace(question(sample), edges=None, uv=sample.uv))
+        )
+        assert np.hypot(by_mask.u - by_joints.u, by_mask.v - by_joints.v) < 0.2 * by_mask.size
+        ratios.append(by_joints.size / by_mask.size)
+    assert 0.9 < np.median(ratios) < 1.1
+
+
 def test_an_answer_repeats_and_its_spread_is_that_of_samples(network, sample):
     first, second = (predict(network, question(sample)) for _ in range(2))
     np.testing.assert_array_equal(first.spread, second.spread)
-    import torch
-
     crop = network.crop(sample.image, first.box)
     posterior = network.network.encoders["R"](crop)
     generator = torch.Generator().manual_seed(5)

@@ -126,6 +126,23 @@ def _crop(self, image: np.ndarray, box) -> torch.Tensor:  # (H,W,3) uint8; Box i
 
 HandNetwork.crop = _crop
 
+# %% ../../nbs/predict/01_networks.ipynb #f1d0c0df
+def _finder(self):  # a HandNetwork, or None: none is needed, or there is none here
+    "The network that finds the middle MCP for this one's crop, S4 if it is there; loaded when first used."
+    if "_found_finder" not in self.__dict__:
+        able = [] if self.settings.crop_by != "zb" else [each for each in available() if _by_mask(each)]
+        able.sort(key=lambda each: ("-sim-rhd-" not in each.folder.name, each.name != "S4"))
+        # past nn.Module, whose own parameters it shall not join
+        self.__dict__["_found_finder"] = HandNetwork(able[0], self.device).eval() if able else None
+    return self._found_finder
+
+
+def _by_mask(found) -> bool:
+    return read_json(found.folder / "metrics.json")["settings"].get("crop_by") == "mask"
+
+
+HandNetwork.finder = property(_finder)
+
 # %% ../../nbs/predict/01_networks.ipynb #2aee50f0
 def _forward(
     self,
