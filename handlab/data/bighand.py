@@ -34,7 +34,7 @@ from handlab.data.files import (
     skip_match,
     skip_names,
 )
-from .sample import Reader, Sample
+from .sample import Misplaced, Reader, Sample
 from ..hand.camera import project
 from handlab.hand.skeleton import (
     BIGHAND_TO_CANONICAL,
@@ -193,7 +193,7 @@ def decode_frame(
     depth[millimetres == 0] = np.nan
     mask = threshold_mask(depth, joints, CAMERA)
     if not mask.any():
-        raise HandlabError(name, "the image shows nothing where the label has a hand", _skip_it(name))
+        raise Misplaced(name, "the image shows nothing where the label has a hand", _skip_it(name))
     uv = project(joints, CAMERA).astype(np.float32)
     visible = ((uv >= -0.5) & (uv < (WIDTH - 0.5, HEIGHT - 0.5))).all(1)
     return Sample(None, depth, mask, joints, uv, visible, CAMERA.copy(), "right", name)

@@ -13,6 +13,7 @@ import codecs
 import contextlib
 import functools
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -332,12 +333,33 @@ def _check_unit(path, points_3d):  # (N,8,3) as annotated
         raise HandlabError(path, fault, "use the dataset's own file, unpacked anew")
 
 
+def _apart_px(points_2d, tips) -> float:
+    "How far the two annotations of the tip that fits worst are apart, in the median of its frames."
+    away = np.where(tips[..., 2] > 0, _away_px(points_2d, tips), np.nan)
+    return max((np.nanmedian(tip) for tip in away.T if np.isfinite(tip).any()), default=0.0)
+
+
+def _arranged(points_2d):
+    "The points of the pixels in another arrangement, with its name: faults that conversions make."
+    yield "lines are shifted by one", np.roll(points_2d, 1, 0)
+    yield "lines are shifted by one", np.roll(points_2d, -1, 0)
+    for one, two in itertools.combinations(range(5), 2):
+        order = np.arange(points_2d.shape[1])
+        order[[one, two]] = two, one
+        yield f"tips {one + 1} and {two + 1} are exchanged", points_2d[:, order]
+
+
 def _check_two(paths, points_2d, points_3d):
     "The two annotations of a sequence must be of the same points: in pixels, and in mm with x and y negated."
     tips = from_file(points_3d[:, :5])
-    away = _away_px(points_2d, tips)[tips[..., 2] > 0]
+    away, apart = _away_px(points_2d, tips)[tips[..., 2] > 0], _apart_px(points_2d, tips)
+    what = ""
     if len(away) and np.median(away) > _NEVER_PX:
         what = f"most of its tips are not where {paths[0].name} has them ({np.median(away):.0f} px away)"
+    for name, other in _arranged(points_2d) if apart > _FAR_PX else ():
+        if (now := _apart_px(other, tips)) < min(_FAR_PX, apart / 2):
+            what = f"its {name} against {paths[0].name} ({apart:.0f} px away, else {now:.0f})"
+    if what:
         raise HandlabError(paths[1], what, "use the dataset's own files, unpacked anew")
 
 

@@ -75,7 +75,7 @@ def decode_png(
     try:
         check_png(data)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            found = image.mode, image.size
+            found, bits = (image.mode, image.size), data[24]  # of a channel: Pillow cuts 16 to 8 unasked
             # the size is compared before decoding: a header may promise a huge image
             pixels = np.asarray(image) if image.size == size else None
     except Exception as error:  # decoders fail in many ways
@@ -85,6 +85,9 @@ def decode_png(
         kind, (width, height) = found
         what = f"the image is {kind} {width} x {height}, not {mode} {size[0]} x {size[1]}"
         raise HandlabError(where, what + resized(found[1], size), fix)
+    due = 16 if mode == "I;16" else 8
+    if bits != due:
+        raise HandlabError(where, f"the image has {bits} bits per channel, not {due}", fix)
     return pixels
 
 # %% ../../nbs/data/00_files.ipynb #3b67d2d4

@@ -45,14 +45,16 @@ from handlab.data.files import (
     source_of,
     write_image,
 )
-from .sample import Reader, Sample, camera_faults, share_on_mask
+from .sample import Misplaced, Reader, Sample, camera_faults, check_places, share_on_mask
 from handlab.hand.skeleton import (
     OTHER_ORDER,
     RHD_TO_CANONICAL,
     disordered,
     example_hand,
     from_rhd,
+    hands_fault,
     mean_bone,
+    mirror_joints,
     unit_fault,
 )
 
@@ -137,7 +139,7 @@ def check_mask(sample: Sample) -> Sample:
     share = share_on_mask(sample.mask, sample.uv[sample.visible])
     if sample.visible.sum() >= FEWEST_VISIBLE and share < FEWEST_ON_HAND:
         what = f"{share:.0%} of the visible joints of the {sample.side} hand lie on it: it is not this hand's"
-        raise HandlabError(f"{sample.name}, mask", what, _skip_it(sample.name))
+        raise Misplaced(f"{sample.name}, mask", what, _skip_it(sample.name))
     return sample
 
 
@@ -151,8 +153,38 @@ def check_depth(sample: Sample) -> Sample:
         what = (
             f"{near.mean():.0%} of the hand's pixels are where its joints are: it is not this frame's depth"
         )
-        raise HandlabError(f"{sample.name}, depth", what, _skip_it(sample.name))
+        raise Misplaced(f"{sample.name}, depth", what, _skip_it(sample.name))
     return sample
+
+# %% ../../nbs/data/03_rhd.ipynb #84067827
+_FEWEST, _FEWEST_BETTER = (
+    8,
+    0.75,
+)  # frames; share of other masks whose border lies on weaker edges of the picture
+
+
+def _border(mask):
+    "The pixels (H,W) bool on both sides of a mask's border."
+    mask, square = mask.astype(np.uint8), np.ones((3, 3), np.uint8)
+    return cv2.dilate(mask, square) > cv2.erode(mask, square)
+
+
+def _edges(image):
+    "How much (H,W) f32 the colour changes at each pixel."
+    image = image.astype(np.float32)
+    return np.hypot(cv2.Sobel(image, -1, 1, 0), cv2.Sobel(image, -1, 0, 1)).sum(-1)
+
+
+def _check_colour(folder, samples):
+    "A picture must have its edges at its own hand's border, more than at the borders of other frames' hands."
+    borders, better = [_border(sample.mask) for sample in samples], []
+    for sample, own in zip(samples, borders):
+        edges = _edges(sample.image)
+        others = [edges[border].mean() for border in borders if border is not own]
+        better.append(np.mean(np.array(others) < edges[own].mean()) if others else 1.0)
+    if len(better) >= _FEWEST and np.median(better) < _FEWEST_BETTER:
+        what = f"the pictures of {len(better)} frames tried do not show the hands that their masks have"
+        raise HandlabError(folder, what, "they are of other frames or mirrored: unpack color and mask again")
 
 # %% ../../nbs/data/03_rhd.ipynb #ddfaaee4
 def decode_frame(
@@ -315,6 +347,17 @@ def _in_view(labels):
     "Which hands (N,2) have a visible joint."
     return (labels["uv_vis"][..., 2] == 1).reshape(-1, 2, 21).any(-1)
 
+# %% ../../nbs/data/03_rhd.ipynb #7798df3f
+def _check_sides(path, labels):
+    "Left hands must bend as left ones do, right hands as right ones: all of a file are right or wrong."
+    hands = labels["xyz"].astype(float).reshape(-1, 2, 21, 3)[:, :, RHD_TO_CANONICAL] * 1000
+    hands[:, 0] = mirror_joints(hands[:, 0])
+    if fault := hands_fault(hands[_in_view(labels)], "right"):
+        what = fault.replace(
+            "not of a right one", "the left ones as right ones and the right ones as left ones"
+        )
+        raise HandlabError(path, what, "use the dataset's own file, unpacked anew")
+
 # %% ../../nbs/data/03_rhd.ipynb #0c693644
 def _projected(labels):
     "Every joint's pixel by K, (N,2,21,2), of hands in view; NaN behind the camera, 0 of other hands."
@@ -445,6 +488,7 @@ class RHD(Reader):
         check_some(path, self.frames, [item for item in self.skipped if item[0] in frames], UNPACK)
         self.labels = {key: value[np.searchsorted(annotated, self.frames)] for key, value in labels.items()}
         check_finite(path, self.frames, self.labels)
+        _check_sides(path, self.labels)
 
     @property
     def folders(self):
@@ -461,6 +505,11 @@ class RHD(Reader):
 
     def identity(self) -> str:
         return _identity(self)
+
+    def check(self):
+        "Try a few frames: most must show a hand where the labels have it, in pictures of these frames."
+        _check_colour(self.root / self.split / "color", check_places(self))
+        return self
 
     def __getitem__(self, index: int) -> Sample:
         return _read_frame(self, int(self.frames[index]), {k: v[index] for k, v in self.labels.items()})

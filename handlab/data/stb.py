@@ -38,7 +38,7 @@ from handlab.data.files import (
     write_image,
 )
 from .mat import read_mat_file
-from .sample import Reader, Sample, share_on_mask
+from .sample import Misplaced, Reader, Sample, share_on_mask
 from handlab.data.stb_depth import (
     HEIGHT,
     SK_COLOR_K,
@@ -201,7 +201,7 @@ def _check_hand(name, mask, uv, visible):
     share = share_on_mask(mask, uv[visible])
     if share < FEWEST_ON_HAND:
         what = f"only {share:.0%} of the joints have a surface near them: it is not the depth of this frame"
-        raise HandlabError(f"{name}, depth", what, _skip_it(name))
+        raise Misplaced(f"{name}, depth", what, _skip_it(name))
 
 # %% ../../nbs/data/09_stb.ipynb #f0f2d0a7
 def decode_frame(

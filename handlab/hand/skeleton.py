@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FINGERS', 'JOINTS', 'WRIST', 'ROOT', 'TIPS', 'PARENTS', 'BONES', 'RHD_TO_CANONICAL', 'STB_TO_CANONICAL',
-           'BIGHAND_TO_CANONICAL', 'DEXTER_MISSING', 'UNITS', 'MEAN_BONE', 'MIRRORED', 'OTHER_ORDER', 'STAND_IN_SCALE',
-           'library_of', 'as_array', 'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb', 'from_bighand',
-           'from_dexter', 'mirror_joints', 'handedness', 'root_of', 'hand_scale', 'mean_bone', 'unit_fault',
-           'disordered', 'hands_fault', 'normalise', 'denormalise']
+           'BIGHAND_TO_CANONICAL', 'DEXTER_MISSING', 'UNITS', 'MEAN_BONE', 'STRAIGHT', 'MIRRORED', 'OTHER_ORDER',
+           'STAND_IN_SCALE', 'library_of', 'as_array', 'as_like', 'example_hand', 'from_rhd', 'stb_wrist', 'from_stb',
+           'from_bighand', 'from_dexter', 'mirror_joints', 'handedness', 'root_of', 'hand_scale', 'mean_bone',
+           'unit_fault', 'disordered', 'hands_fault', 'normalise', 'denormalise']
 
 # %% ../../nbs/hand/01_skeleton.ipynb #24c7b263
 import numpy as np
@@ -202,16 +202,25 @@ def unit_fault(
     return f"its {what.format(f'{length:.3g} {due}')}: {found}"
 
 # %% ../../nbs/hand/01_skeleton.ipynb #7574b004
+STRAIGHT = (
+    1.2  # way over the knuckles by the straight one: 1.04 to 1.08 in hands, 1.35 or more in any other order
+)
+
+
 def disordered(joints):  # (...,21,3) in any unit
     "Whether (...) the bones have lengths that no hand's have: the joints are in another order."
     bones = (((joints[..., BONES[:, 1], :] - joints[..., BONES[:, 0], :]) ** 2).sum(-1)) ** 0.5
     bones = bones.reshape(*bones.shape[:-1], 5, 4)  # of a finger: from the wrist, then its own three
     backwards = bones[..., 1:, 1].sum(-1) < bones[..., 1:, 3].sum(-1)
-    return backwards | (bones[..., 1:].max((-2, -1)) > bones[..., 1:, 0].mean(-1))
+    knuckles = joints[..., [5, 9, 13, 17], :]  # from the index to the little finger, almost on a line
+    steps = ((knuckles[..., 1:, :] - knuckles[..., :-1, :]) ** 2).sum(-1) ** 0.5
+    across = ((knuckles[..., 3, :] - knuckles[..., 0, :]) ** 2).sum(-1) ** 0.5
+    mixed = steps.sum(-1) > STRAIGHT * across
+    return backwards | mixed | (bones[..., 1:].max((-2, -1)) > bones[..., 1:, 0].mean(-1))
 
 # %% ../../nbs/hand/01_skeleton.ipynb #4499b1e1
 MIRRORED = 5.0  # mm: how far the fingers of most frames must bend the wrong way; straight ones reach -2
-OTHER_ORDER = "its bones are as long as no hand's: its joints are stored in another order"
+OTHER_ORDER = "its bones lie as in no hand: its joints are stored in another order"
 
 
 def hands_fault(
@@ -225,7 +234,10 @@ def hands_fault(
         return OTHER_ORDER
     bend = -bend if side == "left" else bend
     if side and bend < -MIRRORED:
-        return f"its fingers bend as those of the other hand: no {side} hand; an axis points the other way"
+        what = (
+            "an axis points the other way, left and right are exchanged, or the fingers are in reverse order"
+        )
+        return f"its fingers bend as those of the other hand, not of a {side} one: {what}"
     return None
 
 # %% ../../nbs/hand/01_skeleton.ipynb #ef029b3a

@@ -50,7 +50,7 @@ def skip_of(dataset: str, skip) -> list:  # skip: as for a reader, but frames of
 def open_real(dataset: str, root, split: str = "", partial: bool = False, skip=""):
     "The reader of a real set; `skip` may name frames of other sets as well."
     options = {"split": split} if split else {}
-    return REAL[dataset](project_path(root), partial=partial, skip=skip_of(dataset, skip), **options)
+    return REAL[dataset](project_path(root), partial=partial, skip=skip_of(dataset, skip), **options).check()
 
 # %% ../../nbs/train/03_sets.ipynb #aa8af612
 def reader_of(
