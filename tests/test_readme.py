@@ -94,6 +94,47 @@ def test_no_saved_output_names_a_folder_of_a_machine():
     assert len(found) > 500 and not [each for each in found if each[1]]
 
 
+def test_saved_outputs_are_short_and_without_faults():
+    "No error, nothing on stderr, no wall of lines, no table of more columns than a page holds."
+    found, wrong = 0, []
+    for path in (path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                found += 1
+                wrong += [f"{path.name}: {fault}" for fault in faults_of(output)]
+    assert found > 300 and not wrong
+
+
+def faults_of(output):
+    "What keeps a reader from a saved output."
+    data = output.get("data", {})
+    text = "".join(output.get("text", "")) + ("".join(data.get("text/plain", "")) if len(data) == 1 else "")
+    if output["output_type"] == "error" or "Traceback" in text or output.get("name") == "stderr":
+        yield f"an error or a warning: {text[:60]!r}"
+    if text.count("\n") > 60:
+        yield f"{text.count(chr(10))} lines of text"
+    header = re.search(r"<thead>.*?</tr>", "".join(data.get("text/html", "")), re.S)
+    columns = header[0].count("<th") if header else 0
+    for rule in re.findall(r"^[|\s:-]*-{3}[|\s:-]*$", "".join(data.get("text/markdown", "")), re.M):
+        columns = max(columns, rule.count("|") - 1)
+    if columns > 14:
+        yield f"a table of {columns} columns"
+
+
+def test_faults_of_outputs_are_found():
+    lines = {"output_type": "stream", "name": "stdout", "text": ["step\n"] * 61}
+    row = "<table><thead><tr>" + "<th></th>" * 15 + "</tr></thead></table>"
+    table = {"output_type": "display_data", "data": {"text/html": [row], "text/plain": ["a table"]}}
+    markdown = {
+        "output_type": "display_data",
+        "data": {"text/markdown": "|a" * 15 + "|\n" + "|---" * 15 + "|\n"},
+    }
+    warned = {"output_type": "stream", "name": "stderr", "text": ["UserWarning"]}
+    failed = {"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}
+    assert [len(list(faults_of(each))) for each in (lines, table, markdown, warned, failed)] == [1] * 5
+    assert not list(faults_of(lines | {"text": ["step\n"] * 60}))
+
+
 def test_every_row_of_a_table_has_its_columns():
     "One more `|`, such as that of q(z|x), and some readers show the whole table as text."
     wrong = []
