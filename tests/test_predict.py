@@ -154,6 +154,17 @@ def test_detected_joints_give_nearly_the_square_of_the_mask(network, frames):
     assert 0.9 < np.median(ratios) < 1.1
 
 
+@pytest.mark.parametrize("name", ("S4", "RGB PI Net"))
+def test_a_network_is_exported_with_the_same_poses(name):
+    network, generator = load(name), torch.Generator().manual_seed(0)
+    first, second = (
+        torch.rand(2, 3, network.size, network.size, generator=generator) - 0.5 for _ in range(2)
+    )
+    K = torch.tensor([[200.0, 0, 40], [0, 200, 50], [0, 0, 1]]).repeat(2, 1, 1)
+    exported = torch.export.export(network, (first, K)).module()
+    torch.testing.assert_close(exported(second, K).pose, network(second, K).pose, atol=1e-5, rtol=0)
+
+
 def test_an_answer_repeats_and_its_spread_is_that_of_samples(network, sample):
     first, second = (predict(network, question(sample)) for _ in range(2))
     np.testing.assert_array_equal(first.spread, second.spread)
