@@ -26,7 +26,7 @@ from handlab.hand.metrics import auc, scores_tips, thresholds_100
 from handlab.hand.skeleton import BONES
 from handlab.pages import aligned_figures as figures
 from handlab.pages import aligned_scores as scores
-from handlab.pages.page import every_run
+from handlab.pages.page import every_run, split_scores
 from handlab.pages.paper_aligned import ITEMS, aligned_page, findings
 from handlab.results.runs import source_line
 
@@ -209,6 +209,32 @@ def test_weak_supervision(page):
     assert any(
         line.get_label() == "S1, all labels" and np.allclose(line.get_ydata(), 30.5) for line in axis.lines
     )
+
+
+def test_errors_by_joint_stand_beside_every_table_of_errors(page):
+    by_name = {item.name: item for item in ITEMS}
+    of_errors = {"table1", "viewpoint", "table2", "fig8", "supplement-fig3", "section_e", "controls"}
+    assert {name.removesuffix("-joints") for name in by_name if name.endswith("-joints")} == of_errors
+    runs = page.open(*by_name["table2-joints"].wanted(page))
+    table = by_name["table2-joints"].make(runs, page)
+    assert list(table.index) == [
+        f"{name}; {dataset}" for dataset in ("sim-rhd", "sim-stb") for name in ("S4: RC2CHP, PoE", "S1: R2P")
+    ]
+    row = table.loc["S4: RC2CHP, PoE; sim-rhd"]  # every joint is off by the same vector
+    assert row[["visible joints", "wrist", "tip"]].tolist() == pytest.approx([28.5] * 3)
+    assert row[["Procrustes EPE (mm)", "rotation (degrees)"]].tolist() == pytest.approx([0, 0], abs=1e-3)
+
+
+def test_distances_of_clouds_are_the_runs_means(page):
+    floors = {"resampled": dict(emd=8.0, chamfer=7.0), "mean_cloud": dict(emd=38.0, chamfer=31.0)}
+    for seed, emd in enumerate((20.0, 22.0)):
+        measured = {**floors, "RGB": dict(emd=emd, chamfer=21.0)}
+        made_up(page.folder, "R2CP", seed, [1, 2], clouds=measured)
+    runs = opened(page, ["S1", "R2CP"], "sim-rhd")
+    table = scores.table_cloud_distances(runs)
+    assert table["EMD (mm)"].tolist() == [8, 21, 38] and table.index[1] == "S2: R2CP: decoded from RGB"
+    with pytest.raises(HandlabError, match="S1: none of its runs has measured clouds"):
+        scores.table_cloud_distances({"S1": runs["S1"]})
 
 
 # ---------------------------------------------------------------- curves
@@ -538,6 +564,9 @@ def test_equal_time_trains_the_others_longer(practised, tmp_path):
     )
     errors, table = scores.train_for_equal_time(runs, tmp_path, show=False)
     assert list(errors) == list(TABLE_1) and table["steps"].tolist() == [16, 8, 8, 8, 8, 8]
+    split = split_scores(runs, "RGB")
+    assert table.loc["S4", "rotation (degrees)"] == split["rotation (degrees)"] > 0
+    assert (table["Procrustes EPE (mm)"] < table["mean EPE (mm)"]).all()
     assert read_json(tmp_path / "time" / "S1-seed_0" / "finished.json")["steps"] == 16
     assert (
         np.allclose(errors["S4"], scores.run_errors({"S4": runs})["S4"])

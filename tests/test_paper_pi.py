@@ -28,6 +28,7 @@ from handlab.pages.curves import (
     draw_published,
     finish_pck,
 )
+from handlab.pages.page import split_scores
 from handlab.pages.paper_pi import findings, pi_page
 from handlab.pages.pi_scores import PANELS, STATE_OF_THE_ART
 from handlab.privileged import diagram
@@ -634,6 +635,12 @@ def test_controls_are_compared_with_rgb_and_with_depth(tmp_path, capsys):
     row = table.loc["PI, shuffled depth"]
     assert list(row[["mean EPE (mm)", "minus same steps", "minus PI"]]) == pytest.approx([28, -1, 6])
     assert row["PI: 95 % from"] <= 6 <= row["PI: to"]
+    page.show("controls-joints")
+    by_joint = page.tables["controls-joints"].loc["controls"]
+    assert by_joint.loc["PI, shuffled depth", "wrist"] == pytest.approx(28)
+    split = split_scores(page.find({"controls": name})["controls"], "pi_shuffled")
+    for column in ("Procrustes EPE (mm)", "rotation (degrees)"):
+        assert row[column] == pytest.approx(split[column])
     capsys.readouterr()
     quick = pi_page(tmp_path / "quick", figures="")  # trains no controls: no table, and no complaint
     quick.show("controls")
@@ -697,6 +704,7 @@ TABLES = {
     "scores-3d-sim-rhd-sim-stb",
     "scores-3d-joints-sim-rhd-sim-stb",
     "controls-sim-rhd",
+    "controls-joints-sim-rhd",
     "fig3-top-right-areas-sim-stb",
     "fig4-energy-sim-rhd-sim-stb",
     "table2-sim-rhd-sim-stb",

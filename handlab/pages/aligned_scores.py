@@ -6,7 +6,8 @@
 __all__ = ['ALONE', 'BOTH', 'variant_runs', 'label_of', 'labelled_share', 'weak_variants', 'opened', 'run_errors',
            'comparison_table', 'table_variants', 'table_joints', 'table_strategies', 'train_for_equal_time',
            'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'flat',
-           'nested', 'smoothness_of', 'table_smoothness', 'cloud_smoothness_of', 'table_clouds']
+           'nested', 'smoothness_of', 'table_smoothness', 'cloud_smoothness_of', 'table_clouds',
+           'table_cloud_distances']
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cb3b8dc2
 import functools
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 
 from ..aligned import comparison
+from ..aligned.clouds import ROW_NAMES
 from ..aligned.experiment import AlignedSettings, equal_time_steps, make_network, open_run
 from handlab.aligned.smoothness import (
     CLOUD_LABELS,
@@ -30,7 +32,7 @@ from handlab.aligned.smoothness import (
 from ..aligned.strategies import LABELS, base_variant
 from ..core import HandlabError, make_settings
 from ..hand.metrics import joint_errors
-from .page import every_run, groups_of, split_scores
+from .page import every_run, groups_of, split_means, split_scores
 from ..results.published import published_numbers, published_strategies
 from ..results.runs import source_line
 from ..results.statistics import Interval, difference
@@ -42,8 +44,10 @@ def variant_runs(variants, dataset: str) -> dict:  # {variant: run name without 
     return {variant: f"train_aligned-{variant}-{dataset}" for variant in variants}
 
 
-def label_of(variant: str) -> str:
+def label_of(variant) -> str:  # or (data set, variant)
     "How a variant is called in tables and figures."
+    if isinstance(variant, tuple):
+        return f"{label_of(variant[1])}; {variant[0]}"
     base = base_variant(variant)
     budget = variant.removeprefix(base).removeprefix("-").replace("_", " ")
     return ", ".join(filter(None, [LABELS.get(base, base), budget]))
@@ -144,6 +148,11 @@ def _real_errors(runs: dict) -> pd.Series:  # mm, named by the number of real fr
     return pd.Series(real, name=f"on {frames.pop()} real RHD frames (mm)") if len(frames) == 1 else None
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #f9b9d73f
+def _with_split(table: pd.DataFrame, splits: dict) -> pd.DataFrame:  # splits: {row: of `split_scores`}
+    columns = ["Procrustes EPE (mm)", "rotation (degrees)"]
+    return table.join(pd.DataFrame(splits).T[columns])
+
+
 def table_variants(
     runs: dict,  # {variant: [RunFolder]}
     reference: str = "S1",  # where it has no runs: the first row
@@ -152,21 +161,17 @@ def table_variants(
     "One row per variant, compared with the reference row."
     reference = reference if reference in runs else next(iter(runs))
     table = comparison_table(run_errors(runs), reference, published, groups=groups_of(every_run(runs)[0]))
-    for variant, each in runs.items():
-        split = split_scores(each, "RGB")
-        for column in ("Procrustes EPE (mm)", "rotation (degrees)"):
-            table.loc[variant, column] = split[column]
+    table = _with_split(table, {variant: split_scores(each, "RGB") for variant, each in runs.items()})
     real = _real_errors(runs)
     if real is not None:
         table[real.name] = real
     return table.rename(index=label_of)
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #2aebcb5d
-def table_joints(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]}
-    "The mean EPE by visibility and kind of joint, one row per variant."
+def table_joints(runs: dict) -> pd.DataFrame:  # {variant or (data set, variant): [RunFolder]}
+    "Articulation, rotation, and the mean EPE by visibility and kind of joint, one row per variant."
     rows = {label_of(variant): split_scores(each, "RGB") for variant, each in runs.items()}
-    table = pd.DataFrame(rows).T.drop(columns=["Procrustes EPE (mm)", "rotation (degrees)"])
-    return table.rename_axis("mean EPE (mm) of")
+    return pd.DataFrame(rows).T.rename_axis("mean EPE (mm) of")
 
 
 def table_strategies(runs: dict) -> pd.DataFrame:
@@ -191,9 +196,12 @@ def train_for_equal_time(
     )
     errors = comparison.frame_errors(predicted, data.test) | run_errors({"S4": runs})
     errors = {name: errors[name] for name in comparison.TABLE_1}
-    return errors, comparison_table(
-        errors, published=published_strategies(), steps=steps, groups=groups_of(runs[0])
-    )
+    table = comparison_table(errors, "S1", published_strategies(), steps, groups_of(runs[0]))
+    truth = {"true": data.test.joints, "visible": data.test.visible}
+    splits = {
+        name: split_means([truth | {"RGB": one} for one in each], "RGB") for name, each in predicted.items()
+    }
+    return errors, _with_split(table, splits | {"S4": split_scores(runs, "RGB")})
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #635b9374
 def _published_table() -> pd.DataFrame:
@@ -399,3 +407,18 @@ def table_clouds(measured: dict) -> pd.DataFrame:  # {dataset: of `cloud_smoothn
             "to": apart.high,
         }
     return pd.DataFrame(rows).T.rename_axis("surface variation")
+
+# %% ../../nbs/pages/09_aligned_scores.ipynb #5d0cf1a3
+def table_cloud_distances(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]}
+    "EMD and Chamfer distance (mm) of the clouds of every strategy that decodes them, over the seeds."
+    rows = {}
+    for variant, each in runs.items():
+        for run in each:
+            for code, found in run.metrics.get("clouds", {}).items():
+                row = ROW_NAMES.get(code, f"{label_of(variant)}: decoded from {code}")
+                rows.setdefault(row, []).append((found["emd"], found["chamfer"]))
+    if not rows:
+        raise HandlabError(", ".join(runs), "none of its runs has measured clouds", "train it again")
+    means = {row: np.mean(values, 0) for row, values in rows.items()}
+    table = pd.DataFrame(means, ["EMD (mm)", "Chamfer (mm)"]).T.sort_values("EMD (mm)")
+    return table.rename_axis("cloud")

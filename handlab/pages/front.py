@@ -22,6 +22,7 @@ from handlab.core import (
     read_json,
 )
 from . import paper_aligned, paper_pi
+from .claims import marked
 from .output import markdown_table
 from .page import compared
 from ..results.claims import World, claims_table, count_sentences, read_headlines
@@ -84,7 +85,7 @@ ANSWERS = {  # claim: (which question it answers, {claim: (network, what it is c
 def _answer(table: pd.DataFrame, main: str, paper: str, differences: dict) -> str:
     row, meanings = table.loc[main], read_headlines().loc[main]
     meaning = {HOLDS: meanings.holds, FAILS: meanings.fails}.get(row.verdict, "")
-    parts = [f"**{paper}: {row.verdict}.**", meaning]
+    parts = [f"**{paper}: {marked(row.verdict, row)}.**", meaning]
     for claim, names in differences.items():
         ours, low, high = table.loc[claim, ["ours", "low", "high"]].astype(float)
         if not np.isnan(low):  # an effect is positive where the network is better
@@ -98,8 +99,8 @@ def _others(table: pd.DataFrame) -> str:  # '' where none has an answer
     rows = table[table.index.isin(short.index)]
     parts = []
     for verdict in (HOLDS, FAILS, LACKS_POWER):
-        if names := [short[each] for each in rows.index[rows.verdict == verdict]]:
-            parts.append(f"*{verdict}*: {'; '.join(names)}")
+        names = [marked(short[name], row) for name, row in rows[rows.verdict == verdict].iterrows()]
+        parts += [f"*{verdict}*: {'; '.join(names)}"] * bool(names)
     return f"Other headline claims. {'. '.join(parts)}." if parts else ""
 
 

@@ -14,7 +14,7 @@ from IPython.display import Markdown
 
 from ..core import pick_device
 from . import pi_figures, pi_scores
-from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
+from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings, split_scores
 from .pi_scores import label_of, networks_of
 from ..privileged.diagram import fig_1, fig_2
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
@@ -125,6 +125,12 @@ TABLES = (
         _controls,
     ),
     Item(
+        "controls-joints",
+        "controls of section 4.1, errors by joint",
+        lambda runs, page: pi_scores.table_3d_split({"controls": runs["controls"]}),
+        _controls,
+    ),
+    Item(
         "fig3-top-right-areas",
         "Fig. 3, top right, areas",
         lambda runs, page: pi_scores.table_state_of_the_art(runs["stereo"]),
@@ -231,7 +237,7 @@ def with_against_control(runs, network: str, control: str = "rgb_steps"):  # an 
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #fb2d71f8
 def table_controls(runs) -> pd.DataFrame:
-    "Mean EPE (mm) of every network that sees RGB, and its differences from two of them."
+    "Mean EPE (mm) of every network that sees RGB, its differences from two of them, articulation, rotation."
     rows = []
     for network in networks_of(runs):
         if network in ("depth", "mean_pose"):
@@ -240,7 +246,8 @@ def table_controls(runs) -> pd.DataFrame:
         for name, other in (("same steps", "rgb_steps"), ("PI", "rgb_pi")):
             apart = with_against_control(runs, network, other)
             row |= {f"minus {name}": apart.value, f"{name}: 95 % from": apart.low, f"{name}: to": apart.high}
-        rows.append(row)
+        split = split_scores(runs, network)
+        rows.append(row | {name: split[name] for name in ("Procrustes EPE (mm)", "rotation (degrees)")})
     return pd.DataFrame(rows).set_index("network")
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #0a3a9abb

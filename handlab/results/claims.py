@@ -257,17 +257,16 @@ def claims_table(world: World, claims=None) -> pd.DataFrame:  # claims: None for
 
 # %% ../../nbs/results/07_claims.ipynb #8e46de38
 def count_sentences(table: pd.DataFrame) -> list:
-    "How many claims have which verdict, how many stand after correction, and how many cannot be tested."
+    "How many claims have which verdict, alone and with all tests together, and how many cannot be tested."
     count = table.verdict.value_counts().reindex(VERDICTS, fill_value=0)
     stand = table[table["also together"] == "yes"].verdict.value_counts()
     needed = table["seeds needed"].dropna()
     plan = f" Ten seeds or fewer would answer {(needed <= 10).sum()} of those that lack power."
     return [
-        f"{len(table) - count[NOT_ANSWERABLE]} claims of both papers can be tested here. Verdicts: "
-        + ", ".join(f"{verdict} {count[verdict]}" for verdict in VERDICTS if verdict != NOT_ANSWERABLE)
-        + f".{plan if len(needed) else ''}",
-        f"Holm's correction for all {table.p.notna().sum()} tests together leaves {stand.get(HOLDS, 0)} that "
-        f"hold and {stand.get(FAILS, 0)} that do not.",
+        f"{len(table) - count[NOT_ANSWERABLE]} claims of both papers can be tested here: {count[HOLDS]} "
+        f"hold, {count[FAILS]} do not hold, {count[LACKS_POWER]} lack power and {count[NOT_RUN]} were not "
+        f"run; with Holm's correction for all {table.p.notna().sum()} tests together (†) "
+        f"{stand.get(HOLDS, 0)} hold and {stand.get(FAILS, 0)} do not hold.{plan if len(needed) else ''}",
         f"Not counted, as they cannot be tested here: {count[NOT_ANSWERABLE]} more, most of them comparisons "
         "with other methods' published numbers.",
     ]
