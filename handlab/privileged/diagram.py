@@ -101,8 +101,8 @@ def layer_legend(axis, rows, x: float, y: float):
     "The colours of the layers with their counts."
     counts = {name: sum(row["layer"] == name for row in rows) for name in LAYER_COLOURS}
     for number, (name, count) in enumerate((name, count) for name, count in counts.items() if count):
-        _bar(axis, name, x + 1.25 * number, y, 0.12, 0.12)
-        _text(axis, x + 1.25 * number + 0.17, y + 0.05, f"{count} {LAYER_NAMES[name]}", ha="left")
+        _bar(axis, name, x + number, y, 0.12, 0.12)
+        _text(axis, x + number + 0.17, y + 0.05, f"{count} {LAYER_NAMES[name]}", ha="left")
 
 # %% ../../nbs/privileged/09_diagram.ipynb #2f8eb1ed
 def trunk_layers(network) -> int:

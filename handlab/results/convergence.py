@@ -7,6 +7,7 @@ __all__ = ['LAST', 'STANDS', 'fall_at_end', 'verdict_of', 'curves_of', 'table_co
            'fig_convergence_of']
 
 # %% ../../nbs/results/09_convergence.ipynb #354b6135
+import re
 import textwrap
 from pathlib import Path
 
@@ -141,8 +142,14 @@ def _panel_title(name: str, network: str) -> str:
         name.removeprefix("aligned-").removeprefix("pi-").removeprefix("pi_2d-").rpartition("sim-")
     )
     known = STAGES_2D if name.startswith("pi_2d") else STAGES
-    shown = known[network].label if network in known else network or what.strip("-")
+    shown = known[network].label if network in known else network or _words(what.strip("-"))
     return ", ".join(part for part in (shown, data) if part)
+
+
+def _words(variant: str) -> str:
+    "'S4, 5 % labelled, alone' of 'S4-labelled0.05-alone'."
+    share = re.sub(r"labelled([\d.]+)", lambda found: f"{100 * float(found[1]):g} % labelled", variant)
+    return share.replace("_", " ").replace("-", ", ")
 
 
 def _unit(name: str) -> str:  # of a run without its seed
