@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SEAL', 'HandlabError', 'one_line_errors', 'CommandLine', 'nearest', 'choose', 'named_folder', 'checkouts',
            'project_root', 'project_path', 'MachineError', 'MissingFile', 'read_errors_named', 'full_disk_named',
-           'atomic_file', 'atomic_folder', 'plain', 'fingerprint', 'write_json', 'read_json', 'file_state',
-           'file_digest', 'note_files', 'check_noted', 'write_arrays', 'read_arrays', 'read_pickle', 'check_settings',
-           'make_settings', 'assigned_names', 'notebook_parameters', 'check_parameters', 'seed_words',
+           'make_folder', 'atomic_file', 'atomic_folder', 'plain', 'fingerprint', 'write_json', 'read_json',
+           'file_state', 'file_digest', 'note_files', 'check_noted', 'write_arrays', 'read_arrays', 'read_pickle',
+           'check_settings', 'make_settings', 'assigned_names', 'notebook_parameters', 'check_parameters', 'seed_words',
            'numpy_generator', 'torch_generator', 'process_share', 'pick_device', 'to_device', 'gpu_count', 'gpu_names',
            'usable_cores', 'OutOfTime', 'stop_after', 'time_is_over', 'compiled_once', 'git_commit', 'hardware',
            'measured_once', 'provenance', 'progress', 'figures_inline', 'thread_variables', 'one_thread',
@@ -190,7 +190,13 @@ def read_errors_named(
         raise kind(path, what, _MACHINE.get(error.errno, fix)) from None
 
 # %% ../nbs/00_core.ipynb #caffe4c9
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRITING = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or name another folder"),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move what lies there or name another folder"
+    ),
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
 @contextlib.contextmanager
@@ -199,15 +205,17 @@ def full_disk_named(path: str | Path):  # the file or folder that is being writt
     try:
         yield
     except OSError as error:
-        full = error.errno in _FULL_DISK
-        if not full and error.errno not in _MACHINE:
+        fix = _WRITING.get(error.errno) or _MACHINE.get(error.errno)
+        if fix is None:
             raise
-        kind, fix = (
-            (HandlabError, "free some space or name another folder")
-            if full
-            else (MachineError, _MACHINE[error.errno])
-        )
+        kind = HandlabError if error.errno in _WRITING else MachineError
         raise kind(path, f"it could not be written ({os.strerror(error.errno)})", fix) from None
+
+
+def make_folder(path: str | Path):
+    "Make a folder and those above it; where the machine refuses, one line says why."
+    with full_disk_named(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
 
 # %% ../nbs/00_core.ipynb #eeca4fc9
 @contextlib.contextmanager
@@ -563,31 +571,46 @@ def check_parameters(
         raise HandlabError(f"parameter {missing[0]!r}", what, fix)
     assigned = {*declared, *own, *injected, *scratch}
     given = {name: namespace[name] for name in known if name in assigned and name in namespace}
-    _check_types(given, _annotated(_notebook_file(notebook)))
+    _check_values(given, _annotated(_notebook_file(notebook)))
     for name, value in given.items():
         if value and (name.endswith("_root") or name == "runs"):
             named_folder(project_path(value), name)
+        if name in ("out", "folder", "figures") and value not in ("", "auto"):
+            _check_writable(project_path(value), name)
     return given
 
 # %% ../nbs/00_core.ipynb #d864ca7d
-def _annotated(path) -> dict:
-    "The names of types by parameter, as a notebook's cell of parameters states them."
+def _annotated(path) -> dict:  # {parameter: (name of its type, its value there)}
+    "The parameters whose types a notebook's cell of parameters states."
     cells = (each for each in read_json(path)["cells"] if "parameters" in each["metadata"].get("tags", []))
     statements = (each for cell in cells for each in ast.parse("".join(cell["source"])).body)
-    return {each.target.id: each.annotation.id for each in statements if isinstance(each, ast.AnnAssign)}
+    stated = (each for each in statements if isinstance(each, ast.AnnAssign))
+    return {each.target.id: (each.annotation.id, ast.literal_eval(each.value)) for each in stated}
 
 
-def _check_types(given: dict, kinds: dict):  # kinds: as of `_annotated`
-    "A value of another type than stated is an error; `skip` may be a number or a list, a text a path."
-    for name, kind in kinds.items():
-        value = given.get(name)
+def _check_values(given: dict, stated: dict):  # stated: as of `_annotated`
+    "Values of other types than stated, and numbers that count nothing, are errors; `skip` may be any."
+    for name in (name for name in stated if name in given and name != "skip"):
+        value, (kind, usual) = given[name], stated[name]
         found = "str" if isinstance(value, os.PathLike) else type(value).__name__
-        if value is None or name == "skip" or found == kind or (found, kind) == ("int", "float"):
-            continue
-        fix = f"give a value of the type {kind}"
-        if kind == "str" and isinstance(value, (int, float)):
-            fix = f"write it in quotes, or `-r {name} {value}` on papermill's line"
-        raise HandlabError(f"parameter {name!r}", f"{value!r} is not {kind}", fix)
+        if found != kind and (found, kind) != ("int", "float"):
+            fix = f"give a value of the type {kind}"
+            if kind == "str" and isinstance(value, (int, float)):
+                fix = f"write it in quotes, or `-r {name} {value}` on papermill's line"
+            raise HandlabError(f"parameter {name!r}", f"{value!r} is not {kind}", fix)
+        least = int(kind == "int" and usual > 0)  # 0 has a meaning only where it is the usual value
+        if kind in ("int", "float") and not value >= least:
+            raise HandlabError(f"parameter {name!r}", f"{value!r} is too small", f"give {least} or more")
+
+
+def _check_writable(path: Path, name: str):
+    "A folder that cannot be made or written into is an error before the work, not after it."
+    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), path)
+    if not there.is_dir():
+        raise HandlabError(f"{name}={path}", f"{there} is no folder", "name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        fix = f"name another folder, or {_MACHINE[errno.EACCES]}"
+        raise HandlabError(f"{name}={path}", f"nothing can be written into {there}", fix)
 
 
 def _cells_of_parameters(cells, declared) -> tuple:  # cells: what was run, nothing under nbdev_test
@@ -830,7 +853,7 @@ def measured_once(
 ):
     "What was measured first for this machine and these settings; who comes second reads it."
     path, key = project_path(f"runs/{name}.json"), fingerprint(*about)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with FileLock(path.with_name(f".{name}.lock")):
         known = read_json(path, ()) if path.exists() else {}
         if key not in known:

@@ -1,5 +1,6 @@
 "What a user types: parameters of notebooks, variables of make, folders in the environment, command lines."
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,29 +8,36 @@ from dataclasses import fields
 
 import nbformat
 import numba
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import handlab
 from handlab.aligned.experiment import AlignedSettings
+from handlab.aligned.strategies import make_recipe
 from handlab.core import (
     HandlabError,
     check_parameters,
+    make_folder,
     make_settings,
     named_folder,
     notebook_parameters,
     project_path,
     project_root,
+    write_json,
 )
 from handlab.data.bighand import BigHand, write_drawn
 from handlab.data.dexter_object import DexterObject
-from handlab.data.files import real_root
+from handlab.data.files import real_root, write_image
 from handlab.data.rhd import RHD
 from handlab.data.stb import STB
+from handlab.pages.page import SETS
+from handlab.pages.paper_aligned import aligned_page
 from handlab.privileged.stages import PiSettings
-from handlab.results.runs import graph_runs, run_command
+from handlab.results.runs import graph_runs, run_command, runs_to_show
 from handlab.sim import write
+from handlab.train.experiment import settings_given
 
 NOTEBOOKS = sorted(
     path.stem for path in (project_root() / "nbs").glob("*.ipynb") if notebook_parameters(path)[0]
@@ -97,6 +105,8 @@ def test_every_notebook_checks_its_parameters_under_its_own_name(notebook):
         ("seed = 1.5", "parameter 'seed': 1.5 is not int"),
         ("partial = 1", "parameter 'partial': 1 is not bool"),
         ("seed = True", "parameter 'seed': True is not int"),
+        ("seed = None", "parameter 'seed': None is not int"),
+        ("seed = -1", "parameter 'seed': -1 is too small; give 0 or more"),
     ],
 )
 def test_a_parameter_of_another_type_is_named_with_its_value(own_cell, cell, words):
@@ -109,7 +119,7 @@ def test_what_may_have_several_types_is_taken_as_it_is(own_cell):
     for cell in (
         "skip = 3",
         "skip = ['training/00003']",
-        "out = None",
+        "out = ''",
         "from pathlib import Path\nout = Path('a')",
     ):
         given(own_cell, f"# Parameters\n{cell}")
@@ -126,6 +136,60 @@ def test_what_is_no_path_is_one_line(reader, root):
 def test_a_length_that_is_none_is_one_line(rigid):
     with pytest.raises(HandlabError, match="it is no length above 0 mm; give a number such as 0.1"):
         STB("data/stb", rigid=rigid)
+
+
+def test_a_number_that_counts_nothing_is_one_line():
+    cells = nbformat.read(project_root() / "nbs/predict.ipynb", 4).cells
+    own = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    for cell, words in (("every = 0", "0 is too small; give 1"), ("scale = -1", "-1 is too small; give 0")):
+        namespace = {"In": ["", own, f"# Parameters\n{cell}"]}
+        exec(f"{own}\n{cell}", namespace)
+        with pytest.raises(HandlabError, match=words):
+            check_parameters(namespace, "predict")
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(own_cell, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for out, name in (("file", "file"), ("file/run", "file"), ("link/run", "link")):
+        with pytest.raises(HandlabError, match=f"out=.*/{name} is no folder; name another folder"):
+            given(own_cell, f"# Parameters\nout = {str(tmp_path / out)!r}")
+    assert given(own_cell, f"# Parameters\nout = {str(tmp_path / 'new/run')!r}")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may be run by root
+    with pytest.raises(HandlabError, match=f"nothing can be written into {tmp_path}; name another folder"):
+        given(own_cell, f"# Parameters\nout = {str(tmp_path / 'run')!r}")
+
+
+def test_a_file_in_the_way_of_a_folder_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for call in (
+        lambda: make_folder(tmp_path / "file"),
+        lambda: write_json(tmp_path / "file/metrics.json", {}),
+        lambda: write_json(tmp_path / "folder", {}),
+        lambda: write_json(tmp_path / ("a" * 300), {}),
+        lambda: write_image(tmp_path / "file/a.png", np.zeros((2, 2), np.uint8)),
+    ):
+        with pytest.raises(HandlabError, match="it could not be written .*; (move what lies|give a shorter)"):
+            call()
+
+
+def test_names_that_are_nearly_right_are_said():
+    with pytest.raises(HandlabError, match="strategy 's4': it is not known; did you mean S4?"):
+        make_recipe("s4")
+    with pytest.raises(HandlabError, match="profile 'quik': there is no such profile; did you mean quick?"):
+        runs_to_show("quik")
+    with pytest.raises(HandlabError, match="data set 'sim-rdh': this page has no such rhd; did you mean"):
+        aligned_page("runs/quick", {}, sets={**SETS, "rhd": "sim-rdh"})
+
+
+@pytest.mark.parametrize(
+    "other, words", [("dexter", "did you mean dexter-object?"), ("dexter-object", "needs a folder; name it")]
+)
+def test_the_other_set_is_looked_for_before_the_training(own_cell, other, words):
+    with pytest.raises(HandlabError, match=f"dataset '{other}': .*{words}"):
+        settings_given(PiSettings, "smoke", given(own_cell, f"# Parameters\nother_set = {other!r}"))
 
 
 def test_a_choice_of_another_type_is_one_line(tmp_path):

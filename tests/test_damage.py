@@ -14,7 +14,7 @@ from handlab.core import HandlabError, MachineError, read_arrays, read_json, wri
 from handlab.data import arrays, bighand, dexter_object, rhd, stb
 from handlab.data import prepare as preparing
 from handlab.data.prepare import CropSettings, open_prepared, prepare
-from handlab.results.runs import RunFolder
+from handlab.results.runs import RunFolder, seeds_in
 from handlab.train.experiment import close_run, prepared_folder
 from handlab.train.files import load_network, read_losses, weights_fingerprint
 from handlab.train.loop import TrainSettings, fit
@@ -481,6 +481,35 @@ def test_the_results_of_another_seed_are_noticed(run):
     shutil.copytree(run, run.with_name("train_x-sim-rhd-seed4"))
     with pytest.raises(HandlabError, match="metrics.json: it is of seed 3: another run's"):
         _ = RunFolder(run.with_name("train_x-sim-rhd-seed4")).metrics
+
+
+@pytest.mark.parametrize("name", ["train_aligned-S4-sim-rhd-seed0", "train_aligned-S1-sim-stb-seed0"])
+def test_the_results_of_another_training_are_noticed(tmp_path, name):
+    settings = {"strategy": "S1", "dataset": "sim-rhd", "labelled_share": 1.0}
+    about = {"experiment": "train_aligned", "source": "sim-rhd", "seed": 0, "settings": settings}
+    for folder in (name, "train_aligned-S1-sim-rhd-seed0", "train_aligned-S1-same_time-sim-rhd-seed0"):
+        close_run(tmp_path / folder, about)
+    with pytest.raises(HandlabError, match="metrics.json: it is of (S1|rhd): another run's; delete it and"):
+        _ = RunFolder(tmp_path / name).metrics
+    assert RunFolder(tmp_path / "train_aligned-S1-sim-rhd-seed0").metrics["source"] == "sim-rhd"
+    assert RunFolder(tmp_path / "train_aligned-S1-same_time-sim-rhd-seed0").metrics["source"] == "sim-rhd"
+    settings["labelled_share"] = 0.25
+    close_run(tmp_path / "train_aligned-S1-sim-rhd-seed0", about)
+    with pytest.raises(HandlabError, match="it is of labelled0.25: another run's"):
+        _ = RunFolder(tmp_path / "train_aligned-S1-sim-rhd-seed0").metrics
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"source": ', "\0\0"])
+def test_a_run_without_its_content_is_one_line(run, content):
+    (run / "metrics.json").write_text(content)
+    with pytest.raises(HandlabError, match="metrics.json: it .*; delete it and run its notebook again"):
+        _ = RunFolder(run).metrics
+
+
+def test_copies_of_runs_by_other_names_are_left_out(run):
+    for name in ("train_x-sim-rhd-seed3 (copy)", "train_x-sim-rhd-seed3-old", "train_x-sim-rhd-seed"):
+        shutil.copytree(run, run.with_name(name))
+    assert seeds_in(run.parent) == 4
 
 
 def test_runs_without_notes_are_still_opened(run):

@@ -29,7 +29,7 @@ from handlab.aligned.decoders import (
 from .encoders import DepthTrunk, Encoder, JointTrunk, ResNet18, ResPEL
 from .losses import LossSettings, reconstruction_terms
 from .posteriors import draw, kl_between, kl_to_prior, product_of_experts
-from ..core import HandlabError
+from ..core import HandlabError, choose
 
 # %% ../../nbs/aligned/05_strategies.ipynb #8aa58489
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notati
         raise HandlabError(
             f"strategy {strategy!r}",
             "it is not known",
-            f"choose one of {', '.join(STRATEGIES)}, or write it as R2HP or RD2DHP",
+            f"{choose(strategy, STRATEGIES)}, or write it as R2HP or RD2DHP",
         )
     return recipe
 

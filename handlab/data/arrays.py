@@ -26,6 +26,7 @@ from handlab.core import (
     file_state,
     full_disk_named,
     leave_if_run_again,
+    make_folder,
     read_errors_named,
     read_json,
     write_json,
@@ -132,7 +133,7 @@ def shorten_names(path, step: int = 65536):
 def folder_lock(folder):
     "Be the only process that makes `folder`; whoever comes second waits."
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)
@@ -154,7 +155,7 @@ def growing_folder(folder, name: str):
     for other in folder.parent.glob(f".{folder.name}.*.partial"):
         if other != growing:
             shutil.rmtree(other, ignore_errors=True)
-    growing.mkdir(exist_ok=True)
+    make_folder(growing)
     try:
         with full_disk_named(folder):
             yield growing

@@ -25,6 +25,7 @@ from handlab.core import (
     choose,
     fingerprint,
     full_disk_named,
+    make_folder,
     named_folder,
     project_path,
     read_errors_named,
@@ -105,7 +106,7 @@ def read_png(path, mode: str, size: tuple, fix: str = UNPACK):  # as of `decode_
 def write_image(path, pixels):  # (H,W,3) or (H,W) uint8
     "Write a PNG, in place at once: a reader finds it whole or not at all."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial")
     with full_disk_named(path):
         Image.fromarray(pixels).save(partial, "PNG", compress_level=1)  # a little larger, much faster

@@ -20,6 +20,7 @@ from handlab.core import (
     fingerprint,
     gpu_count,
     gpu_names,
+    make_folder,
     note_files,
     project_path,
     project_root,
@@ -70,7 +71,7 @@ def execute(notebook: str, output: Path, parameters: dict):
     "One papermill call; the executed notebook is saved also after an error."
     import papermill  # half a second that the graph itself does not need
 
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     root = project_root()
     source, target = _literal(root / notebook_file(notebook)), _literal(output)
     options = {"kernel_name": "python3", "progress_bar": False, "cwd": root}
@@ -103,7 +104,7 @@ def run_one(name: str, profile: str, seeds: int, real: str = ""):
     run = find_run(name, profile, seeds, real)
     folder = project_path(run_folder(run, profile))
     lock = folder.parent / "locks" / f"{name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(lock.parent)
     if not gpu_count():
         os.environ["OMP_NUM_THREADS"] = (
             "1"  # runs share the cores; one with several processes has one thread each

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from ..core import HandlabError, project_path, project_root, read_json
+from ..core import HandlabError, choose, project_path, project_root, read_json
 from ..hand.metrics import scores_split
 from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.evidence import frame_scores
@@ -208,6 +208,10 @@ class Page:
     measured: dict = field(default_factory=dict, repr=False)  # results that several items share
 
     def __post_init__(self):
+        for role, name in self.sets.items():
+            known = (SETS[role], SETS[role].removeprefix("sim-"))
+            if name not in known:
+                raise HandlabError(f"data set {name!r}", f"this page has no such {role}", choose(name, known))
         if self.figures == "auto":
             self.figures = figures_folder(self.folder)
 

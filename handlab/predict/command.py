@@ -60,7 +60,10 @@ def files_named(words) -> list:  # paths, folders and patterns -> paths of image
 
 def short_names(files: list) -> list:  # paths -> names, all different
     "Each file's name, with the folders in which they differ."
-    root = os.path.commonpath([path.absolute().parent for path in files])
+    try:
+        root = os.path.commonpath([path.absolute().parent for path in files])
+    except ValueError:  # on several drives of Windows
+        return [path.absolute().as_posix().replace(":", "") for path in files]
     return [path.absolute().relative_to(root).as_posix() for path in files]
 
 # %% ../../nbs/predict/04_command.ipynb #757e8d92

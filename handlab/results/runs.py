@@ -367,11 +367,14 @@ def figures_folder(folder) -> str:
 def seeds_in(folder) -> int:
     "How many seeds the finished runs of a folder have, at least 1."
     names = [path.parent.name for path in project_path(folder).glob("*-seed*/metrics.json")]
-    return 1 + max((int(name.rpartition("-seed")[2]) for name in names), default=0)
+    seeds = [re.search(r"-seed(\d+)$", name) for name in names]  # a copy may be named 'seed0 (old)'
+    return 1 + max((int(seed[1]) for seed in seeds if seed), default=0)
 
 
 def runs_to_show(profile: str = "", runs: str = "", seeds: int = 0) -> tuple:  # (folder, seeds)
     "A page's runs: of a folder, else of a profile, else the shipped ones; 0 seeds: all that are there."
+    if profile and not runs and profile not in PROFILES and not project_path(f"runs/{profile}").is_dir():
+        raise HandlabError(f"profile {profile!r}", "there is no such profile", choose(profile, PROFILES))
     folder = runs or (f"runs/{profile}" if profile else SHIPPED)
     return folder, seeds or seeds_in(folder)
 
@@ -445,6 +448,14 @@ def restored(arrays: dict, common: dict) -> dict:
 _MADE_AGAIN = "run its notebook again; make figures does so where a file is missing"
 
 
+def _words_of(metrics: dict) -> set:  # metrics: of a run
+    "The words that a run's name must have, by its own settings."
+    settings = {name: each for name, each in metrics.get("settings", {}).items() if name != "controls"}
+    if "experiment" not in metrics or "dataset" not in settings:
+        return set()
+    return {*name_of(metrics["experiment"], settings).split("-")}
+
+
 class RunFolder:
     "The results of a finished run; arrays are read on first use."
 
@@ -470,9 +481,12 @@ class RunFolder:
     @cached_property
     def metrics(self) -> dict:
         path, fix = self.path / "metrics.json", f"delete it and {_MADE_AGAIN}"
-        found, seed = read_json(path, (), fix), re.search(r"-seed(\d+)$", self.name)
+        seed = re.search(r"-seed(\d+)$", self.name)
+        found = read_json(path, ("source",) if seed else (), fix)
         if seed and found.get("seed", int(seed[1])) != int(seed[1]):
             raise HandlabError(path, f"it is of seed {found['seed']}: another run's", fix)
+        if seed and (words := _words_of(found) - {*self.name[: seed.start()].split("-")}):
+            raise HandlabError(path, f"it is of {', '.join(sorted(words))}: another run's", fix)
         return found
 
     def file(self, name: str) -> Path:  # from the run's folder

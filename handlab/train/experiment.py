@@ -50,7 +50,7 @@ from handlab.train.loop import (
     train_step,
 )
 from .scores import Stopwatch
-from .sets import DATASETS, reader_of, skip_of
+from .sets import DATASETS, evaluation_reader, reader_of, skip_of
 
 # %% ../../nbs/train/05_experiment.ipynb #b0967fca
 @dataclass(frozen=True)
@@ -209,6 +209,8 @@ def settings_given(
     if "skip" in chosen:
         chosen["skip"] = ", ".join(skip_names(chosen["skip"]))
     settings = make_settings(cls, profile, **chosen)
+    if other := given.get("other_set"):  # what is tested on after the training is looked for before it
+        evaluation_reader(other, given.get("other_root", ""), partial=settings.partial, skip=settings.skip)
     if settings.minutes:
         stop_after(settings.minutes)
     return settings

@@ -100,13 +100,15 @@ def evaluation_reader(
     skip="",  # ... frames to leave out, by name
 ):
     "The reader of a dataset's test frames; those of Dexter+Object's twin are spread over all its sequences."
+    if dataset not in (*DATASETS, *TEST_SETS):
+        known = (*TEST_SETS, *DATASETS)
+        raise HandlabError(f"dataset {dataset!r}", "it is not known", choose(dataset, known))
     if dataset == "sim-dexter-object":
         return SimDexterObject(frames, seed, every=max(1, 3145 // frames))
     if dataset == "dexter-object":
         if not root:
-            raise HandlabError(
-                "data_root", "the real dataset needs a folder", "name it, or choose 'sim-dexter-object'"
-            )
+            fix = "name it, or choose 'sim-dexter-object'"
+            raise HandlabError(f"dataset {dataset!r}", "the real dataset needs a folder", fix)
         return open_real(dataset, root, partial=partial, skip=skip)
     return reader_of(
         SimpleNamespace(
