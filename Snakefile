@@ -17,7 +17,8 @@ from handlab.graph.code import code_fingerprint, notebook_file
 from handlab.graph.execute import gpu_count
 from handlab.graph.pace import measured_costs
 from handlab.graph.progress import Errors, Progress, Tally, failure_lines, start_line, success_line
-from handlab.results.runs import make_command, run_folder, run_parameters
+from handlab.results.catalogue import run_folder, run_parameters
+from handlab.results.runs import make_command
 
 if workflow.is_main_process:
     logger.addHandler(Errors())

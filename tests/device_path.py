@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from handlab.aligned import experiment as aligned
 from handlab.aligned import losses
-from handlab.core import make_settings, torch_generator
 from handlab.data import batches as batches_module
 from handlab.data.batches import Augment, Batches
 from handlab.hand import skeleton
 from handlab.privileged import experiment as privileged
 from handlab.privileged import experiment_2d
+from handlab.settings import make_settings, torch_generator
 from handlab.train import experiment as shared
 from handlab.train import loop
 from handlab.train.loop import make_optimiser, train_step

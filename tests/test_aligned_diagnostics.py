@@ -42,8 +42,9 @@ from handlab.aligned.experiment import (
 )
 from handlab.aligned.posteriors import kl_to_prior, product_of_experts
 from handlab.aligned.search import SPACE, search_strategies, unused_settings
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
 from handlab.hand.metrics import epe
+from handlab.settings import make_settings
 from handlab.train.experiment import experiment_data
 from handlab.train.files import read_losses
 from handlab.train.search import draw_candidate, draw_candidates, search, trials_of

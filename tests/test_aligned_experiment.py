@@ -30,10 +30,11 @@ from handlab.aligned.experiment import (
 )
 from handlab.aligned.losses import LossSettings
 from handlab.aligned.strategies import NetworkSettings
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
 from handlab.data.batches import Augment, Batches
 from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.camera import project, rotate
+from handlab.settings import make_settings
 from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, depends_on, ordered_batches
 from handlab.train.files import read_losses, weights_fingerprint

@@ -34,10 +34,11 @@ from handlab.aligned.page import (
     note_on,
     write_explorer,
 )
-from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
+from handlab.core import HandlabError, project_root, read_json, write_json
 from handlab.graph.code import closure
 from handlab.hand.skeleton import example_hand, normalise
 from handlab.hand.solid import capsules, hand_faces, hand_vertices
+from handlab.settings import make_settings
 
 SMOKE = make_settings(AlignedSettings, "smoke")
 

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from handlab.core import HandlabError, notebook_parameters, project_root
+from handlab.core import HandlabError, project_root
 from handlab.graph import benchmark
 from handlab.graph.benchmark import Row
+from handlab.settings import notebook_parameters
 
 ABOUT = {"machine": "A (R) CPU @ 2 GHz", "instructions": "avx2", "cores": 2, "torch": "2"}
 

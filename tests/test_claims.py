@@ -16,15 +16,15 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from handlab.aligned.experiment import AlignedSettings
-from handlab.core import HandlabError, make_settings
+from handlab.core import HandlabError
 from handlab.data import rhd as rhd_files
 from handlab.pages import claims as claims_page
 from handlab.privileged.experiment import PiSettings
 from handlab.results import claims, measures, statistics
+from handlab.results.catalogue import _EXTRA_RUNS as EXTRA_RUNS
+from handlab.results.catalogue import PROFILES, graph_runs, page_folder
 from handlab.results.claims import COLUMNS, read_claims
 from handlab.results.evidence import Evidence, Network, World, frame_scores
-from handlab.results.runs import _EXTRA_RUNS as EXTRA_RUNS
-from handlab.results.runs import PROFILES, graph_runs, page_folder
 from handlab.results.statistics import (
     DRAWS,
     FAILS,
@@ -38,6 +38,7 @@ from handlab.results.statistics import (
     read_rule,
     seeds_estimate,
 )
+from handlab.settings import make_settings
 from handlab.sim import bighand, dexter_object, rhd
 from handlab.train.sets import persons_of
 

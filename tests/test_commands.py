@@ -16,17 +16,7 @@ from nbclient.exceptions import CellExecutionError
 import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.strategies import make_recipe
-from handlab.core import (
-    HandlabError,
-    check_parameters,
-    make_folder,
-    make_settings,
-    named_folder,
-    notebook_parameters,
-    project_path,
-    project_root,
-    write_json,
-)
+from handlab.core import HandlabError, make_folder, named_folder, project_path, project_root, write_json
 from handlab.data.bighand import BigHand, write_drawn
 from handlab.data.dexter_object import DexterObject
 from handlab.data.files import real_root, write_image
@@ -35,7 +25,9 @@ from handlab.data.stb import STB
 from handlab.pages.page import SETS
 from handlab.pages.paper_aligned import aligned_page
 from handlab.privileged.stages import PiSettings
-from handlab.results.runs import graph_runs, run_command, runs_to_show
+from handlab.results.catalogue import graph_runs, run_command
+from handlab.results.runs import runs_to_show
+from handlab.settings import check_parameters, make_settings, notebook_parameters
 from handlab.sim import write
 from handlab.train.experiment import settings_given
 

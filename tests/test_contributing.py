@@ -15,13 +15,14 @@ from handlab.aligned.decoders import DepthDecoder
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.losses import map_loss
 from handlab.aligned.strategies import MODALITIES, STRATEGIES, Modality
-from handlab.core import HandlabError, fingerprint, make_settings, project_path
+from handlab.core import HandlabError, fingerprint, project_path
 from handlab.data import prepare
 from handlab.data.batches import Augment, Batches
 from handlab.data.files import check_folder
 from handlab.data.rhd import RHD, decode_frame, drawn_frame, frame_name, write_frame
 from handlab.data.sample import Reader, Sample
 from handlab.hand.skeleton import denormalise
+from handlab.settings import make_settings
 from handlab.sim import rhd as sim_rhd
 from handlab.sim.write import SimReader, write
 from handlab.train import experiment as shared

@@ -14,7 +14,7 @@ from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from handlab.core import HandlabError, numpy_generator
+from handlab.core import HandlabError
 from handlab.data import batches as module
 from handlab.data.batches import (
     Augment,
@@ -31,6 +31,7 @@ from handlab.data.batches import (
 from handlab.data.prepare import CropSettings, prepare
 from handlab.data.rhd import decode_frame, drawn_frame
 from handlab.hand.skeleton import root_of
+from handlab.settings import numpy_generator
 
 SIZE = 48
 TENSORS = ("image", "depth", "mask", "pose", "root", "scale", "uv", "visible", "K", "cloud", "index")

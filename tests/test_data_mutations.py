@@ -15,14 +15,8 @@ from test_data_outside import SETS, changed, every_set, images, refused, rewritt
 from handlab.data import rhd
 from handlab.data.dexter_object import DexterObject
 from handlab.data.sample import check_places, share_near
-from handlab.hand.skeleton import (
-    BIGHAND_TO_CANONICAL,
-    RHD_TO_CANONICAL,
-    STB_TO_CANONICAL,
-    disordered,
-    example_hand,
-    mirror_joints,
-)
+from handlab.hand.orders import BIGHAND_TO_CANONICAL, RHD_TO_CANONICAL, STB_TO_CANONICAL
+from handlab.hand.skeleton import disordered, example_hand, mirror_joints
 
 
 def fingers(order):

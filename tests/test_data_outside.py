@@ -23,7 +23,8 @@ from handlab.data.mat import read_mat
 from handlab.data.prepare import CropSettings, crop_sample
 from handlab.data.sample import camera_faults, share_on_mask
 from handlab.hand.metrics import scores_2d, scores_3d
-from handlab.hand.skeleton import BIGHAND_TO_CANONICAL, example_hand, mirror_joints
+from handlab.hand.orders import BIGHAND_TO_CANONICAL
+from handlab.hand.skeleton import example_hand, mirror_joints
 from handlab.train.experiment import ExperimentSettings, check_experiment, settings_given
 from handlab.train.sets import open_real, skip_of
 

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from handlab.core import HandlabError, WorkerDied, write_json
+from handlab.core import HandlabError, write_json
 from handlab.data import arrays
 from handlab.data import prepare as module
 from handlab.data.prepare import (
@@ -32,6 +32,7 @@ from handlab.data.prepare import (
 from handlab.data.rhd import RHD, decode_frame, drawn_frame, write_drawn
 from handlab.data.sample import Sample
 from handlab.hand.camera import crop_matrix
+from handlab.machine import WorkerDied
 
 SMALL = CropSettings(size=24)
 ENVIRONMENT = {

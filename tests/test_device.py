@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from handlab import core
+from handlab import machine
 from handlab.aligned import losses
-from handlab.core import HandlabError, pick_device
+from handlab.core import HandlabError
 from handlab.data.batches import PixelStore
+from handlab.machine import pick_device
 from handlab.train import jobs
 from handlab.train.jobs import gpu_places
 from handlab.train.loop import TrainSettings, compiled, fit
@@ -45,7 +46,7 @@ def gpus(monkeypatch):
         "get_per_process_memory_fraction": lambda device: now.share,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(core, "_GPU_FILES", ("/",))
+    monkeypatch.setattr(machine, "_GPU_FILES", ("/",))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     return now
 
@@ -83,14 +84,14 @@ def test_crops_are_held_where_the_measured_memory_has_room(changes, fits, gpus):
 
 
 def test_jobs_on_two_gpus_are_on_different_ones(gpus):
-    seen = [place.environments[0]["CUDA_VISIBLE_DEVICES"] for place in gpu_places(core.gpu_names())]
+    seen = [place.environments[0]["CUDA_VISIBLE_DEVICES"] for place in gpu_places(machine.gpu_names())]
     assert seen == ["4", "6"]
-    both = gpu_places(core.gpu_names(), per_gpu=3)
+    both = gpu_places(machine.gpu_names(), per_gpu=3)
     assert [place.environments[0]["CUDA_VISIBLE_DEVICES"] for place in both] == ["4", "6"] * 3
     assert {place.memory for place in both} == {1 / 3} and all(place.on_gpu for place in both)
     assert jobs._names_of(torch.device("cuda", 1)) == ["6"]
     with pytest.raises(HandlabError, match="3 processes need 3 GPUs, and there are 2"):
-        gpu_places(core.gpu_names(), processes=3)
+        gpu_places(machine.gpu_names(), processes=3)
 
 
 def where_am_i(device, report=None):

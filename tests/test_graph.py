@@ -13,20 +13,22 @@ import nbformat
 import pytest
 import torch
 
-from handlab import core
+from handlab import core, machine
 from handlab import core as core_module
 from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.experiment import run_name as aligned_name
 from handlab.aligned.strategies import alternating_pair, make_recipe
-from handlab.core import HandlabError, gpu_count, gpu_names, make_settings, project_root, write_json
+from handlab.core import HandlabError, project_root, write_json
 from handlab.graph import execute as execute_module
 from handlab.graph import pace
 from handlab.graph.code import training_fingerprint
 from handlab.graph.execute import TRIES, execute, one_gpu
 from handlab.graph.plan import data_names, whole_graph
 from handlab.graph.progress import log_error
+from handlab.machine import gpu_count, gpu_names
 from handlab.privileged.stages import PiSettings, check_pi
-from handlab.results.runs import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
+from handlab.results.catalogue import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
+from handlab.settings import make_settings
 
 
 def aligned_settings(run, profile):
@@ -527,7 +529,7 @@ def test_gpus_are_those_of_torch(chosen, count, names, monkeypatch):
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     monkeypatch.setenv("PATH", "")  # no nvidia-smi
-    monkeypatch.setattr(core, "_GPU_FILES", ("/",))
+    monkeypatch.setattr(machine, "_GPU_FILES", ("/",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert gpu_count() == count and gpu_names() == names
 
@@ -537,7 +539,7 @@ def test_no_gpu_is_counted_where_there_is_none(chosen, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     if not torch.cuda.is_available():
         assert gpu_count() == 0 and gpu_names() == []
-        monkeypatch.setattr(core, "_GPU_FILES", ("/",))
+        monkeypatch.setattr(machine, "_GPU_FILES", ("/",))
         assert gpu_count() == 0  # torch is asked, and says so too
 
 
@@ -545,7 +547,7 @@ def test_no_gpu_is_counted_where_there_is_none(chosen, monkeypatch):
 def test_runs_side_by_side_get_a_gpu_each(job, monkeypatch, tmp_path):
     "Also within an allocation of SLURM; two of its jobs, whose GPUs it may number alike, do not wait."
     monkeypatch.setattr(execute_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(core, "gpu_count", lambda: 2)
+    monkeypatch.setattr(machine, "gpu_count", lambda: 2)
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "PBS_JOBID", "LSB_JOBID"):
         monkeypatch.delenv(name, raising=False)
 
@@ -658,9 +660,9 @@ def test_a_run_whose_time_is_over_says_so_in_its_exit_code(monkeypatch, tmp_path
         execute("train_pi", tmp_path / "a/train_pi.ipynb", {})
     assert end.value.code == 75 and "at step 40 of 100; make the same call" in capsys.readouterr().err
     monkeypatch.setenv("HANDLAB_STOP_AT", "0")
-    with pytest.raises(core.OutOfTime, match="before it began"):
+    with pytest.raises(machine.OutOfTime, match="before it began"):
         execute_module.run_one("train_pi-sim-rhd-seed0", "smoke", 1)
-    assert core.OutOfTime("a", "b", "c").code == 75 and HandlabError("a", "b", "c").code == 2
+    assert machine.OutOfTime("a", "b", "c").code == 75 and HandlabError("a", "b", "c").code == 2
 
 
 def test_a_line_of_progress_is_in_a_file_at_once():

@@ -13,29 +13,31 @@ from hypothesis.extra import numpy as arrays
 
 from handlab.core import HandlabError, project_root
 from handlab.hand.draw import draw_hand_2d, draw_hand_3d, frame_hands_3d
-from handlab.hand.skeleton import (
+from handlab.hand.orders import (
     BIGHAND_TO_CANONICAL,
-    BONES,
-    FINGERS,
-    JOINTS,
-    PARENTS,
     RHD_TO_CANONICAL,
-    ROOT,
     STB_TO_CANONICAL,
-    TIPS,
-    WRIST,
-    denormalise,
-    example_hand,
     from_bighand,
     from_dexter,
     from_rhd,
     from_stb,
+    stb_wrist,
+)
+from handlab.hand.skeleton import (
+    BONES,
+    FINGERS,
+    JOINTS,
+    PARENTS,
+    ROOT,
+    TIPS,
+    WRIST,
+    denormalise,
+    example_hand,
     hand_scale,
     handedness,
     mirror_joints,
     normalise,
     root_of,
-    stb_wrist,
 )
 
 matplotlib.use("Agg")

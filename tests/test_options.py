@@ -10,7 +10,7 @@ import torch
 from handlab.aligned import experiment as aligned
 from handlab.aligned.decoders import HeatmapDecoder, PoseDecoder
 from handlab.aligned.experiment import AlignedSettings, ViewsAt, check_aligned, labelled_parts, run_name
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
 from handlab.data.prepare import CropSettings, prepare
 from handlab.hand.skeleton import root_of
 from handlab.privileged import experiment as privileged
@@ -18,6 +18,7 @@ from handlab.privileged import experiment_2d as privileged_2d
 from handlab.privileged.experiment_2d import Pi2dSettings
 from handlab.privileged.figures import fig_losses
 from handlab.privileged.stages import PiSettings, check_pi
+from handlab.settings import make_settings
 from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, in_order, ordered_batches
 from handlab.train.files import read_losses

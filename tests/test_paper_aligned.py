@@ -21,7 +21,7 @@ from handlab.aligned.comparison import TABLE_1
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
 from handlab.aligned.strategies import make_recipe
-from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
+from handlab.core import HandlabError, project_root, read_json, write_json
 from handlab.hand.metrics import auc, scores_tips, thresholds_100
 from handlab.hand.skeleton import BONES
 from handlab.pages import aligned_figures as figures
@@ -29,6 +29,7 @@ from handlab.pages import aligned_scores as scores
 from handlab.pages.page import every_run, split_scores
 from handlab.pages.paper_aligned import ITEMS, aligned_page, findings
 from handlab.results.runs import source_line
+from handlab.settings import make_settings
 
 matplotlib.use("Agg")
 THRESHOLDS = np.linspace(0, 50, 20)

@@ -15,7 +15,7 @@ import torch
 from looks import check_looks
 from matplotlib.patches import Rectangle
 
-from handlab.core import HandlabError, make_settings
+from handlab.core import HandlabError
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
 from handlab.hand.draw import STYLES
@@ -36,6 +36,7 @@ from handlab.privileged.experiment import make_network
 from handlab.privileged.stages import ARMS, STAGES, PiSettings
 from handlab.results.published import published_curves, published_numbers
 from handlab.results.runs import open_runs
+from handlab.settings import make_settings
 from handlab.train.experiment import prepared_reader
 from handlab.train.files import save_network, write_losses
 from handlab.train.layers import layer_table

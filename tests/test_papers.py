@@ -9,7 +9,7 @@ import torch
 import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
-from handlab.core import HandlabError, make_settings, project_root, read_json, write_json
+from handlab.core import HandlabError, project_root, read_json, write_json
 from handlab.graph import plan
 from handlab.hand.metrics import epe
 from handlab.pages import aligned_figures, manifest, output
@@ -22,6 +22,7 @@ from handlab.results.claims import World
 from handlab.results.evidence import Missing
 from handlab.results.measures import _shares_of
 from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line, profile_of
+from handlab.settings import make_settings
 from handlab.train.frames import FramesOnDemand, SomeFrames
 
 NAMES = {strategy: f"train_aligned-{strategy}-sim-rhd" for strategy in ("S1", "S4")}

@@ -32,7 +32,7 @@ for module in pkgutil.walk_packages(handlab.__path__, "handlab."):
     importlib.import_module(module.name)
 
 import numpy as np
-from handlab.core import hardware, usable_cores
+from handlab.machine import hardware, usable_cores
 from handlab.data.batches import memory_of_machine, read_at_random
 from handlab.data.measure import *
 from handlab.train.loop import keep_memory

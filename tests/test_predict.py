@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
-from handlab.core import HandlabError, make_settings, project_root
+from handlab.core import HandlabError, project_root
 from handlab.data.prepare import CropSettings, crop_sample
 from handlab.hand.camera import crop_intrinsics, project
 from handlab.hand.skeleton import example_hand, normalise
@@ -47,6 +47,7 @@ from handlab.predict.picture import (
     predict,
     seen_crop,
 )
+from handlab.settings import make_settings
 from handlab.sim.rhd import SimRHD
 
 

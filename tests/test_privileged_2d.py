@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import drawn_data, stop_at_step
 
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
 from handlab.hand.metrics import measures_2d, thresholds_2d
 from handlab.privileged import experiment
 from handlab.privileged.experiment import carries_mask, training_batches
@@ -35,6 +35,7 @@ from handlab.privileged.experiment_2d import (
     write_run_2d,
 )
 from handlab.privileged.pose_machine import PoseMachine, loss_maps, maps_to_uv, target_maps
+from handlab.settings import make_settings
 from handlab.train.files import read_losses, weights_fingerprint
 
 SMOKE = make_settings(Pi2dSettings, "smoke", train_frames=24, validation_frames=8, test_frames=10)

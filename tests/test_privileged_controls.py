@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import drawn_data
 
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
 from handlab.privileged.experiment import (
     SEARCHED,
     PiLoss,
@@ -36,6 +36,7 @@ from handlab.privileged.stages import (
     named_controls,
     stages_of,
 )
+from handlab.settings import make_settings
 from handlab.train.files import load_network, read_losses, weights_fingerprint
 from handlab.train.scores import evaluate_on
 from handlab.train.search import search_table

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import drawn_data, stop_at_step
 
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
 from handlab.privileged import experiment
 from handlab.privileged.experiment import (
     PiLoss,
@@ -30,6 +30,7 @@ from handlab.privileged.experiment import (
     write_run,
 )
 from handlab.privileged.stages import STAGES, PiSettings, check_pi, train_settings
+from handlab.settings import make_settings
 from handlab.train.experiment import ExperimentData, mean_pose
 from handlab.train.files import read_losses, state_on_cpu, weights_fingerprint
 from handlab.train.scores import evaluate_on

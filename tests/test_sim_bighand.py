@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from handlab.core import numpy_generator
 from handlab.data.bighand import CAMERA
 from handlab.hand.camera import project
 from handlab.hand.skeleton import BONES, handedness
+from handlab.settings import numpy_generator
 from handlab.sim import bighand as twin
 from handlab.sim import rhd
 from handlab.sim.bighand import SimBigHand

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handlab.core import numpy_generator
 from handlab.data.rhd import write_drawn
+from handlab.settings import numpy_generator
 from handlab.sim.compare import Hands, bone_ratios, coverage, finger_angles, in_palm, measures, real_hands
 from handlab.sim.pose import pose_from, pose_hand, sample_pose
 from handlab.sim.rhd import rhd_traits

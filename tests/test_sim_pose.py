@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from handlab.core import HandlabError, numpy_generator
+from handlab.core import HandlabError
+from handlab.settings import numpy_generator
 from handlab.sim.pose import (
     GESTURES,
     gesture_style,

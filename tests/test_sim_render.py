@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from handlab.core import numpy_generator
+from handlab.settings import numpy_generator
 from handlab.sim import render, shade
 from handlab.sim.render import Mesh, rasterise, tube, tube_faces
 from handlab.sim.shape import make_person

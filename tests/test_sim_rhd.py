@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from handlab.core import numpy_generator
 from handlab.data.rhd import RHD, SPLITS
 from handlab.hand.camera import project
+from handlab.settings import numpy_generator
 from handlab.sim import places, rhd, scene
 from handlab.sim.pose import penetration_depth, pose_hand, sample_pose
 from handlab.sim.rhd import SimRHD

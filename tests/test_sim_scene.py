@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from handlab.core import numpy_generator
 from handlab.data.files import read_png, real_root
 from handlab.data.rhd import read_annotation
-from handlab.hand.skeleton import from_rhd
+from handlab.hand.orders import from_rhd
+from handlab.settings import numpy_generator
 from handlab.sim import actor, places, scene
 from handlab.sim.render import part_ids
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlab.core import HandlabError, numpy_generator
+from handlab.core import HandlabError
+from handlab.settings import numpy_generator
 from handlab.sim.shape import (
     BONE_COUNT,
     HALF_CHILDREN,

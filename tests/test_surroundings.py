@@ -20,7 +20,7 @@ def call(words, **variables):  # a variable None: not set
 
 COMPILED = """
 import sys
-from handlab.core import compiled_once, in_processes
+from handlab.machine import compiled_once, in_processes
 
 
 @compiled_once(nogil=True)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from handlab.core import HandlabError, make_settings, read_json
+from handlab.core import HandlabError, read_json
+from handlab.settings import make_settings
 from handlab.train import loop
 from handlab.train.files import load_network, read_losses, save_network, weights_fingerprint
 from handlab.train.loop import TrainSettings, fit, learning_rate

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from handlab.aligned import experiment as aligned
-from handlab.core import HandlabError, make_settings, process_share, read_json
+from handlab.core import HandlabError, read_json
 from handlab.data.batches import own_part
+from handlab.machine import process_share
 from handlab.privileged.experiment import pi_data, stage_jobs
 from handlab.privileged.stages import PiSettings
+from handlab.settings import make_settings
 from handlab.train.files import read_losses
 from handlab.train.jobs import Job, run_jobs
 from handlab.train.loop import TrainSettings, fit

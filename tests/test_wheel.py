@@ -14,7 +14,7 @@ from packaging.version import Version
 import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
-from handlab.core import make_settings
+from handlab.settings import make_settings
 
 PACKAGE = Path(handlab.__file__).parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE")
@@ -65,7 +65,8 @@ def test_every_file_of_the_package_is_in_the_wheel(site):
 ABOUT = """
 from importlib import metadata
 import handlab
-from handlab.core import git_commit, project_root
+from handlab.core import project_root
+from handlab.machine import git_commit
 from handlab.results.published import published_curves
 print(handlab.__version__, metadata.version("handlab"), handlab.__file__)
 print(project_root(), git_commit(), len(published_curves("stb")) > 0)
@@ -112,7 +113,7 @@ def test_what_needs_the_repository_says_so_in_one_line(words, line, python, tmp_
 
 
 def test_a_notebook_without_its_checkout_says_so(python, tmp_path):
-    code = "from handlab.core import check_parameters; check_parameters({'In': []}, 'train_pi')"
+    code = "from handlab.settings import check_parameters; check_parameters({'In': []}, 'train_pi')"
     said = python("-c", code)
     assert "name one in HANDLAB_ROOT" in said.stderr.splitlines()[-1]
 

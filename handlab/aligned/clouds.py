@@ -24,9 +24,10 @@ from handlab.aligned.experiment import (
 )
 from .losses import LossSettings, chamfer, emd, reconstruction_terms, subsets
 from .strategies import MODALITIES, NetworkSettings
-from ..core import pick_device, torch_generator
 from ..data.batches import Batches
 from ..hand.draw import bare_3d, draw_cloud
+from ..machine import pick_device
+from ..settings import torch_generator
 from handlab.train.experiment import (
     ExperimentData,
     augmented_batches,

@@ -26,8 +26,9 @@ from handlab.aligned.experiment import (
 )
 from .posteriors import draw
 from .strategies import MODALITIES, make_recipe
-from ..core import pick_device, torch_generator
 from ..hand.metrics import epe
+from ..machine import pick_device
+from ..settings import torch_generator
 from ..train.experiment import has_depth, ordered_batches
 from ..train.files import read_losses
 

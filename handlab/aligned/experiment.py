@@ -29,19 +29,13 @@ from handlab.aligned.strategies import (
     make_recipe,
     posterior_names,
 )
-from handlab.core import (
-    HandlabError,
-    make_settings,
-    numpy_generator,
-    pick_device,
-    process_share,
-    read_json,
-    torch_generator,
-)
+from ..core import HandlabError, read_json
 from ..data.batches import Augment, Batches, own_part
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import ROOT, as_like, denormalise
+from ..machine import pick_device, process_share
+from ..settings import make_settings, numpy_generator, torch_generator
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
 from ..train.frames import data_on_demand

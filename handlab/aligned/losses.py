@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from lap import lapjvr_batch
 
-from ..core import HandlabError, compiled_once, to_device
+from ..core import HandlabError
+from ..machine import compiled_once, to_device
 
 # %% ../../nbs/aligned/03_losses.ipynb #b74361cb
 def pose_loss(

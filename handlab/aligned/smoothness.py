@@ -15,9 +15,9 @@ from scipy.spatial import cKDTree
 
 from .experiment import modality_tensors, needed_pixels
 from .strategies import LABELS
-from ..core import numpy_generator
 from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.skeleton import BONES, hand_scale
+from ..settings import numpy_generator
 from ..train.experiment import ordered_batches
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #1c3578b7

@@ -21,16 +21,15 @@ from filelock import FileLock, Timeout
 from handlab.core import (
     HandlabError,
     MachineError,
-    WorkerDied,
     check_noted,
     file_state,
     full_disk_named,
-    leave_if_run_again,
     make_folder,
     read_errors_named,
     read_json,
     write_json,
 )
+from ..machine import WorkerDied, leave_if_run_again
 
 # %% ../../nbs/data/04_arrays.ipynb #4193dbc0
 PIXELS = ("image", "depth", "mask")  # the large arrays; labels are small

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import HandlabError, full_disk_named, numpy_generator, project_path, read_errors_named
+from ..core import HandlabError, full_disk_named, project_path, read_errors_named
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (
     check_choice,
@@ -36,14 +36,9 @@ from handlab.data.files import (
 )
 from .sample import Misplaced, Reader, Sample
 from ..hand.camera import project
-from handlab.hand.skeleton import (
-    BIGHAND_TO_CANONICAL,
-    example_hand,
-    from_bighand,
-    hands_fault,
-    mean_bone,
-    unit_fault,
-)
+from ..hand.orders import BIGHAND_TO_CANONICAL, from_bighand
+from ..hand.skeleton import example_hand, hands_fault, mean_bone, unit_fault
+from ..settings import numpy_generator
 
 # %% ../../nbs/data/11_bighand.ipynb #968b661e
 WIDTH, HEIGHT = 640, 480  # px

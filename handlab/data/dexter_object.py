@@ -44,7 +44,8 @@ from handlab.data.files import (
 )
 from .sample import FARTHEST, Reader, Sample
 from ..hand.camera import project
-from ..hand.skeleton import DEXTER_MISSING, from_dexter, unit_fault
+from ..hand.orders import DEXTER_MISSING, from_dexter
+from ..hand.skeleton import unit_fault
 
 # %% ../../nbs/data/10_dexter_object.ipynb #17c06e95
 FRAMES = dict(

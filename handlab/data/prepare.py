@@ -20,15 +20,11 @@ import numpy as np
 
 from handlab.core import (
     HandlabError,
-    check_settings,
     fingerprint,
-    in_processes,
     note_files,
-    progress,
     project_path,
     read_errors_named,
     read_json,
-    usable_cores,
     write_json,
 )
 from handlab.data.arrays import (
@@ -51,6 +47,8 @@ from handlab.data.arrays import (
 from .sample import Sample, check_sample
 from ..hand.camera import crop_mask, crop_matrix, crop_tips, crop_zb
 from ..hand.skeleton import mirror_joints
+from ..machine import in_processes, progress, usable_cores
+from ..settings import check_settings
 
 # %% ../../nbs/data/05_prepare.ipynb #6ed24f2a
 @dataclass(frozen=True)

@@ -53,15 +53,8 @@ from handlab.data.stb_depth import (
     register_depth,
 )
 from ..hand.camera import project
-from handlab.hand.skeleton import (
-    BONES,
-    STB_TO_CANONICAL,
-    example_hand,
-    from_stb,
-    hands_fault,
-    mirror_joints,
-    unit_fault,
-)
+from ..hand.orders import STB_TO_CANONICAL, from_stb
+from ..hand.skeleton import BONES, example_hand, hands_fault, mirror_joints, unit_fault
 
 # %% ../../nbs/data/09_stb.ipynb #c1821eda
 SPLITS = {

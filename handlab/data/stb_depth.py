@@ -11,9 +11,9 @@ __all__ = ['HEIGHT', 'WIDTH', 'SK_COLOR_K', 'SK_DEPTH_K', 'SK_TURN', 'SK_SHIFT',
 import cv2
 import numpy as np
 
-from ..core import compiled_once
 from ..hand.camera import project
 from ..hand.skeleton import BONES
+from ..machine import compiled_once
 
 # %% ../../nbs/data/08_stb_depth.ipynb #abd30b1a
 HEIGHT, WIDTH = 480, 640  # px, every image of STB

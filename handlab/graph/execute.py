@@ -16,20 +16,17 @@ from filelock import FileLock, Timeout
 
 from handlab.core import (
     HandlabError,
-    OutOfTime,
     fingerprint,
-    gpu_count,
-    gpu_names,
     make_folder,
     note_files,
     project_path,
     project_root,
-    time_is_over,
     write_json,
 )
 from .code import PACKAGE, notebook_file, reserve_folder, training_fingerprint
 from .plan import crops_to_prepare, data_names, find_run, page_parameters, whole_graph
-from ..results.runs import real_roots, run_folder, run_parameters
+from ..machine import OutOfTime, gpu_count, gpu_names, time_is_over
+from ..results.catalogue import real_roots, run_folder, run_parameters
 
 # %% ../../nbs/graph/03_execute.ipynb #941fb25f
 _BATCH_JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "PBS_JOBID", "LSB_JOBID")

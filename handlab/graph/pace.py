@@ -21,18 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from handlab.core import (
-    fingerprint,
-    hardware,
-    make_settings,
-    measured_once,
-    numpy_generator,
-    project_root,
-)
+from ..core import fingerprint, project_root
 from .code import PACKAGE, code_fingerprint
 from .execute import gpu_names
 from .plan import data_names, experiment_of, whole_graph
-from ..results.runs import Run
+from ..machine import hardware, measured_once
+from ..results.catalogue import Run
+from ..settings import make_settings, numpy_generator
 
 # %% ../../nbs/graph/06_pace.ipynb #445c2a93
 def interpreter_seconds() -> float:
@@ -176,7 +171,7 @@ def time_here():
     "Time the kinds that stdin names (JSON), and print the seconds of a step of each."
     import torch
 
-    from handlab.core import pick_device
+    from handlab.machine import pick_device
 
     torch.set_num_threads(1)
     kinds = [Kind(**each | {"given": tuple(map(tuple, each["given"]))}) for each in json.load(sys.stdin)]

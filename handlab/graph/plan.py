@@ -12,20 +12,12 @@ import ast
 import importlib
 from dataclasses import replace
 
-from ..core import HandlabError, choose, make_settings, notebook_parameters, project_path, project_root
+from ..core import HandlabError, choose, project_path, project_root
 from .code import ROOTS, notebook_cells, notebook_file, training_code
 from ..results import runs
-from handlab.results.runs import (
-    REAL_SETS,
-    SHIPPED,
-    Run,
-    RunFolder,
-    graph_runs,
-    page_folder,
-    profile_of,
-    real_roots,
-    run_folder,
-)
+from ..results.catalogue import REAL_SETS, Run, graph_runs, page_folder, real_roots, run_folder
+from ..results.runs import SHIPPED, RunFolder, profile_of
+from ..settings import make_settings, notebook_parameters
 
 # %% ../../nbs/graph/02_plan.ipynb #756b9c09
 # {a page's notebook: the notebooks whose runs it shows}

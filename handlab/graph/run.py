@@ -23,8 +23,6 @@ from handlab.core import (
     one_line_errors,
     project_path,
     project_root,
-    stop_after,
-    usable_cores,
 )
 from .execute import adopt, gpu_count, prepare_data, run_one
 from handlab.graph.plan import (
@@ -35,8 +33,9 @@ from handlab.graph.plan import (
     shipped_seeds,
     whole_graph,
 )
+from ..machine import stop_after, usable_cores
 from ..pages.manifest import missing_files
-from ..results.runs import PROFILES, REAL_SETS, left_out_line, page_folder, run_command
+from ..results.catalogue import PROFILES, REAL_SETS, left_out_line, page_folder, run_command
 
 # %% ../../nbs/graph/05_run.ipynb #be037fe3
 def hold_lock(path: Path):

@@ -30,12 +30,13 @@ from handlab.aligned.smoothness import (
     stack_seeds,
 )
 from ..aligned.strategies import LABELS, base_variant
-from ..core import HandlabError, make_settings
+from ..core import HandlabError
 from ..hand.metrics import joint_errors
 from .page import every_run, groups_of, split_means, split_scores
 from ..results.published import published_numbers, published_strategies
 from ..results.runs import source_line
 from ..results.statistics import Interval, difference
+from ..settings import make_settings
 from ..train.scores import forward_times
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #abc18413

@@ -16,9 +16,10 @@ import pandas as pd
 
 from ..hand.draw import BLUE, GREY, SKY, VERMILION, legend_below
 from .output import choose_folder, save_figure, save_table
+from ..results.catalogue import graph_runs, page_folder
 from ..results.claims import World, count_sentences, read_headlines
 from ..results.published import PAPERS, facts
-from ..results.runs import about_item, graph_runs, page_folder, page_home, require, seed_text, unseeded
+from ..results.runs import about_item, page_home, require, seed_text, unseeded
 from ..results.statistics import FAILS, HOLDS, LACKS_POWER, NOT_ANSWERABLE, NOT_RUN, VERDICTS
 
 # %% ../../nbs/pages/05_claims.ipynb #fe65af2f

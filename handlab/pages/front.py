@@ -25,13 +25,13 @@ from . import paper_aligned, paper_pi
 from .claims import marked
 from .output import markdown_table
 from .page import compared
+from ..results.catalogue import graph_runs
 from ..results.claims import World, claims_table, count_sentences, read_headlines
 from ..results.convergence import convergence_sentence
 from ..results.published import published_strategies
 from handlab.results.runs import (
     SHIPPED,
     figures_folder,
-    graph_runs,
     open_runs,
     profile_of,
     runs_to_show,

@@ -25,7 +25,7 @@ from handlab.core import (
     write_json,
 )
 from .output import markdown_table, remove_item
-from ..results.runs import PROFILES
+from ..results.catalogue import PROFILES
 
 # %% ../../nbs/pages/12_manifest.ipynb #7864896c
 def _notes(folder: Path) -> dict:  # {name: about}

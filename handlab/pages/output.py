@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..core import HandlabError, atomic_file, project_path, project_root, read_json, write_json
-from ..results.runs import PROFILES
+from ..results.catalogue import PROFILES
 
 # %% ../../nbs/pages/01_output.ipynb #cf2ad1a7
 REQUIRED = ("item", "paper", "notebook")

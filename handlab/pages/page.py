@@ -19,16 +19,14 @@ from IPython.display import Markdown, display
 from ..core import HandlabError, choose, project_path, project_root, read_json
 from ..hand.metrics import scores_split
 from .output import choose_folder, markdown_table, save_figure, save_table
+from ..results.catalogue import BUDGETS, PROFILES, page_folder
 from ..results.evidence import frame_scores
 from handlab.results.runs import (
-    BUDGETS,
-    PROFILES,
     about_item,
     figures_folder,
     missing_line,
     open_runs,
     origin_line,
-    page_folder,
     page_home,
     profile_of,
     require,

@@ -20,14 +20,16 @@ from ..aligned.comparison import TABLE_1, fig_budgets
 from ..aligned.diagnostics import table_diagnostics
 from ..aligned.diagram import fig_models
 from ..aligned.smoothness import fig_smoothness
-from ..core import provenance, write_arrays
+from ..core import write_arrays
+from ..machine import provenance
 from . import aligned_figures as figures
 from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
 from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
+from ..results.catalogue import BUDGETS
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.published import published_strategies
-from ..results.runs import BUDGETS, control_variants, source_line
+from ..results.runs import control_variants, source_line
 from ..results.statistics import difference
 from ..train.experiment import close_run
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from ..core import pick_device
+from ..machine import pick_device
 from . import pi_figures, pi_scores
 from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings, split_scores
 from .pi_scores import label_of, networks_of

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..core import HandlabError, make_settings
+from ..core import HandlabError
 from ..data.prepare import CropSettings
 from ..hand.camera import crop_matrix, transform_uv
 from ..hand.draw import COLOURS, draw_over, plain_axes
@@ -24,6 +24,7 @@ from ..privileged.figures import fig_activations, fig_losses, fig_predictions
 from ..privileged.stages import PiSettings
 from ..results.datasets import table_datasets
 from ..results.runs import source_line
+from ..settings import make_settings
 from ..train.experiment import ordered_batches, prepared_reader
 from ..train.frames import FramesOnDemand
 from ..train.scores import device_name, forward_times

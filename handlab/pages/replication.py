@@ -9,16 +9,18 @@ __all__ = ['PAPERS', 'scope_of', 'scope_table', 'scope_summary', 'title_of', 'si
 import pandas as pd
 
 from ..aligned.experiment import AlignedSettings
-from ..core import atomic_file, make_settings, project_path
+from ..core import atomic_file, project_path
 from .claims import PAPER_NAMES, caption, headline_table
 from .front import error_table
 from .output import markdown_table
 from ..privileged.experiment import PiSettings
 from ..privileged.experiment_2d import Pi2dSettings
+from ..results.catalogue import graph_runs
 from ..results.claims import World, claims_table, count_sentences, read_headlines
 from ..results.convergence import convergence_sentence
-from ..results.runs import graph_runs, origin_line, unseeded, untrained_line
+from ..results.runs import origin_line, unseeded, untrained_line
 from ..results.statistics import FAILS, HOLDS, NOT_ANSWERABLE, NOT_RUN
+from ..settings import make_settings
 
 # %% ../../nbs/pages/14_replication.ipynb #f94e7ce4
 def scope_of(verdicts: list) -> str:

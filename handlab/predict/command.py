@@ -21,9 +21,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..core import CommandLine, HandlabError, atomic_file, one_line_errors, progress, write_json
+from ..core import CommandLine, HandlabError, atomic_file, one_line_errors, write_json
 from ..hand.draw import bare_3d, draw_hand_2d, draw_hand_3d, plain_axes
 from ..hand.skeleton import JOINTS, normalise
+from ..machine import progress
 from .detect import HandDetector
 from .networks import load
 from .picture import Answer, Question, edges_of_mask, predict

@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from ..aligned import experiment as aligned
-from ..core import HandlabError, make_settings, pick_device, project_path, read_json
+from ..core import HandlabError, project_path, read_json
 from ..data.prepare import crop_colour
 from ..hand.camera import crop_matrix, rotate_back
+from ..machine import pick_device
 from ..privileged import experiment as privileged
 from ..privileged import experiment_2d as privileged_2d
 from ..privileged.pose_machine import maps_to_uv
+from ..settings import make_settings
 from ..train.experiment import at_root
 
 # %% ../../nbs/predict/01_networks.ipynb #817bd975

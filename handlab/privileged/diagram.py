@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from ..core import make_settings
 from ..hand.draw import COLOURS, GREEN, ORANGE, SKY
 from .experiment import make_network
 from .losses import off_hand
 from .pose_machine import PoseMachine
 from .stages import PiSettings
+from ..settings import make_settings
 from ..train.layers import layer_table
 
 # %% ../../nbs/privileged/09_diagram.ipynb #906686d0

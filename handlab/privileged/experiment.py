@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import HandlabError, measured_once, pick_device, read_json, write_json
+from ..core import HandlabError, read_json, write_json
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
+from ..machine import measured_once, pick_device
 from .losses import loss_c, loss_inter, loss_joint, loss_mask, term_sizes
 from .networks import BaseCNN
 from handlab.privileged.stages import (

@@ -18,9 +18,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..core import pick_device, read_json
+from ..core import read_json
 from ..hand.camera import image_uv
 from ..hand.metrics import measures_2d, thresholds_2d
+from ..machine import pick_device
 from handlab.privileged.experiment import (
     PiLoss,
     ValidationLosses,

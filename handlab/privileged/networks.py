@@ -10,7 +10,8 @@ __all__ = ['BLOCKS', 'TAIL', 'convolution', 'make_trunk', 'scaled', 'BaseCNN', '
 import torch
 from torch import nn
 
-from ..core import HandlabError, torch_generator
+from ..core import HandlabError
+from ..settings import torch_generator
 
 # %% ../../nbs/privileged/01_networks.ipynb #c3fdf342
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512))  # a pooling after each

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..core import HandlabError, torch_generator
+from ..core import HandlabError
 from ..hand.camera import heatmap_argmax, heatmaps
 from .losses import squared_norm
 from .networks import convolution, make_trunk, scaled, start_weights
+from ..settings import torch_generator
 
 # %% ../../nbs/privileged/06_pose_machine.ipynb #720ab92c
 TRUNK = (

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 
 from ..core import HandlabError
+from .catalogue import PROFILES, command_for
 from .evidence import Evidence, Missing, Unfit, World, read_networks
 from .measures import Measured, read_measure
 from .published import PAPERS, facts
-from .runs import PROFILES, command_for, data_sources
+from .runs import data_sources
 from handlab.results.statistics import (
     FAILS,
     HOLDS,

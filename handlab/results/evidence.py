@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
+from .catalogue import PROFILES
 from .published import published_curves, published_numbers
-from .runs import PROFILES, open_runs, profile_of, unseeded
+from .runs import open_runs, profile_of, unseeded
 from handlab.results.statistics import (
     Estimate,
     known,

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import make_settings, numpy_generator, pick_device, project_path, read_arrays
+from ..core import project_path, read_arrays
+from ..machine import pick_device
 from ..privileged import experiment as pi_experiment
 from ..privileged.diagram import paper_networks
 from ..privileged.networks import energy_on_hand
+from .catalogue import page_folder
 from .evidence import Evidence, Missing, Network, Unfit
-from .runs import RunFolder, page_folder, page_home, unseeded
+from .runs import RunFolder, page_home, unseeded
 from handlab.results.statistics import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -28,6 +30,7 @@ from handlab.results.statistics import (
     median_estimate,
     seeds_estimate,
 )
+from ..settings import make_settings, numpy_generator
 from ..train.experiment import experiment_data, in_order
 from ..train.scores import device_name, forward_times
 

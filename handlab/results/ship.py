@@ -34,16 +34,8 @@ from handlab.core import (
     write_json,
 )
 from ..hand.metrics import joint_errors
-from handlab.results.runs import (
-    COMMON,
-    PROFILES,
-    SHIPPED,
-    RunFolder,
-    command_for,
-    restored,
-    subtracted,
-    unseeded,
-)
+from .catalogue import PROFILES, command_for
+from .runs import COMMON, SHIPPED, RunFolder, restored, subtracted, unseeded
 
 # %% ../../nbs/results/08_ship.ipynb #fb198678
 GRID = 64  # steps per mm or px

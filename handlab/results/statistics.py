@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ..core import HandlabError, numpy_generator
+from ..core import HandlabError
+from ..settings import numpy_generator
 
 # %% ../../nbs/results/04_statistics.ipynb #f7ff6212
 LEVEL = 0.95  # of every interval

@@ -18,9 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import atomic_file, fingerprint, numpy_generator
+from ..core import atomic_file, fingerprint
 from ..data import bighand as files
 from ..data.bighand import ANNOTATION, CAMERA, HEIGHT, WIDTH
+from ..settings import numpy_generator
 from handlab.sim.actor import (
     Arm,
     arm_pieces,

@@ -16,7 +16,8 @@ from scipy.spatial import cKDTree
 
 from ..data.rhd import annotation_path, dominant_hand, read_annotation
 from ..hand.camera import crop_zb
-from ..hand.skeleton import BONES, FINGERS, ROOT, from_rhd
+from ..hand.orders import from_rhd
+from ..hand.skeleton import BONES, FINGERS, ROOT
 from .rhd import FRAMES_PER_PERSON, frame_geometry, rhd_annotation
 
 # %% ../../nbs/sim/15_compare.ipynb #194da8c3

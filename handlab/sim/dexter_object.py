@@ -17,11 +17,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..core import HandlabError, compiled_once, fingerprint, numpy_generator
+from ..core import HandlabError, fingerprint
 from ..data import dexter_object as files
 from ..data.files import write_digests
 from ..hand.camera import project
-from ..hand.skeleton import DEXTER_MISSING, TIPS
+from ..hand.orders import DEXTER_MISSING
+from ..hand.skeleton import TIPS
+from ..machine import compiled_once
+from ..settings import numpy_generator
 from handlab.sim.actor import (
     FOREARM,
     THING,

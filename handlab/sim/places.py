@@ -15,7 +15,7 @@ import math
 import cv2
 import numpy as np
 
-from ..core import numpy_generator
+from ..settings import numpy_generator
 
 # %% ../../nbs/sim/05_places.ipynb #f6c69770
 BACKGROUND_SIZE = 320  # px, height and width of a painted background

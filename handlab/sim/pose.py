@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import HandlabError, compiled_once
+from ..core import HandlabError
+from ..machine import compiled_once
 from handlab.sim.shape import (
     HALF_CHILDREN,
     HALF_JOINTS,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import compiled_once
+from ..machine import compiled_once
 from .shape import part_of
 
 # %% ../../nbs/sim/03_render.ipynb #92d6ada4

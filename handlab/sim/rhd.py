@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import atomic_file, fingerprint, numpy_generator
+from ..core import atomic_file, fingerprint
 from ..data.rhd import annotation_path, decode_frame, encode_depth, frame_name, write_frame
-from ..hand.skeleton import RHD_TO_CANONICAL
+from ..hand.orders import RHD_TO_CANONICAL
+from ..settings import numpy_generator
 from .actor import make_actor
 from .places import POOL_SIZE, pool_background
 from .scene import render_frame

@@ -16,7 +16,8 @@ import numpy as np
 from scipy.sparse import coo_matrix, diags, identity
 from skimage.measure import marching_cubes
 
-from ..core import HandlabError, compiled_once
+from ..core import HandlabError
+from ..machine import compiled_once
 
 # %% ../../nbs/sim/01_shape.ipynb #e8f0010c
 @dataclass(frozen=True)

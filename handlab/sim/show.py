@@ -11,8 +11,8 @@ import time
 import cv2
 import numpy as np
 
-from ..core import numpy_generator
 from ..hand.camera import crop_matrix, crop_zb
+from ..settings import numpy_generator
 from .actor import make_actor
 from .places import paint_background, pool_background
 from .render import depth_of

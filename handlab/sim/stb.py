@@ -16,10 +16,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..core import HandlabError, fingerprint, numpy_generator
+from ..core import HandlabError, fingerprint
 from ..data import stb as files
 from ..data.stb import FRAMES, SPLITS, STB_BONES, stored_joints
 from ..data.stb_depth import HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, WIDTH, encode_depth, sk_rotation
+from ..settings import numpy_generator
 from .actor import FOREARM, UPPER_ARM, Actor, Arm, arm_pieces, join, mirrored, sample_materials
 from .places import fractal
 from .pose import contact_depths, forward, joint_limits, pose_from, pose_hand, sample_pose

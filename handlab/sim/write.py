@@ -23,19 +23,17 @@ from numba.core import event
 from handlab.core import (
     CommandLine,
     HandlabError,
-    check_settings,
     choose,
     fingerprint,
     full_disk_named,
-    in_processes,
     one_line_errors,
-    progress,
     project_path,
     read_json,
-    usable_cores,
     write_json,
 )
 from ..data.files import SOURCE_FILE, source_of
+from ..machine import in_processes, progress, usable_cores
+from ..settings import check_settings
 
 # %% ../../nbs/sim/09_write.ipynb #db54e7a0
 class _Compiling(event.Listener):

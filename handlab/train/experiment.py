@@ -21,16 +21,10 @@ import torch
 
 from handlab.core import (
     HandlabError,
-    check_settings,
     fingerprint,
-    make_settings,
     note_files,
-    pick_device,
-    process_share,
     project_path,
-    provenance,
     read_json,
-    stop_after,
     write_arrays,
     write_json,
 )
@@ -38,6 +32,8 @@ from ..data.batches import Augment, Batches
 from ..data.files import check_source, skip_names
 from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
 from ..hand.skeleton import ROOT, denormalise
+from ..machine import pick_device, process_share, provenance, stop_after
+from ..settings import check_settings, make_settings
 from .files import load_network
 from handlab.train.loop import (
     CHOICES,

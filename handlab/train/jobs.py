@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from handlab.core import (
-    HandlabError,
+from ..core import HandlabError
+from handlab.machine import (
     OutOfTime,
     WorkerPool,
     end_with_parent,

@@ -22,20 +22,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from handlab.core import (
-    HandlabError,
-    OutOfTime,
-    check_settings,
-    hardware,
-    measured_once,
-    note_files,
-    pick_device,
-    process_share,
-    read_json,
-    seed_words,
-    time_is_over,
-    write_json,
-)
+from ..core import HandlabError, note_files, read_json, write_json
+from ..machine import OutOfTime, hardware, measured_once, pick_device, process_share, time_is_over
+from ..settings import check_settings, seed_words
 from handlab.train.files import (
     AGAIN,
     CHECKPOINT,

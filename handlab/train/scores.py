@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import hardware, pick_device
 from ..hand.metrics import ALIGNMENTS, pck, scores_3d, scores_split, scores_tips, thresholds_3d
+from ..machine import hardware, pick_device
 
 # %% ../../nbs/train/04_scores.ipynb #43d7fc44
 def evaluate(

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import HandlabError, numpy_generator, write_json
+from ..core import HandlabError, write_json
+from ..settings import numpy_generator
 from .files import read_losses
 from .jobs import Job, run_jobs
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import pick_device
+from ..machine import pick_device
 from .experiment import step_times
 from .loop import TrainSettings, precision_of
 from .scores import Stopwatch, device_name, forward_times

@@ -15,8 +15,9 @@ import numba
 import numpy as np
 import pytest
 
-from handlab import core
-from handlab.core import HandlabError, WorkerDied, can_spawn, in_processes, one_thread, usable_cores
+from handlab import machine
+from handlab.core import HandlabError
+from handlab.machine import WorkerDied, can_spawn, in_processes, one_thread, usable_cores
 
 HERE = Path(__file__).parent
 
@@ -112,7 +113,7 @@ def test_a_dead_worker_is_noticed():
 def test_a_script_without_a_main_guard_gets_one_line(work, tmp_path):
     script, start = tmp_path / "my script.py", "if __name__ == '__main__':\n    "
     imports = (
-        "from pathlib import Path\nfrom handlab.core import in_processes\n"
+        "from pathlib import Path\nfrom handlab.machine import in_processes\n"
         "from handlab.data.arrays import folder_lock\n"
         "from handlab.train.jobs import Job, practice_job, run_jobs\nHERE = Path(__file__).parent\n"
     )
@@ -127,7 +128,7 @@ def test_a_script_without_a_main_guard_gets_one_line(work, tmp_path):
     said = say()
     line = f"WorkerDied: {script}: its worker processes run it from the top; start the work under"
     assert said.returncode == 1 and said.stderr.count("Traceback") == 1, said.stderr
-    assert said.stderr.splitlines()[-1] == f'handlab.core.{line} `if __name__ == "__main__":`'
+    assert said.stderr.splitlines()[-1] == f'handlab.machine.{line} `if __name__ == "__main__":`'
     assert not said.stdout
     script.write_text(imports + start + work)
     assert say().returncode == 0
@@ -164,9 +165,9 @@ def test_few_items_are_handed_out_at_a_time(monkeypatch):
             taken.append(item)
             yield item
 
-    monkeypatch.setattr(core, "WorkerPool", Pool)
-    monkeypatch.setattr(core, "wait", finish_first)
-    monkeypatch.setattr(core, "as_completed", finish_rest)
+    monkeypatch.setattr(machine, "WorkerPool", Pool)
+    monkeypatch.setattr(machine, "wait", finish_first)
+    monkeypatch.setattr(machine, "as_completed", finish_rest)
     results = in_processes(math.factorial, items(), workers=2, ahead=4)
     assert next(results) == 0 and len(taken) == 8
     assert next(results) == 1 and len(taken) == 9
@@ -198,7 +199,7 @@ def test_usable_cores():
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(kill, tmp_path):
     code = (
-        "import sys; from test_core_processes import *\n"
+        "import sys; from test_machine import *\n"
         "if __name__ == '__main__': list(in_processes(write_and_wait, [sys.argv[1]] * 2, workers=2))\n"
     )
     (tmp_path / "start.py").write_text(code)

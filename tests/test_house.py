@@ -1,0 +1,61 @@
+"What a reader of the notebooks relies on: short cells, small modules, imports in one direction."
+
+import ast
+import re
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# From the ground floor upwards. The packages of one floor do not import each other.
+FLOORS = ["core", "settings machine", "hand", "data", "sim", "train", "privileged aligned", "predict results"]
+FLOORS += ["pages", "graph"]
+FLOOR = {package: height for height, packages in enumerate(FLOORS) for package in packages.split()}
+MODULES = [path for path in sorted((ROOT / "handlab").rglob("*.py")) if not path.name.startswith("_")]
+
+
+def own_name(path: Path) -> str:
+    return path.relative_to(ROOT / "handlab").with_suffix("").as_posix()
+
+
+def imported_packages(path: Path):
+    "The packages of handlab that a module imports, also within its functions."
+    above = path.relative_to(ROOT / "handlab").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside = [*above[: len(above) + 1 - node.level], *(node.module or "").split(".")]
+            yield next(filter(None, inside), node.names[0].name)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("handlab."):
+            yield node.module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=own_name)
+def test_imports_go_down(path):
+    package = own_name(path).split("/")[0]
+    for imported in set(imported_packages(path)) - {package}:
+        assert FLOOR[imported] < FLOOR[package], f"{own_name(path)} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=own_name)
+def test_a_module_is_small(path):
+    public = re.search(r"^__all__ = \[(.*?)\]", path.read_text(), re.M | re.S)
+    assert len(re.findall(r"'\w+'", public[1] if public else "")) <= 30
+
+
+def test_an_exported_cell_is_short():
+    lengths = [
+        len([line for line in cell.source.splitlines() if line.strip() and not line.startswith("#|")])
+        for path in sorted((ROOT / "nbs").rglob("*.ipynb"))
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code" and re.match(r"#\| *export\b", cell.source)
+    ]
+    assert len(lengths) > 1000 and median(lengths) <= 12
+
+
+@pytest.mark.parametrize("path", MODULES, ids=own_name)
+def test_a_function_is_short(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 40, f"{own_name(path)}: {node.name}"
