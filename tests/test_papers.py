@@ -129,7 +129,8 @@ def test_what_is_not_shipped_costs_a_line(folders, capsys):
     page.show("fig3-clouds")
     said = capsys.readouterr().out
     assert (
-        "4 runs are not shipped yet: train_aligned-R2HP-sim-rhd-seed0" in said and "make figures" not in said
+        "4 runs are not shipped yet: train_aligned-R2HP-sim-rhd (seed 0)" in said
+        and "make figures" not in said
     )
     assert "clouds.npz: the file is not there; it is not shipped" in said
     with pytest.raises(Missing, match="activations"):

@@ -74,7 +74,11 @@ def test_without_runs_the_article_says_so(tmp_path):
     text = replication.write_article(World(str(tmp_path / "runs/quick")), tmp_path)
     assert text == (tmp_path / "replication.md").read_text(encoding="utf-8")
     assert text.startswith("# [Re, without a verdict yet] ")
-    assert "runs are not trained yet; " in text and "no finished run in" in text and "### Sizes" not in text
+    assert (
+        "kinds of runs are not trained yet; " in text
+        and "no finished run in" in text
+        and "### Sizes" not in text
+    )
 
 
 def test_the_article_cites_what_the_metadata_name():
@@ -123,7 +127,7 @@ def test_the_answers_come_first_and_follow_the_verdicts():
 
 def test_the_front_block_says_what_is_not_trained(tmp_path):
     block = front_block(tmp_path / "runs/quick", 3)
-    assert re.search(r"\d+ of \d+ runs are not trained yet\.", block)  # the pages name them
+    assert re.search(r"\d+ of \d+ kinds of runs are not trained yet\.", block)  # the pages name them
     assert (
         "trained up to 3 times" in block
         and "1. **Paper 1, privileged depth, at equal steps: not run.**\n" in block

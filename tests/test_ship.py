@@ -233,10 +233,12 @@ def test_missing_shipped_runs_are_named_in_one_line(tmp_path):
     shipped = tmp_path / "shipped"
     ship.ship(make_run(tmp_path / "long"), shipped)
     assert missing_line(["train_pi-sim-rhd"], shipped) == ""
-    line = "2 runs are not shipped yet: train_pi-sim-rhd-seed1, train_pi-sim-stb-seed0"
     assert missing_line(["train_pi-sim-rhd"], shipped, 2)[:1] == "1"
     named = missing_line(["train_pi-sim-rhd", "train_pi-sim-stb"], shipped, 2)
-    assert named.startswith("3 runs are not shipped yet: ") and "make " not in named and line[-9:] in named
+    line = "3 runs are not shipped yet: train_pi-sim-rhd (seed 1), train_pi-sim-stb (seed 0, 1)"
+    assert named == line
+    many = missing_line([f"train_pi-{number}" for number in range(9)], shipped)
+    assert many.startswith("9 runs are not shipped yet: ") and many.endswith("train_pi-5 (seed 0) and 3 more")
     with pytest.raises(HandlabError, match="train and ship them"):
         require(["train_pi-sim-stb"], shipped)
     assert page_home(shipped) == tmp_path / "papers" and page_home("runs/quick").name == "quick"

@@ -232,6 +232,15 @@ def command_of(names, folder="runs/quick", seeds: int = 1) -> str:
     return make_command(folder, seeds, not any("-sim-" in name for name in names))
 
 
+def _by_run(missing, most: int = 6) -> str:  # names with seeds
+    "The runs with the seeds of each; many are cut off and counted."
+    seeds = {}
+    for name in missing:
+        seeds.setdefault(unseeded(name), []).append(name.rpartition("-seed")[2])
+    named = [f"{name} (seed {', '.join(numbers)})" for name, numbers in seeds.items()]
+    return ", ".join(named[:most]) + f" and {len(named) - most} more" * (len(named) > most)
+
+
 def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where nothing is missing
     "One line on what is missing and how to make it."
     missing = missing_runs(names, folder, seeds)
@@ -239,7 +248,7 @@ def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where
         return ""
     count = f"{len(missing)} run{'s are' if len(missing) > 1 else ' is'}"
     if is_shipped(folder):
-        return f"{count} not shipped yet: {', '.join(missing)}"
+        return f"{count} not shipped yet: {_by_run(missing)}"
     place = f"{Path(folder).parent.name}/{Path(folder).name}"
     command = command_of(missing, folder, seeds)
     return f"{count} not in {place}: {', '.join(missing)}; make with: {command}"
@@ -327,9 +336,9 @@ def untrained_line(names, folder, seeds: int = 1) -> str:  # names: without seed
     counts = {name: len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)}
     none = [name for name, count in counts.items() if not count]
     fewer = [f"{name} ({count})" for name, count in counts.items() if 0 < count < seeds]
-    parts = [f"{len(none)} of {len(counts)} runs are not trained yet: {', '.join(none)}"] * bool(none)
+    parts = [f"{len(none)} of {len(counts)} kinds of runs are not trained yet: {', '.join(none)}"] * bool(none)
     parts += [f"fewer than {seeds} seeds: {', '.join(fewer)}"] * bool(fewer)
-    return "; ".join(parts) or f"all {len(counts)} runs are trained, with {seeds} seed{'s' * (seeds > 1)}"
+    return "; ".join(parts) or f"all {len(counts)} kinds of runs are trained, with {seeds} seed{'s' * (seeds > 1)}"
 
 # %% ../../nbs/results/03_runs.ipynb #6670bb00
 def _date(run) -> str:
