@@ -447,7 +447,7 @@ def test_only_what_depends_on_a_change_is_made_again(finished):
 
 
 def test_a_changed_parameter_makes_its_runs_again(finished):
-    source = finished / "handlab/results/runs.py"
+    source = finished / "handlab/results/catalogue.py"
     source.write_text(
         source.read_text().replace('dict(dataset="sim-rhd", other_set=OTHER)', 'dict(dataset="sim-rhd")')
     )

@@ -219,7 +219,7 @@ def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):
     with pytest.raises(HandlabError, match="no run is shipped yet"):
         plan.shipped_seeds()
     for name in ("train_pi-sim-rhd-seed0", "train_aligned-S4-sim-rhd-seed2"):
-        write_json(shipped / name / "metrics.json", {})
+        write_json(shipped / name / "metrics.json", {"source": "sim-rhd", "profile": "long"})
     assert plan.shipped_seeds() == 3 and runs.runs_to_show() == (runs.SHIPPED, 3)
     assert runs.runs_to_show("quick") == ("runs/quick", 1)  # none is there
     trainings, pages = plan.whole_graph(plan.PAPERS, 3)
@@ -230,4 +230,4 @@ def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):
     assert plan.shipped_files(pages[0]) == ["runs/shipped/train_pi-sim-rhd-seed0/metrics.json"]
     assert len(plan.shipped_files(pages[2])) == 2
     assert plan.files_made(plan.PAPERS, 3)["claims"] == "runs/papers/claims/finished.json"
-    assert read_json(shipped / "train_pi-sim-rhd-seed0/metrics.json") == {}
+    assert read_json(shipped / "train_pi-sim-rhd-seed0/metrics.json")["profile"] == "long"
