@@ -333,7 +333,7 @@ def _check_unit(path, points_3d):  # (N,8,3) as annotated
     if fault := unit_fault(np.median(apart), typical=TIPS_APART, what="tips are {} apart"):
         raise HandlabError(path, fault, "use the dataset's own file, unpacked anew")
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #90316d7c
 def _apart_px(points_2d, tips) -> float:
     "How far the two annotations of the tip that fits worst are apart, in the median of its frames."
     away = np.where(tips[..., 2] > 0, _away_px(points_2d, tips), np.nan)
@@ -349,7 +349,7 @@ def _arranged(points_2d):
         order[[one, two]] = two, one
         yield f"tips {one + 1} and {two + 1} are exchanged", points_2d[:, order]
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #7773446c
 def _check_two(paths, points_2d, points_3d):
     "The two annotations of a sequence must be of the same points: in pixels, and in mm with x and y negated."
     tips = from_file(points_3d[:, :5])
@@ -363,7 +363,7 @@ def _check_two(paths, points_2d, points_3d):
     if what:
         raise HandlabError(paths[1], what, "use the dataset's own files, unpacked anew")
 
-
+# %% ../../nbs/data/10_dexter_object.ipynb #63126ef0
 def _check_depth(reader, sequence: str, kept, points):  # numbers of frames, and what is annotated
     "A few depth images of a sequence must have something near their tips: else they are of another unit."
     found = []

@@ -579,7 +579,7 @@ def side_by_side(tables: dict) -> pd.DataFrame:  # of `kept`
     asked = asked[~asked.index.duplicated()]
     return pd.DataFrame({"asked": asked, **columns}, index=asked.index).fillna("")
 
-
+# %% ../../nbs/graph/07_benchmark.ipynb #dbd74f63
 def fig_rows(tables: dict):  # of `kept`
     "The share of what is asked that each row reaches, for every machine."
     asked = pd.DataFrame({name: table["reached"] for name, table in tables.items()}).dropna(how="all")
@@ -598,7 +598,7 @@ def fig_rows(tables: dict):  # of `kept`
     figure.legend(loc="outside upper left", fontsize=7)
     return figure
 
-
+# %% ../../nbs/graph/07_benchmark.ipynb #9739f693
 def show_all(folder) -> pd.DataFrame:
     "Write the table and the figure of all machines beside their files; returns the table."
     tables = kept(folder)

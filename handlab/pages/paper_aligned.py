@@ -257,7 +257,7 @@ def _diagnostics(runs: dict, page: Page) -> pd.DataFrame:
     measured = {scores.label_of(name): run.metrics.get("latent", {}) for name, (run,) in runs.items()}
     return table_diagnostics(measured).rename_axis("code")
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #6b4c23e9
 SMOOTH = (
     Item(
         "smoothness-table",
@@ -288,6 +288,8 @@ SMOOTH = (
     ),
     Item("latent", LATENT, _diagnostics, _variants(*TABLE_1, needs=["S4"]), first=True, digits=3),
 )
+
+# %% ../../nbs/pages/11_paper_aligned.ipynb #d60c1392
 STANDS = "convergence, not in the paper"
 
 

@@ -121,7 +121,7 @@ def _words_of(metrics: dict) -> set:  # metrics: of a run
         return set()
     return {*name_of(metrics["experiment"], settings).split("-")}
 
-
+# %% ../../nbs/results/03_runs.ipynb #0de51c9d
 class RunFolder:
     "The results of a finished run; arrays are read on first use."
 
@@ -336,9 +336,14 @@ def untrained_line(names, folder, seeds: int = 1) -> str:  # names: without seed
     counts = {name: len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)}
     none = [name for name, count in counts.items() if not count]
     fewer = [f"{name} ({count})" for name, count in counts.items() if 0 < count < seeds]
-    parts = [f"{len(none)} of {len(counts)} kinds of runs are not trained yet: {', '.join(none)}"] * bool(none)
+    parts = [f"{len(none)} of {len(counts)} kinds of runs are not trained yet: {', '.join(none)}"] * bool(
+        none
+    )
     parts += [f"fewer than {seeds} seeds: {', '.join(fewer)}"] * bool(fewer)
-    return "; ".join(parts) or f"all {len(counts)} kinds of runs are trained, with {seeds} seed{'s' * (seeds > 1)}"
+    return (
+        "; ".join(parts)
+        or f"all {len(counts)} kinds of runs are trained, with {seeds} seed{'s' * (seeds > 1)}"
+    )
 
 # %% ../../nbs/results/03_runs.ipynb #6670bb00
 def _date(run) -> str:
