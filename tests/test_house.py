@@ -2,6 +2,9 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 
@@ -59,3 +62,15 @@ def test_a_function_is_short(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 40, f"{own_name(path)}: {node.name}"
+
+
+def test_the_library_is_what_the_notebooks_export(tmp_path):
+    "Also after ruff: a cell that is not formatted would be exported in another form than its module has."
+    hidden = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+    for folder in ("nbs", "handlab"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=hidden)
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True)
+    for path in (tmp_path / "handlab").rglob("*.py"):
+        committed = ROOT / path.relative_to(tmp_path)
+        assert path.read_text() == committed.read_text(), f"run 'make export': {own_name(committed)}"
