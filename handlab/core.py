@@ -24,8 +24,10 @@ import pickle
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -37,23 +39,23 @@ class HandlabError(Exception):
 
     def __init__(
         self,
-        where,  # the file, frame or setting
+        where: object,  # the file, frame or setting
         what: str,  # what is wrong with it
-        fix: str,
-    ):  # what to do
+        fix: str,  # what to do
+    ):
         self.where, self.what, self.fix = str(where), what, fix
         super().__init__(" ".join(f"{where}: {what}; {fix}".split()))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (self.where, self.what, self.fix)
 
-    def _render_traceback_(self):
+    def _render_traceback_(self) -> list[str]:
         "What IPython shows of it: the line, without the calls that led there."
         return [f"{type(self).__name__}: {self}"]
 
 # %% ../nbs/00_core.ipynb #37a2b9cf
 @contextlib.contextmanager
-def one_line_errors():
+def one_line_errors() -> Iterator[None]:
     "Within this block a `HandlabError` ends the program with its one line and its exit code."
     try:
         yield
@@ -61,7 +63,7 @@ def one_line_errors():
         sys.exit(_exit_line(error))
 
 
-def _exit_line(error):
+def _exit_line(error: HandlabError) -> int:
     "Print the error's line to stderr and give the exit code."
     print(f"handlab: {error}", file=sys.stderr)
     return error.code
@@ -70,16 +72,16 @@ def _exit_line(error):
 class CommandLine(argparse.ArgumentParser):
     "The parser of every command: options are written in full, and an error is one line."
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise HandlabError("command line", message, f"see {self.prog} --help")
 
 # %% ../nbs/00_core.ipynb #43bce626
 def nearest(
-    word,
-    known,  # the names that there are
+    word: object,
+    known: Iterable,  # the names that there are
     least: float = 0.6,  # how much of both must be the same
 ) -> str:  # '' where none is near
     "The known name that a misspelt word is nearest to."
@@ -87,14 +89,14 @@ def nearest(
     return "".join(lower[name] for name in difflib.get_close_matches(str(word).lower(), lower, 1, least))
 
 # %% ../nbs/00_core.ipynb #352ec55d
-def choose(word, known) -> str:
+def choose(word: object, known: Collection) -> str:
     "The advice for a name that does not exist: the nearest one, and all where they are few."
     near, known = nearest(word, known), [str(name) for name in known]
     advice = f"choose one of {', '.join(known)}"
     return f"did you mean {near}?" + f" {advice}" * (len(known) <= 12) if near else advice
 
 # %% ../nbs/00_core.ipynb #ad00c77f
-def _expanded(path) -> Path:
+def _expanded(path: str | Path) -> Path:
     "A path with its `~` written out; what is no path is an error."
     try:
         return Path(path).expanduser()
@@ -156,7 +158,7 @@ class MissingFile(HandlabError, FileNotFoundError):
 def read_errors_named(
     path: str | Path,  # the file that is being opened
     fix: str,  # what the user can do where it is not there
-):
+) -> Iterator[None]:
     "Turn the system's errors into one line that names `path`; the advice follows the cause."
     try:
         yield
@@ -178,7 +180,7 @@ _WRITING = {
 
 
 @contextlib.contextmanager
-def full_disk_named(path: str | Path):  # the file or folder that is being written
+def full_disk_named(path: str | Path) -> Iterator[None]:  # path: the file or folder that is being written
     "Turn the system's 'no space left', and what the machine refuses, into one line that names `path`."
     try:
         yield
@@ -199,8 +201,8 @@ def make_folder(path: str | Path):
 @contextlib.contextmanager
 def atomic_file(
     path: str | Path,  # where the finished file goes
-    mode: str = "wb",
-):  # as of `open`
+    mode: str = "wb",  # as of `open`
+) -> Iterator[IO]:
     "Open a temporary file beside `path`, renamed to it when the block ends well."
     path = Path(path)
     with full_disk_named(path):
@@ -219,7 +221,7 @@ def atomic_file(
             raise
 
 # %% ../nbs/00_core.ipynb #b4653ffd
-def _umask():
+def _umask() -> int:
     "The process's umask, which can only be read by setting it."
     mask = os.umask(0)
     os.umask(mask)
@@ -227,7 +229,7 @@ def _umask():
 
 # %% ../nbs/00_core.ipynb #20c861ba
 @contextlib.contextmanager
-def atomic_folder(path: str | Path):  # where the finished folder goes
+def atomic_folder(path: str | Path) -> Iterator[Path]:  # path: where the finished folder goes
     "Yield a temporary folder beside `path`, renamed to it when the block ends well."
     path = Path(path)
     with full_disk_named(path):
@@ -244,7 +246,7 @@ def atomic_folder(path: str | Path):  # where the finished folder goes
             raise
 
 # %% ../nbs/00_core.ipynb #4d0acf62
-def plain(value):  # anything made of numbers, strings, arrays, containers, dataclasses
+def plain(value: Any) -> Any:  # value: anything made of numbers, strings, arrays, containers, dataclasses
     "`value` in plain Python containers that JSON can hold."
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
@@ -261,7 +263,7 @@ def plain(value):  # anything made of numbers, strings, arrays, containers, data
     return value
 
 # %% ../nbs/00_core.ipynb #f96dbab0
-def fingerprint(*values) -> str:  # 16 hexadecimal digits
+def fingerprint(*values: Any) -> str:  # 16 hexadecimal digits
     "A short name for the content of arrays, numbers, strings, containers and dataclasses."
     digest = hashlib.sha256()
     for value in values:
@@ -280,7 +282,7 @@ SEAL = "digest"  # the entry with the digest of all others
 
 def write_json(
     path: str | Path,
-    value,
+    value: Any,
     sealed: bool = False,  # a dict: with the digest of its content, which `read_json` compares
 ):
     "Write `value` to `path` as readable JSON, atomically."
@@ -294,9 +296,9 @@ def write_json(
 # %% ../nbs/00_core.ipynb #e63ab0b5
 def read_json(
     path: str | Path,
-    has=None,  # names of entries: the file must hold an object that has them
+    has: Collection[str] | None = None,  # names of entries: the file must hold an object that has them
     fix: str = "delete it and run the step that writes it",  # what the user can do about a damaged one
-):
+) -> Any:
     "Read a JSON file; a broken or changed one is an error that names it."
     try:
         with read_errors_named(path, fix.removeprefix("delete it and ")):
@@ -324,12 +326,12 @@ def file_digest(path: str | Path) -> str:  # 32 hexadecimal digits
 
 # %% ../nbs/00_core.ipynb #bbaf9aa0
 @lru_cache(maxsize=4096)
-def _digest_of(path, state):
+def _digest_of(path: str, state: tuple) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 # %% ../nbs/00_core.ipynb #b20b056e
-def note_files(folder: str | Path, names) -> dict:  # {name: {'bytes', 'digest'}}
+def note_files(folder: str | Path, names: Iterable) -> dict:  # {name: {'bytes', 'digest'}}
     "Size and digest of some files of a folder."
     paths = {str(name): Path(folder) / name for name in names}
     return {name: {"bytes": path.stat().st_size, "digest": file_digest(path)} for name, path in paths.items()}
@@ -372,18 +374,18 @@ def read_arrays(path: str | Path, fix: str = "delete it and run the step that wr
 class _Dtype:
     "Stands for NumPy's dtype while unpickling: numbers and texts of one kind, never objects or records."
 
-    def __init__(self, name, *options):
+    def __init__(self, name: object, *options: object):
         self.dtype = np.dtype(name if isinstance(name, str) else "O")
         if self.dtype.kind not in "biufcSU":
             raise pickle.UnpicklingError(f"it asks for an array of {self.dtype}")
 
-    def __setstate__(self, state):  # version, byte order, three parts of records, ...
+    def __setstate__(self, state: tuple):  # version, byte order, three parts of records, ...
         if len(state) < 5 or any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("it asks for an array of records")
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
-    def fill(self, data, shape=(), order="C"):
+    def fill(self, data: bytes | str, shape: tuple = (), order: str = "C") -> np.ndarray:
         "An array from its bytes; bytes that do not fill the shape are refused."
         data = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(data, (bytes, bytearray)) or math.prod(shape) * self.dtype.itemsize != len(data):
@@ -395,20 +397,20 @@ class _Dtype:
 class _Array(np.ndarray):
     "An array whose state is checked before it is taken."
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple):
         version, shape, dtype, columns_first, data = state
         filled = dtype.fill(data, shape, "F" if columns_first else "C")
         super().__setstate__((version, shape, filled.dtype, columns_first, filled.tobytes("A")))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return np.asarray(self).__reduce__()
 
 # %% ../nbs/00_core.ipynb #34820cb4
-def _refuse(*parts):
+def _refuse(*parts: object) -> NoReturn:
     raise pickle.UnpicklingError("it makes an array in an unusual way")
 
 
-def _encode(text, encoding):
+def _encode(text: str, encoding: str) -> bytes:
     "The bytes of a text, as Python 2 wrote them."
     return text.encode(encoding) if encoding == "latin1" else _refuse()
 
@@ -439,13 +441,13 @@ _ADMITTED = (
 class _ArrayUnpickler(pickle.Unpickler):
     "An unpickler that rebuilds arrays and plain containers and refuses to look up anything else."
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ADMITTED:
             return _ADMITTED[module, name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 # %% ../nbs/00_core.ipynb #cc148bbb
-def read_pickle(path: str | Path):
+def read_pickle(path: str | Path) -> Any:
     "Read a pickle that holds arrays and plain containers only, of Python 2 as well."
     with read_errors_named(path, "check the folder, or unpack the dataset again"):
         content = Path(path).read_bytes()

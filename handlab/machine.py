@@ -26,10 +26,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -44,13 +46,16 @@ from handlab.core import (
     write_json,
 )
 
+if TYPE_CHECKING:  # loading torch takes seconds
+    import torch
+
 # %% ../nbs/02_machine.ipynb #7c1d90b1
 def process_share() -> tuple:  # (this process's number, how many there are)
     "The processes that train one network together, as `accelerate launch` and `run_jobs` start them."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 # %% ../nbs/02_machine.ipynb #fda0312e
-def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
+def pick_device(name: str = "auto") -> "torch.device":  # name: 'auto', 'cpu', 'cuda', 'cuda:1', ...
     "The torch device of that name; 'auto' takes a GPU where there is one."
     import torch
 
@@ -76,7 +81,10 @@ def pick_device(name: str = "auto"):  # 'auto', 'cpu', 'cuda', 'cuda:1', ...
     return device
 
 # %% ../nbs/02_machine.ipynb #7c1d90ab
-def to_device(tensor, device):  # tensor: on the CPU or on that device
+def to_device(
+    tensor: "torch.Tensor",  # on the CPU or on that device
+    device: "torch.device",
+) -> "torch.Tensor":
     "A tensor on a device, without waiting for the device."
     if device.type != "cpu" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -127,7 +135,7 @@ def time_is_over() -> bool:
     return time.time() > float(os.environ.get(_STOP_AT, "inf"))
 
 # %% ../nbs/02_machine.ipynb #8a3451ac
-def compiled_once(function=None, **options):  # options of `numba.njit`
+def compiled_once(function: Callable | None = None, **options: Any) -> Callable:  # options of `numba.njit`
     "`numba.njit` with the machine code kept on disk, wherever that is possible."
     import numba  # not at the top: reading and evaluating do without it
 
@@ -140,7 +148,7 @@ def compiled_once(function=None, **options):  # options of `numba.njit`
 
 # %% ../nbs/02_machine.ipynb #571b06b0
 @functools.cache
-def _temporary_cache(config) -> bool:  # False where no temporary folder can be made either
+def _temporary_cache(config: Any) -> bool:  # False where no temporary folder can be made either
     "Keep compiled code until this process ends."
     fix = "set NUMBA_CACHE_DIR to a folder that can be"
     print(
@@ -224,8 +232,8 @@ def hardware() -> dict:
 def measured_once(
     name: str,  # of the note: runs/<name>.json
     about: tuple,  # what the measurement depends on
-    measure,  # () -> a plain value
-):
+    measure: Callable,  # () -> a plain value
+) -> Any:
     "What was measured first for this machine and these settings; who comes second reads it."
     path, key = project_path(f"runs/{name}.json"), fingerprint(*about)
     make_folder(path.parent)
@@ -243,10 +251,10 @@ def provenance() -> dict:
 
 # %% ../nbs/02_machine.ipynb #33e2972b
 def progress(
-    iterable=None,  # what to go through, or None to call `.update()`
-    total: int = None,  # the number of items, where `iterable` does not know
-    desc: str = "",
-):  # what is being done
+    iterable: Iterable | None = None,  # what to go through, or None to call `.update()`
+    total: int | None = None,  # the number of items, where `iterable` does not know
+    desc: str = "",  # what is being done
+) -> tqdm:
     "A text progress bar that stays readable in a saved notebook."
     seconds = 0.2 if sys.stderr.isatty() else 5.0
     return tqdm(
@@ -276,13 +284,13 @@ def thread_variables(count: int) -> dict:
     return dict.fromkeys(_THREAD_VARIABLES, str(count))
 
 
-def one_thread():
+def one_thread() -> contextlib.AbstractContextManager:
     "Processes started within this block compute with one thread each."
     return with_environment(thread_variables(1))
 
 
 @contextlib.contextmanager
-def with_environment(variables: dict):
+def with_environment(variables: dict) -> Iterator[None]:
     "Processes started within this block have these variables."
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -301,12 +309,12 @@ class _MainFinder(pickle.Pickler):
 
     found = False
 
-    def reducer_override(self, value):
+    def reducer_override(self, value: object) -> Any:
         self.found = self.found or getattr(value, "__module__", None) == "__main__"
         return NotImplemented
 
 # %% ../nbs/02_machine.ipynb #e7135bcb
-def can_spawn(function) -> bool:
+def can_spawn(function: Callable) -> bool:
     "Whether a new process could import `function` and whatever it holds."
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script:
@@ -316,7 +324,9 @@ def can_spawn(function) -> bool:
     return not finder.found  # new processes cannot import from a notebook
 
 # %% ../nbs/02_machine.ipynb #c0c02148
-def end_with_parent(*signs):  # pipes whose end (or a message) ends this process too
+def end_with_parent(
+    *signs: multiprocessing.connection.Connection,  # pipes whose end (or a message) ends this process too
+):
     "End this process at once when its parent is gone."
 
     def watch():
@@ -342,7 +352,12 @@ def leave_if_run_again():
 class WorkerPool(ProcessPoolExecutor):
     "Worker processes that start afresh on every system, and that tell why they ended."
 
-    def __init__(self, workers: int, prepare, *arguments):  # prepare: called once in each, with the arguments
+    def __init__(
+        self,
+        workers: int,
+        prepare: Callable,  # called once in each, with the arguments
+        *arguments: Any,
+    ):
         leave_if_run_again()
         super().__init__(workers, multiprocessing.get_context("spawn"), prepare, arguments)
         self.started = self._processes  # the executor forgets them when one has ended
@@ -365,23 +380,23 @@ class WorkerPool(ProcessPoolExecutor):
 _function = None  # what this worker process computes, set once
 
 # %% ../nbs/02_machine.ipynb #81525061
-def _start_worker(function):
+def _start_worker(function: Callable):
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     end_with_parent()
 
 
-def _compute(item):
+def _compute(item: Any) -> Any:
     return _function(item)
 
 # %% ../nbs/02_machine.ipynb #0d4ea586
 def in_processes(
-    function,  # item -> result; sent to every worker once
-    items,  # any iterable
+    function: Callable,  # item -> result; sent to every worker once
+    items: Iterable,  # any iterable
     workers: int = 0,  # processes; 0 = one per core, 1 = in this process
     ahead: int = 4,  # items per worker that are handed out at a time
-):
+) -> Iterator:
     "`function(item)` for every item, in worker processes; the results come in any order."
     workers = workers or usable_cores()
     if workers <= 1 or not can_spawn(function):

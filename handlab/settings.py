@@ -13,8 +13,9 @@ import errno
 import hashlib
 import math
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -29,13 +30,19 @@ from handlab.core import (
     read_json,
 )
 
+if TYPE_CHECKING:  # the simulator's worker processes do without torch
+    import torch
+
 # %% ../nbs/01_settings.ipynb #2ad0b1c1
+_Settings = TypeVar("_Settings")
+
+
 def check_settings(
-    settings,  # a dataclass instance
-    choices: dict = None,  # {field: the values it may have}
+    settings: _Settings,  # a dataclass instance
+    choices: dict | None = None,  # {field: the values it may have}
     positive: tuple = (),  # fields above 0
     not_negative: tuple = (),
-):
+) -> _Settings:
     "Check each field against its annotation and these rules; the settings, integers made floats where due."
     hints, changes, choices = get_type_hints(type(settings)), {}, choices or {}
 
@@ -60,10 +67,10 @@ def check_settings(
 
 # %% ../nbs/01_settings.ipynb #1dd9ac91
 def make_settings(
-    cls,  # a frozen dataclass with a class attribute PROFILES: {profile: {field: value}}
+    cls: type[_Settings],  # a frozen dataclass with a class attribute PROFILES: {profile: {field: value}}
     profile: str = "quick",  # 'smoke', 'quick', 'long' or 'full'
-    **overrides,
-):  # any field by name
+    **overrides: Any,  # any field by name
+) -> _Settings:
     "The settings of a profile with some of them overridden; unknown names and wrong types are errors."
     if profile not in list(cls.PROFILES):  # a list may be asked for a value that a dictionary cannot hold
         raise HandlabError(f"profile {profile!r}", "there is no such profile", choose(profile, cls.PROFILES))
@@ -110,7 +117,7 @@ def notebook_parameters(path: str | Path) -> tuple:  # (names in the cell's orde
 def check_parameters(
     namespace: dict,  # `globals()` of the notebook
     notebook: str,  # its name, such as 'train_pi'
-    optional=(),  # further names that may be given, such as the fields of its settings
+    optional: Collection[str] = (),  # further names that may be given, such as the fields of its settings
 ) -> dict:
     "The notebook's parameters; an unknown name and a folder that is not there are errors."
     declared, read = notebook_parameters(_notebook_file(notebook))
@@ -132,7 +139,7 @@ def check_parameters(
     return given
 
 # %% ../nbs/01_settings.ipynb #d864ca7d
-def _annotated(path) -> dict:  # {parameter: (name of its type, its value there)}
+def _annotated(path: Path) -> dict:  # {parameter: (name of its type, its value there)}
     "The parameters whose types a notebook's cell of parameters states."
     cells = (each for each in read_json(path)["cells"] if "parameters" in each["metadata"].get("tags", []))
     statements = (each for cell in cells for each in ast.parse("".join(cell["source"])).body)
@@ -165,7 +172,10 @@ def _check_writable(path: Path, name: str):
         raise HandlabError(f"{name}={path}", f"nothing can be written into {there}", fix)
 
 
-def _cells_of_parameters(cells, declared) -> tuple:  # cells: what was run, nothing under nbdev_test
+def _cells_of_parameters(
+    cells: Iterable[str],  # what was run, nothing under nbdev_test
+    declared: list,
+) -> tuple:
     "The names in the notebook's own cell of parameters as last run, in papermill's, and in others."
     own, injected, scratch = [], [], []
     for cell in cells:
@@ -190,7 +200,7 @@ def _notebook_file(notebook: str) -> Path:
     raise HandlabError(files[-1], what, "call it in a checkout of the project, or name one in HANDLAB_ROOT")
 
 # %% ../nbs/01_settings.ipynb #fce03578
-def _check_names(names, known, least: float):
+def _check_names(names: Iterable[str], known: Collection[str], least: float):
     "Raise an error on the first unknown name that is as near to a known one as `nearest` says."
     for name in names:
         if name in known or name.startswith("PAPERMILL_"):
@@ -202,20 +212,20 @@ def _check_names(names, known, least: float):
 # %% ../nbs/01_settings.ipynb #e6e2193b
 def seed_words(
     seed: int,  # the user's seed
-    *labels,
-):  # str or int: what the stream is for
+    *labels: str | int,  # str or int: what the stream is for
+) -> np.ndarray:
     "Eight 32-bit words made of a seed and the labels."
     return np.frombuffer(hashlib.sha256(repr((int(seed), *labels)).encode()).digest(), dtype=np.uint32)
 
 
-def numpy_generator(seed: int, *labels) -> np.random.Generator:
+def numpy_generator(seed: int, *labels: str | int) -> np.random.Generator:
     "A NumPy generator of its own for `(seed, *labels)`."
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed_words(seed, *labels).tolist())))
 
 # %% ../nbs/01_settings.ipynb #2ce03297
-def torch_generator(seed: int, *labels, device="cpu"):
+def torch_generator(seed: int, *labels: str | int, device: "str | torch.device" = "cpu") -> "torch.Generator":
     "A torch generator of its own for `(seed, *labels)`."
-    import torch  # not at the top: the simulator's worker processes do without it
+    import torch
 
     return torch.Generator(device=device).manual_seed(
         int(seed_words(seed, *labels)[:2].view(np.uint64)[0] >> np.uint64(1))

@@ -1,5 +1,6 @@
 "The list of runs, the graph that makes them, and what it does when something changes or fails."
 
+import ast
 import contextlib
 import os
 import re
@@ -21,7 +22,7 @@ from handlab.aligned.strategies import alternating_pair, make_recipe
 from handlab.core import HandlabError, project_root, write_json
 from handlab.graph import execute as execute_module
 from handlab.graph import pace
-from handlab.graph.code import training_fingerprint
+from handlab.graph.code import meaning, training_fingerprint
 from handlab.graph.execute import TRIES, execute, one_gpu
 from handlab.graph.plan import data_names, whole_graph
 from handlab.graph.progress import log_error
@@ -618,6 +619,25 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
     append(tree / "handlab/aligned/losses.py", "\nNEW = 1\n")
     loss = say()
     assert before[0] == plot[0] != loss[0] and len({before[1], plot[1], loss[1]}) == 3
+
+
+@pytest.mark.parametrize(
+    "bare, typed, same",
+    [
+        (
+            "def f(x, *y, z=None): return x",
+            "def f(x: int, *y: str, z: float | None = None) -> int: return x",
+            True,
+        ),
+        ("class A:\n async def f(x): g(x)", "class A:\n async def f(x: 'A') -> list['A']: g(x)", True),
+        ("import a", "import a\nfrom typing import Any\nfrom collections.abc import Iterable", True),
+        ("def f(x: int = 1): g(x)", "def f(x: int = 2): g(x)", False),
+        ("class A:\n x: int = 1", "class A:\n x: float = 1", False),
+        ("import a", "import a\nfrom collections import abc", False),
+    ],
+)
+def test_types_of_parameters_and_results_are_no_change(bare, typed, same):
+    assert (meaning(ast.parse(bare)) == meaning(ast.parse(typed))) is same
 
 
 def test_the_fingerprint_of_a_training_follows_its_parameters():

@@ -18,7 +18,7 @@ from ..core import fingerprint, project_root, read_json, write_json
 PACKAGE = "handlab"
 
 
-def notebook_cells(path) -> list[str]:
+def notebook_cells(path: str | Path) -> list[str]:
     "The code cells of a notebook, without IPython's own lines (`%magic`, `!shell`)."
     cells = [cell for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
     return [_python_lines("".join(cell["source"])) for cell in cells]
@@ -28,21 +28,30 @@ def _python_lines(source: str) -> str:
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 # %% ../../nbs/graph/01_code.ipynb #9d42dc54
-def meaning(tree) -> str:
-    "A syntax tree without docstrings, as text."
+def meaning(tree: ast.AST) -> str:
+    "A syntax tree without docstrings and the types of parameters and results, as text."
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_text(body[0]):
-            node.body = body[1:]
+        if isinstance(body, list):
+            start = int(bool(body) and _is_text(body[0]))
+            node.body = [each for each in body[start:] if not _imports_types(each)]
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
     return ast.dump(tree)
 
 
-def _is_text(statement) -> bool:
+def _imports_types(statement: ast.AST) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module in ("typing", "collections.abc")
+
+
+def _is_text(statement: ast.AST) -> bool:
     value = getattr(statement, "value", None) if isinstance(statement, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 # %% ../../nbs/graph/01_code.ipynb #be7c1d63
-def _module_file(name: str):  # such as 'handlab.hand.camera'
+def _module_file(name: str) -> str | None:  # name: such as 'handlab.hand.camera'
     "A module's file, relative to the project's root, or None where there is no such module."
     path = Path(*name.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
@@ -50,7 +59,7 @@ def _module_file(name: str):  # such as 'handlab.hand.camera'
             return file.as_posix()
 
 # %% ../../nbs/graph/01_code.ipynb #a2180e6d
-def _imported_names(node, package: str) -> list[str]:  # package: where a relative import starts
+def _imported_names(node: ast.AST, package: str) -> list[str]:  # package: where a relative import starts
     "The modules that an import statement may name."
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
@@ -63,7 +72,7 @@ def _imported_names(node, package: str) -> list[str]:  # package: where a relati
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
 # %% ../../nbs/graph/01_code.ipynb #e68d732c
-def _needed_files(tree, package: str = PACKAGE) -> set:
+def _needed_files(tree: ast.AST, package: str = PACKAGE) -> set:
     "The package's files that a syntax tree imports, or names as a string."
     nodes = list(ast.walk(tree))
     names = {name for node in nodes for name in _imported_names(node, package)}
@@ -150,7 +159,7 @@ def training_fingerprint(notebook: str, parameters: dict) -> str:
     return fingerprint(code_fingerprint(*training_code(notebook)), given)
 
 # %% ../../nbs/graph/01_code.ipynb #3931c9af
-def reserve_folder(folder, made_with: str):
+def reserve_folder(folder: str | Path, made_with: str):
     "Prepare a run folder: kept if it was made with the same code, otherwise set aside and begun empty."
     folder = Path(folder)
     stamp, before = folder / "code.json", folder.parent / "before" / folder.name
