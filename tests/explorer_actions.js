@@ -45,6 +45,18 @@ const milliseconds = (act, times) => { const begin = performance.now(); for (let
   await step('direction', async () => { const slider = document.querySelector('#axes input'); slider.value = 2; slider.dispatchEvent(new Event('input')); });
   await step('random', async () => $('random').click());
   await step('expert', async () => document.querySelector('#codes [data-letter=C]').click());
+  // the switch to the map that was computed beforehand, and back
+  const dots = () => [...document.querySelectorAll('#map circle')].map(each => [+each.getAttribute('cx'), +each.getAttribute('cy')]);
+  const press = (u, v) => { const now = $('map').getBoundingClientRect(); point($('map'), 'pointerdown', now.x + u*now.width/WIDE, now.y + v*now.height/HIGH); point($('map'), 'pointerup', 0, 0); };
+  result.places = {names: [...$('places').options].map(each => each.value), PCA: dots(), told: [$('placed').textContent]};
+  pick('places', 'UMAP');
+  result.places.UMAP = dots();
+  result.places.told.push($('placed').textContent);
+  await step('dot of UMAP', async () => press(...result.places.UMAP[4]));
+  await step('place on UMAP', async () => press(30, 30));
+  Object.assign(result.places, {place: scale.from(30, 30), code: [...code], cross: $('map').querySelector('path').getAttribute('d'), line: $('map').querySelector('line').style.display});
+  pick('places', 'PCA');
+  result.places.again = dots();
   await step('key', async () => { const start = chosen; for (const key of ['ArrowRight', 'ArrowLeft', 'ArrowUp']) if (chosen === start) $('map').dispatchEvent(new KeyboardEvent('keydown', {key})); });
   // the look of the same code: both scenes turn and zoom together
   const scenes = ['hand', 'cloud'], scene = canvas('cloud');

@@ -31,7 +31,9 @@ from handlab.aligned.page import (
     fused,
     gesture,
     make_atlas,
+    maps_here,
     note_on,
+    places_by,
     write_explorer,
 )
 from handlab.core import HandlabError, project_root, read_json, write_json
@@ -290,9 +292,29 @@ def requests_of(browser):
     return {address for address in asked if not address.startswith(("data:", "blob:"))}
 
 
+def check_second_map(places, spots, codes):
+    "The dots lie where they were computed; a free place takes the nearest four codes; the switch goes back."
+    assert places["names"] == ["PCA", "UMAP"] and all(map(str.startswith, places["told"], places["names"]))
+    shift = np.mean(places["UMAP"], 0) - np.mean(spots, 0) * (
+        size := np.ptp(places["UMAP"], axis=0)[0] / np.ptp(spots, axis=0)[0]
+    )
+    np.testing.assert_allclose(places["UMAP"], spots * size + shift, atol=0.01)
+    far = np.linalg.norm(spots - places["place"], axis=1)
+    near = np.argsort(far)[:4]
+    np.testing.assert_allclose(
+        places["code"], np.average(codes[near], axis=0, weights=1 / far[near]), atol=1e-4
+    )
+    cross = re.match(r"M([\d.]+) ([\d.]+)", places["cross"]).groups()
+    np.testing.assert_allclose([float(each) for each in cross], [21, 30], atol=1e-6)  # its left end
+    assert places["line"] == "none"
+    assert places["again"] == places["PCA"] != places["UMAP"]
+
+
 def test_page_decodes_and_moves_in_a_browser(atlas, browser, tmp_path, capsys):
     "What the page computes is what PyTorch computes, and every control changes the drawing."
     network, found = atlas
+    spots = np.random.default_rng(0).normal(size=(len(found.names), 2)).astype(np.float32)
+    found = replace(found, maps={"UMAP": spots})
     write_explorer(tmp_path / "page.html", network, found)
     browser.set_window_size(1280, 1000)
     browser.get_log("performance")
@@ -323,6 +345,8 @@ def test_page_decodes_and_moves_in_a_browser(atlas, browser, tmp_path, capsys):
     assert steps["random"]["told"] == "drawn from the prior"
     assert result["hover"] and all(result["coloured"]) and len(result["coloured"]) == 3
     assert result["kept"]  # the view, over the steps of a walk
+    assert steps["dot of UMAP"]["told"] == found.names[4]
+    check_second_map(result["places"], spots, found.codes["C"].mean)  # the chosen expert
     with capsys.disabled():
         told = ", ".join(f"{name} {value:.1f}" for name, value in result["times"].items())
         print(f"\nexplorer: ms per call and frames per second, idle and dragging: {told}")
@@ -412,6 +436,25 @@ def test_photographs_stand_among_the_images_without_a_truth(atlas, browser, tmp_
     assert told[0] == "mine" and "mm off" not in told[1] and told[2] == "unknown"
     assert told[3].startswith("RGB") and "cloud" not in told[3]  # the only encoder that saw it
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_umap_keeps_neighbours_together_and_says_when_it_is_missing(monkeypatch):
+    monkeypatch.setattr("handlab.aligned.page.find_spec", lambda name: None)
+    assert maps_here() == ()
+    with pytest.raises(HandlabError, match="umap-learn is not installed.*pip install -c constraints.txt"):
+        places_by("UMAP", np.zeros((9, 4)))
+    with pytest.raises(HandlabError, match="PCA is always there"):
+        places_by("SOM", np.zeros((9, 4)))
+    monkeypatch.undo()
+    pytest.importorskip("umap")
+    assert maps_here() == ("UMAP",)
+    middles = np.repeat(np.random.default_rng(0).normal(0, 20, (3, 16)), 12, axis=0)
+    codes = middles + np.random.default_rng(1).normal(size=middles.shape)
+    places = places_by("UMAP", codes)
+    far = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
+    np.testing.assert_array_equal(far.argmin(1) // 12, np.arange(len(places)) // 12)
+    np.testing.assert_array_equal(places, places_by("UMAP", codes))
+    assert np.isfinite(places_by("UMAP", codes[::12])).all()  # as few as there may be
 
 
 def test_stretched_fingers_are_counted():

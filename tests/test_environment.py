@@ -39,7 +39,7 @@ def needs(requirements, extra=""):
 
 
 def test_every_package_that_an_environment_gets_is_pinned():
-    waiting = needs([*PROJECT["dependencies"], *OPTIONAL["dev"], *OPTIONAL["tensorboard"]])
+    waiting = needs([*PROJECT["dependencies"], *OPTIONAL["dev"], *OPTIONAL["tensorboard"], *OPTIONAL["umap"]])
     found = set()
     while waiting:
         name = waiting.pop()

@@ -348,6 +348,10 @@ function showExperts() {
 
 // ---- the map
 const NS = 'http://www.w3.org/2000/svg', WIDE = 600, HIGH = 440, EDGE = 24;
+const MEANING = {
+  PCA: 'PCA: the two directions in which the codes differ most; what lies near here may be far apart in the others',
+  UMAP: 'UMAP of the first encoder: neighbours stay together, distances between groups mean little; a free place takes the four nearest codes',
+};
 let scale;
 function palette(share) {
   const stops = content.palette, place = Math.min(Math.max(share, 0), 1)*(stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
@@ -375,6 +379,7 @@ function drawMap() {
     dot.classList.toggle('unknown', value === null);
     return dot;
   }), document.createElementNS(NS, 'line'), document.createElementNS(NS, 'path'));
+  $('placed').textContent = MEANING[$('places').value] ?? '';
   $('legend').innerHTML = `${least.toFixed(0)} ${colour().unit}<i style="background:${gradient(1)}"></i>${most.toFixed(0)} ${colour().unit}`;
   markMap();
 }

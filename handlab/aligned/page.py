@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STRETCHED', 'PALETTE', 'LETTERS', 'THUMBNAIL', 'TITLE', 'PAPER', 'LEAD', 'fused', 'fold_layers', 'numbers',
            'heat_layers', 'Atlas', 'encode_all', 'as_pictures', 'make_atlas', 'add_photographs', 'atlas_walk',
-           'places_by', 'principal_axes', 'facing', 'finger_angles', 'gesture', 'scene_cube', 'page_content', 'packed',
-           'explorer_page', 'note_on', 'write_explorer']
+           'maps_here', 'places_by', 'principal_axes', 'facing', 'finger_angles', 'gesture', 'scene_cube',
+           'page_content', 'packed', 'explorer_page', 'note_on', 'write_explorer']
 
 # %% ../../nbs/aligned/16_page.ipynb #4166978c
 import base64
@@ -15,6 +15,7 @@ import html
 import json
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from importlib.util import find_spec
 from string import Template
 
 import numpy as np
@@ -234,19 +235,22 @@ def atlas_walk(
     return decode_walk(network, codes, atlas.images[rows], count, names, atlas.poses[rows], clouds)
 
 # %% ../../nbs/aligned/16_page.ipynb #11252ffe
+def maps_here() -> tuple[str, ...]:
+    "The maps besides PCA that the installed packages can make."
+    return ("UMAP",) if find_spec("umap") else ()
+
+
 def places_by(name: str, codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2)
     "Positions on a map computed beforehand; UMAP keeps neighbours together, while PCA keeps distances."
     if name != "UMAP":
         raise HandlabError(f"map {name!r}", "it is not known", "choose 'UMAP', or none: PCA is always there")
-    try:
-        from umap import UMAP
-    except ImportError as missing:
-        raise HandlabError(
-            "map 'UMAP'",
-            f"umap-learn is not installed ({missing})",
-            "pip install -c constraints.txt umap-learn",
-        ) from None
-    return UMAP(random_state=0).fit_transform(codes)
+    if name not in maps_here():
+        fix = "pip install -c constraints.txt umap-learn"
+        raise HandlabError("map 'UMAP'", "umap-learn is not installed", fix)
+    from umap import UMAP  # numba compiles it for seconds, so only where it is asked for
+
+    neighbours = min(15, len(codes) - 1)
+    return UMAP(neighbours, init="pca", random_state=0, n_jobs=1).fit_transform(codes)
 
 # %% ../../nbs/aligned/16_page.ipynb #412ed7aa
 def principal_axes(codes: np.ndarray) -> tuple:  # (n,latent) -> middle, axes, spreads, shares
