@@ -74,3 +74,50 @@ def test_the_library_is_what_the_notebooks_export(tmp_path):
     for path in (tmp_path / "handlab").rglob("*.py"):
         committed = ROOT / path.relative_to(tmp_path)
         assert path.read_text() == committed.read_text(), f"run 'make export': {own_name(committed)}"
+
+
+TYPED = {"core", "settings", "machine", "hand"}  # the packages whose signatures name all types
+
+
+def public_functions(node: ast.AST):
+    "The functions and methods that a reader calls, constructors among them."
+    for each in ast.iter_child_nodes(node):
+        if isinstance(each, ast.ClassDef) and not each.name.startswith("_"):
+            yield from public_functions(each)
+        if isinstance(each, ast.FunctionDef) and (
+            each.name[0] != "_" or each.name in ("__init__", "__call__")
+        ):
+            yield each
+
+
+def gives_something(function: ast.FunctionDef) -> bool:
+    "Whether it returns or yields a value itself, functions within it aside."
+    waiting = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.Yield, ast.YieldFrom)) or (isinstance(node, ast.Return) and node.value):
+            return True
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+            waiting.extend(ast.iter_child_nodes(node))
+    return False
+
+
+def untyped(function: ast.FunctionDef) -> list[str]:
+    given = function.args
+    several = [each for each in (given.vararg, given.kwarg) if each]
+    every = [*given.posonlyargs, *given.args, *given.kwonlyargs, *several]
+    bare = [each.arg for each in every if not each.annotation and each.arg not in ("self", "cls")]
+    return bare + ["return"] * (not function.returns and gives_something(function))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if own_name(path).split("/")[0] in TYPED], ids=own_name
+)
+def test_public_signatures_name_all_types(path):
+    bare = {each.name: untyped(each) for each in public_functions(ast.parse(path.read_text()))}
+    assert not {name: missing for name, missing in bare.items() if missing}
+
+
+def test_a_bare_signature_is_noticed():
+    source = "class A:\n def f(self, x, *y: int, z=1):\n  def g(): return 1\n  x()\n def h(self): yield 1"
+    assert [untyped(each) for each in public_functions(ast.parse(source))] == [["x", "z"], ["return"]]

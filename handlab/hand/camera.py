@@ -14,15 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 
 from ..core import HandlabError
-from .skeleton import ROOT, TIPS, as_array, as_like, library_of
+from .skeleton import ROOT, TIPS, Array, as_array, as_like, library_of
 
 # %% ../../nbs/hand/02_camera.ipynb #76cfad4b
 def project(
-    xyz,  # (...,N,3) mm; one point (3,) with one camera is fine too
-    K,  # (3,3) or (...,3,3) px
-):
+    xyz: Array,  # (...,N,3) mm; one point (3,) with one camera is fine too
+    K: ArrayLike,  # (3,3) or (...,3,3) px
+) -> Array:
     "Pixels (...,N,2) of points in the camera frame; NaN for points behind the camera."
     xyz = as_array(xyz)
     K, library = as_like(K, xyz), library_of(xyz)
@@ -33,15 +34,15 @@ def project(
     )
 
 # %% ../../nbs/hand/02_camera.ipynb #4a330a21
-def _entry(K, row, column):
+def _entry(K: Array, row: int, column: int) -> Array:
     "One number of each matrix, ready to be broadcast over the points of its sample."
     return K[row, column] if K.ndim == 2 else K[..., row, column, None]
 
 # %% ../../nbs/hand/02_camera.ipynb #459e0599
 def pixel_rays(
-    uv,  # (...,N,2) px
-    K,  # (3,3) or (...,3,3) px
-):
+    uv: Array,  # (...,N,2) px
+    K: ArrayLike,  # (3,3) or (...,3,3) px
+) -> Array:
     "Points (...,N,3) at z = 1 on the rays through the pixels."
     uv = as_array(uv)
     K, library = as_like(K, uv), library_of(uv)
@@ -51,10 +52,10 @@ def pixel_rays(
 
 # %% ../../nbs/hand/02_camera.ipynb #371fdc06
 def unproject(
-    uv,  # (...,N,2) px
-    z,  # (...,N) mm along the camera's axis
-    K,  # (3,3) or (...,3,3) px
-):
+    uv: Array,  # (...,N,2) px
+    z: ArrayLike,  # (...,N) mm along the camera's axis
+    K: ArrayLike,  # (3,3) or (...,3,3) px
+) -> Array:
     "Points (...,N,3) in mm, camera frame."
     rays = pixel_rays(uv, K)
     return rays * as_like(z, rays)[..., None]
@@ -69,11 +70,11 @@ class Box(NamedTuple):
 
 # %% ../../nbs/hand/02_camera.ipynb #d5171d44
 def crop_zb(
-    uv,  # (21,2) px
-    visible,  # (21,) bool
-    image_size,  # (height, width) px
-    limits=(50.0, 500.0),  # smallest and largest edge, px
-    empty=200.0,  # edge where no joint is visible, px
+    uv: ArrayLike,  # (21,2) px
+    visible: ArrayLike,  # (21,) bool
+    image_size: tuple,  # (height, width) px
+    limits: tuple = (50.0, 500.0),  # smallest and largest edge, px
+    empty: float = 200.0,  # edge where no joint is visible, px
 ) -> Box:
     "The square around the middle MCP that holds every visible joint."
     uv, visible = np.asarray(uv, float), np.asarray(visible, bool)
@@ -87,13 +88,13 @@ def crop_zb(
 
 # %% ../../nbs/hand/02_camera.ipynb #79a81d35
 def crop_tips(
-    uv,  # (21,2) px
-    visible,  # (21,) bool
-    z,  # (21,) mm, distance from the camera
-    K,  # (3,3) px
-    margin=1.5,  # edge in units of the tips' bounding box
-    reach=180.0,  # mm, the smallest edge
-    limits=(50.0, 500.0),  # smallest and largest edge, px
+    uv: ArrayLike,  # (21,2) px
+    visible: ArrayLike,  # (21,) bool
+    z: ArrayLike,  # (21,) mm, distance from the camera
+    K: np.ndarray,  # (3,3) px
+    margin: float = 1.5,  # edge in units of the tips' bounding box
+    reach: float = 180.0,  # mm, the smallest edge
+    limits: tuple = (50.0, 500.0),  # smallest and largest edge, px
 ) -> Box:
     "The square about the visible finger tips."
     uv, z, visible = (np.asarray(values, float)[list(TIPS)] for values in (uv, z, visible))
@@ -111,8 +112,8 @@ def crop_tips(
 
 # %% ../../nbs/hand/02_camera.ipynb #e877db49
 def crop_mask(
-    mask,  # (H,W) bool
-    margin=1.0,  # edge of the crop in edges of the tight square
+    mask: ArrayLike,  # (H,W) bool
+    margin: float = 1.0,  # edge of the crop in edges of the tight square
 ) -> Box:
     "The square around a mask's bounding box."
     mask = np.asarray(mask, bool)
@@ -124,7 +125,14 @@ def crop_mask(
     return Box(float(left + right) / 2, float(top + bottom) / 2, float(size) * margin)
 
 # %% ../../nbs/hand/02_camera.ipynb #8da9e169
-def _affine(a, b, c, d, e, f):  # six (...) arrays or tensors
+def _affine(
+    a: Array,  # (...), as all six
+    b: Array,
+    c: Array,
+    d: Array,
+    e: Array,
+    f: Array,
+) -> Array:
     "Matrices (...,3,3) with rows (a,b,c), (d,e,f), (0,0,1)."
     library = library_of(a)
     zero, one = library.zeros_like(a), library.ones_like(a)
@@ -132,9 +140,9 @@ def _affine(a, b, c, d, e, f):  # six (...) arrays or tensors
 
 # %% ../../nbs/hand/02_camera.ipynb #89c980e1
 def crop_matrix(
-    box,  # Box or (...,3) px: centre u, centre v, size
-    out_size,  # S, px
-):
+    box: ArrayLike,  # Box or (...,3) px: centre u, centre v, size
+    out_size: int,  # S, px
+) -> np.ndarray | torch.Tensor:
     "Affine map (...,3,3) from pixels of the original image to pixels of the crop."
     box = as_array(box)
     zoom, middle = out_size / box[..., 2], (out_size - 1) / 2
@@ -142,9 +150,9 @@ def crop_matrix(
 
 # %% ../../nbs/hand/02_camera.ipynb #c755c714
 def transform_uv(
-    matrix,  # (3,3) or (...,3,3) px to px
-    uv,  # (...,N,2) px
-):
+    matrix: ArrayLike,  # (3,3) or (...,3,3) px to px
+    uv: Array,  # (...,N,2) px
+) -> Array:
     "Pixels after an affine map."
     uv = as_array(uv)
     matrix, library = as_like(matrix, uv), library_of(uv)
@@ -153,7 +161,7 @@ def transform_uv(
     )
 
 # %% ../../nbs/hand/02_camera.ipynb #35c9acdd
-def invert_affine(matrix):  # (...,3,3)
+def invert_affine(matrix: Array) -> Array:  # matrix: (...,3,3)
     "The map back, (...,3,3)."
     a, b, c, d, e, f = (matrix[..., row, column] for row in (0, 1) for column in (0, 1, 2))
     area = a * e - b * d
@@ -161,18 +169,18 @@ def invert_affine(matrix):  # (...,3,3)
 
 # %% ../../nbs/hand/02_camera.ipynb #71a6f205
 def mirror_uv(
-    uv,  # (...,N,2) px
-    width,  # W, px
-):
+    uv: Array,  # (...,N,2) px
+    width: int,  # W, px
+) -> Array:
     "Pixels of the flipped image."
     uv = as_array(uv)
     return uv * as_like([-1, 1], uv) + as_like([width - 1, 0], uv)
 
 # %% ../../nbs/hand/02_camera.ipynb #e56ee413
 def mirror_intrinsics(
-    K,  # (...,3,3) px
-    width,  # W, px
-):
+    K: Array,  # (...,3,3) px
+    width: int,  # W, px
+) -> Array:
     "Intrinsics that project mirrored joints to mirrored pixels."
     K = as_array(K)
     return K * as_like([[1, -1, -1], [1, 1, 1], [1, 1, 1]], K) + as_like(
@@ -181,10 +189,10 @@ def mirror_intrinsics(
 
 # %% ../../nbs/hand/02_camera.ipynb #c93c6351
 def crop_intrinsics(
-    K,  # (3,3) or (...,3,3) px
-    box,  # Box or (...,3) px
-    out_size,  # S, px
-):
+    K: Array,  # (3,3) or (...,3,3) px
+    box: ArrayLike,  # Box or (...,3) px
+    out_size: int,  # S, px
+) -> Array:
     "Intrinsics of the camera whose image is the crop."
     matrix = crop_matrix(box, out_size)
     if isinstance(K, torch.Tensor):
@@ -193,20 +201,20 @@ def crop_intrinsics(
 
 # %% ../../nbs/hand/02_camera.ipynb #340ca92e
 def image_uv(
-    uv,  # (...,N,2) px of the crop
-    box,  # Box or (...,3) px
-    out_size,  # S, px
-):
+    uv: Array,  # (...,N,2) px of the crop
+    box: ArrayLike,  # Box or (...,3) px
+    out_size: int,  # S, px
+) -> Array:
     "Pixels of the original image, where 2D errors are measured."
     return transform_uv(invert_affine(crop_matrix(box, out_size)), uv)
 
 # %% ../../nbs/hand/02_camera.ipynb #f709428a
 def similarity_matrix(
-    angle,  # (...) radians; positive turns u towards v, clockwise on the screen
-    scale,  # (...) above 1 enlarges
-    shift,  # (...,2) px, after turning
-    centre,  # px, the fixed point on both axes, (S - 1)/2
-):
+    angle: ArrayLike,  # (...) radians; positive turns u towards v, clockwise on the screen
+    scale: ArrayLike,  # (...) above 1 enlarges
+    shift: Array,  # (...,2) px, after turning
+    centre: float,  # px, the fixed point on both axes, (S - 1)/2
+) -> Array:
     "Affine map (...,3,3) that turns and scales about a centre, then shifts."
     shift = as_array(shift)
     angle, scale, library = as_like(angle, shift), as_like(scale, shift), library_of(shift)
@@ -222,10 +230,10 @@ def similarity_matrix(
 
 # %% ../../nbs/hand/02_camera.ipynb #8de1ee8f
 def warp_grid(
-    images,  # (B,C,H,W) float
-    matrix,  # (B,3,3) or (3,3), from source px to output px
-    out_size,  # S, px
-):
+    images: torch.Tensor,  # (B,C,H,W) float
+    matrix: ArrayLike,  # (B,3,3) or (3,3), from source px to output px
+    out_size: int,  # S, px
+) -> torch.Tensor:
     "Where each output pixel comes from, (B,S,S,2), in torch's terms; serves all images of the same size."
     count, _, height, width = images.shape
     back = invert_affine(as_like(matrix, images)).expand(count, 3, 3)
@@ -239,23 +247,23 @@ def warp_grid(
 
 # %% ../../nbs/hand/02_camera.ipynb #3fb6d091
 def warp(
-    images,  # (B,C,H,W) float
-    matrix,  # (B,3,3) or (3,3), from source px to output px
-    out_size,  # S, px
-    mode="bilinear",  # or 'nearest', for masks and depth
-    padding="zeros",  # beyond the border: 'zeros' or 'border'
-    grid=None,  # of `warp_grid`, where it is known
-):
+    images: torch.Tensor,  # (B,C,H,W) float
+    matrix: ArrayLike,  # (B,3,3) or (3,3), from source px to output px
+    out_size: int,  # S, px
+    mode: str = "bilinear",  # or 'nearest', for masks and depth
+    padding: str = "zeros",  # beyond the border: 'zeros' or 'border'
+    grid: torch.Tensor | None = None,  # of `warp_grid`, where it is known
+) -> torch.Tensor:
     "Square images (B,C,S,S) drawn through an affine map."
     grid = warp_grid(images, matrix, out_size) if grid is None else grid
     return F.grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 # %% ../../nbs/hand/02_camera.ipynb #ca8383fb
 def viewpoint_rotation(
-    box,  # Box or (...,3) px with K; without K a ray (...,3)
-    K=None,  # (3,3) or (...,3,3) px
-    order="corrected",  # 'printed': the supplement's order of factors
-):
+    box: ArrayLike,  # Box or (...,3) px with K; without K a ray (...,3)
+    K: ArrayLike | None = None,  # (3,3) or (...,3,3) px
+    order: str = "corrected",  # 'printed': the supplement's order of factors
+) -> np.ndarray | torch.Tensor:
     "Rotations (...,3,3) that bring the ray through the box's centre onto the optical axis."
     if order not in ("corrected", "printed"):
         raise HandlabError("viewpoint_rotation", f"unknown order {order!r}", "use 'corrected' or 'printed'")
@@ -276,30 +284,30 @@ def viewpoint_rotation(
 
 # %% ../../nbs/hand/02_camera.ipynb #088b7e7f
 def rotate(
-    points,  # (...,N,3)
-    rotation,  # (3,3) or (...,3,3)
-):
+    points: Array,  # (...,N,3)
+    rotation: ArrayLike,  # (3,3) or (...,3,3)
+) -> Array:
     "Points after a rotation."
     points = as_array(points)
     return points @ library_of(points).swapaxes(as_like(rotation, points), -1, -2)
 
 # %% ../../nbs/hand/02_camera.ipynb #cb59266b
 def rotate_back(
-    points,  # (...,N,3)
-    rotation,  # (3,3) or (...,3,3)
-):
+    points: Array,  # (...,N,3)
+    rotation: ArrayLike,  # (3,3) or (...,3,3)
+) -> Array:
     "Undo `rotate`."
     points = as_array(points)
     return points @ as_like(rotation, points)
 
 # %% ../../nbs/hand/02_camera.ipynb #4a12841b
 def depth_to_cloud(
-    depth,  # (H,W) metres, NaN or 0 where there is none
-    mask,  # (H,W) bool; None: all pixels
-    K,  # (3,3) px
-    root_mm,  # (3,) mm; None: keep every point
-    radius=200.0,  # mm around the root
-):
+    depth: Array,  # (H,W) metres, NaN or 0 where there is none
+    mask: ArrayLike | None,  # (H,W) bool; None: all pixels
+    K: ArrayLike,  # (3,3) px
+    root_mm: ArrayLike | None,  # (3,) mm; None: keep every point
+    radius: float = 200.0,  # mm around the root
+) -> Array:
     "Points (n,3) in mm, camera frame, in the order of their pixels."
     depth = as_array(depth)
     library = library_of(depth)
@@ -314,10 +322,10 @@ def depth_to_cloud(
 
 # %% ../../nbs/hand/02_camera.ipynb #c143f8be
 def sample_points(
-    cloud,  # (n,3)
-    count,  # points to draw
-    generator,  # np.random.Generator, or torch.Generator for a tensor
-):
+    cloud: Array,  # (n,3)
+    count: int,  # points to draw
+    generator: np.random.Generator | torch.Generator,  # np.random.Generator, or torch.Generator for a tensor
+) -> Array:
     "`count` points of a cloud, without repetition while there are enough."
     if len(cloud) == 0:
         raise HandlabError("sample_points", "the cloud is empty", "skip frames without depth on the hand")
@@ -329,14 +337,14 @@ def sample_points(
 
 # %% ../../nbs/hand/02_camera.ipynb #0474326e
 def sample_clouds(
-    depth,  # (B,H,W) metres, NaN or 0 where there is none
-    mask,  # (B,H,W) bool
-    K,  # (B,3,3) px of this depth map
-    root_mm,  # (B,3) mm
-    count,  # points per frame
-    generator,  # torch.Generator on the device of `depth`
-    radius=200.0,  # mm around the root
-):
+    depth: torch.Tensor,  # (B,H,W) metres, NaN or 0 where there is none
+    mask: torch.Tensor,  # (B,H,W) bool
+    K: torch.Tensor,  # (B,3,3) px of this depth map
+    root_mm: torch.Tensor,  # (B,3) mm
+    count: int,  # points per frame
+    generator: torch.Generator,  # torch.Generator on the device of `depth`
+    radius: float = 200.0,  # mm around the root
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Points (B,count,3) in mm, camera frame, and the number (B,) of valid ones."
     batch, height, width = depth.shape
     metres = depth.reshape(batch, -1)
@@ -362,12 +370,12 @@ def sample_clouds(
 
 # %% ../../nbs/hand/02_camera.ipynb #3f57df00
 def _within(
-    metres,  # (B,H*W)
-    width,  # W
-    K,  # (B,3,3) px
-    root_mm,  # (B,3)
-    radius,  # mm
-):
+    metres: torch.Tensor,  # (B,H*W)
+    width: int,  # W
+    K: torch.Tensor,  # (B,3,3) px
+    root_mm: torch.Tensor,  # (B,3)
+    radius: float,  # mm
+) -> torch.Tensor:
     "Which pixels' points lie near the root, (B,H*W) bool, without making the points."
     # `inv` would wait for the device to report a singular matrix
     inverse, root, z = (
@@ -393,20 +401,20 @@ def _within(
 
 # %% ../../nbs/hand/02_camera.ipynb #a8f1e40d
 def cell_centres(
-    size,  # cells of the map
-    crop_size=None,  # px of the crop; None: as many as cells
-):
+    size: int,  # cells of the map
+    crop_size: float | None = None,  # px of the crop; None: as many as cells
+) -> np.ndarray:
     "Crop pixels (size,) at the centres of a map's cells."
     return (np.arange(size) + 0.5) * (crop_size or size) / size - 0.5
 
 # %% ../../nbs/hand/02_camera.ipynb #428fec86
 def heatmaps(
-    uv,  # (...,21,2) px of the crop
-    size=256,  # cells of the square map
-    crop_size=None,  # px of the crop; None: as many as cells
-    sigma=None,  # px of the crop; None: 25/256 of it
-    visible=None,  # (...,21) bool
-):
+    uv: Array,  # (...,21,2) px of the crop
+    size: int = 256,  # cells of the square map
+    crop_size: float | None = None,  # px of the crop; None: as many as cells
+    sigma: float | None = None,  # px of the crop; None: 25/256 of it
+    visible: ArrayLike | None = None,  # (...,21) bool
+) -> Array:
     "Targets (...,21,size,size), exp(-d^2/sigma^2)."
     uv = as_array(uv)
     library, crop_size = library_of(uv), crop_size or size
@@ -421,9 +429,9 @@ def heatmaps(
 
 # %% ../../nbs/hand/02_camera.ipynb #0e9973ab
 def heatmap_argmax(
-    maps,  # (...,21,size,size)
-    crop_size=None,  # px of the crop; None: as many as cells
-):
+    maps: Array,  # (...,21,size,size)
+    crop_size: float | None = None,  # px of the crop; None: as many as cells
+) -> Array:
     "Crop pixels (...,21,2) at the centre of each map's largest cell."
     size, library = maps.shape[-1], library_of(maps)
     best = maps.reshape(*maps.shape[:-2], -1).argmax(-1)

@@ -8,9 +8,18 @@ __all__ = ['BLACK', 'ORANGE', 'SKY', 'GREEN', 'BLUE', 'VERMILION', 'PURPLE', 'GR
            'plain_axes', 'draw_hand_3d', 'frame_hands_3d', 'bare_3d', 'draw_cloud']
 
 # %% ../../nbs/hand/04_draw.ipynb #0718d575
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .skeleton import BONES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.legend import Legend
+    from mpl_toolkits.mplot3d import Axes3D
 
 # %% ../../nbs/hand/04_draw.ipynb #4ddee2c0
 BLACK, ORANGE, SKY, GREEN, BLUE = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2"
@@ -69,8 +78,12 @@ def line_of(name: str) -> dict:  # a key of `STYLES`
 
 # %% ../../nbs/hand/04_draw.ipynb #77ce0ced
 def legend_below(
-    axis, lines=None, size: float = 8, lift: float = 4.6, **more
-):  # lift: font sizes below the axes
+    axis: "Axes",
+    lines: Sequence | None = None,
+    size: float = 8,
+    lift: float = 4.6,  # font sizes below the axes
+    **more: Any,
+) -> "Legend":
     "The legend of some lines, or of all, below the axes and their label."
     handles = axis.get_legend_handles_labels()[0] if lines is None else lines
     style = dict(fontsize=size, title_fontsize=size, handlelength=3.2, frameon=False, borderaxespad=lift)
@@ -81,12 +94,14 @@ def legend_below(
 FINGER_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")  # thumb to little
 
 
-def bone_colours(colour=None):  # one colour for the whole hand; None: one per finger
+def bone_colours(
+    colour: str | None = None,  # one colour for the whole hand; None: one per finger
+) -> list[str]:
     "A colour for each of the 20 bones."
     return [colour] * 20 if colour is not None else [FINGER_COLOURS[bone // 4] for bone in range(20)]
 
 # %% ../../nbs/hand/04_draw.ipynb #acbb7978
-def _bone_style(bone, colour, width, dashed):
+def _bone_style(bone: int, colour: str, width: float, dashed: bool) -> dict:
     return dict(
         color=colour,
         lw=width,
@@ -98,14 +113,14 @@ def _bone_style(bone, colour, width, dashed):
 
 # %% ../../nbs/hand/04_draw.ipynb #bca94557
 def draw_hand_2d(
-    ax,  # matplotlib axes
-    uv,  # (21,2) px; NaN joints are left out
-    visible=None,  # (21,) bool; bones to a hidden joint are dashed
-    colour=None,  # one colour for the whole hand; None: one per finger
-    width=2.0,  # line width, points
-    outline=True,  # white edge, so that the hand stands out from a photograph
-    label=None,  # legend entry
-):
+    ax: "Axes",  # matplotlib axes
+    uv: ArrayLike,  # (21,2) px; NaN joints are left out
+    visible: ArrayLike | None = None,  # (21,) bool; bones to a hidden joint are dashed
+    colour: str | None = None,  # one colour for the whole hand; None: one per finger
+    width: float = 2.0,  # line width, points
+    outline: bool = True,  # white edge, so that the hand stands out from a photograph
+    label: str | None = None,  # legend entry
+) -> "Axes":
     "A hand's bones and joints over an image."
     uv = np.asarray(uv, float)
     visible = np.ones(21, bool) if visible is None else np.asarray(visible, bool)
@@ -119,7 +134,9 @@ def draw_hand_2d(
     return ax
 
 # %% ../../nbs/hand/04_draw.ipynb #b6779a7c
-def _draw_joints_2d(ax, uv, faces, visible, width, outline):
+def _draw_joints_2d(
+    ax: "Axes", uv: np.ndarray, faces: list[str], visible: np.ndarray, width: float, outline: bool
+):
     ax.scatter(
         *uv.T,
         s=(2.2 * width) ** 2,
@@ -131,11 +148,11 @@ def _draw_joints_2d(ax, uv, faces, visible, width, outline):
 
 # %% ../../nbs/hand/04_draw.ipynb #06711212
 def draw_over(
-    axis,
+    axis: "Axes",
     image: np.ndarray,  # (S, S, 3)
     uv: np.ndarray,  # (21, 2) px of the crop
-    colour: str,  # None: one per finger
-    visible=None,  # (21,) bool; bones to a hidden joint are dashed
+    colour: str | None,  # None: one per finger
+    visible: ArrayLike | None = None,  # (21,) bool; bones to a hidden joint are dashed
 ):
     "A hand over its crop."
     axis.imshow(image)
@@ -143,7 +160,7 @@ def draw_over(
     axis.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
 # %% ../../nbs/hand/04_draw.ipynb #6d27998c
-def plain_axes(axes):
+def plain_axes(axes: "Axes | np.ndarray"):
     "Remove the ticks and the frame."
     for axis in np.ravel(axes):
         axis.set(xticks=[], yticks=[])
@@ -152,13 +169,13 @@ def plain_axes(axes):
 
 # %% ../../nbs/hand/04_draw.ipynb #50253b7d
 def draw_hand_3d(
-    ax,  # matplotlib 3d axes
-    joints,  # (21,3) mm, camera frame
-    colour=None,  # one colour for the whole hand; None: one per finger
-    width=2.0,  # line width, points
-    label=None,  # legend entry
-    alpha=1.0,
-):
+    ax: "Axes3D",  # matplotlib 3d axes
+    joints: ArrayLike,  # (21,3) mm, camera frame
+    colour: str | None = None,  # one colour for the whole hand; None: one per finger
+    width: float = 2.0,  # line width, points
+    label: str | None = None,  # legend entry
+    alpha: float = 1.0,
+) -> "Axes3D":
     "A hand's bones and joints in space; the plot's upward axis is the camera's -y."
     x, y, z = np.asarray(joints, float).T
     colours = bone_colours(colour)
@@ -189,11 +206,11 @@ def draw_hand_3d(
 
 # %% ../../nbs/hand/04_draw.ipynb #f805c5a8
 def frame_hands_3d(
-    ax,  # matplotlib 3d axes
-    joints,  # (...,21,3) mm: everything that is drawn in these axes
-    view=(12, -70),  # elevation and azimuth, degrees; azimuth -90 looks along the camera's axis
-    ticks=False,  # show millimetres along the axes
-):
+    ax: "Axes3D",  # matplotlib 3d axes
+    joints: ArrayLike,  # (...,21,3) mm: everything that is drawn in these axes
+    view: tuple = (12, -70),  # elevation and azimuth, degrees; azimuth -90 looks along the camera's axis
+    ticks: bool = False,  # show millimetres along the axes
+) -> "Axes3D":
     "Equal millimetres on all three axes, a calm background, and a view from slightly beside the camera."
     points = np.asarray(joints, float).reshape(-1, 3)
     low, high = np.nanmin(points, 0), np.nanmax(points, 0)
@@ -212,7 +229,12 @@ def frame_hands_3d(
     return ax
 
 # %% ../../nbs/hand/04_draw.ipynb #f1639193
-def bare_3d(ax, reach=1.7, view=(8, -80), around=None):  # around: (...,3), all that is drawn; None: the root
+def bare_3d(
+    ax: "Axes3D",
+    reach: float = 1.7,
+    view: tuple = (8, -80),
+    around: ArrayLike | None = None,  # (...,3), all that is drawn; None: the root
+) -> "Axes3D":
     "Equal axes about the root or about what is drawn, without frame or ticks."
     frame_hands_3d(ax, np.array([[-reach] * 3, [reach] * 3]) if around is None else around, view)
     if around is not None:
@@ -225,11 +247,11 @@ DEPTH_MAP = "viridis"  # perceptually even; dark is near
 
 
 def draw_cloud(
-    ax,  # matplotlib 3d axes
-    cloud,  # (N,3)
-    size=6.0,  # of a point
-    span=1.5,  # depth that the colours cover, to either side of the root
-):
+    ax: "Axes3D",  # matplotlib 3d axes
+    cloud: ArrayLike,  # (N,3)
+    size: float = 6.0,  # of a point
+    span: float = 1.5,  # depth that the colours cover, to either side of the root
+) -> "Axes3D":
     "A point cloud in space, near points dark, far points light."
     x, y, z = np.asarray(cloud, float).T
     style = dict(c=z, cmap=DEPTH_MAP, vmin=-span, vmax=span, s=size, linewidths=0, depthshade=False)

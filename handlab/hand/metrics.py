@@ -9,10 +9,12 @@ __all__ = ['PROTOCOLS', 'NARROW', 'ALIGNMENTS', 'joint_errors', 'EPE', 'epe', 't
            'align_procrustes', 'scores_split']
 
 # %% ../../nbs/hand/03_metrics.ipynb #c186bf83
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..core import HandlabError
 from .skeleton import UNITS, mean_bone, unit_fault
@@ -21,12 +23,12 @@ from .skeleton import UNITS, mean_bone, unit_fault
 PROTOCOLS = ("zb", "mmpose", "pooled")
 
 
-def _check_protocol(where, protocol):
+def _check_protocol(where: str, protocol: str):
     if protocol not in PROTOCOLS:
         raise HandlabError(where, f"unknown protocol {protocol!r}", f"use one of {', '.join(PROTOCOLS)}")
 
 # %% ../../nbs/hand/03_metrics.ipynb #9acf5fd8
-def _numbers(values):
+def _numbers(values: ArrayLike) -> np.ndarray:
     return (
         values.detach().cpu().double().numpy()
         if isinstance(values, torch.Tensor)
@@ -35,10 +37,10 @@ def _numbers(values):
 
 # %% ../../nbs/hand/03_metrics.ipynb #97adde39
 def joint_errors(
-    pred,  # (N,21,D) mm or px
-    true,  # (N,21,D), NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-):
+    pred: ArrayLike,  # (N,21,D) mm or px
+    true: ArrayLike,  # (N,21,D), NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+) -> np.ndarray:
     "Distances (N,21) in the unit of the input, NaN where a joint does not count."
     pred, true = _numbers(pred), _numbers(true)
     if true.ndim != 3 or pred.shape != true.shape:
@@ -79,16 +81,18 @@ class EPE(NamedTuple):
     median: float
 
 
-def _per_joint(errors):  # (N,J) -> the errors of each joint that counts at least once
+def _per_joint(
+    errors: np.ndarray,  # (N,J) -> the errors of each joint that counts at least once
+) -> list[np.ndarray]:
     columns = [column[~np.isnan(column)] for column in errors.T]
     return [column for column in columns if len(column)]
 
 # %% ../../nbs/hand/03_metrics.ipynb #d6f2e6e9
 def epe(
-    pred,  # (N,21,D) mm or px
-    true,  # (N,21,D), NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-    protocol="pooled",  # 'zb', 'mmpose' or 'pooled'
+    pred: ArrayLike,  # (N,21,D) mm or px
+    true: ArrayLike,  # (N,21,D), NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
 ) -> EPE:
     "Mean and median end-point error in the unit of the input."
     _check_protocol("epe", protocol)
@@ -100,34 +104,34 @@ def epe(
     )
 
 # %% ../../nbs/hand/03_metrics.ipynb #61eb3193
-def thresholds_3d():  # (20,) mm
+def thresholds_3d() -> np.ndarray:  # (20,) mm
     "0 to 50 mm."
     return np.linspace(0, 50, 20)
 
 
-def thresholds_20_50():  # (12,) mm
+def thresholds_20_50() -> np.ndarray:  # (12,) mm
     "The published curves' 20 to 50 mm: in fact 21.05 to 50."
     return thresholds_3d()[8:]
 
 
-def thresholds_2d():  # (20,) px
+def thresholds_2d() -> np.ndarray:  # (20,) px
     "0 to 30 px of the original image."
     return np.linspace(0, 30, 20)
 
 # %% ../../nbs/hand/03_metrics.ipynb #afac1928
-def thresholds_mmpose():  # (20,) px
+def thresholds_mmpose() -> np.ndarray:  # (20,) px
     "0 to 28.5 px, the 20 left ends of mmpose's sum up to 30 px."
     return np.arange(20) * 1.5
 
 # %% ../../nbs/hand/03_metrics.ipynb #ebda76bf
 def pck(
-    pred,  # (N,21,D) mm or px
-    true,  # (N,21,D), NaN where not annotated
-    thresholds,  # (T,) in the unit of the input
-    visible=None,  # (N,21) bool; None: all that are annotated
-    protocol="pooled",  # 'zb', 'mmpose' or 'pooled'
-    normaliser=None,  # (N,) the box's longer edge; None: errors as they are
-):
+    pred: ArrayLike,  # (N,21,D) mm or px
+    true: ArrayLike,  # (N,21,D), NaN where not annotated
+    thresholds: ArrayLike,  # (T,) in the unit of the input
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
+    normaliser: ArrayLike | None = None,  # (N,) the box's longer edge; None: errors as they are
+) -> np.ndarray:
     "Share (T,) of correct joints, 0 to 1, at every threshold."
     _check_protocol("pck", protocol)
     errors = joint_errors(pred, true, visible)
@@ -141,10 +145,10 @@ def pck(
 
 # %% ../../nbs/hand/03_metrics.ipynb #56456486
 def auc(
-    thresholds,  # (T,) in mm or px
-    curve,  # (T,) shares, 0 to 1
-    protocol="pooled",  # 'mmpose' sums left rectangles, the others trapezoids
-):
+    thresholds: ArrayLike,  # (T,) in mm or px
+    curve: ArrayLike,  # (T,) shares, 0 to 1
+    protocol: str = "pooled",  # 'mmpose' sums left rectangles, the others trapezoids
+) -> float:
     "Area under a PCK curve over its range, 0 to 1."
     _check_protocol("auc", protocol)
     thresholds, curve = _numbers(thresholds), _numbers(curve)
@@ -164,13 +168,13 @@ def auc(
     return float((steps * (curve[1:] + curve[:-1]) / 2).sum() / (thresholds[-1] - thresholds[0]))
 
 # %% ../../nbs/hand/03_metrics.ipynb #d36284de
-def _check_form(name: str, joints, dimensions: int, counts=(21,)):
+def _check_form(name: str, joints: np.ndarray, dimensions: int, counts: Collection[int] = (21,)):
     "Joints of another shape than (N,21,dimensions) are an error."
     if joints.ndim != 3 or joints.shape[2] != dimensions or joints.shape[1] not in counts:
         raise HandlabError(name, f"their shape is {joints.shape}", f"give (N,21,{dimensions})")
 
 
-def check_millimetres(pred, true):  # (N,21,3)
+def check_millimetres(pred: ArrayLike, true: ArrayLike):  # (N,21,3)
     "Scores in mm of labels or predictions in metres would be nearly perfect: an error that names the unit."
     pred, true = _numbers(pred), _numbers(true)
     for name, joints in (("predicted joints", pred), ("true joints", true)):
@@ -191,11 +195,11 @@ def check_millimetres(pred, true):  # (N,21,3)
 
 # %% ../../nbs/hand/03_metrics.ipynb #b4923f8b
 def scores_3d(
-    pred,  # (N,21,3) mm
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-    protocol="pooled",  # 'zb', 'mmpose' or 'pooled'
-):
+    pred: ArrayLike,  # (N,21,3) mm
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
+) -> dict:
     "Mean and median EPE in mm, AUC from 0 to 50 and from 20 to 50 mm."
     check_millimetres(pred, true)
     error = epe(pred, true, visible, protocol)
@@ -211,7 +215,7 @@ def scores_3d(
 NARROW = 3.0  # px: a hand of this width is none, but pixels given as shares of the picture are
 
 
-def _check_pixels(true):  # (N,21,2)
+def _check_pixels(true: ArrayLike):  # (N,21,2)
     true = _numbers(true)
     _check_form("true joints", true, 2, counts=range(1, 22))  # a part of a hand is measured, too
     with np.errstate(invalid="ignore"):
@@ -223,11 +227,11 @@ def _check_pixels(true):  # (N,21,2)
 
 # %% ../../nbs/hand/03_metrics.ipynb #7d4379c3
 def scores_2d(
-    pred,  # (N,21,2) px of the original image
-    true,  # (N,21,2) px, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-    protocol="pooled",  # 'zb', 'mmpose' or 'pooled'
-):
+    pred: ArrayLike,  # (N,21,2) px of the original image
+    true: ArrayLike,  # (N,21,2) px, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
+) -> dict:
     "Mean and median EPE in px, AUC from 0 to 30 px."
     _check_pixels(true)
     error = epe(pred, true, visible, protocol)
@@ -240,10 +244,10 @@ def scores_2d(
 
 # %% ../../nbs/hand/03_metrics.ipynb #a691447a
 def measures_2d(
-    pred,  # (N,21,2) px of the original image
-    true,  # (N,21,2) px, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-):
+    pred: ArrayLike,  # (N,21,2) px of the original image
+    true: ArrayLike,  # (N,21,2) px, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+) -> dict:
     "Mean and median EPE in px, AUC from 0 to 30 px and PCK curve at `thresholds_2d()`, under every protocol."
     scores = {protocol: scores_2d(pred, true, visible, protocol) for protocol in PROTOCOLS}
     return {
@@ -260,7 +264,7 @@ def measures_2d(
 ALIGNMENTS = ("absolute", "root", "root_scale", "root_set_scale")
 
 
-def _centred(pred, true, visible):
+def _centred(pred: ArrayLike, true: ArrayLike, visible: ArrayLike | None) -> tuple:
     "Prediction and truth minus their means over the joints that count; the truth's means; which count."
     counted = ~np.isnan(joint_errors(pred, true, visible))
     share = counted[..., None] / np.maximum(counted.sum(1), 1)[:, None, None]
@@ -271,21 +275,22 @@ def _centred(pred, true, visible):
 
 # %% ../../nbs/hand/03_metrics.ipynb #7f5ed894
 def align_root(
-    pred,  # (N,21,3) mm
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-):
+    pred: ArrayLike,  # (N,21,3) mm
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+) -> np.ndarray:
     "Predictions (N,21,3) moved by the best translation of each frame."
     centred, _, target, _ = _centred(pred, true, visible)
     return centred + target
 
 # %% ../../nbs/hand/03_metrics.ipynb #60a8a0d1
 def align_root_scale(
-    pred,  # (N,21,3) in any unit
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-    groups=None,  # (N,) names: one scale for all frames of a name; None: a scale for each frame
-):
+    pred: ArrayLike,  # (N,21,3) in any unit
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    groups: ArrayLike
+    | None = None,  # (N,) names: one scale for all frames of a name; None: a scale for each frame
+) -> np.ndarray:
     "Predictions (N,21,3) mm moved and scaled to fit best."
     centred, true_centred, target, counted = _centred(pred, true, visible)
     known = np.where(counted[..., None], centred, 0)
@@ -301,18 +306,18 @@ def align_root_scale(
     return centred * scale[numbers][:, None, None] + target
 
 # %% ../../nbs/hand/03_metrics.ipynb #e80fcb1b
-def thresholds_100():  # (100,) mm
+def thresholds_100() -> np.ndarray:  # (100,) mm
     "0 to 100 mm, as in the published curves of Dexter+Object."
     return np.linspace(0, 100, 100)
 
 # %% ../../nbs/hand/03_metrics.ipynb #5f61bbdb
 def align(
-    pred,  # (N,21,3)
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-    alignment="absolute",  # one of ALIGNMENTS
-    groups=None,  # (N,) names, for 'root_set_scale'; None: the whole set
-):
+    pred: ArrayLike,  # (N,21,3)
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    alignment: str = "absolute",  # one of ALIGNMENTS
+    groups: ArrayLike | None = None,  # (N,) names, for 'root_set_scale'; None: the whole set
+) -> np.ndarray:
     "Predictions (N,21,3) as a named protocol allows."
     if alignment not in ALIGNMENTS:
         raise HandlabError("align", f"unknown alignment {alignment!r}", f"use one of {', '.join(ALIGNMENTS)}")
@@ -326,13 +331,13 @@ def align(
 
 # %% ../../nbs/hand/03_metrics.ipynb #80cc6dfc
 def scores_tips(
-    pred,  # (N,21,3) mm; any unit for the alignments with a scale
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-    alignment="absolute",  # one of ALIGNMENTS
-    groups=None,  # (N,) names, for 'root_set_scale'; None: the whole set
-    protocol="pooled",  # 'zb', 'mmpose' or 'pooled'
-):
+    pred: ArrayLike,  # (N,21,3) mm; any unit for the alignments with a scale
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+    alignment: str = "absolute",  # one of ALIGNMENTS
+    groups: ArrayLike | None = None,  # (N,) names, for 'root_set_scale'; None: the whole set
+    protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
+) -> dict:
     "Mean and median EPE in mm, AUC from 0 to 50 and from 0 to 100 mm, and how many tips were counted."
     check_millimetres(pred if alignment in ("absolute", "root") else true, true)
     counted = ~np.isnan(joint_errors(pred, true, visible))
@@ -354,7 +359,10 @@ def scores_tips(
     )
 
 # %% ../../nbs/hand/03_metrics.ipynb #2caf78ce
-def _best_rotation(pred, true):  # (N,21,3) centred, 0 where a joint does not count
+def _best_rotation(
+    pred: np.ndarray,  # (N,21,3) centred, 0 where a joint does not count
+    true: np.ndarray,  # the same
+) -> tuple[np.ndarray, np.ndarray]:
     "Rotation (N,3,3) and scale (N,) that bring the prediction nearest to the truth."
     left, sizes, right = np.linalg.svd(np.swapaxes(pred, 1, 2) @ true)
     mirrored = np.linalg.det(left) * np.linalg.det(right) < 0
@@ -366,10 +374,10 @@ def _best_rotation(pred, true):  # (N,21,3) centred, 0 where a joint does not co
 
 # %% ../../nbs/hand/03_metrics.ipynb #2ade430b
 def align_procrustes(
-    pred,  # (N,21,3) in any unit
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: all that are annotated
-):
+    pred: ArrayLike,  # (N,21,3) in any unit
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
+) -> tuple[np.ndarray, np.ndarray]:
     "Predictions (N,21,3) mm turned, scaled and moved to fit best, and the angle (N,) of the turn in degrees."
     centred, true_centred, target, counted = _centred(pred, true, visible)
     rotation, scale = _best_rotation(np.where(counted[..., None], centred, 0), true_centred)
@@ -381,10 +389,10 @@ def align_procrustes(
 
 # %% ../../nbs/hand/03_metrics.ipynb #faef97d0
 def scores_split(
-    pred,  # (N,21,3) mm
-    true,  # (N,21,3) mm, NaN where not annotated
-    visible=None,  # (N,21) bool; None: unknown
-):
+    pred: ArrayLike,  # (N,21,3) mm
+    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    visible: ArrayLike | None = None,  # (N,21) bool; None: unknown
+) -> dict:
     "Procrustes EPE in mm, rotation in degrees, EPE of visible, hidden and each joint; None: no such joint."
     errors = joint_errors(pred, true)
     aligned, angle = align_procrustes(pred, true)

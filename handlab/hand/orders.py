@@ -10,16 +10,16 @@ __all__ = ['RHD_TO_CANONICAL', 'STB_TO_CANONICAL', 'BIGHAND_TO_CANONICAL', 'DEXT
 import numpy as np
 
 from ..core import HandlabError
-from .skeleton import TIPS, as_array, as_like, library_of
+from .skeleton import TIPS, Array, as_array, as_like, library_of
 
 # %% ../../nbs/hand/06_orders.ipynb #33e05da3
 RHD_TO_CANONICAL = np.array([0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17])
 
 
 def from_rhd(
-    values,  # (...,42,D) both hands as stored
-    side,  # 'left' or 'right'
-):
+    values: Array,  # (...,42,D) both hands as stored
+    side: str,  # 'left' or 'right'
+) -> Array:
     "One hand of RHD's two, (...,21,D) in canonical order."
     if side not in ("left", "right"):
         raise HandlabError("from_rhd", f"unknown side {side!r}", "use 'left' or 'right'")
@@ -37,7 +37,7 @@ STB_TO_CANONICAL = np.array(
 )  # joint 0 is still the palm's centre
 
 
-def stb_wrist(joints):  # (...,21,3) canonical order, the palm's centre at 0
+def stb_wrist(joints: Array) -> Array:  # joints: (...,21,3) canonical order, the palm's centre at 0
     "The same hands with the wrist at joint 0."
     ring_mcp, palm = joints[..., 13:14, :], joints[..., :1, :]
     wrist = ring_mcp + 2 * (palm - ring_mcp)
@@ -45,9 +45,9 @@ def stb_wrist(joints):  # (...,21,3) canonical order, the palm's centre at 0
 
 # %% ../../nbs/hand/06_orders.ipynb #6ed352da
 def from_stb(
-    joints,  # (...,21,3) as STB stores them, mm
-    wrist=True,  # False leaves the palm's centre at joint 0
-):
+    joints: Array,  # (...,21,3) as STB stores them, mm
+    wrist: bool = True,  # False leaves the palm's centre at joint 0
+) -> Array:
     "STB's joints in canonical order."
     joints = joints[..., STB_TO_CANONICAL, :]
     return stb_wrist(joints) if wrist else joints
@@ -56,7 +56,7 @@ def from_stb(
 BIGHAND_TO_CANONICAL = np.array([0, 1, 6, 7, 8, 2, 9, 10, 11, 3, 12, 13, 14, 4, 15, 16, 17, 5, 18, 19, 20])
 
 
-def from_bighand(joints):  # (...,21,3) or (...,63) as BigHand stores them, mm
+def from_bighand(joints: Array) -> Array:  # joints: (...,21,3) or (...,63) as BigHand stores them, mm
     "BigHand's joints in canonical order."
     if joints.shape[-1] == 63:
         joints = joints.reshape(*joints.shape[:-1], 21, 3)
@@ -66,7 +66,7 @@ def from_bighand(joints):  # (...,21,3) or (...,63) as BigHand stores them, mm
 DEXTER_MISSING = 32001.0  # z of a tip that is not annotated
 
 
-def from_dexter(tips):  # (...,5,D) thumb to little
+def from_dexter(tips: Array) -> Array:  # tips: (...,5,D) thumb to little
     "Finger tips as hands (...,21,D) in canonical order, NaN where nothing is annotated."
     tips = as_array(tips)
     library = library_of(tips)

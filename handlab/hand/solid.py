@@ -8,6 +8,7 @@ __all__ = ['CORNERS_OF_RING', 'RINGS', 'THICKNESS', 'SHEET', 'PALM_COLOUR', 'PAL
 
 # %% ../../nbs/hand/05_solid.ipynb #636ca887
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .draw import FINGER_COLOURS
 from .skeleton import BONES
@@ -17,7 +18,7 @@ CORNERS_OF_RING = 10
 RINGS = 6  # three for each round end
 
 
-def across(direction):  # (...,3) unit vectors
+def across(direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # direction: (...,3) unit vectors
     "Two unit vectors (...,3) at right angles to each direction and to each other."
     helper = np.eye(3)[np.abs(direction).argmin(-1)]
     first = np.cross(direction, helper)
@@ -25,7 +26,12 @@ def across(direction):  # (...,3) unit vectors
     return first, np.cross(direction, first)
 
 # %% ../../nbs/hand/05_solid.ipynb #1218f91a
-def capsules(start, end, radius_start, radius_end):  # (...,3), (...,3), (...), (...)
+def capsules(
+    start: np.ndarray,  # (...,3)
+    end: np.ndarray,  # (...,3)
+    radius_start: np.ndarray,  # (...)
+    radius_end: np.ndarray,  # (...)
+) -> np.ndarray:
     "Vertices (...,60,3): six rings from one round end to the other."
     along = end - start
     along = along / np.linalg.norm(along, axis=-1, keepdims=True).clip(1e-6)
@@ -40,7 +46,7 @@ def capsules(start, end, radius_start, radius_end):  # (...,3), (...,3), (...), 
     return np.concatenate(rings, -2)
 
 # %% ../../nbs/hand/05_solid.ipynb #da5dd6d5
-def capsule_faces():
+def capsule_faces() -> np.ndarray:
     "Triangles (100,3) between the six rings of a capsule."
     corner = np.arange(CORNERS_OF_RING)
     following = (corner + 1) % CORNERS_OF_RING
@@ -59,7 +65,7 @@ PALM = np.array([[0, 1, 5], [0, 5, 9], [0, 9, 13], [0, 13, 17]])  # triangles be
 PALM_JOINTS = np.unique(PALM)
 
 # %% ../../nbs/hand/05_solid.ipynb #2cff5975
-def palm_sheets(poses):  # (...,21,3)
+def palm_sheets(poses: np.ndarray) -> np.ndarray:  # poses: (...,21,3)
     "Vertices (...,12,3): wrist and MCPs, moved to either side of the palm."
     corners = poses[..., PALM_JOINTS, :]
     normal = np.cross(poses[..., 5, :] - poses[..., 0, :], poses[..., 17, :] - poses[..., 0, :])
@@ -67,7 +73,7 @@ def palm_sheets(poses):  # (...,21,3)
     return np.concatenate([corners + aside[..., None, :], corners - aside[..., None, :]], -2)
 
 # %% ../../nbs/hand/05_solid.ipynb #ea0f3ee2
-def hand_vertices(poses):  # (...,21,3) in hand scales
+def hand_vertices(poses: ArrayLike) -> np.ndarray:  # poses: (...,21,3) in hand scales
     "Vertices (...,1212,3) of capsules and palm."
     poses = np.asarray(poses, float)
     parent, child = BONES.T
@@ -84,7 +90,7 @@ def hand_vertices(poses):  # (...,21,3) in hand scales
     return np.concatenate([tubes.reshape(*poses.shape[:-2], -1, 3), palm_sheets(poses)], -2)
 
 # %% ../../nbs/hand/05_solid.ipynb #ec7306dc
-def hand_faces():
+def hand_faces() -> tuple[np.ndarray, np.ndarray]:
     "Triangles (2008,3) of a hand's 20 capsules and palm, and each vertex's colour (1212,)."
     count = RINGS * CORNERS_OF_RING
     palm = np.searchsorted(PALM_JOINTS, PALM) + len(BONES) * count
