@@ -13,10 +13,12 @@ import hashlib
 import io
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import DTypeLike
 
 from handlab.core import (
     HandlabError,
@@ -35,7 +37,7 @@ from ..machine import WorkerDied, leave_if_run_again
 PIXELS = ("image", "depth", "mask")  # the large arrays; labels are small
 
 
-def _header(shape, dtype) -> bytes:
+def _header(shape: tuple, dtype: DTypeLike) -> bytes:
     "The bytes before the numbers in a .npy file."
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -45,14 +47,14 @@ def _header(shape, dtype) -> bytes:
     return header.getvalue()
 
 # %% ../../nbs/data/04_arrays.ipynb #4b0b65bd
-def create_array(path, shape, dtype):
+def create_array(path: str | Path, shape: tuple, dtype: DTypeLike):
     "A .npy file of zeros; it takes room on disk as rows are written."
     with full_disk_named(path), open(path, "wb") as file:
         file.write(_header(shape, dtype))
         file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
 
 # %% ../../nbs/data/04_arrays.ipynb #b1a871ec
-def write_rows(path, shape, start: int, rows):  # rows: (n, *shape[1:])
+def write_rows(path: str | Path, shape: tuple, start: int, rows: np.ndarray):  # rows: (n, *shape[1:])
     "Write rows `start` and following of a file made by `create_array`."
     rows = np.ascontiguousarray(rows)
     with full_disk_named(path), open(path, "r+b", buffering=0) as file:
@@ -84,14 +86,14 @@ def shapes_of(first: dict, count: int) -> dict:
     return {key: (count, *first[key].shape) for key in (*pixels, *labels)}
 
 
-def create_arrays(folder, first: dict, count: int):
+def create_arrays(folder: Path, first: dict, count: int):
     "Make the files for `count` rows like `first`."
     for key, shape in shapes_of(first, count).items():
         create_array(folder / f"{key}.npy", shape, f"<U{NAME_LENGTH}" if key == "name" else first[key].dtype)
     create_array(folder / f"{DIGESTS}.npy", (count, 16), np.uint8)
 
 # %% ../../nbs/data/04_arrays.ipynb #28cdf45b
-def rows_done(folder, shapes: dict, count: int):
+def rows_done(folder: Path, shapes: dict, count: int) -> np.ndarray:
     "The rows (N,) bool of a growing folder that are whole."
     arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in shapes}
     if any(array.shape != shapes[key] for key, array in arrays.items()):
@@ -104,7 +106,7 @@ def rows_done(folder, shapes: dict, count: int):
     return done
 
 # %% ../../nbs/data/04_arrays.ipynb #add079b1
-def spans_left(done, chunk: int) -> list:
+def spans_left(done: np.ndarray, chunk: int) -> list:
     "Runs (start, stop) of at most `chunk` rows that are not done."
     ends = np.flatnonzero(np.diff(np.r_[True, done, True].astype(np.int8)))
     return [
@@ -114,7 +116,7 @@ def spans_left(done, chunk: int) -> list:
     ]
 
 # %% ../../nbs/data/04_arrays.ipynb #124a274c
-def shorten_names(path, step: int = 65536):
+def shorten_names(path: Path, step: int = 65536):
     "Store names with no more letters than the longest needs."
     names = np.load(path, mmap_mode="r")
     longest = max(
@@ -129,7 +131,7 @@ def shorten_names(path, step: int = 65536):
 
 # %% ../../nbs/data/04_arrays.ipynb #50b74e75
 @contextlib.contextmanager
-def folder_lock(folder):
+def folder_lock(folder: str | Path) -> Iterator[None]:
     "Be the only process that makes `folder`; whoever comes second waits."
     folder = Path(folder)
     make_folder(folder.parent)
@@ -147,7 +149,7 @@ def folder_lock(folder):
 
 # %% ../../nbs/data/04_arrays.ipynb #8276f9c6
 @contextlib.contextmanager
-def growing_folder(folder, name: str):
+def growing_folder(folder: str | Path, name: str) -> Iterator[Path]:
     "A folder beside `folder`, renamed to it when the block ends well. The lock must be held."
     folder = Path(folder)
     growing = folder.parent / f".{folder.name}.{name}.partial"
@@ -168,14 +170,14 @@ def growing_folder(folder, name: str):
         raise
 
 # %% ../../nbs/data/04_arrays.ipynb #bb5fa049
-def write_to_disk(folder):
+def write_to_disk(folder: str | Path):
     "Make sure that the files of a folder outlive a power cut."
     for path in Path(folder).iterdir():
         with full_disk_named(path), open(path, "r+b") as file:  # Windows syncs no file opened to be read
             os.fsync(file.fileno())
 
 # %% ../../nbs/data/04_arrays.ipynb #994fc787
-def check_space(folder, need: int):
+def check_space(folder: str | Path, need: int):
     "Too little room on the disk is an error at once; what the folder's files take already counts as free."
     free = shutil.disk_usage(folder).free + sum(
         room_taken(path) for path in Path(folder).iterdir() if path.is_file()
@@ -195,7 +197,7 @@ WHOLE = 1 << 26  # bytes: a file up to this size is compared in every process
 CHECKED = ".checked.json"  # {file: [size, dates]} at the last comparison
 
 
-def _seen(folder) -> dict:
+def _seen(folder: Path) -> dict:
     "What the last comparison saw; nothing where there is no such file, or a damaged one."
     with contextlib.suppress(HandlabError):
         return read_json(folder / CHECKED, has=())
@@ -203,7 +205,7 @@ def _seen(folder) -> dict:
 
 # %% ../../nbs/data/04_arrays.ipynb #42aafa5b
 def check_arrays(
-    folder,
+    folder: str | Path,
     noted: dict,  # of `note_files`
     fix: str,  # what the user can do about a changed one
 ):

@@ -14,17 +14,19 @@ import functools
 import math
 import mmap
 import os
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..core import HandlabError
 from .arrays import PIXELS
 from .files import check_choice
-from .prepare import DEPTH_STEPS
+from .prepare import DEPTH_STEPS, Prepared
 from handlab.hand.camera import (
     crop_intrinsics,
     crop_matrix,
@@ -56,23 +58,23 @@ class Augment:
     grey: float = 0.0  # share of the images that lose their colour; not in the papers
 
     @classmethod
-    def none(cls):
+    def none(cls) -> Self:
         return cls(0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0)
 
     @classmethod
-    def paper2(cls):
+    def paper2(cls) -> Self:
         return cls(180.0, 20 / 256, 1.0, 1.2, 0.1, 0.0, 0.0)
 
     @property
-    def moves(self):
+    def moves(self) -> bool:
         return any((self.rotation, self.shift, self.scale_low != 1, self.scale_high != 1))
 
     @property
-    def colours(self):
+    def colours(self) -> bool:
         return any((self.hue, self.brightness, self.contrast, self.saturation, self.grey))
 
 # %% ../../nbs/data/06_batches.ipynb #73683fe1
-def check_augment(augment) -> Augment:
+def check_augment(augment: Augment | None) -> Augment:
     "Return the augmentation (None means none); a range that makes no sense is an error."
     augment = check_settings(augment or Augment.none())
     for name in ("rotation", "shift", "hue", "brightness", "contrast"):
@@ -103,7 +105,9 @@ class Change(NamedTuple):
     saturation: torch.Tensor = None  # (B,) factors, 0 makes grey; None: 1
 
 # %% ../../nbs/data/06_batches.ipynb #3cc87412
-def draw_change(augment: Augment, count: int, generator: np.random.Generator, device="cpu") -> Change:
+def draw_change(
+    augment: Augment, count: int, generator: np.random.Generator, device: str | torch.device = "cpu"
+) -> Change:
     "Random changes for `count` samples."
     unit = generator.uniform(-1, 1, (7, count)).astype(np.float32)
     middle, reach = (augment.scale_high + augment.scale_low) / 2, (augment.scale_high - augment.scale_low) / 2
@@ -126,13 +130,13 @@ def draw_change(augment: Augment, count: int, generator: np.random.Generator, de
     return Change(numbers[0], numbers[1], numbers[2:4].T, *numbers[4:])
 
 # %% ../../nbs/data/06_batches.ipynb #770dd27d
-def axis_rotation(angle):  # (B,) radians
+def axis_rotation(angle: torch.Tensor) -> torch.Tensor:  # angle: (B,) radians
     "Rotations (B,3,3) about the camera's axis, x towards y."
     cosine, sine, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     return torch.stack([cosine, -sine, zero, sine, cosine, zero, zero, zero, one], -1).reshape(-1, 3, 3)
 
 
-def change_matrix(change: Change, size: int):  # size: px of the crop
+def change_matrix(change: Change, size: int) -> torch.Tensor:  # size: px of the crop
     "Affine maps (B,3,3) of crop pixels."
     return similarity_matrix(change.angle, change.scale, change.shift * size, (size - 1) / 2)
 
@@ -140,18 +144,22 @@ def change_matrix(change: Change, size: int):  # size: px of the crop
 def change_labels(
     change: Change,
     size: int,  # px of the crop
-    pose,  # (B,21,3)
-    root,  # (B,3)
-    uv,  # (B,21,2) px of the crop
-    K,  # (B,3,3) of the crop
-):
+    pose: torch.Tensor,  # (B,21,3)
+    root: torch.Tensor,  # (B,3)
+    uv: torch.Tensor,  # (B,21,2) px of the crop
+    K: torch.Tensor,  # (B,3,3) of the crop
+) -> tuple:
     "Pose, root, uv and intrinsics after the change."
     matrix, rotation = change_matrix(change, size), axis_rotation(change.angle)
     root = rotate(root[:, None], rotation)[:, 0]
     return rotate(pose, rotation), root, transform_uv(matrix, uv), matrix @ K @ rotation.mT
 
 # %% ../../nbs/data/06_batches.ipynb #f0e15637
-def colour_matrix(hue, contrast, saturation=None):  # (B,) turns, (B,), (B,) or None for 1
+def colour_matrix(
+    hue: torch.Tensor,  # (B,) turns
+    contrast: torch.Tensor,  # (B,)
+    saturation: torch.Tensor | None = None,  # (B,); None: 1
+) -> torch.Tensor:
     "Matrices (B,3,3) that turn RGB about grey, stretch it away from grey and stretch it all."
     angle = 2 * np.pi * hue[:, None, None]
     strong = torch.ones_like(angle) if saturation is None else saturation[:, None, None]
@@ -161,7 +169,10 @@ def colour_matrix(hue, contrast, saturation=None):  # (B,) turns, (B,), (B,) or 
     return contrast[:, None, None] * turn
 
 # %% ../../nbs/data/06_batches.ipynb #e5a50b72
-def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
+def change_colours(
+    image: torch.Tensor,  # (B,3,S,S) in [-0.5,0.5]
+    change: Change,
+) -> torch.Tensor:
     "The images with other colours."
     matrix = colour_matrix(change.hue, change.contrast, change.saturation)
     changed = torch.baddbmm(change.brightness[:, None, None], matrix, image.flatten(2))
@@ -169,12 +180,12 @@ def change_colours(image, change: Change):  # (B,3,S,S) in [-0.5,0.5]
 
 # %% ../../nbs/data/06_batches.ipynb #2dd9e10a
 def change_pixels(
-    stored,  # (B,C,P,P), float unless change is None
-    change,  # Change or None
+    stored: torch.Tensor,  # (B,C,P,P), float unless change is None
+    change: Change | None,  # Change or None
     size: int,  # S
     mode: str,  # 'bilinear' or 'nearest'
-    grid=None,  # of `change_grid`, where it is known
-):
+    grid: torch.Tensor | None = None,  # of `change_grid`, where it is known
+) -> torch.Tensor:
     "Crops (B,C,S,S) of stored arrays."
     margin = (stored.shape[-1] - size) // 2
     if change is None:
@@ -183,14 +194,14 @@ def change_pixels(
     return warp(stored, None, size, mode=mode, grid=grid)
 
 # %% ../../nbs/data/06_batches.ipynb #28c48890
-def _stored_matrix(change, edge: int, size: int):  # edge: P
+def _stored_matrix(change: Change, edge: int, size: int) -> torch.Tensor:  # edge: P
     "Affine maps (B,3,3) from stored pixels to crop pixels."
     matrix = change_matrix(change, size)
     matrix[:, :2, 2] -= (edge - size) // 2 * matrix[:, :2, :2].sum(-1)  # first take the margin off
     return matrix
 
 
-def change_grid(stored, change, size: int):
+def change_grid(stored: torch.Tensor, change: Change, size: int) -> torch.Tensor:
     "Where the pixels of the crops come from: the same for image, depth and mask."
     return warp_grid(stored, _stored_matrix(change, stored.shape[-1], size), size)
 
@@ -310,16 +321,16 @@ def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), count
                     drawn[b, v, u] = np.float32(0)
 
 # %% ../../nbs/data/06_batches.ipynb #1bc8fd81
-def change_back(change, edge: int, size: int):  # edge: P
+def change_back(change: Change, edge: int, size: int) -> np.ndarray:  # edge: P
     "Affine maps (B,2,3) from crop to stored pixels, an array."
     return invert_affine(_stored_matrix(change, edge, size))[:, :2].contiguous().numpy()
 
 # %% ../../nbs/data/06_batches.ipynb #6560cd5a
 def draw_pixels(
-    stored,  # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
-    change,  # Change
+    stored: dict,  # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
+    change: Change,  # Change
     size: int,  # S
-):
+) -> tuple:
     "Image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S) by compiled code; None where there is none."
     drawn = dict.fromkeys(PIXELS)
     for key, array in stored.items():
@@ -355,10 +366,10 @@ class Batch:
     cloud: torch.Tensor  # (B,P,3) root-relative, divided by scale
     index: torch.Tensor  # (B,) row of the prepared arrays
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.index)
 
-    def to(self, *args, **kwargs):
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         "The batch on another device."
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
@@ -368,14 +379,14 @@ class Batch:
 
 # %% ../../nbs/data/06_batches.ipynb #46f53f80
 @functools.lru_cache(maxsize=2)
-def epoch_order(count: int, epoch: int, seed: int):
+def epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
     "The order of all rows in an epoch."
     order = numpy_generator(seed, "order", epoch).permutation(count)
     order.flags.writeable = False
     return order
 
 
-def epoch_rows(count: int, batch: int, step: int, seed: int):
+def epoch_rows(count: int, batch: int, step: int, seed: int) -> np.ndarray:
     "The sorted rows of one step of a shuffled training; incomplete batches are left out."
     batch = min(batch, count)
     epoch, turn = divmod(step, count // batch)
@@ -384,11 +395,11 @@ def epoch_rows(count: int, batch: int, step: int, seed: int):
 
 # %% ../../nbs/data/06_batches.ipynb #b0a10011
 def own_part(
-    values,  # a tensor with a whole step's samples along `axis`, one group after the other
+    values: torch.Tensor,  # a tensor with a whole step's samples along `axis`, one group after the other
     share: tuple,  # this process's number, and how many there are
     axis: int = 0,
     groups: int = 1,  # each is shared equally
-):
+) -> torch.Tensor:
     "This process's part of what belongs to a whole step."
     number, count = share
     if count == 1:
@@ -396,12 +407,12 @@ def own_part(
     return values.unflatten(axis, (groups, count, -1)).select(axis + 1, number).flatten(axis, axis + 1)
 
 # %% ../../nbs/data/06_batches.ipynb #0b98e725
-def as_tensor(array):
+def as_tensor(array: np.ndarray) -> torch.Tensor:
     "A tensor that shares the array's memory; 16 bit counts become int16, to be widened by `depth_mm`."
     return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
 
 
-def depth_mm(stored):
+def depth_mm(stored: torch.Tensor) -> torch.Tensor:
     "Millimetres (float) of stored depth, 0 where there is none."
     return (stored.int() & 0xFFFF).float() / DEPTH_STEPS
 
@@ -421,7 +432,7 @@ def read_at_random(arrays: list):  # memory maps
             array._mmap.madvise(mmap.MADV_RANDOM)
 
 # %% ../../nbs/data/06_batches.ipynb #b0a10001
-def free_memory(device) -> int:
+def free_memory(device: torch.device) -> int:
     "Bytes that this process may still take on a GPU, with what torch keeps of tensors that are gone."
     free, whole = torch.cuda.mem_get_info(device)
     used, kept = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
@@ -432,7 +443,14 @@ def free_memory(device) -> int:
 class PixelStore:
     "Pixel arrays of some prepared rows, on the device or in the memory map."
 
-    def __init__(self, prepared, keys, device, resident, shuffle=True):
+    def __init__(
+        self,
+        prepared: Prepared,
+        keys: list[str],
+        device: torch.device,
+        resident: bool | str,
+        shuffle: bool = True,
+    ):
         self.device = device
         self.rows = None if prepared.rows is None else torch.from_numpy(np.asarray(prepared.rows))
         self.arrays = {key: as_tensor(prepared.arrays[key]) for key in keys}
@@ -442,13 +460,13 @@ class PixelStore:
         if self.resident:
             self.arrays = {key: self._upload(array) for key, array in self.arrays.items()}
 
-    def _fits(self, prepared):
+    def _fits(self, prepared: Prepared) -> bool:
         if self.device.type != "cuda":
             return False
         need = sum(array[0].nbytes for array in self.arrays.values()) * len(prepared)
         return need < 0.6 * free_memory(self.device)  # the training needs the rest
 
-    def _upload(self, array):
+    def _upload(self, array: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(array)) if self.rows is None else self.rows
         held = torch.empty((len(rows), *array.shape[1:]), dtype=array.dtype, device=self.device)
         step = max(1, (1 << 26) // array[0].nbytes)
@@ -457,7 +475,11 @@ class PixelStore:
             held[start : start + step] = to_device(part, self.device)
         return held
 
-    def gather(self, key, rows):  # rows: (B,) long, on the CPU
+    def gather(
+        self,
+        key: str,
+        rows: torch.Tensor,  # (B,) long, on the CPU
+    ) -> torch.Tensor:
         "Rows (B,...) of one array, on the device."
         if self.resident:
             return self.arrays[key].index_select(0, to_device(rows, self.device))
@@ -466,10 +488,10 @@ class PixelStore:
 
 # %% ../../nbs/data/06_batches.ipynb #7e8632d0
 def crop_labels(
-    prepared,
-    rows,  # (B,) which of the prepared rows
+    prepared: Prepared,
+    rows: ArrayLike,  # (B,) which of the prepared rows
     root: str,
-    device,
+    device: torch.device,
 ) -> dict:
     "Labels of some prepared rows, in the terms of a batch."
     rows = np.asarray(rows) if prepared.rows is None else np.asarray(prepared.rows)[rows]
@@ -495,7 +517,7 @@ def crop_labels(
 class LabelStore:
     "Labels of prepared rows, held on the device or computed with each batch."
 
-    def __init__(self, prepared, root, device, resident):
+    def __init__(self, prepared: Prepared, root: str, device: torch.device, resident: bool):
         self.prepared, self.root, self.device, self.held = prepared, root, device, None
         crop_labels(prepared, [0], root, device)  # an unknown root is an error now
         if not resident:
@@ -504,7 +526,11 @@ class LabelStore:
         parts = [crop_labels(prepared, run, root, device) for run in runs]
         self.held = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
-    def gather(self, rows, on_device) -> dict:  # (B,) long, on the CPU and on the device
+    def gather(
+        self,
+        rows: torch.Tensor,
+        on_device: torch.Tensor,
+    ) -> dict:  # (B,) long, on the CPU and on the device
         "The labels of some rows."
         if self.held is None:
             return crop_labels(self.prepared, rows.numpy(), self.root, self.device)
@@ -516,16 +542,16 @@ class Batches:
 
     def __init__(
         self,
-        prepared,
+        prepared: Prepared,
         batch_size: int = 32,
-        device="cpu",
-        augment: Augment = Augment(),  # None: none
+        device: str | torch.device = "cpu",
+        augment: Augment | None = Augment(),  # None: none
         seed: int = 0,
         root: str = "",  # of `root_of`, such as 'tips' where only tips are annotated; '': of the arrays
         cloud_points: int = 0,  # points per sample, drawn anew at every step; 0: no cloud
-        modalities=PIXELS,  # of 'image', 'depth', 'mask'
+        modalities: Collection[str] = PIXELS,  # of 'image', 'depth', 'mask'
         shuffle: bool = True,  # False: in order, the last batch may be smaller
-        resident="auto",  # True: hold the pixels on the device
+        resident: bool | str = "auto",  # True: hold the pixels on the device
         prefetch: int = 0,  # steps to make ahead in the background
         share: tuple = (0, 1),  # this process's number and how many processes make a batch together
     ):
@@ -541,11 +567,11 @@ class Batches:
         _check_root(self, root)
         self._ahead, self._thread = {}, _background(self.device) if prefetch else None
 
-    def __len__(self):
+    def __len__(self) -> int:
         steps = len(self.prepared) / self.batch_size
         return max(1, math.floor(steps)) if self.shuffle else math.ceil(steps)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         return map(self.at, range(len(self)))
 
     def at(self, step: int) -> Batch:
@@ -553,14 +579,14 @@ class Batches:
         return _from_thread(self, step) if self._thread else self.make(step)
 
 # %% ../../nbs/data/06_batches.ipynb #b0a10003
-def _background(device):
+def _background(device: torch.device) -> ThreadPoolExecutor:
     "A thread whose current GPU is the batches'"
     if device.index is None:
         return ThreadPoolExecutor(1, "batches")
     return ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (device,))
 
 # %% ../../nbs/data/06_batches.ipynb #1a899fc2
-def _check_batches(batches, keys):
+def _check_batches(batches: Batches, keys: list[str]):
     "Batch size and modalities must be possible with the prepared arrays."
     prepared = batches.prepared
     if len(prepared) == 0:
@@ -580,7 +606,7 @@ def _check_batches(batches, keys):
             raise HandlabError(prepared.folder, what, fix)
 
 # %% ../../nbs/data/06_batches.ipynb #1f78b4ce
-def _check_root(batches, root: str):
+def _check_root(batches: Batches, root: str):
     "Depth and clouds are relative to a root, which must be annotated."
     if not ("depth" in batches.modalities or batches.cloud_points):
         return
@@ -591,7 +617,7 @@ def _check_root(batches, root: str):
         raise HandlabError(prepared.folder, what, "leave depth and clouds out, or pass root='tips'")
 
 # %% ../../nbs/data/06_batches.ipynb #ce1e7015
-def _from_thread(batches, step: int) -> Batch:
+def _from_thread(batches: Batches, step: int) -> Batch:
     "Batch number `step` from the background thread, which is given the steps after it."
     last = step + batches.prefetch
     ahead = {number: made for number, made in batches._ahead.items() if step <= number <= last}
@@ -602,7 +628,7 @@ def _from_thread(batches, step: int) -> Batch:
     return ahead.pop(step).result()
 
 # %% ../../nbs/data/06_batches.ipynb #94668e3f
-def _rows(self, step):
+def _rows(self: Batches, step: int) -> torch.Tensor:
     "The rows of a step (B,)."
     if self.shuffle:
         return torch.from_numpy(epoch_rows(len(self.prepared), self.batch_size, step, self.seed))
@@ -612,11 +638,11 @@ def _rows(self, step):
     return torch.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.prepared)))
 
 # %% ../../nbs/data/06_batches.ipynb #3b0f4d78
-def _at_once(self):
+def _at_once(self: Batches) -> bool:
     return self.augment.moves and self.device.type == "cpu"  # by compiled code
 
 # %% ../../nbs/data/06_batches.ipynb #e0ed1194
-def _pixels(self, rows, change):
+def _pixels(self: Batches, rows: torch.Tensor, change: Change) -> tuple:
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
     if _at_once(self):
         keys = [key for key in self.store.arrays if key in self.modalities]
@@ -644,7 +670,7 @@ def _pixels(self, rows, change):
 _MOVED = ("pose", "root", "uv", "K")  # labels that change with the picture
 
 
-def _make(self, step: int) -> Batch:
+def _make(self: Batches, step: int) -> Batch:
     "Batch number `step`, made in this thread."
     rows = _rows(self, step)
     change = draw_change(self.augment, len(rows), numpy_generator(self.seed, "augment", step), self.device)
@@ -662,7 +688,15 @@ def _make(self, step: int) -> Batch:
     return Batch(image, relative, mask, cloud=cloud, index=index, **labels)
 
 # %% ../../nbs/data/06_batches.ipynb #dd3ed932
-def _cloud(self, step, rows, change, labels, mm, mask):
+def _cloud(
+    self: Batches,
+    step: int,
+    rows: torch.Tensor,
+    change: Change,
+    labels: dict,
+    mm: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
     "Points (B,count,3) of a step."
     number, count = self.share
     if not _at_once(self):  # several processes draw numbers of their own here: one for each pixel
@@ -680,12 +714,17 @@ Batches.make = _make
 REACH = 200.0  # mm about the root, for depth and clouds
 
 
-def relative_depth(mm, root):  # (B,1,S,S) mm, 0 where there is none; (B,3) mm
+def relative_depth(
+    mm: torch.Tensor,  # (B,1,S,S) mm, 0 where there is none
+    root: torch.Tensor,  # (B,3) mm
+) -> torch.Tensor:
     "Depth (B,1,S,S) from the root in [-1,1]; background and missing 1."
     return torch.where(mm > 0, (mm - root[:, 2, None, None, None]) / REACH, 1.0).clamp_(-1, 1)
 
 
-def draw_clouds(mm, mask, labels, count, generator):
+def draw_clouds(
+    mm: torch.Tensor, mask: torch.Tensor, labels: dict, count: int, generator: torch.Generator
+) -> torch.Tensor:
     "Points (B,count,3) on the hand, root-relative, divided by scale."
     points, _ = sample_clouds(
         mm[:, 0] / 1000, mask[:, 0], labels["K"], labels["root"], count, generator, radius=REACH
@@ -735,13 +774,13 @@ def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):
 
 # %% ../../nbs/data/06_batches.ipynb #b9dc7e76
 def draw_clouds_at_once(
-    depth,  # (B,P,P) as stored
-    mask,  # (B,P,P) as stored
-    change,  # Change
-    labels,  # K, root and scale after it
+    depth: torch.Tensor,  # (B,P,P) as stored
+    mask: torch.Tensor,  # (B,P,P) as stored
+    change: Change,  # Change
+    labels: dict,  # K, root and scale after it
     size: int,  # S
-    chance,  # (B,count) random numbers from 0 to 1
-):
+    chance: torch.Tensor,  # (B,count) random numbers from 0 to 1
+) -> torch.Tensor:
     "`draw_clouds` by compiled code, from stored depth and mask."
     cloud = torch.empty(*chance.shape, 3)
     ray, root, scale = (

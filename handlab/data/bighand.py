@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import re
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ _FIRST = re.compile(rb"(?:image_D)?(\d{1,8})(?:\.png)?")
 _NOT_A_LINE = "it is not a frame and 63 numbers"
 
 
-def format_line(frame: int, joints) -> bytes:  # (21,3) mm, canonical order
+def format_line(frame: int, joints: np.ndarray) -> bytes:  # (21,3) mm, canonical order
     "The line of a frame, as the dataset has it."
     numbers = np.empty((21, 3))
     numbers[:] = np.asarray(joints)[np.argsort(BIGHAND_TO_CANONICAL)]
@@ -69,9 +70,9 @@ def format_line(frame: int, joints) -> bytes:  # (21,3) mm, canonical order
 # %% ../../nbs/data/11_bighand.ipynb #989ed638
 def parse_line(
     line: bytes,
-    where,  # the file and the line or frame, for messages
+    where: str | Path,  # the file and the line or frame, for messages
     fix: str = "unpack the annotation again",  # what the user can do about a broken one
-):
+) -> tuple[int, np.ndarray]:
     "The frame and the 63 numbers (63,) f32 of a line."
     first, *columns = line.split() or [b""]
     match = _FIRST.fullmatch(first)
@@ -90,7 +91,7 @@ _LONGEST = 4096  # bytes of a line; one of the dataset has about 600
 _NUMERIC = b"0123456789+-.eE \t\r\n"
 
 
-def index_annotation(path):
+def index_annotation(path: str | Path) -> tuple[np.ndarray, np.ndarray, bytes]:
     "Frames (N,) i32 in ascending order, where their lines begin (N,) i64, and a digest of the text."
     frames, starts, digest, at, number = array("i"), array("q"), hashlib.blake2b(digest_size=16), 0, 0
     with read_errors_named(path, "unpack the annotation again"), open(path, "rb") as file:
@@ -113,7 +114,7 @@ def index_annotation(path):
     return frames, starts, digest.digest()
 
 # %% ../../nbs/data/11_bighand.ipynb #605ffc3b
-def _frame_of(line, columns, where) -> int:
+def _frame_of(line: bytes, columns: list[bytes], where: str) -> int:
     "The frame of a line that has 63 columns of digits, signs and points after it."
     match = _FIRST.fullmatch(columns[0])
     rest = line[line.index(columns[0]) + len(columns[0]) :]
@@ -122,7 +123,9 @@ def _frame_of(line, columns, where) -> int:
     return int(match[1])
 
 # %% ../../nbs/data/11_bighand.ipynb #1f9d6736
-def _read_label(path, start: int, frame: int, fix: str = "unpack the annotation again"):
+def _read_label(
+    path: str | Path, start: int, frame: int, fix: str = "unpack the annotation again"
+) -> np.ndarray:
     "The 63 numbers of a frame whose line begins at `start`."
     with read_errors_named(path, "unpack the annotation again"), open(path, "rb") as file:
         file.seek(start)
@@ -132,12 +135,12 @@ def _read_label(path, start: int, frame: int, fix: str = "unpack the annotation 
     return numbers
 
 # %% ../../nbs/data/11_bighand.ipynb #cfb6f6e8
-def _read_depth(path, fix: str = "unpack the dataset again"):
+def _read_depth(path: str | Path, fix: str = "unpack the dataset again") -> np.ndarray:
     "The depth (480,640) u16 mm of an image file."
     return read_png(path, "I;16", (WIDTH, HEIGHT), fix)
 
 
-def _encode_depth(millimetres) -> bytes:  # (480,640) u16
+def _encode_depth(millimetres: np.ndarray) -> bytes:  # (480,640) u16
     "A PNG file's bytes."
     return cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
@@ -146,11 +149,11 @@ _FLESH = 25.0  # mm
 
 
 def threshold_mask(
-    depth,  # (H,W) metres, NaN where there is none
-    joints,  # (21,3) mm, camera frame
-    K,  # (3,3)
+    depth: np.ndarray,  # (H,W) metres, NaN where there is none
+    joints: np.ndarray,  # (21,3) mm, camera frame
+    K: np.ndarray,  # (3,3)
     reach: float = _FLESH,
-):
+) -> np.ndarray:
     "The pixels (H,W) bool whose points lie within `reach` mm of the box around the joints."
     low, high = np.nanmin(joints, 0) - reach, np.nanmax(joints, 0) + reach
     mask = np.zeros(depth.shape, bool)
@@ -166,7 +169,7 @@ def threshold_mask(
     return mask
 
 # %% ../../nbs/data/11_bighand.ipynb #4bdf7e8c
-def _columns_of(low, high, K, axis: int, length: int) -> tuple:
+def _columns_of(low: np.ndarray, high: np.ndarray, K: np.ndarray, axis: int, length: int) -> tuple:
     "The columns (axis 0) or rows (axis 1), first and last + 1, that a box (3,), (3,) mm can cover."
     near = max(low[2], 1.0)
     slopes = np.array([[low[axis] / near, low[axis] / high[2]], [high[axis] / near, high[axis] / high[2]]])
@@ -176,8 +179,8 @@ def _columns_of(low, high, K, axis: int, length: int) -> tuple:
 # %% ../../nbs/data/11_bighand.ipynb #c85d6368
 def decode_frame(
     name: str,  # how to call the frame
-    millimetres,  # (480,640) u16, 0 where there is none
-    numbers,  # (63,) f32 mm, in the dataset's order
+    millimetres: np.ndarray,  # (480,640) u16, 0 where there is none
+    numbers: np.ndarray,  # (63,) f32 mm, in the dataset's order
 ) -> Sample:
     joints = np.ascontiguousarray(from_bighand(np.asarray(numbers, np.float32)))
     if joints[:, 2].min() <= 0:
@@ -194,7 +197,7 @@ def decode_frame(
     return Sample(None, depth, mask, joints, uv, visible, CAMERA.copy(), "right", name)
 
 # %% ../../nbs/data/11_bighand.ipynb #67278bd1
-def drawn_frame(index: int, seed: int = 0):
+def drawn_frame(index: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     "Depth (480,640) u16 mm and joints (21,3) mm of a hand of discs."
     generator = numpy_generator(seed, "drawn depth frame", index)
     roll, place = generator.uniform(-1, 1), generator.uniform((-60, -60, 350), (60, 60, 550)).tolist()
@@ -217,7 +220,7 @@ class Part:
     annotation: Path
 
 
-def _natural(name: str):
+def _natural(name: str) -> list:
     "A key that sorts numbers in names as numbers."
     return [(bool(text), int(number or 0), text) for number, text in re.findall(r"(\d+)|(\D+)", name)]
 
@@ -268,8 +271,8 @@ def _stated(root: Path) -> dict:
 def _choose_subjects(
     subjects: list,  # in natural order
     split: str,
-    held_out=None,  # names, or None: the last tenth
-):
+    held_out: str | Iterable | None = None,  # names, or None: the last tenth
+) -> list:
     "The subjects of a split."
     check_choice("BigHand", "split", split, SPLITS)
     held_out = None if held_out is None else skip_names(held_out)
@@ -286,7 +289,7 @@ def _choose_subjects(
     return chosen
 
 # %% ../../nbs/data/11_bighand.ipynb #4d288c0e
-def _frames_of(part: Part, partial: bool):
+def _frames_of(part: Part, partial: bool) -> tuple:
     "Frames (N,) i32 of a part, where their lines begin (N,) i64, the text's digest, images' other names."
     frames, starts, digest = index_annotation(part.annotation)
     _check_unit(part, frames, starts)
@@ -300,7 +303,7 @@ def _frames_of(part: Part, partial: bool):
     return frames, starts, digest, others, 0
 
 # %% ../../nbs/data/11_bighand.ipynb #5f2bbb8a
-def _check_unit(part: Part, frames, starts):
+def _check_unit(part: Part, frames: np.ndarray, starts: np.ndarray):
     "A few labels of a text must be millimetres of a right hand: all of them are as these are."
     hands = []
     for index in np.unique(np.linspace(0, len(frames) - 1, 25).astype(int)).tolist():
@@ -324,11 +327,11 @@ class BigHand(Reader):
 
     def __init__(
         self,
-        root,  # the folder that holds `full_annotation`
+        root: str | Path,  # the folder that holds `full_annotation`
         split: str = "training",  # 'evaluation' or 'all'
         partial: bool = False,  # True: take the frames that have both image and label
-        held_out=None,  # the subjects of 'evaluation'; None: the last tenth of them
-        skip=(),  # names of samples to leave out; of another split: no matter
+        held_out: str | Iterable | None = None,  # the subjects of 'evaluation'; None: the last tenth of them
+        skip: str | int | Iterable = (),  # names of samples to leave out; of another split: no matter
     ):
         self.root, self.split = project_path(root), split
         parts, stated = _find_parts(self.root), _stated(self.root)
@@ -353,14 +356,14 @@ class BigHand(Reader):
     def identity(self) -> str:
         return _identity(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"BigHand({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}"
 
     def __getitem__(self, index: int) -> Sample:
         return _read_frame(self, index)
 
 # %% ../../nbs/data/11_bighand.ipynb #8ef26b3a
-def _leave_out(reader, names, known):  # known: the names of the parts of all splits
+def _leave_out(reader: BigHand, names: list, known: set):  # known: the names of the parts of all splits
     "Drop the frames of those names; some must stay."
     reader.skipped = []
     for name in names:
@@ -373,7 +376,7 @@ def _leave_out(reader, names, known):  # known: the names of the parts of all sp
         raise HandlabError(reader.root, "no frame has both image and label", fix)
 
 # %% ../../nbs/data/11_bighand.ipynb #8d719df1
-def _drop(reader, name, part, number) -> str:
+def _drop(reader: BigHand, name: str, part: str, number: int) -> str:
     "Take a frame out; its full name."
     places = {part.name: place for place, part in enumerate(reader.parts)}
     gone = (reader.part == places.get(part, -1)) & (reader.frames == number)
@@ -386,7 +389,7 @@ def _drop(reader, name, part, number) -> str:
     return f"{part}/image_D{number:08d}"
 
 # %% ../../nbs/data/11_bighand.ipynb #97da15bc
-def _read_frame(reader, index: int) -> Sample:
+def _read_frame(reader: BigHand, index: int) -> Sample:
     "The sample of a frame: its image and its line are read now."
     annotation, start = reader.parts[reader.part[index]].annotation, int(reader.starts[index])
     name = reader.sample_name(index)
@@ -394,7 +397,7 @@ def _read_frame(reader, index: int) -> Sample:
     return decode_frame(name, _read_depth(reader.image_path(index), _skip_it(name)), numbers)
 
 # %% ../../nbs/data/11_bighand.ipynb #d762291d
-def _identity(reader) -> str:
+def _identity(reader: BigHand) -> str:
     "A short name for the content: the texts, frame numbers, sizes and dates of all images."
     states = []
     for number, part in enumerate(reader.parts):
@@ -406,7 +409,7 @@ def _identity(reader) -> str:
     return identity_of(*what, states=states)
 
 # %% ../../nbs/data/11_bighand.ipynb #086b3a5a
-def write_frame(root, part: str, frame: int, millimetres):  # (480,640) u16
+def write_frame(root: str | Path, part: str, frame: int, millimetres: np.ndarray):  # (480,640) u16
     "Write the image of one frame in the official layout."
     path = Path(root) / part / image_name(frame)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -414,7 +417,11 @@ def write_frame(root, part: str, frame: int, millimetres):  # (480,640) u16
         path.write_bytes(_encode_depth(millimetres))
 
 # %% ../../nbs/data/11_bighand.ipynb #cfa32259
-def write_drawn(root, parts=("Subject_1/1 75", "Subject_1/ego", "Subject_2/1 75"), count: int = 3):
+def write_drawn(
+    root: str | Path,
+    parts: Iterable[str] = ("Subject_1/1 75", "Subject_1/ego", "Subject_2/1 75"),
+    count: int = 3,
+):
     "Write drawn frames in the official layout."
     for number, part in enumerate(parts):
         lines = []

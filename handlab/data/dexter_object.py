@@ -15,10 +15,12 @@ import functools
 import io
 import itertools
 import re
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from ..core import HandlabError, project_path
@@ -55,13 +57,13 @@ SEQUENCES = tuple(FRAMES)
 COLOR_SIZE, DEPTH_SIZE = (480, 640), (240, 320)  # px, height and width
 
 
-def image_path(root, sequence: str, kind: str, number: int) -> Path:  # 'color' or 'depth'; from 1
+def image_path(root: str | Path, sequence: str, kind: str, number: int) -> Path:  # 'color' or 'depth'; from 1
     "Where one image of a frame lies."
     name = f"Color_{number:04d}.bmp" if kind == "color" else f"Depth_{number:04d}.png"
     return Path(root) / "data" / sequence / kind / name
 
 # %% ../../nbs/data/10_dexter_object.ipynb #8eed4de6
-def annotation_path(root, sequence: str, dimensions: int) -> Path:  # 2 or 3
+def annotation_path(root: str | Path, sequence: str, dimensions: int) -> Path:  # 2 or 3
     "Where a sequence's annotation lies."
     return Path(root) / "data" / sequence / "annotations" / f"{sequence}{dimensions}D.txt"
 
@@ -73,18 +75,18 @@ DEPTH_TO_COLOR = np.array(
 )  # mm
 
 
-def to_color(points):  # (...,3) mm, depth camera's frame
+def to_color(points: np.ndarray) -> np.ndarray:  # points: (...,3) mm, depth camera's frame
     "The same points in the colour camera's frame."
     return points @ DEPTH_TO_COLOR[:, :3].T + DEPTH_TO_COLOR[:, 3]
 
 # %% ../../nbs/data/10_dexter_object.ipynb #b720e491
-def from_file(points):  # (...,3) mm, as annotated
+def from_file(points: ArrayLike) -> np.ndarray:  # points: (...,3) mm, as annotated
     "Annotated points in the depth camera's frame; what is missing becomes NaN."
     points = np.array(points, float)
     return np.where(points[..., 2:] == DEXTER_MISSING, np.nan, points * [-1, -1, 1])
 
 # %% ../../nbs/data/10_dexter_object.ipynb #20afcfb4
-def decode_bmp(where, data: bytes):
+def decode_bmp(where: str | Path, data: bytes) -> np.ndarray:
     "Pixels (480,640,3) u8 RGB of an uncompressed BMP of 24 or 32 bits."
     begin, bits = int.from_bytes(data[10:14], "little"), int.from_bytes(data[28:30], "little")
     (height, width), left = COLOR_SIZE, len(data) - begin
@@ -104,19 +106,19 @@ def decode_bmp(where, data: bytes):
         raise HandlabError(where, f"the image cannot be decoded ({error})", UNPACK) from None
 
 # %% ../../nbs/data/10_dexter_object.ipynb #969dbbb4
-def encode_bmp(pixels) -> bytes:  # (H,W,3) u8 RGB
+def encode_bmp(pixels: np.ndarray) -> bytes:  # (H,W,3) u8 RGB
     "An uncompressed BMP of 24 bits."
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "BMP", dpi=(72, 72))
     return file.getvalue()
 
 
-def decode_depth_png(where, data: bytes):
+def decode_depth_png(where: str | Path, data: bytes) -> np.ndarray:
     "Raw depth (240,320) u16 of a 16-bit PNG."
     return decode_png(where, data, "I;16", DEPTH_SIZE[::-1])
 
 # %% ../../nbs/data/10_dexter_object.ipynb #32ddea75
-def encode_depth_png(raw) -> bytes:  # (H,W) u16
+def encode_depth_png(raw: np.ndarray) -> bytes:  # (H,W) u16
     "A PNG of 16 bits."
     done, data = cv2.imencode(".png", raw, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     return data.tobytes()
@@ -126,7 +128,11 @@ _POINTS = 8  # five tips, three corners of the box
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 
 
-def parse_line(where, text: str, dimensions: int):  # 2 or 3
+def parse_line(
+    where: str | Path,
+    text: str,
+    dimensions: int,  # 2 or 3
+) -> np.ndarray:
     "The points (8,dimensions) of one line."
     groups = [group.split(",") for group in text.strip().rstrip(";").split(";")]
     found = [len(group) for group in groups]
@@ -142,7 +148,7 @@ def parse_line(where, text: str, dimensions: int):  # 2 or 3
     return points
 
 # %% ../../nbs/data/10_dexter_object.ipynb #65eeac81
-def parse_annotation(path, data: bytes, dimensions: int):
+def parse_annotation(path: str | Path, data: bytes, dimensions: int) -> np.ndarray:
     "All points (N,8,dimensions) of a file."
     try:
         lines = data.removeprefix(codecs.BOM_UTF8).decode("ascii").rstrip().splitlines()
@@ -154,7 +160,7 @@ def parse_annotation(path, data: bytes, dimensions: int):
     return np.stack([parse_line(f"{path}, line {number}", line, dimensions) for number, line in numbered])
 
 # %% ../../nbs/data/10_dexter_object.ipynb #55010709
-def format_line(points) -> str:  # (8,2) or (8,3)
+def format_line(points: np.ndarray) -> str:  # (8,2) or (8,3)
     "A line of an annotation file."
     return "; ".join(", ".join(f"{value:.3f}" for value in point) for point in points) + ";"
 
@@ -162,14 +168,14 @@ def format_line(points) -> str:  # (8,2) or (8,3)
 _PATCH = 3  # colour px for a depth px
 
 
-def depth_points(raw):  # (240,320) u16 mm
+def depth_points(raw: np.ndarray) -> np.ndarray:  # raw: (240,320) u16 mm
     "The measured points (n,3) mm in the depth camera's frame."
     v, u = np.nonzero((raw > 0) & (raw < DEXTER_MISSING))
     z = raw[v, u].astype(float)
     return np.stack([(u - DEPTH_K[0, 2]) * z / DEPTH_K[0, 0], (v - DEPTH_K[1, 2]) * z / DEPTH_K[1, 1], z], -1)
 
 # %% ../../nbs/data/10_dexter_object.ipynb #023a2623
-def register_depth(raw):  # (240,320) u16 mm
+def register_depth(raw: np.ndarray) -> np.ndarray:  # raw: (240,320) u16 mm
     "Depth (480,640) f32 metres as the colour camera sees it, NaN where nothing was measured."
     points = to_color(depth_points(raw))
     points = points[points[:, 2] > 0]
@@ -180,7 +186,10 @@ def register_depth(raw):  # (240,320) u16 mm
     return _draw_patches(uv, points[:, 2])
 
 # %% ../../nbs/data/10_dexter_object.ipynb #12ab1def
-def _draw_patches(uv, z):  # (n,2) px, (n,) mm, far to near
+def _draw_patches(
+    uv: np.ndarray,  # (n,2) px, far to near
+    z: np.ndarray,  # (n,) mm
+) -> np.ndarray:
     "Patches of depth on the colour image; the canvas is larger, as patches may reach over the border."
     (height, width), margin = COLOR_SIZE, _PATCH // 2
     inside = ((uv >= -margin) & (uv < [width + margin, height + margin])).all(1)
@@ -196,10 +205,10 @@ _REACH = 120.0  # mm away from the closest tip
 
 
 def mask_near_tips(
-    depth,  # (H,W) metres, NaN where there is none
-    tips,  # (n,3) mm, those that are annotated, in the frame of the depth
-    K,  # (3,3)
-):
+    depth: np.ndarray,  # (H,W) metres, NaN where there is none
+    tips: np.ndarray,  # (n,3) mm, those that are annotated, in the frame of the depth
+    K: np.ndarray,  # (3,3)
+) -> np.ndarray:
     "The mask (H,W) bool of what is within reach of the tips and connected with them."
     near = _within_reach(np.nan_to_num(depth) * np.float32(1000), tips, K)
     count, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
@@ -213,7 +222,11 @@ def mask_near_tips(
     return kept[labels]
 
 # %% ../../nbs/data/10_dexter_object.ipynb #7bb25c29
-def _within_reach(mm, tips, K):  # (H,W) mm, 0 where there is none
+def _within_reach(
+    mm: np.ndarray,  # (H,W), 0 where there is none
+    tips: np.ndarray,  # (n,3) mm
+    K: np.ndarray,  # (3,3)
+) -> np.ndarray:
     "The pixels (H,W) bool whose points are about as far away as the tips and within reach of one of them."
     near = (mm > max(tips[:, 2].min() - _BEFORE, 1)) & (mm < tips[:, 2].max() + _BEHIND)
     v, u = np.nonzero(near)
@@ -231,9 +244,9 @@ def _leave_out(name: str) -> str:
 # %% ../../nbs/data/10_dexter_object.ipynb #0882f11d
 def decode_frame(
     name: str,
-    color,  # (480,640,3) u8
-    raw_depth,  # (240,320) u16 mm, or None
-    points,  # (8,3) as annotated: mm, x and y negated, z = 32001 for what is missing
+    color: np.ndarray,  # (480,640,3) u8
+    raw_depth: np.ndarray | None,  # (240,320) u16 mm, or None
+    points: np.ndarray,  # (8,3) as annotated: mm, x and y negated, z = 32001 for what is missing
 ) -> Sample:
     "One frame as Dexter+Object stores it, made a `Sample`."
     tips = to_color(from_file(points[:5]))
@@ -254,14 +267,20 @@ _FAR_PX = 5.0  # depth px between the two annotations of a tip
 _NEVER_PX = 20.0  # ... that most tips of a sequence are never away
 
 
-def _away_px(points_2d, tips):  # (N,8,2) px; (N,5,3) mm, NaN where not annotated
+def _away_px(
+    points_2d: np.ndarray,  # (N,8,2) px
+    tips: np.ndarray,  # (N,5,3) mm, NaN where not annotated
+) -> np.ndarray:
     "How far (N,5) px the tips' projections are from their 2D annotation; 0 where there is none."
     before = tips[..., 2] > 0
     shown = project(np.where(before[..., None], tips, 1.0), DEPTH_K)
     return np.where(before, np.linalg.norm(shown - points_2d[:, :5], axis=-1), 0)
 
 
-def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
+def judge_frames(
+    points_2d: np.ndarray,  # (N,8,2) as annotated
+    points_3d: np.ndarray,  # (N,8,3) as annotated
+) -> tuple[dict, dict]:
     "Two dicts {index: reason}: frames to leave out, and frames to keep but to know about."
     tips = from_file(points_3d[:, :5])
     missing = np.isnan(tips[..., 0])
@@ -280,7 +299,7 @@ def judge_frames(points_2d, points_3d):  # (N,8,2), (N,8,3) as annotated
     return left_out, noted
 
 # %% ../../nbs/data/10_dexter_object.ipynb #a90598b8
-def check_sequences(sequences) -> tuple:
+def check_sequences(sequences: str | Iterable[str]) -> tuple:
     "The sequences as a tuple; an unknown one is an error."
     sequences = (
         tuple(sequences) if np.iterable(sequences) and not isinstance(sequences, str) else (sequences,)
@@ -290,7 +309,7 @@ def check_sequences(sequences) -> tuple:
     return sequences
 
 # %% ../../nbs/data/10_dexter_object.ipynb #f89c356f
-def _source_and_counts(root, digests) -> tuple:
+def _source_and_counts(root: Path, digests: dict | None) -> tuple:
     "Source and expected frames of each sequence: the official ones, or what `source.json` states."
     if digests is not None and SOURCE_FILE in digests or (root / SOURCE_FILE).exists():
         read_checked(root, root / SOURCE_FILE, digests)  # a twin that has lost the file is no official set
@@ -302,7 +321,9 @@ def _source_and_counts(root, digests) -> tuple:
     return stated["source"], counts
 
 # %% ../../nbs/data/10_dexter_object.ipynb #e245d84b
-def _read_labels(root, sequence: str, digests, expected, partial: bool) -> tuple:
+def _read_labels(
+    root: Path, sequence: str, digests: dict | None, expected: int | None, partial: bool
+) -> tuple:
     "The points (N,8,2) and (N,8,3) of a sequence, as annotated."
     paths = [found_file(annotation_path(root, sequence, dimensions)) for dimensions in (2, 3)]
     points_2d, points_3d = (
@@ -323,7 +344,7 @@ def _read_labels(root, sequence: str, digests, expected, partial: bool) -> tuple
 TIPS_APART = (28.0, 260.0)  # mm: the largest distance of two tips, below a factor of 10
 
 # %% ../../nbs/data/10_dexter_object.ipynb #f3c945ba
-def _check_unit(path, points_3d):  # (N,8,3) as annotated
+def _check_unit(path: Path, points_3d: np.ndarray):  # (N,8,3) as annotated
     "The tips must be as far apart as a hand's, in mm."
     tips = from_file(points_3d[:, :5])
     tips = tips[((np.isfinite(tips[..., 0])).sum(1) >= 4) & ~(tips[..., 2] <= 0).any(1)]
@@ -334,13 +355,13 @@ def _check_unit(path, points_3d):  # (N,8,3) as annotated
         raise HandlabError(path, fault, "use the dataset's own file, unpacked anew")
 
 # %% ../../nbs/data/10_dexter_object.ipynb #90316d7c
-def _apart_px(points_2d, tips) -> float:
+def _apart_px(points_2d: np.ndarray, tips: np.ndarray) -> float:
     "How far the two annotations of the tip that fits worst are apart, in the median of its frames."
     away = np.where(tips[..., 2] > 0, _away_px(points_2d, tips), np.nan)
     return max((np.nanmedian(tip) for tip in away.T if np.isfinite(tip).any()), default=0.0)
 
 
-def _arranged(points_2d):
+def _arranged(points_2d: np.ndarray) -> Iterator[tuple]:
     "The points of the pixels in another arrangement, with its name: faults that conversions make."
     yield "lines are shifted by one", np.roll(points_2d, 1, 0)
     yield "lines are shifted by one", np.roll(points_2d, -1, 0)
@@ -350,7 +371,7 @@ def _arranged(points_2d):
         yield f"tips {one + 1} and {two + 1} are exchanged", points_2d[:, order]
 
 # %% ../../nbs/data/10_dexter_object.ipynb #7773446c
-def _check_two(paths, points_2d, points_3d):
+def _check_two(paths: list, points_2d: np.ndarray, points_3d: np.ndarray):
     "The two annotations of a sequence must be of the same points: in pixels, and in mm with x and y negated."
     tips = from_file(points_3d[:, :5])
     away, apart = _away_px(points_2d, tips)[tips[..., 2] > 0], _apart_px(points_2d, tips)
@@ -364,7 +385,12 @@ def _check_two(paths, points_2d, points_3d):
         raise HandlabError(paths[1], what, "use the dataset's own files, unpacked anew")
 
 # %% ../../nbs/data/10_dexter_object.ipynb #63126ef0
-def _check_depth(reader, sequence: str, kept, points):  # numbers of frames, and what is annotated
+def _check_depth(
+    reader: "DexterObject",
+    sequence: str,
+    kept: list,  # numbers of frames
+    points: list,  # what is annotated
+):
     "A few depth images of a sequence must have something near their tips: else they are of another unit."
     found = []
     for index in sorted({*np.linspace(0, len(kept) - 1, 5).astype(int).tolist()} if kept else ()):
@@ -383,12 +409,12 @@ def _check_depth(reader, sequence: str, kept, points):  # numbers of frames, and
 _PATTERNS = dict(color=r"Color_0*(\d{1,9})\.bmp", depth=r"Depth_0*(\d{1,9})\.png")
 
 
-def _official_name(kind: str):
+def _official_name(kind: str) -> Callable:
     "number -> the name of an image of that kind."
     return lambda number: image_path("", "", kind, number).name
 
 # %% ../../nbs/data/10_dexter_object.ipynb #13982d60
-def _usable_frames(root, sequence: str, kinds, count: int, partial: bool) -> tuple:
+def _usable_frames(root: Path, sequence: str, kinds: Iterable[str], count: int, partial: bool) -> tuple:
     "The numbers (from 1) of the frames with label and images, and their images' other names by kind."
     labelled, images, others = np.arange(1, count + 1), {}, {}
     for kind in kinds:
@@ -399,7 +425,7 @@ def _usable_frames(root, sequence: str, kinds, count: int, partial: bool) -> tup
     return functools.reduce(np.intersect1d, images.values(), labelled), others
 
 # %% ../../nbs/data/10_dexter_object.ipynb #98b50aeb
-def _read_sequence(reader, sequence: str, expected, partial: bool) -> tuple:
+def _read_sequence(reader: "DexterObject", sequence: str, expected: int | None, partial: bool) -> tuple:
     "Frames [(sequence, number)], their points, and [(name, reason)] of those left out and of those noted."
     points_2d, points_3d = _read_labels(reader.root, sequence, reader.digests, expected, partial)
     left_out, noted = judge_frames(points_2d, points_3d)
@@ -434,10 +460,10 @@ class DexterObject(Reader):
 
     def __init__(
         self,
-        root,  # the folder that holds `data`
-        sequences=SEQUENCES,  # some of the six
+        root: str | Path,  # the folder that holds `data`
+        sequences: str | Iterable[str] = SEQUENCES,  # some of the six
         partial: bool = False,  # True: take the sequences and frames that are there
-        skip=(),  # frames to leave out, as 'Grasp1/17'
+        skip: str | Iterable[str] = (),  # frames to leave out, as 'Grasp1/17'
     ):
         self.root, self.sequences = project_path(root), check_sequences(sequences)
         self.skip, self.other_names, self.missing = _skipped(skip), {}, 0
@@ -456,7 +482,7 @@ class DexterObject(Reader):
         check_some(self.root / "data", self.frames, self.skipped)
         _check_found(self.root / "data", self.frames, "no frame has an annotated tip and its images")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return _describe(self)
 
     def __getitem__(self, index: int) -> Sample:
@@ -467,7 +493,7 @@ class DexterObject(Reader):
         official = image_path(self.root, sequence, kind, number)
         return official.with_name(self.other_names[sequence][kind].get(number, official.name))
 
-    def corners(self, index: int):
+    def corners(self, index: int) -> np.ndarray:
         "Three corners (3,3) mm of the box in the colour camera's frame, NaN where not annotated."
         return to_color(from_file(self.points[index, 5:])).astype(np.float32)
 
@@ -476,7 +502,7 @@ class DexterObject(Reader):
         return _identity(self)
 
 # %% ../../nbs/data/10_dexter_object.ipynb #d74fcfc3
-def _skipped(skip) -> dict:
+def _skipped(skip: str | Iterable[str]) -> dict:
     "The numbers of the frames to leave out, by sequence."
     found = {}
     for text in skip_names(skip):
@@ -485,22 +511,22 @@ def _skipped(skip) -> dict:
     return found
 
 
-def _has_images(folder) -> bool:
+def _has_images(folder: Path) -> bool:
     return is_folder(folder) and len(images_in(folder, _PATTERNS["depth"], _official_name("depth"))[0]) > 0
 
 
-def _check_found(folder, found, what: str):
+def _check_found(folder: Path, found: Sized, what: str):
     if not found:
         raise HandlabError(folder, what, "unpack the dataset completely")
 
 # %% ../../nbs/data/10_dexter_object.ipynb #e04e11fb
-def _describe(reader) -> str:
+def _describe(reader: DexterObject) -> str:
     depth = "with" if reader.has_depth else "without"
     what = f"{len(reader)} frames of {reader.source} {depth} depth, {len(reader.skipped)} left out"
     return f"DexterObject({str(reader.root)!r}): {what}"
 
 # %% ../../nbs/data/10_dexter_object.ipynb #18997761
-def _identity(reader) -> str:
+def _identity(reader: DexterObject) -> str:
     paths = [
         reader.path(sequence, kind, number) for kind in reader.kinds for sequence, number in reader.frames
     ]
@@ -508,7 +534,7 @@ def _identity(reader) -> str:
     return identity_of(reader.source, frames, reader.points, states=[file_states(paths)])
 
 # %% ../../nbs/data/10_dexter_object.ipynb #ab822575
-def _read_frame(reader, index: int) -> Sample:
+def _read_frame(reader: DexterObject, index: int) -> Sample:
     "The sample of a frame: its images are opened now."
     sequence, number = reader.frames[index]
     decoders, images = dict(color=decode_bmp, depth=decode_depth_png), dict(depth=None)

@@ -6,18 +6,20 @@
 __all__ = ['turn_about_z', 'bone_points', 'far_first', 'disc_at']
 
 # %% ../../nbs/data/02_drawn.ipynb #a9319220
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..hand.skeleton import BONES
 
 # %% ../../nbs/data/02_drawn.ipynb #5febcd51
-def turn_about_z(angle: float):  # radians
+def turn_about_z(angle: float) -> np.ndarray:  # angle: radians
     "The rotation (3,3) about the camera's axis."
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def bone_points(joints, steps: int) -> list:  # (21,3); points per bone
+def bone_points(joints: np.ndarray, steps: int) -> list:  # (21,3); points per bone
     "Points along the bones: (point (3,), the bone's first joint, its second joint)."
     return [
         (joints[a] + (joints[b] - joints[a]) * step, a, b)
@@ -26,12 +28,12 @@ def bone_points(joints, steps: int) -> list:  # (21,3); points per bone
     ]
 
 # %% ../../nbs/data/02_drawn.ipynb #c73faeb9
-def far_first(discs) -> list:  # tuples whose first item is a point (3,)
+def far_first(discs: Iterable[tuple]) -> list:  # tuples whose first item is a point (3,)
     "The discs in the order in which they are drawn."
     return sorted(discs, key=lambda disc: -disc[0][2])
 
 
-def disc_at(point, radius: float, K) -> tuple:  # both in the same unit; K (3,3)
+def disc_at(point: np.ndarray, radius: float, K: np.ndarray) -> tuple:  # both in the same unit; K (3,3)
     "Centre [u, v] and radius of a disc in the image, px."
     centre = np.rint((K @ point)[:2] / point[2]).astype(int).tolist()
     return centre, int(round(K[0, 0] * radius / point[2]))

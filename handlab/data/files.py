@@ -15,9 +15,12 @@ import os
 import re
 import stat
 import zlib
+from collections.abc import Callable, Collection, Iterable, Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from handlab.core import (
@@ -66,12 +69,12 @@ def resized(found: tuple, due: tuple) -> str:  # (width, height) px, both
 
 # %% ../../nbs/data/00_files.ipynb #6299a320
 def decode_png(
-    where,  # the file, for messages
+    where: str | Path,  # the file, for messages
     data: bytes,  # its content
     mode: str,  # 'RGB', 'L' or 'I;16', as Pillow names it
     size: tuple,  # (width, height) px
     fix: str = UNPACK,  # what the user can do about a bad one
-):
+) -> np.ndarray:
     "The pixels of a PNG of the right kind and size; anything else is an error that names the file."
     try:
         check_png(data)
@@ -92,18 +95,23 @@ def decode_png(
     return pixels
 
 # %% ../../nbs/data/00_files.ipynb #3b67d2d4
-def read_file(path, fix: str = UNPACK) -> bytes:
+def read_file(path: str | Path, fix: str = UNPACK) -> bytes:
     "The bytes of a file; one that is not there or not readable is an error that names it."
     with read_errors_named(path, fix):
         return Path(path).read_bytes()
 
 
-def read_png(path, mode: str, size: tuple, fix: str = UNPACK):  # as of `decode_png`
+def read_png(
+    path: str | Path,
+    mode: str,
+    size: tuple,  # as of `decode_png`
+    fix: str = UNPACK,
+) -> np.ndarray:
     "The pixels of a PNG file."
     return decode_png(path, read_file(path, fix), mode, size, fix)
 
 # %% ../../nbs/data/00_files.ipynb #ee04d2ac
-def write_image(path, pixels):  # (H,W,3) or (H,W) uint8
+def write_image(path: str | Path, pixels: np.ndarray):  # (H,W,3) or (H,W) uint8
     "Write a PNG, in place at once: a reader finds it whole or not at all."
     path = Path(path)
     make_folder(path.parent)
@@ -121,7 +129,7 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 # %% ../../nbs/data/00_files.ipynb #0e8dc1b9
-def write_digests(root):
+def write_digests(root: str | Path):
     "Note the digest of every file of a dataset, for readers to compare."
     root = project_path(root)
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
@@ -133,7 +141,7 @@ def write_digests(root):
     write_json(root / DIGESTS, digests)
 
 # %% ../../nbs/data/00_files.ipynb #498df1ef
-def read_digests(root):
+def read_digests(root: str | Path) -> dict | None:
     "Digests by relative path, or None where the folder has none."
     path = Path(root) / DIGESTS
     if not path.exists():
@@ -145,7 +153,11 @@ def read_digests(root):
     raise HandlabError(path, "it does not hold digests by file", fix)
 
 # %% ../../nbs/data/00_files.ipynb #e07792e1
-def read_checked(root, path, digests) -> bytes:  # digests: as of `read_digests`
+def read_checked(
+    root: str | Path,
+    path: str | Path,
+    digests: dict | None,  # as of `read_digests`
+) -> bytes:
     "A file's bytes, compared with its digest where there is one."
     data = read_file(path)
     if digests is not None and digests.get(Path(path).relative_to(root).as_posix()) != _digest(data):
@@ -157,7 +169,7 @@ def read_checked(root, path, digests) -> bytes:  # digests: as of `read_digests`
 COMPLETELY = "unpack the dataset completely"
 
 
-def is_folder(path) -> bool:
+def is_folder(path: str | Path) -> bool:
     "Whether it is a folder; what the system refuses to look at is an error that names it."
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
@@ -168,7 +180,7 @@ def is_folder(path) -> bool:
         raise HandlabError(path, f"it cannot be opened ({reason})", "name another folder") from None
 
 # %% ../../nbs/data/00_files.ipynb #cdbef665
-def names_in(folder, folders: bool = False) -> list:  # True: its folders in place of its files
+def names_in(folder: str | Path, folders: bool = False) -> list:  # True: its folders in place of its files
     "The names of a folder's files, without hidden ones, macOS's `._` files and links that lead nowhere."
     try:
         with read_errors_named(folder, COMPLETELY), os.scandir(folder) as entries:
@@ -181,14 +193,14 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 # %% ../../nbs/data/00_files.ipynb #40441c8e
-def _is(entry, folder: bool) -> bool:
+def _is(entry: os.DirEntry, folder: bool) -> bool:
     try:
         return entry.is_dir() if folder else entry.is_file()
     except OSError:  # a link to itself
         return False
 
 # %% ../../nbs/data/00_files.ipynb #e3e960e6
-def file_states(paths: list):
+def file_states(paths: list) -> np.ndarray:
     "The sizes (N,0) in bytes and dates (N,1) in ns of files, i64: one look at each directory entry."
     states = ((state.st_size, state.st_mtime_ns) for state in map(os.stat, paths))
     try:
@@ -199,17 +211,17 @@ def file_states(paths: list):
 
 # %% ../../nbs/data/00_files.ipynb #8c2a0e92
 def identity_of(
-    *what,  # the source, split, frames and labels
-    states,  # of `file_states`
+    *what: Any,  # the source, split, frames and labels
+    states: Iterable,  # of `file_states`
 ) -> str:
     "A name for what a reader yields: one word for what is read, and one for the files it is read from."
     return f"{fingerprint(*what)} {fingerprint(*states)}"
 
 # %% ../../nbs/data/00_files.ipynb #10e143d3
 def images_in(
-    folder,
+    folder: str | Path,
     pattern: str,  # a regular expression of the whole name; its group is the number
-    name_of,  # number -> the official name
+    name_of: Callable,  # number -> the official name
 ) -> tuple:
     "The numbers (N,) i64 of a folder's images, ascending, and {number: name} of those named otherwise."
     match, numbers, others = re.compile(pattern, re.ASCII | re.IGNORECASE).fullmatch, [], {}
@@ -228,7 +240,7 @@ def images_in(
     return numbers, {number: names[0] for number, names in others.items()}
 
 # %% ../../nbs/data/00_files.ipynb #fa0b75de
-def found_file(path) -> Path:
+def found_file(path: str | Path) -> Path:
     "The path, or that of the one file whose name differs from it by upper and lower case alone."
     path = Path(path)
     if os.path.lexists(path) or not os.path.isdir(path.parent):
@@ -238,11 +250,11 @@ def found_file(path) -> Path:
 
 # %% ../../nbs/data/00_files.ipynb #2f255130
 def check_complete(
-    labelled,  # (N,) numbers of the frames with a label
-    found,  # (M,) numbers of the images
-    folder,  # where the images are
-    annotation,  # where the labels are
-    file_name,  # number -> name of its image
+    labelled: ArrayLike,  # (N,) numbers of the frames with a label
+    found: ArrayLike,  # (M,) numbers of the images
+    folder: str | Path,  # where the images are
+    annotation: str | Path,  # where the labels are
+    file_name: Callable,  # number -> name of its image
 ):
     "Every label must have its image and every image its label."
     missing, unknown = np.setdiff1d(labelled, found), np.setdiff1d(found, labelled)
@@ -261,7 +273,7 @@ def check_complete(
         raise HandlabError(annotation, what, "use the dataset's own annotation, or give partial=True")
 
 # %% ../../nbs/data/00_files.ipynb #1173f7b8
-def skip_names(skip) -> list:  # 'a, b', a list of names, or a number
+def skip_names(skip: str | int | Iterable) -> list:  # 'a, b', a list of names, or a number
     "The names of the frames to leave out, each a text."
     if isinstance(skip, str):
         skip = skip.split(",")
@@ -270,7 +282,7 @@ def skip_names(skip) -> list:  # 'a, b', a list of names, or a number
     return [text for text in (str(each).strip() for each in skip) if text]
 
 # %% ../../nbs/data/00_files.ipynb #525a0ad3
-def skip_match(pattern, text: str, such_as: str):
+def skip_match(pattern: str, text: str, such_as: str) -> re.Match:
     "The match of a name; one that names no frame is an error."
     match = re.fullmatch(pattern, text, re.ASCII)
     if match is None:
@@ -278,7 +290,12 @@ def skip_match(pattern, text: str, such_as: str):
     return match
 
 # %% ../../nbs/data/00_files.ipynb #7c49a61c
-def check_some(where, frames, left_out, fix: str = COMPLETELY):  # [(frame, reason)]
+def check_some(
+    where: str | Path,
+    frames: Sized,
+    left_out: Collection,  # of (frame, reason)
+    fix: str = COMPLETELY,
+):
     "That every frame is left out is an error with the first reason."
     if len(frames) == 0 and len(left_out):
         frame, reason = list(left_out)[0]
@@ -289,7 +306,7 @@ def check_some(where, frames, left_out, fix: str = COMPLETELY):  # [(frame, reas
 SOURCE_FILE = "source.json"
 
 
-def read_source(root, official: str) -> dict:  # the name of the official set
+def read_source(root: str | Path, official: str) -> dict:  # the name of the official set
     "What a folder states about itself, at least its 'source', as 'sim-rhd'; an official set states nothing."
     path = Path(root) / SOURCE_FILE
     if not path.exists():
@@ -301,14 +318,14 @@ def read_source(root, official: str) -> dict:  # the name of the official set
     raise HandlabError(path, "it does not name a 'source'", "write the dataset again")
 
 # %% ../../nbs/data/00_files.ipynb #b21e15d3
-def check_source(where, source: str):
+def check_source(where: str | Path, source: str):
     "A source becomes part of a folder's name: anything but a plain name is an error."
     if not re.fullmatch(r"[\w-]{1,40}", source, re.ASCII):
         what = f"its source {source[:60]!r} is no name of a dataset"
         raise HandlabError(where, what, "give letters, digits and hyphens, or write the dataset again")
 
 
-def source_of(root, official: str) -> str:
+def source_of(root: str | Path, official: str) -> str:
     "What a folder holds: the official set, or what its `source.json` names."
     return read_source(root, official)["source"]
 
@@ -322,7 +339,7 @@ _MARKS = {  # what only the unpacked set has
 _VARIABLES = {name: "HANDLAB_REAL_" + name.upper().replace("-", "_") for name in _MARKS}
 
 
-def real_root(name: str):  # 'rhd', 'stb', 'dexter-object' or 'bighand'
+def real_root(name: str) -> Path | None:  # name: 'rhd', 'stb', 'dexter-object' or 'bighand'
     "The folder of the official data of that name, or None where there is none; a wrong one is an error."
     for variable in os.environ:
         if variable.startswith("HANDLAB_REAL_") and variable not in _VARIABLES.values():
@@ -351,13 +368,13 @@ def _named_root(name: str, root: Path) -> Path:
     raise HandlabError(f"{_VARIABLES[name]}={root}", what, fix)
 
 # %% ../../nbs/data/00_files.ipynb #894ad7d1
-def check_choice(dataset: str, kind: str, value, options):
+def check_choice(dataset: str, kind: str, value: str, options: Collection[str]):
     "An unknown name is an error that lists the known ones."
     if value not in list(options):
         raise HandlabError(f"{kind} {value!r}", f"{dataset} has no such {kind}", choose(value, options))
 
 
-def check_folder(path, holds: str):  # what the named folder should hold, as the user knows it
+def check_folder(path: str | Path, holds: str):  # what the named folder should hold, as the user knows it
     "A folder that is not there is an error that tells which one to name."
     if not is_folder(path):
         raise HandlabError(path, "the folder is not there", f"name the folder that holds {holds}")

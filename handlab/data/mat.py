@@ -9,6 +9,8 @@ __all__ = ['read_mat', 'read_mat_file']
 import itertools
 import math
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +26,10 @@ _MATRIX, _PACKED = 14, 15  # element types
 _LARGEST, _MOST = 1 << 25, 1000  # bytes of a file, and of all its packed elements opened; elements
 
 
-def _elements(data, order):  # bytes; '<' or '>'
+def _elements(
+    data: bytes,
+    order: str,  # '<' or '>'
+) -> Iterator[tuple[int, bytes]]:
     "Type and content of each element in a row."
     at = 0
     while at < len(data):
@@ -44,7 +49,10 @@ def _elements(data, order):  # bytes; '<' or '>'
         at += 8 + length + (-length % 8 if kind != _PACKED else 0)
 
 # %% ../../nbs/data/07_mat.ipynb #7f7ab32e
-def _unpacked(data, most: int):  # bytes that it may have
+def _unpacked(
+    data: bytes,
+    most: int,  # bytes that it may have
+) -> bytes:
     "The bytes of a packed element."
     opened = zlib.decompressobj()
     out = opened.decompress(data, most + 1)
@@ -53,7 +61,7 @@ def _unpacked(data, most: int):  # bytes that it may have
     return out
 
 # %% ../../nbs/data/07_mat.ipynb #a0830584
-def _array(data, order, wanted):
+def _array(data: bytes, order: str, wanted: str) -> np.ndarray | None:
     "The array of a matrix element if it has the wanted name, else None."
     parts = list(itertools.islice(_elements(data, order), 3))
     if [kind for kind, _ in parts] != [6, 5, 1] or len(parts[0][1]) != 8:
@@ -73,7 +81,7 @@ def _array(data, order, wanted):
     return values.reshape(shape, order="F")
 
 # %% ../../nbs/data/07_mat.ipynb #41396a98
-def read_mat(data: bytes, wanted: str):
+def read_mat(data: bytes, wanted: str) -> np.ndarray | None:
     "The real array of that name in the bytes of a MATLAB file, or None."
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
     if data[:4] == b"\x89HDF" or data[:10] == b"MATLAB 7.3":
@@ -96,7 +104,11 @@ def read_mat(data: bytes, wanted: str):
     return None
 
 # %% ../../nbs/data/07_mat.ipynb #bbb12ae9
-def read_mat_file(path, wanted: str, fix: str = UNPACK):  # what the user can do about a broken file
+def read_mat_file(
+    path: str | Path,
+    wanted: str,
+    fix: str = UNPACK,  # what the user can do about a broken file
+) -> np.ndarray | None:
     "The array of that name in a file, or None; a broken file is an error that names it."
     try:
         return read_mat(read_file(path, fix), wanted)

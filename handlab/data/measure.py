@@ -10,7 +10,9 @@ import functools
 import os
 import threading
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 import psutil
@@ -18,6 +20,7 @@ import psutil
 from .arrays import room_taken
 from .batches import Augment, Batches
 from .prepare import CropSettings, prepare
+from .sample import Frames
 
 # %% ../../nbs/data/12_measure.ipynb #15a77555
 def resident(process: psutil.Process) -> tuple:
@@ -48,19 +51,19 @@ class MemoryWatch:
         while not self._stop.wait(self.every):
             self.update()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._watch, daemon=True)
         self.update()
         self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object):
         self._stop.set()
         self._thread.join()
         self.update()
 
 # %% ../../nbs/data/12_measure.ipynb #0b991350
-def measured(step: str, count: int, work) -> dict:
+def measured(step: str, count: int, work: Callable) -> dict:
     "Do `work()`; what it took per sample, of `count` samples."
     with MemoryWatch() as watch:
         wall, processor = time.perf_counter(), time.process_time()
@@ -78,12 +81,12 @@ def measured(step: str, count: int, work) -> dict:
     )
 
 # %% ../../nbs/data/12_measure.ipynb #afb58969
-def bytes_of(folder) -> int:
+def bytes_of(folder: str | Path) -> int:
     "What the files of a folder take on disk."
     return sum(room_taken(path) for path in Path(folder).rglob("*") if path.is_file())
 
 
-def forget(folder):
+def forget(folder: str | Path):
     "Ask the system to drop a folder's files from its cache, so that the next reading comes from the disk."
     if not hasattr(os, "posix_fadvise"):
         return
@@ -94,13 +97,13 @@ def forget(folder):
 
 # %% ../../nbs/data/12_measure.ipynb #ecbd4dbf
 def measure_steps(
-    reader,
-    folder,  # where the prepared arrays go
+    reader: Frames,
+    folder: str | Path,  # where the prepared arrays go
     settings: CropSettings = CropSettings(64),
     workers: int = 1,
     batch_size: int = 64,
     steps: int = 100,  # batches for each measurement
-    modalities=("depth", "mask"),
+    modalities: Collection[str] = ("depth", "mask"),
 ) -> list:  # of dicts
     "Read, prepare and make batches, each measured."
 
@@ -142,7 +145,7 @@ _COLUMNS = {  # of a row: title and format in the table
 class Measurements(list):
     "Rows of `measure_steps`, shown as a table."
 
-    def _repr_markdown_(self):
+    def _repr_markdown_(self) -> str:
         cells = [
             {title: form.format(row[key]) if row.get(key) else "" for key, (title, form) in _COLUMNS.items()}
             for row in self

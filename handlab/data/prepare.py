@@ -11,12 +11,14 @@ __all__ = ['GREY', 'DEPTH_STEPS', 'SMALLEST', 'META', 'VERSION', 'CropSettings',
 # %% ../../nbs/data/05_prepare.ipynb #8bed8247
 import contextlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from handlab.core import (
     HandlabError,
@@ -44,8 +46,8 @@ from handlab.data.arrays import (
     write_rows,
     write_to_disk,
 )
-from .sample import Sample, check_sample
-from ..hand.camera import crop_mask, crop_matrix, crop_tips, crop_zb
+from .sample import Frames, Sample, check_sample
+from ..hand.camera import Box, crop_mask, crop_matrix, crop_tips, crop_zb
 from ..hand.skeleton import mirror_joints
 from ..machine import in_processes, progress, usable_cores
 from ..settings import check_settings
@@ -62,15 +64,15 @@ class CropSettings:
     fold: str = "right"  # 'right': left hands are mirrored; 'none'
 
     @property
-    def margin(self):
+    def margin(self) -> int:
         return round(self.size * (self.context - 1) / 2)
 
     @property
-    def stored(self):
+    def stored(self) -> int:
         return self.size + 2 * self.margin
 
 # %% ../../nbs/data/05_prepare.ipynb #b33dedcf
-def check_crop_settings(settings):
+def check_crop_settings(settings: CropSettings) -> CropSettings:
     "Return the settings; a value that makes no crop is an error."
     settings = check_settings(settings)
     for name, valid, fix in (
@@ -110,10 +112,10 @@ DEPTH_STEPS = 10  # stored steps per millimetre
 
 
 def crop_colour(
-    image,  # (H,W,3) uint8
-    matrix,  # (3,3) from image px to crop px
-    edge,  # px of the result
-):
+    image: np.ndarray,  # (H,W,3) uint8
+    matrix: np.ndarray,  # (3,3) from image px to crop px
+    edge: int,  # px of the result
+) -> np.ndarray:
     "A square crop (edge,edge,3) uint8, bilinear for enlarging, averaged for shrinking."
     finer = max(1, ceil(1 / matrix[0, 0] - 1e-6))  # image px per crop px
     half = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]]) * (finer - 1) / 2
@@ -124,10 +126,10 @@ def crop_colour(
 
 # %% ../../nbs/data/05_prepare.ipynb #0e55ad97
 def crop_nearest(
-    pixels,  # (H,W)
-    matrix,  # (3,3) from image px to crop px
-    edge,  # px of the result
-):
+    pixels: np.ndarray,  # (H,W)
+    matrix: np.ndarray,  # (3,3) from image px to crop px
+    edge: int,  # px of the result
+) -> np.ndarray:
     "A square crop (edge,edge) of the nearest pixels, 0 outside."
     index = [
         np.floor((np.arange(edge) - matrix[axis, 2]) / matrix[axis, axis] + 0.5).astype(int)
@@ -141,7 +143,7 @@ def crop_nearest(
 SMALLEST = 4  # px: a mask that is smaller shows no hand
 
 
-def crop_box(sample: Sample, settings: CropSettings):
+def crop_box(sample: Sample, settings: CropSettings) -> Box:
     "The crop's square: centre u, centre v, edge (px)."
     try:
         if settings.crop == "zb":
@@ -239,7 +241,7 @@ class CropJob:
 class Prepared:
     "The prepared arrays of a folder, or of some of its rows."
 
-    def __init__(self, folder, rows=None, root="middle_mcp"):
+    def __init__(self, folder: str | Path, rows: np.ndarray | None = None, root: str = "middle_mcp"):
         self.folder, self.rows, self.root = Path(folder), rows, root  # root: what batches are relative to
         self.meta = read_meta(self.folder)
         self.settings, self.source = CropSettings(**self.meta["settings"]), self.meta["source"]
@@ -250,18 +252,18 @@ class Prepared:
         whole = self.meta["fingerprint"]
         self.fingerprint = whole if rows is None else fingerprint(whole, np.asarray(rows))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.meta["count"] if self.rows is None else len(self.rows)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Prepared, (self.folder, self.rows, self.root)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         pixels = ", ".join(key for key in PIXELS if key in self.arrays)
         what = f"{len(self)} frames of {self.source}, {self.settings.size} px, {pixels}"
         return f"Prepared({what}, {self.fingerprint})"
 
-    def __getattr__(self, key):
+    def __getattr__(self, key: str) -> np.ndarray:
         if key.startswith("_") or key not in self.__dict__.get("arrays", ()):
             raise AttributeError(f"{type(self).__name__} has no {key!r}")
         array, rows = self.arrays[key], self.rows
@@ -282,12 +284,12 @@ class Prepared:
         "How many labelled frames had no images."
         return self.meta.get("missing", 0)
 
-    def subset(self, indices):
+    def subset(self, indices: slice | ArrayLike) -> "Prepared":
         "A view of some frames: a slice, a list of numbers or a (N,) bool mask."
         rows = np.arange(self.meta["count"]) if self.rows is None else self.rows
         return Prepared(self.folder, rows[indices], self.root)
 
-    def rooted(self, root: str):  # of `root_of`
+    def rooted(self, root: str) -> "Prepared":  # root: of `root_of`
         "A view whose batches are relative to another root."
         return Prepared(self.folder, self.rows, root)
 
@@ -296,7 +298,7 @@ META = "meta.json"
 VERSION = 1  # of what is stored; arrays of another version are made anew
 
 
-def read_meta(folder) -> dict:
+def read_meta(folder: str | Path) -> dict:
     "The folder's own description; a folder without a finished one is an error."
     fix = _again(folder)
     if not (Path(folder) / META).exists():
@@ -319,7 +321,7 @@ def read_meta(folder) -> dict:
     return meta
 
 # %% ../../nbs/data/05_prepare.ipynb #528348f9
-def open_array(path, shape):
+def open_array(path: Path, shape: Iterable[int]) -> np.ndarray:
     "Map an array file; changes to it stay in memory."
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -335,17 +337,17 @@ def open_array(path, shape):
     raise HandlabError(path, "the file is missing or cut short", _again(path.parent))
 
 # %% ../../nbs/data/05_prepare.ipynb #56fd5443
-def _again(folder) -> str:
+def _again(folder: str | Path) -> str:
     "What to do about a damaged folder."
     return f"delete the folder {Path(folder).name}, and what needs it prepares it again"
 
 
-def open_prepared(folder) -> Prepared:
+def open_prepared(folder: str | Path) -> Prepared:
     "Open a folder that `prepare` has finished."
     return Prepared(project_path(folder))
 
 # %% ../../nbs/data/05_prepare.ipynb #0c627470
-def reader_identity(reader) -> str:
+def reader_identity(reader: Frames) -> str:
     "A name for what a reader yields: its own `identity()`, else its source, length and five of its frames."
     if hasattr(reader, "identity"):
         return reader.identity()
@@ -354,7 +356,7 @@ def reader_identity(reader) -> str:
     return fingerprint(source_name(reader), len(reader), *map(row_digest, rows))
 
 
-def source_name(reader):
+def source_name(reader: Frames) -> str:
     return getattr(reader, "source", type(reader).__name__)
 
 # %% ../../nbs/data/05_prepare.ipynb #cb0b0298
@@ -372,7 +374,7 @@ def check_same(prepared: Prepared, settings: CropSettings, identity: str) -> boo
     return made == identity
 
 # %% ../../nbs/data/05_prepare.ipynb #280114e9
-def _begin(folder, first: dict, count: int):
+def _begin(folder: Path, first: dict, count: int) -> np.ndarray:
     "Which rows (N,) bool of a growing folder are done; a new folder gets its files."
     check_space(folder, count * _bytes_of(first))
     try:
@@ -385,7 +387,7 @@ def _begin(folder, first: dict, count: int):
     return np.zeros(count, bool)
 
 # %% ../../nbs/data/05_prepare.ipynb #5a1e0001
-def _say_size(folder, count: int, first: dict):
+def _say_size(folder: Path, count: int, first: dict):
     "Name what large arrays take, and what takes less."
     edge, need = first["image"].shape[0] if "image" in first else 0, _bytes_of(first) * count
     if need > 1 << 30:
@@ -397,7 +399,7 @@ def _bytes_of(row: dict) -> int:
     return sum(array.nbytes for array in row.values())
 
 # %% ../../nbs/data/05_prepare.ipynb #8907c517
-def _crop_all(job: CropJob, done, workers: int, show_progress: bool):
+def _crop_all(job: CropJob, done: np.ndarray, workers: int, show_progress: bool):
     "Fill the rows that are not done."
     spans = spans_left(done, max(1, min(32, ceil(len(done) / (4 * workers)))))
     workers = min(workers, len(spans)) or 1
@@ -408,7 +410,7 @@ def _crop_all(job: CropJob, done, workers: int, show_progress: bool):
                 bar.update(count)
 
 # %% ../../nbs/data/05_prepare.ipynb #b39d60df
-def already_prepared(folder, settings: CropSettings, identity: str):
+def already_prepared(folder: Path, settings: CropSettings, identity: str) -> Prepared | None:
     "The finished folder, or None where there is none of today's files."
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return None
@@ -417,9 +419,9 @@ def already_prepared(folder, settings: CropSettings, identity: str):
 
 # %% ../../nbs/data/05_prepare.ipynb #86440cee
 def prepare_each(
-    reader,  # len(), [i] -> Sample, .source; must be picklable for more than one worker
+    reader: Frames,  # len(), [i] -> Sample, .source; must be picklable for more than one worker
     wanted: dict,  # {folder: CropSettings}
-    workers: int = None,  # processes; None: one per core
+    workers: int | None = None,  # processes; None: one per core
     show_progress: bool = True,
 ) -> list[Prepared]:
     "Crop all frames in several ways, each into its folder, reading them once; finished folders are opened."
@@ -445,14 +447,14 @@ def prepare_each(
     return [open_prepared(folder) for folder in wanted]
 
 # %% ../../nbs/data/05_prepare.ipynb #d2626c79
-def _say_stale(folders):
+def _say_stale(folders: Iterable[Path]):
     "Name the finished folders that are made again."
     for folder in folders:
         if (folder / META).exists():
             print(f"{folder.name}: the files of its frames have changed; they are prepared again", flush=True)
 
 # %% ../../nbs/data/05_prepare.ipynb #81d114e4
-def _fill(reader, wanted, identity, workers, show_progress):
+def _fill(reader: Frames, wanted: dict, identity: str, workers: int, show_progress: bool):
     "Make the folders, or what is missing of them."
     sample, count, files, done = reader[0], len(reader), [], np.ones(len(reader), bool)
     with contextlib.ExitStack() as folders:
@@ -471,7 +473,7 @@ def _fill(reader, wanted, identity, workers, show_progress):
         (folder / f"{DIGESTS}.npy").unlink(missing_ok=True)
 
 # %% ../../nbs/data/05_prepare.ipynb #f6ab4463
-def _finish(files: CropFiles, reader, identity):
+def _finish(files: CropFiles, reader: Frames, identity: str):
     "Write the description of a folder whose rows are all there."
     shorten_names(files.folder / "name.npy")
     digests = np.load(files.folder / f"{DIGESTS}.npy").tobytes()
@@ -497,10 +499,10 @@ def _finish(files: CropFiles, reader, identity):
 
 # %% ../../nbs/data/05_prepare.ipynb #f6899f94
 def prepare(
-    reader,  # as for `prepare_each`
-    folder,  # where the arrays go
+    reader: Frames,  # as for `prepare_each`
+    folder: str | Path,  # where the arrays go
     settings: CropSettings = CropSettings(),
-    workers: int = None,  # processes; None: one per core
+    workers: int | None = None,  # processes; None: one per core
     show_progress: bool = True,
 ) -> Prepared:
     "Crop all frames of a reader into a folder of arrays, or open the folder where that is done already."

@@ -12,7 +12,9 @@ __all__ = ['SPLITS', 'SIZE', 'FOLDERS', 'FEWEST_NEAR', 'FEWEST_ON_HAND', 'FEWEST
 # %% ../../nbs/data/03_rhd.ipynb #9547acd5
 import functools
 import pickle
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -57,12 +59,17 @@ SIZE = 320  # px, every image of the dataset
 FOLDERS = ("color", "mask", "depth")
 
 
-def annotation_path(root, split: str) -> Path:
+def annotation_path(root: str | Path, split: str) -> Path:
     "Where a split's annotation lies."
     return Path(root) / split / f"anno_{split}.pickle"
 
 
-def frame_path(root, split: str, folder: str, frame: int) -> Path:  # folder: 'color', 'mask' or 'depth'
+def frame_path(
+    root: str | Path,
+    split: str,
+    folder: str,  # 'color', 'mask' or 'depth'
+    frame: int,
+) -> Path:
     "Where one image of a frame lies."
     return Path(root) / split / folder / f"{frame:05d}.png"
 
@@ -75,7 +82,7 @@ def frame_name(split: str, frame: int) -> str:
 _FAR = 5.0  # metres, where the code saturates
 
 
-def decode_depth(code):  # (H,W,3) uint8, RHD's colour-coded depth
+def decode_depth(code: np.ndarray) -> np.ndarray:  # code: (H,W,3) uint8, RHD's colour-coded depth
     "Depth (H,W) float32 in metres, NaN where nothing was measured."
     steps = code[..., 0].astype(np.uint16) * 256 + code[..., 1]
     metres = steps * np.float32(_FAR / 65535)
@@ -83,13 +90,13 @@ def decode_depth(code):  # (H,W,3) uint8, RHD's colour-coded depth
     return metres
 
 # %% ../../nbs/data/03_rhd.ipynb #efdc64ff
-def encode_depth(metres):  # (H,W) metres, NaN for background
+def encode_depth(metres: np.ndarray) -> np.ndarray:  # metres: (H,W) metres, NaN for background
     "RHD's colour code (H,W,3) uint8 of a depth map."
     steps = np.rint(np.nan_to_num(np.clip(metres, 0, _FAR), nan=_FAR) * (65535 / _FAR)).astype(np.uint16)
     return np.stack([steps >> 8, steps & 255, np.zeros_like(steps)], -1).astype(np.uint8)
 
 # %% ../../nbs/data/03_rhd.ipynb #482b3cf4
-def dominant_hand(part_ids):  # (H,W) uint8, 0..33
+def dominant_hand(part_ids: np.ndarray) -> tuple:  # part_ids: (H,W) uint8, 0..33
     "The side with more pixels and its mask (H,W) bool; (None, None) where no hand is seen."
     left, right = (part_ids > 1) & (part_ids < 18), part_ids > 17
     pixels = left.sum(), right.sum()
@@ -103,7 +110,7 @@ def _skip_it(name: str) -> str:
     return f'unpack the dataset again, or leave the frame out with skip="{name}"'
 
 # %% ../../nbs/data/03_rhd.ipynb #f69f3a7a
-def _check_raw(name, color, depth_rgb, part_ids):
+def _check_raw(name: str, color: np.ndarray, depth_rgb: np.ndarray | None, part_ids: np.ndarray):
     "The raw arrays of a frame must have the dataset's types and sizes."
     for label, array, shape in (
         ("color", color, (SIZE, SIZE, 3)),
@@ -156,19 +163,19 @@ _FEWEST, _FEWEST_BETTER = (
 )  # frames; share of other masks whose border lies on weaker edges of the picture
 
 
-def _border(mask):
+def _border(mask: np.ndarray) -> np.ndarray:
     "The pixels (H,W) bool on both sides of a mask's border."
     mask, square = mask.astype(np.uint8), np.ones((3, 3), np.uint8)
     return cv2.dilate(mask, square) > cv2.erode(mask, square)
 
 
-def _edges(image):
+def _edges(image: np.ndarray) -> np.ndarray:
     "How much (H,W) f32 the colour changes at each pixel."
     image = image.astype(np.float32)
     return np.hypot(cv2.Sobel(image, -1, 1, 0), cv2.Sobel(image, -1, 0, 1)).sum(-1)
 
 
-def _check_colour(folder, samples):
+def _check_colour(folder: Path, samples: list):
     "A picture must have its edges at its own hand's border, more than at the borders of other frames' hands."
     borders, better = [_border(sample.mask) for sample in samples], []
     for sample, own in zip(samples, borders):
@@ -182,9 +189,9 @@ def _check_colour(folder, samples):
 # %% ../../nbs/data/03_rhd.ipynb #ddfaaee4
 def decode_frame(
     name: str,  # how to call the frame
-    color,  # (320,320,3) uint8
-    depth_rgb,  # (320,320,3) uint8 or None
-    part_ids,  # (320,320) uint8, 0..33
+    color: np.ndarray,  # (320,320,3) uint8
+    depth_rgb: np.ndarray | None,  # (320,320,3) uint8 or None
+    part_ids: np.ndarray,  # (320,320) uint8, 0..33
     annotation: dict,  # 'K' (3,3), 'xyz' (42,3) metres, 'uv_vis' (42,3)
 ) -> Sample:
     "One frame as RHD stores it, made a `Sample` of its dominant hand."
@@ -206,7 +213,7 @@ def decode_frame(
     )
 
 # %% ../../nbs/data/03_rhd.ipynb #9e77eec0
-def _side_labels(name, annotation, side):
+def _side_labels(name: str, annotation: dict, side: str) -> tuple:
     "Joints (21,3) metres, uv and visibility (21,3), K (3,3) of one hand; what cannot be a hand is an error."
     joints, uv_visible = (
         from_rhd(np.asarray(annotation[key], np.float32), side) for key in ("xyz", "uv_vis")
@@ -223,7 +230,7 @@ def _side_labels(name, annotation, side):
     return joints, uv_visible, K
 
 # %% ../../nbs/data/03_rhd.ipynb #aab29d92
-def drawn_labels(index: int, seed: int = 0):
+def drawn_labels(index: int, seed: int = 0) -> tuple[dict, str]:
     "The annotation of a drawn frame and its dominant side."
     generator, side = numpy_generator(seed, "drawn frame", index), "left" if index % 2 else "right"
     roll, tilt = generator.uniform((-180, -40), (180, 40)) * np.pi / 180
@@ -241,7 +248,7 @@ def drawn_labels(index: int, seed: int = 0):
     return dict(K=K, xyz=xyz.astype(np.float32), uv_vis=uv_vis), side
 
 # %% ../../nbs/data/03_rhd.ipynb #cc2301e3
-def drawn_frame(index: int, seed: int = 0):
+def drawn_frame(index: int, seed: int = 0) -> tuple:
     "A drawn frame in RHD's terms: color, coded depth, part ids, annotation."
     annotation, side = drawn_labels(index, seed)
     joints, K = from_rhd(annotation["xyz"], side), annotation["K"]
@@ -263,7 +270,7 @@ _SHAPES = {"K": (3, 3), "xyz": (42, 3), "uv_vis": (42, 3)}
 LARGEST = 10**8  # no frame has a number like this
 
 
-def _labels_of(path, frame, entry):
+def _labels_of(path: str | Path, frame: int, entry: dict) -> np.ndarray:
     "K, xyz and uv_vis of one frame, flat and in a row."
     try:
         if [np.shape(entry[key]) for key in _SHAPES] == list(_SHAPES.values()):
@@ -274,7 +281,7 @@ def _labels_of(path, frame, entry):
     raise HandlabError(f"{path}, frame {frame}", what, "use the dataset's own file, unpacked anew")
 
 # %% ../../nbs/data/03_rhd.ipynb #09be7de9
-def read_annotation(path):
+def read_annotation(path: str | Path) -> tuple[np.ndarray, dict]:
     "Frame numbers (N,) and a dict of stacked labels: K (N,3,3), xyz (N,42,3) metres, uv_vis (N,42,3)."
     entries = read_pickle(path)
     by_number = isinstance(entries, dict) and all(isinstance(key, (int, np.integer)) for key in entries)
@@ -294,14 +301,14 @@ _FAULTY = {"training": (20500, 28140), "evaluation": (1012, 1324)}  # other read
 NEAR = 0.1  # metres
 
 
-def nearest_in_view(labels: dict):  # as of `read_annotation`
+def nearest_in_view(labels: dict) -> np.ndarray:  # labels: as of `read_annotation`
     "Smallest z (N,) metres over the joints of all hands in view; inf where no hand is."
     hands = labels["uv_vis"][..., 2].reshape(-1, 2, 21), labels["xyz"][..., 2].reshape(-1, 2, 21)
     in_view = (hands[0] == 1).any(-1)
     return np.where(in_view, hands[1].min(-1), np.inf).min(-1)
 
 # %% ../../nbs/data/03_rhd.ipynb #d9927e41
-def not_finite(labels: dict):
+def not_finite(labels: dict) -> np.ndarray:
     "Frames (N,) bool where K or a label of a hand in view is not a finite number."
     visible = labels["uv_vis"][..., 2].reshape(-1, 2, 21)
     in_view = ((visible == 1) | ~np.isfinite(visible)).any(-1)
@@ -309,7 +316,7 @@ def not_finite(labels: dict):
     return ~(sound[0] & sound[1]).all(-1) | ~np.isfinite(labels["K"]).all((-2, -1))
 
 
-def check_finite(path, frames, labels: dict):
+def check_finite(path: str | Path, frames: np.ndarray, labels: dict):
     "A label that is not a number is an error."
     broken = frames[not_finite(labels)]
     if len(broken):
@@ -320,7 +327,7 @@ def check_finite(path, frames, labels: dict):
 _AGREE_PX = 1.0
 
 
-def disagreeing(frames, labels: dict) -> dict:  # as of `read_annotation`
+def disagreeing(frames: np.ndarray, labels: dict) -> dict:  # as of `read_annotation`
     "{frame: reason} of frames whose camera, hands in view and pixels do not fit each other."
     frames, flags, wrong = np.asarray(frames), labels["uv_vis"][..., 2], {}
     for index, (pixels, zoom) in enumerate(zip(_away_px(labels), _resized(labels))):
@@ -336,12 +343,12 @@ def disagreeing(frames, labels: dict) -> dict:  # as of `read_annotation`
     return {int(frames[index]): wrong[index] for index in sorted(wrong) if not broken[index]}
 
 # %% ../../nbs/data/03_rhd.ipynb #b270b2ce
-def _in_view(labels):
+def _in_view(labels: dict) -> np.ndarray:
     "Which hands (N,2) have a visible joint."
     return (labels["uv_vis"][..., 2] == 1).reshape(-1, 2, 21).any(-1)
 
 # %% ../../nbs/data/03_rhd.ipynb #7798df3f
-def _check_sides(path, labels):
+def _check_sides(path: str | Path, labels: dict):
     "Left hands must bend as left ones do, right hands as right ones: all of a file are right or wrong."
     hands = labels["xyz"].astype(float).reshape(-1, 2, 21, 3)[:, :, RHD_TO_CANONICAL] * 1000
     hands[:, 0] = mirror_joints(hands[:, 0])
@@ -352,7 +359,7 @@ def _check_sides(path, labels):
         raise HandlabError(path, what, "use the dataset's own file, unpacked anew")
 
 # %% ../../nbs/data/03_rhd.ipynb #0c693644
-def _projected(labels):
+def _projected(labels: dict) -> np.ndarray:
     "Every joint's pixel by K, (N,2,21,2), of hands in view; NaN behind the camera, 0 of other hands."
     uvw = labels["xyz"].astype(float) @ labels["K"].astype(float).swapaxes(1, 2)
     z = uvw[..., 2:]
@@ -361,18 +368,18 @@ def _projected(labels):
     return np.where(_in_view(labels)[..., None, None], pixels, 0)
 
 
-def _labelled(labels):
+def _labelled(labels: dict) -> np.ndarray:
     "Every joint's labelled pixel, (N,2,21,2), of hands in view; 0 of other hands."
     pixels = labels["uv_vis"][..., :2].astype(float).reshape(-1, 2, 21, 2)
     return np.where(_in_view(labels)[..., None, None], pixels, 0)
 
 # %% ../../nbs/data/03_rhd.ipynb #78be115c
-def _away_px(labels):
+def _away_px(labels: dict) -> np.ndarray:
     "The largest distance (N,) px of a joint, of a hand in view, from its own projection; NaN for no number."
     return np.linalg.norm(_projected(labels) - _labelled(labels), axis=-1).max((1, 2))
 
 # %% ../../nbs/data/03_rhd.ipynb #6a3673bc
-def _resized(labels):
+def _resized(labels: dict) -> np.ndarray:
     "By how much (N,) the labelled pixels are the projected ones, enlarged; NaN where they are not."
     projected, labelled = _projected(labels), _labelled(labels)
     with np.errstate(all="ignore"):
@@ -381,7 +388,7 @@ def _resized(labels):
     return np.where(away < _AGREE_PX, zoom, np.nan)
 
 # %% ../../nbs/data/03_rhd.ipynb #03837cae
-def _wrong_units(labels) -> dict:
+def _wrong_units(labels: dict) -> dict:
     "{index: reason} of frames with a hand in view whose bones are no hand's, in metres."
     hands = labels["xyz"].astype(float).reshape(-1, 2, 21, 3)[:, :, RHD_TO_CANONICAL]
     (lengths, mixed), faults = (mean_bone(hands), disordered(hands)), {}
@@ -392,7 +399,9 @@ def _wrong_units(labels) -> dict:
     return faults
 
 # %% ../../nbs/data/03_rhd.ipynb #11adef33
-def judge_frames(frames, labels: dict, split: str, source: str, skip=()):
+def judge_frames(
+    frames: np.ndarray, labels: dict, split: str, source: str, skip: Collection[int] = ()
+) -> tuple[dict, dict]:
     "Two dicts {frame: reason}: frames to leave out, and frames to keep but to know about."
     nearest = dict(zip(frames.tolist(), nearest_in_view(labels).tolist()))
     left_out = {
@@ -416,7 +425,12 @@ def judge_frames(frames, labels: dict, split: str, source: str, skip=()):
 OFFICIAL_NAME = "{:05d}.png".format
 
 
-def _usable_frames(images: dict, annotated, annotation, partial: bool):  # {folder: the frames it holds}
+def _usable_frames(
+    images: dict,  # {folder: the frames it holds}
+    annotated: np.ndarray,
+    annotation: Path,
+    partial: bool,
+) -> np.ndarray:
     "The frames that have a label and all their images; what is missing is an error unless `partial`."
     usable = functools.reduce(np.intersect1d, images.values(), annotated)
     if not len(usable):
@@ -437,7 +451,7 @@ def _usable_frames(images: dict, annotated, annotation, partial: bool):  # {fold
 _FRAME = rf"(?:({'|'.join(SPLITS)})/)?0*(\d{{1,9}})"
 
 # %% ../../nbs/data/03_rhd.ipynb #b0c44254
-def _skipped(split: str, annotated, skip) -> list:
+def _skipped(split: str, annotated: np.ndarray, skip: str | int | Iterable) -> list:
     "The numbers of the frames of this split that are to be left out; one that is not there is an error."
     numbers = []
     for text in skip_names(skip):
@@ -457,10 +471,12 @@ class RHD(Reader):
 
     def __init__(
         self,
-        root,  # the folder that holds `training` and `evaluation`
+        root: str | Path,  # the folder that holds `training` and `evaluation`
         split: str = "training",  # or 'evaluation'
         partial: bool = False,  # True: take the frames whose images are there
-        skip=(),  # frames to leave out, as 'training/00003' or 3; of the other split: no matter
+        skip: str
+        | int
+        | Iterable = (),  # frames to leave out, as 'training/00003' or 3; of the other split: no matter
     ):
         check_choice("RHD", "split", split, SPLITS)
         self.root, self.split = project_path(root), split
@@ -484,7 +500,7 @@ class RHD(Reader):
         _check_sides(path, self.labels)
 
     @property
-    def folders(self):
+    def folders(self) -> tuple:
         return FOLDERS[: 2 + self.has_depth]
 
     def path(self, folder: str, frame: int) -> Path:
@@ -492,14 +508,14 @@ class RHD(Reader):
         official = frame_path(self.root, self.split, folder, frame)
         return official.with_name(self.other_names[folder].get(frame, official.name))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         depth = "with" if self.has_depth else "without"
         return f"RHD({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source} {depth} depth"
 
     def identity(self) -> str:
         return _identity(self)
 
-    def check(self):
+    def check(self) -> Self:
         "Try a few frames: most must show a hand where the labels have it, in pictures of these frames."
         _check_colour(self.root / self.split / "color", check_places(self))
         return self
@@ -508,12 +524,12 @@ class RHD(Reader):
         return _read_frame(self, int(self.frames[index]), {k: v[index] for k, v in self.labels.items()})
 
 # %% ../../nbs/data/03_rhd.ipynb #5b4ad79e
-def _images_of(folder) -> tuple:
+def _images_of(folder: str | Path) -> tuple:
     "The numbers of a folder's images, and {number: name} of those that are not named as the official ones."
     return images_in(folder, r"0*(\d{1,9})\.png", OFFICIAL_NAME)
 
 
-def _identity(reader) -> str:
+def _identity(reader: RHD) -> str:
     "A short name for the content: labels, frame numbers, sizes and dates of all files."
     split, frames = reader.split, reader.frames.tolist()
     paths = [reader.path(folder, frame) for folder in reader.folders for frame in frames]
@@ -521,7 +537,7 @@ def _identity(reader) -> str:
     return identity_of(*what, states=[file_states(paths)])
 
 # %% ../../nbs/data/03_rhd.ipynb #9b41eb1e
-def _read_frame(reader, frame, labels):
+def _read_frame(reader: RHD, frame: int, labels: dict) -> Sample:
     "The sample of a frame: its images are opened now."
     modes, name = dict(color="RGB", mask="L", depth="RGB"), frame_name(reader.split, frame)
     images = {
@@ -532,21 +548,33 @@ def _read_frame(reader, frame, labels):
     return check_depth(check_mask(sample))
 
 # %% ../../nbs/data/03_rhd.ipynb #8db94b20
-def write_frame(root, split: str, number: int, color, depth_rgb, part_ids):  # coded depth may be None
+def write_frame(
+    root: str | Path,
+    split: str,
+    number: int,
+    color: np.ndarray,
+    depth_rgb: np.ndarray | None,  # coded
+    part_ids: np.ndarray,
+):
     "Write the images of one frame in the official layout."
     for folder, pixels in zip(FOLDERS, (color, part_ids, depth_rgb)):
         if pixels is not None:
             write_image(frame_path(root, split, folder, number), pixels)
 
 # %% ../../nbs/data/03_rhd.ipynb #c79437a3
-def write_annotation(root, split: str, annotation: dict, source: str):  # {number: {'K', 'xyz', 'uv_vis'}}
+def write_annotation(
+    root: str | Path,
+    split: str,
+    annotation: dict,  # {number: {'K', 'xyz', 'uv_vis'}}
+    source: str,
+):
     "Write a split's labels, as Python 2 would, and its source: last, as a split without labels is not whole."
     write_json(Path(root) / SOURCE_FILE, {"source": source})
     with atomic_file(annotation_path(root, split)) as file:
         pickle.dump(annotation, file, protocol=2)
 
 
-def write_drawn(root, split: str, count: int):
+def write_drawn(root: str | Path, split: str, count: int):
     "Write a split of drawn frames."
     frames = {number: drawn_frame(number) for number in range(count)}
     for number, frame in frames.items():

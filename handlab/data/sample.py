@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'FARTHEST', 'TRIED', 'FEWEST_NEAR', 'MOST_BLUE', 'Sample', 'camera_faults', 'share_on_mask', 'Misplaced',
-           'check_sample', 'Reader', 'share_near', 'share_blue', 'check_places']
+           'check_sample', 'Frames', 'Reader', 'share_near', 'share_blue', 'check_places']
 
 # %% ../../nbs/data/01_sample.ipynb #0cd7456a
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import cv2
 import numpy as np
@@ -31,12 +33,16 @@ class Sample:
     name: str  # says which frame it is, e.g. 'evaluation/00017'
 
     @property
-    def shape(self):
+    def shape(self) -> tuple:
         "Height and width of its picture, px."
         return (self.depth if self.image is None else self.image).shape[:2]
 
 # %% ../../nbs/data/01_sample.ipynb #a1926d2b
-def _camera_conditions(K, height: int, width: int):  # (N,3,3) px
+def _camera_conditions(
+    K: np.ndarray,  # (N,3,3) px
+    height: int,
+    width: int,
+) -> Iterator[tuple]:
     "Whether each condition holds (N,) bool, and what is wrong where it does not."
     focal, centre, size = K[:, [0, 1], [0, 1]], K[:, :2, 2], np.array([width, height])
     picture = f"of a picture of {width} x {height} px"
@@ -51,7 +57,7 @@ def _camera_conditions(K, height: int, width: int):  # (N,3,3) px
 
 # %% ../../nbs/data/01_sample.ipynb #e3c9f9b7
 def camera_faults(
-    K,  # (N,3,3) px
+    K: np.ndarray,  # (N,3,3) px
     shape: tuple,  # height and width of the pictures, px
 ) -> dict:
     "{index: what is wrong} of matrices that are no camera's."
@@ -76,7 +82,7 @@ FIELDS = dict(
 )  # None: any length
 
 
-def _complaint(sample, field):
+def _complaint(sample: Sample, field: str) -> str | None:
     "What is wrong with one field of a sample, or None."
     value, (kind, shape) = getattr(sample, field), FIELDS[field]
     if value is None:
@@ -94,13 +100,13 @@ def _complaint(sample, field):
 FARTHEST = 10_000.0  # mm from the camera: a hand that is as far away is a few pixels wide
 
 
-def _too_far(joints):  # (21,3) mm
+def _too_far(joints: np.ndarray) -> str | None:  # joints: (21,3) mm
     "What is wrong with a distance, or None."
     far = np.nanmax(joints[:, 2], initial=0)
     return f"a joint is {far / 1000:.3g} metres away from the camera" if far > FARTHEST else None
 
 
-def share_on_mask(mask, uv) -> float:  # (H,W) bool; (n,2) px
+def share_on_mask(mask: np.ndarray, uv: np.ndarray) -> float:  # (H,W) bool; (n,2) px
     "The share of pixels in the picture that have the mask within 4 px; 1 where none is in the picture."
     (height, width), places = mask.shape, np.rint(uv).astype(int)
     u, v = places[((places >= 0) & (places < (width, height))).all(1)].T
@@ -112,7 +118,7 @@ class Misplaced(HandlabError):
     "A frame whose depth or mask is not where its joints are."
 
 
-def check_sample(sample):
+def check_sample(sample: Sample) -> Sample:
     "Return the sample; a field of the wrong type or shape, or that cannot be a hand's, is an error."
     for field in FIELDS:
         complaint = _complaint(sample, field)
@@ -139,16 +145,24 @@ def check_sample(sample):
 Sample.check = check_sample
 
 # %% ../../nbs/data/01_sample.ipynb #79de3512
+class Frames(Protocol):
+    "What is prepared frame by frame: a `Reader`, a twin's stream, or any sequence of samples."
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
 class Reader:
     "Frames as samples: a subclass has `frames` and gives a `Sample` for an index."
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.frames)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
-    def check(self):
+    def check(self) -> Self:
         "Try a few frames: most must show a hand where the labels have it, or the set is refused."
         check_places(self)
         return self
@@ -157,7 +171,7 @@ class Reader:
 _NEAR_M, _NEAR_PX = 0.06, 4  # how far a surface may be from the joint
 
 
-def share_near(sample) -> float:
+def share_near(sample: Sample) -> float:
     "The share of the visible joints with a surface about as far away; of the mask where there is no depth."
     if sample.depth is None:
         return np.nan if sample.mask is None else share_on_mask(sample.mask, sample.uv[sample.visible])
@@ -171,7 +185,7 @@ def share_near(sample) -> float:
     return float(np.mean(near)) if len(near) >= 3 else np.nan
 
 
-def share_blue(sample) -> float:
+def share_blue(sample: Sample) -> float:
     "The share of the hand's pixels that are more blue than red."
     if sample.image is None or sample.mask is None or not sample.mask.any():
         return np.nan
@@ -181,7 +195,7 @@ def share_blue(sample) -> float:
 TRIED, FEWEST_NEAR, MOST_BLUE = 16, 0.5, 0.75  # frames of a set; shares, in the median of these frames
 
 
-def _tried(reader):
+def _tried(reader: Reader) -> Iterator[Sample | None]:
     "A few frames of a reader, None where images and labels do not fit; without those broken in another way."
     for index in np.unique(np.linspace(0, len(reader) - 1, TRIED).astype(int)).tolist():
         try:
@@ -192,7 +206,7 @@ def _tried(reader):
             continue
 
 
-def check_places(reader) -> list:
+def check_places(reader: Reader) -> list:
     "Most of a few frames must show a hand where the labels have it, or the set is refused; these samples."
     tried = list(_tried(reader))
     samples = [sample for sample in tried if sample is not None]

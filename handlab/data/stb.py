@@ -12,6 +12,7 @@ import functools
 import numbers
 import os
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import cv2
@@ -66,7 +67,7 @@ CAMERAS = ("SK", "BB_left", "BB_right")
 BB_K, BB_BASELINE = intrinsics(822.79041, 822.79041, 318.47345, 250.31296), 120.054  # px; mm
 
 
-def label_path(root, sequence: str, camera: str = "SK") -> Path:
+def label_path(root: str | Path, sequence: str, camera: str = "SK") -> Path:
     "Where a sequence's labels lie."
     return Path(root) / "labels" / f"{sequence}_{camera[:2]}.mat"
 
@@ -76,7 +77,7 @@ def _image_prefix(camera: str, depth: bool = False) -> str:
     return ("SK_depth_" if depth else "SK_color_") if camera == "SK" else f"{camera}_"
 
 
-def image_path(root, sequence: str, index: int, camera: str = "SK", depth: bool = False) -> Path:
+def image_path(root: str | Path, sequence: str, index: int, camera: str = "SK", depth: bool = False) -> Path:
     "Where one image of a frame lies."
     return Path(root) / "images" / sequence / f"{_image_prefix(camera, depth)}{index}.png"
 
@@ -90,9 +91,9 @@ _CANONICAL_TO_STB = np.argsort(STB_TO_CANONICAL)
 
 
 def camera_joints(
-    stored,  # (...,3,21) mm, one or more frames of `handPara`
-    camera="SK",
-):  # 'SK', 'BB_left' or 'BB_right'
+    stored: np.ndarray,  # (...,3,21) mm, one or more frames of `handPara`
+    camera: str = "SK",  # 'SK', 'BB_left' or 'BB_right'
+) -> np.ndarray:
     "Joints (...,21,3) mm in canonical order with a wrist, in the frame of the colour image's camera."
     joints = from_stb(np.swapaxes(np.asarray(stored, np.float64), -1, -2))
     if camera == "SK":
@@ -100,7 +101,7 @@ def camera_joints(
     return joints - [BB_BASELINE if camera == "BB_right" else 0, 0, 0]
 
 # %% ../../nbs/data/09_stb.ipynb #a248b7ff
-def stored_joints(joints):  # (...,21,3) mm, canonical, SK colour camera
+def stored_joints(joints: np.ndarray) -> np.ndarray:  # joints: (...,21,3) mm, canonical, SK colour camera
     "The same joints as a label file of SK holds them, (...,3,21) mm."
     joints = colour_to_depth(np.asarray(joints, np.float64))
     palm = (joints[..., :1, :] + joints[..., 13:14, :]) / 2
@@ -112,7 +113,7 @@ RIGID = 0.1  # mm: how far a bone may be from its median over the sequence
 BONE_RANGE = (4.0, 150.0)  # mm: what the median of any bone of a hand lies in
 
 
-def _check_rigid(rigid):
+def _check_rigid(rigid: float):
     if not isinstance(rigid, numbers.Real) or not rigid > 0:
         raise HandlabError(f"rigid {rigid!r}", "it is no length above 0 mm", f"give a number such as {RIGID}")
 
@@ -122,7 +123,7 @@ def _skip_it(name: str) -> str:  # 'sequence/number'
     return f'unpack the dataset again, or leave the frame out with skip="{name}"'
 
 # %% ../../nbs/data/09_stb.ipynb #4b473826
-def read_labels(path):
+def read_labels(path: str | Path) -> np.ndarray:
     "The array `handPara` (3,21,N) f64 of a label file."
     values = read_mat_file(path, "handPara", _AS_OFFICIAL)
     if values is None:
@@ -132,13 +133,18 @@ def read_labels(path):
     return values.astype(np.float64)
 
 # %% ../../nbs/data/09_stb.ipynb #da4c0a9d
-def bone_lengths(stored):  # (3,21,N) mm
+def bone_lengths(stored: np.ndarray) -> np.ndarray:  # stored: (3,21,N) mm
     "Lengths (N,20) mm: palm's centre to five knuckles and fifteen bones of the fingers."
     joints = from_stb(np.transpose(stored, (2, 1, 0)), wrist=False)
     return np.linalg.norm(joints[:, BONES[:, 1]] - joints[:, BONES[:, 0]], axis=-1)
 
 # %% ../../nbs/data/09_stb.ipynb #b8be9439
-def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numbers that need not be right
+def check_labels(
+    path: str | Path,
+    stored: np.ndarray,  # (3,21,N) mm
+    skip: Collection[int] = (),  # numbers of frames that need not be right
+    rigid: float = RIGID,
+):
     "A label that is no number, no hand of this sequence, or behind the camera is an error."
     kept = ~np.isin(np.arange(stored.shape[2]), list(skip))
     finite = np.isfinite(stored).all((0, 1))
@@ -171,7 +177,7 @@ def check_labels(path, stored, skip=(), rigid=RIGID):  # (3,21,N) mm; frame numb
 FEWEST_ON_HAND = 0.25  # share of the joints in view that must have hand within a few pixels
 
 
-def _check_raw(name, color, depth_code, stored, camera):
+def _check_raw(name: str, color: np.ndarray, depth_code: np.ndarray | None, stored: np.ndarray, camera: str):
     "The raw arrays of a frame must have the dataset's types and sizes, and colour must not be depth."
     check_choice("STB", "camera", camera, CAMERAS)
     for label, array in (("color", color), ("depth", depth_code)):
@@ -189,7 +195,7 @@ def _check_raw(name, color, depth_code, stored, camera):
         raise HandlabError(f"{name}, label", "a label is not a finite number", _skip_it(name))
 
 # %% ../../nbs/data/09_stb.ipynb #60c42580
-def _check_hand(name, mask, uv, visible):
+def _check_hand(name: str, mask: np.ndarray, uv: np.ndarray, visible: np.ndarray):
     "The mask must be where the joints are."
     share = share_on_mask(mask, uv[visible])
     if share < FEWEST_ON_HAND:
@@ -199,9 +205,9 @@ def _check_hand(name, mask, uv, visible):
 # %% ../../nbs/data/09_stb.ipynb #f0f2d0a7
 def decode_frame(
     name: str,  # how to call the frame
-    color,  # (480,640,3) uint8
-    depth_code,  # (480,640,3) uint8, SK only, or None
-    stored,  # (3,21) mm, one frame of `handPara`
+    color: np.ndarray,  # (480,640,3) uint8
+    depth_code: np.ndarray | None,  # (480,640,3) uint8, SK only, or None
+    stored: np.ndarray,  # (3,21) mm, one frame of `handPara`
     camera: str = "SK",
 ) -> Sample:
     "One frame as STB stores it, made a `Sample` of its left hand in the frame of the colour camera."
@@ -230,13 +236,13 @@ def decode_frame(
     )
 
 # %% ../../nbs/data/09_stb.ipynb #a21df28b
-def _drawn_joints(index: int):
+def _drawn_joints(index: int) -> np.ndarray:
     "Joints (21,3) mm, SK colour camera, of a flat left hand that sways."
     turn = turn_about_z(0.25 * np.sin(0.7 * index))
     return mirror_joints(example_hand(0.0)) @ turn.T + [4.0 * index - 10, 10, 480 + 8 * index]
 
 # %% ../../nbs/data/09_stb.ipynb #5930bf1f
-def _draw_discs(joints, K, depth, color=None):
+def _draw_discs(joints: np.ndarray, K: np.ndarray, depth: np.ndarray, color: np.ndarray | None = None):
     "Draw a hand of discs, far to near, into depth (H,W) mm and colour (H,W,3), in place."
     for point, a, b in far_first(bone_points(joints, 12)):
         radius = 9 if a else 12
@@ -246,7 +252,7 @@ def _draw_discs(joints, K, depth, color=None):
             cv2.circle(color, *disc, (215 - 9 * ((b - 1) // 4), 165, 140), -1)
 
 # %% ../../nbs/data/09_stb.ipynb #1340da2a
-def drawn_frame(index: int):
+def drawn_frame(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "A drawn frame in STB's terms: color, coded depth, label (3,21)."
     joints = _drawn_joints(index)
     v, u = np.mgrid[:HEIGHT, :WIDTH]
@@ -258,13 +264,13 @@ def drawn_frame(index: int):
     return color, encode_depth(depth), stored_joints(joints)
 
 # %% ../../nbs/data/09_stb.ipynb #15b5e13e
-def write_frame(root, sequence: str, index: int, color, depth_code):
+def write_frame(root: str | Path, sequence: str, index: int, color: np.ndarray, depth_code: np.ndarray):
     "Write the two images of one frame in the official layout."
     for pixels, depth in ((color, False), (depth_code, True)):
         write_image(image_path(root, sequence, index, depth=depth), pixels)
 
 # %% ../../nbs/data/09_stb.ipynb #cfc4c455
-def write_labels(root, sequence: str, stored):  # (3,21,N) mm
+def write_labels(root: str | Path, sequence: str, stored: np.ndarray):  # (3,21,N) mm
     "Write a sequence's label file."
     path = label_path(root, sequence)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,12 +282,18 @@ def write_labels(root, sequence: str, stored):  # (3,21,N) mm
     os.replace(partial, path)
 
 # %% ../../nbs/data/09_stb.ipynb #f6689493
-def _images_in(folder, prefix: str) -> tuple:
+def _images_in(folder: str | Path, prefix: str) -> tuple:
     "The numbers of a folder's images with this prefix, and {number: name} of those with another name."
     return images_in(folder, re.escape(prefix) + r"0*(\d{1,9})\.png", (prefix + "{}.png").format)
 
 
-def _usable_frames(folder, annotation, images: dict, labelled: int, partial: bool):  # {prefix: numbers}
+def _usable_frames(
+    folder: str | Path,
+    annotation: str | Path,
+    images: dict,  # {prefix: numbers}
+    labelled: int,
+    partial: bool,
+) -> list[int]:
     "The frames of a sequence with a label and all images; what is missing is an error unless `partial`."
     if not partial:
         for prefix, found in images.items():
@@ -289,7 +301,7 @@ def _usable_frames(folder, annotation, images: dict, labelled: int, partial: boo
     return functools.reduce(np.intersect1d, images.values(), np.arange(labelled)).tolist()
 
 # %% ../../nbs/data/09_stb.ipynb #4fdbdf1b
-def _sequence_labels(reader, sequence: str, skipped, rigid: float):
+def _sequence_labels(reader: "STB", sequence: str, skipped: list, rigid: float) -> np.ndarray:
     "The checked labels (3,21,N) of a sequence; `skipped`: pairs (sequence, number) that need not be right."
     path = found_file(label_path(reader.root, sequence, reader.camera))
     stored = read_labels(path)
@@ -300,14 +312,14 @@ def _sequence_labels(reader, sequence: str, skipped, rigid: float):
     return stored
 
 # %% ../../nbs/data/09_stb.ipynb #c98d0d96
-def _has_sequence(root, sequence: str, camera: str) -> bool:
+def _has_sequence(root: Path, sequence: str, camera: str) -> bool:
     "Are labels and a folder of images there?"
     return found_file(label_path(root, sequence, camera)).exists() and is_folder(
         _images_folder(root) / sequence
     )
 
 
-def _images_folder(root) -> Path:
+def _images_folder(root: Path) -> Path:
     "The folder of the sequences: `images`, or the root where the archives were unpacked without it."
     folder = Path(root) / "images"
     unpacked = any(is_folder(Path(root) / name) for names in SPLITS.values() for name in names)
@@ -317,13 +329,13 @@ def _images_folder(root) -> Path:
 _FRAME = rf"(?:(?:{'|'.join(SPLITS)})/)?({'|'.join(sum(SPLITS.values(), ()))})/0*(\d{{1,9}})"
 
 
-def _skip_key(text) -> tuple:
+def _skip_key(text: str) -> tuple:
     "'B2Counting/17' as a pair."
     sequence, number = skip_match(_FRAME, str(text), "B2Counting/17").groups()
     return sequence, int(number)
 
 # %% ../../nbs/data/09_stb.ipynb #3cff58ce
-def _list_frames(reader, names, partial: bool) -> tuple:
+def _list_frames(reader: "STB", names: list, partial: bool) -> tuple:
     "The frames (sequence, number) of a reader's sequences, images' other names, whether there is depth."
     prefixes = [_image_prefix(reader.camera)]
     if reader.camera == "SK":
@@ -349,10 +361,11 @@ class STB(Reader):
 
     def __init__(
         self,
-        root,  # the folder that holds `images` and `labels`
+        root: str | Path,  # the folder that holds `images` and `labels`
         split: str = "training",  # B2 to B6, or 'evaluation': B1
         partial: bool = False,  # True: take the sequences and frames that are there
-        skip=(),  # frames to leave out, as 'B2Counting/17'; of the other split: no matter
+        skip: str
+        | Iterable[str] = (),  # frames to leave out, as 'B2Counting/17'; of the other split: no matter
         camera: str = "SK",  # 'SK' with depth; 'BB_left' or 'BB_right' without
         rigid: float = RIGID,  # mm: how far the labels' bones may be from their median
     ):
@@ -377,7 +390,7 @@ class STB(Reader):
             what = f"no labelled frame of {split} has its images"
             raise HandlabError(self.root, what, "unpack the dataset completely")
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return _describe(self)
 
     def path(self, sequence: str, number: int, depth: bool = False) -> Path:
@@ -393,7 +406,7 @@ class STB(Reader):
         return _read_frame(self, *self.frames[index])
 
 # %% ../../nbs/data/09_stb.ipynb #10d12d59
-def _check_skipped(reader, skipped):
+def _check_skipped(reader: STB, skipped: list):
     "A frame to leave out that a sequence of this split does not have is an error."
     for sequence, number in skipped:
         if sequence in reader.labels and number >= reader.labels[sequence].shape[2]:
@@ -401,13 +414,13 @@ def _check_skipped(reader, skipped):
             raise HandlabError(f"skip '{sequence}/{number}'", what, "give the number of one of them")
 
 
-def _describe(reader) -> str:
+def _describe(reader: STB) -> str:
     depth = "with" if reader.has_depth else "without"
     what = f"{len(reader)} frames of {reader.source}, camera {reader.camera}, {depth} depth"
     return f"STB({str(reader.root)!r}, {reader.split!r}): {what}"
 
 # %% ../../nbs/data/09_stb.ipynb #efd7e7ee
-def _identity(reader) -> str:
+def _identity(reader: STB) -> str:
     "A short name for the content: labels, frames, sizes and dates of all files."
     paths = [
         reader.path(*frame, depth)
@@ -418,7 +431,7 @@ def _identity(reader) -> str:
     return identity_of(*what, *reader.labels.values(), states=[file_states(paths)])
 
 # %% ../../nbs/data/09_stb.ipynb #5b258b62
-def _read_frame(reader, sequence: str, number: int) -> Sample:
+def _read_frame(reader: STB, sequence: str, number: int) -> Sample:
     "The sample of a frame: its images are opened now."
     size, depth_code = (WIDTH, HEIGHT), None
     fix = _skip_it(f"{sequence}/{number}")
@@ -429,7 +442,7 @@ def _read_frame(reader, sequence: str, number: int) -> Sample:
     return decode_frame(frame_name(reader.split, sequence, number), color, depth_code, label, reader.camera)
 
 # %% ../../nbs/data/09_stb.ipynb #3af2a33d
-def write_drawn(root, split: str = "evaluation", count: int = 3):
+def write_drawn(root: str | Path, split: str = "evaluation", count: int = 3):
     "Write a split of drawn frames, `count` in each sequence."
     for sequence in SPLITS[split]:
         frames = [drawn_frame(index) for index in range(count)]

@@ -19,7 +19,7 @@ from ..machine import compiled_once
 HEIGHT, WIDTH = 480, 640  # px, every image of STB
 
 
-def intrinsics(fx, fy, cx, cy):
+def intrinsics(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     "A camera matrix (3,3)."
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
@@ -30,29 +30,29 @@ SK_TURN = 0.00531, -0.01196, 0.00301  # rotation vector
 SK_SHIFT = np.array([-24.0381, -0.4563, -1.2326])  # mm
 
 
-def sk_rotation():
+def sk_rotation() -> np.ndarray:
     "R (3,3) of the SK calibration."
     return cv2.Rodrigues(np.array(SK_TURN))[0]
 
 # %% ../../nbs/data/08_stb_depth.ipynb #1bd42875
-def depth_to_colour(points):  # (...,3) mm, SK depth camera
+def depth_to_colour(points: np.ndarray) -> np.ndarray:  # points: (...,3) mm, SK depth camera
     "The same points in the frame of the SK colour camera."
     return (points - SK_SHIFT) @ sk_rotation()
 
 
-def colour_to_depth(points):  # (...,3) mm, SK colour camera
+def colour_to_depth(points: np.ndarray) -> np.ndarray:  # points: (...,3) mm, SK colour camera
     "The same points in the frame of the SK depth camera."
     return points @ sk_rotation().T + SK_SHIFT
 
 # %% ../../nbs/data/08_stb_depth.ipynb #6fb0f2e1
-def decode_depth(code):  # (H,W,3) uint8
+def decode_depth(code: np.ndarray) -> np.ndarray:  # code: (H,W,3) uint8
     "Depth (H,W) float32 mm as the depth camera saw it, NaN where nothing was measured."
     mm = (code[..., 0] + code[..., 1].astype(np.uint16) * 256).astype(np.float32)
     mm[mm == 0] = np.nan
     return mm
 
 
-def encode_depth(mm):  # (H,W) mm, NaN or 0 where there is none
+def encode_depth(mm: np.ndarray) -> np.ndarray:  # mm: (H,W) mm, NaN or 0 where there is none
     "STB's code (H,W,3) uint8 of a depth map."
     steps = np.rint(np.nan_to_num(np.clip(mm, 0, 65535), nan=0)).astype(np.uint16)
     return np.stack([steps & 255, steps >> 8, np.zeros_like(steps)], -1).astype(np.uint8)
@@ -93,11 +93,11 @@ def _splat(depth, matrix, shift, inverse_K, K, half, z_buffer, total, weight):
                             weight[j, i] += near
 
 # %% ../../nbs/data/08_stb_depth.ipynb #a7229bca
-def _focal_and_centre(K):  # (3,3)
+def _focal_and_centre(K: np.ndarray) -> np.ndarray:  # K: (3,3)
     return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
 
 # %% ../../nbs/data/08_stb_depth.ipynb #14d3cd96
-def register_depth(mm):  # (H,W) mm, SK depth camera, NaN where there is none
+def register_depth(mm: np.ndarray) -> np.ndarray:  # mm: (H,W) mm, SK depth camera, NaN where there is none
     "Depth (H,W) float32 mm as the SK colour camera sees it, NaN where there is none."
     z_buffer = np.full(mm.shape, np.inf, np.float32)
     total, weight = np.zeros(mm.shape, np.float32), np.zeros(mm.shape, np.float32)
@@ -135,10 +135,10 @@ def _near_bones(depth, K, starts, ends, reaches, box, mask):
 
 # %% ../../nbs/data/08_stb_depth.ipynb #429eae10
 def hand_mask(
-    depth,  # (H,W) mm, NaN where there is none
-    joints,  # (21,3) mm, canonical, the same camera
-    K,
-):  # (3,3)
+    depth: np.ndarray,  # (H,W) mm, NaN where there is none
+    joints: np.ndarray,  # (21,3) mm, canonical, the same camera
+    K: np.ndarray,  # (3,3)
+) -> np.ndarray:
     "Mask (H,W) bool of the hand: depth near the labelled bones."
     mask = np.zeros(depth.shape, np.bool_)
     reaches = np.where(BONES[:, 0] == 0, PALM_REACH, FINGER_REACH)

@@ -248,7 +248,7 @@ def warp_grid(
 # %% ../../nbs/hand/02_camera.ipynb #3fb6d091
 def warp(
     images: torch.Tensor,  # (B,C,H,W) float
-    matrix: ArrayLike,  # (B,3,3) or (3,3), from source px to output px
+    matrix: ArrayLike | None,  # (B,3,3) or (3,3), from source px to output px; None: with a grid
     out_size: int,  # S, px
     mode: str = "bilinear",  # or 'nearest', for masks and depth
     padding: str = "zeros",  # beyond the border: 'zeros' or 'border'
