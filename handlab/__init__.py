@@ -6,6 +6,7 @@ COMMANDS = {
     "handlab.graph.run": "every table and figure of both papers, or single runs",
     "handlab.sim.write": "a simulated twin in the official layout",
     "handlab.predict": "the joints of hands in photographs and videos",
+    "handlab.predict.calibrate": "which error to expect of a network, from validation frames",
     "handlab.results.ship": "small copies of finished runs, with which every page can be made",
     "handlab.pages.front": "what was found, into README.md and the index; the outputs saved in the pages",
     "handlab.pages.manifest": "the list of a folder of tables and figures",
@@ -19,7 +20,7 @@ def _refuse_other_modules():
     if module.split(".")[0] != "handlab" or module in COMMANDS:
         return
     lines = [f"handlab: {module} is not a command; the commands are, each with --help:"]
-    lines += [f"  python -m {name:22}  {what}" for name, what in COMMANDS.items()]
+    lines += [f"  python -m {name:25}  {what}" for name, what in COMMANDS.items()]
     helped = "--help" in words or "-h" in words
     print("\n".join(lines), file=_sys.stdout if helped else _sys.stderr)
     _sys.exit(0 if helped else 2)

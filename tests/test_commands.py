@@ -298,6 +298,7 @@ COMMANDS = {
     "handlab.sim.write": ["sim-rdh"],
     "handlab.sim.write sim-stb": ["folder", "--trainin", "4"],
     "handlab.predict": ["picture.png", "--detct"],
+    "handlab.predict.calibrate": ["S4", "--frames", "1"],
 }
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 import papermill_calls
 import pytest
@@ -24,9 +26,11 @@ from handlab.data.prepare import CropSettings, crop_sample
 from handlab.hand.camera import crop_intrinsics, project
 from handlab.hand.skeleton import example_hand, normalise
 from handlab.hand.solid import hand_vertices
+from handlab.predict.calibrate import calibrate
 from handlab.predict.command import (
     COLUMNS,
     ask,
+    fig_answers,
     files_named,
     frame_count,
     frames_of,
@@ -36,7 +40,7 @@ from handlab.predict.command import (
     short_names,
 )
 from handlab.predict.detect import HandDetector, Palm, decode_palms, hand_square
-from handlab.predict.networks import find_network, load
+from handlab.predict.networks import find_network, load, read_calibration
 from handlab.predict.picture import (
     Question,
     assumed_camera,
@@ -178,6 +182,47 @@ def test_an_answer_repeats_and_its_spread_is_that_of_samples(network, sample):
     ).detach()
     expected = poses.var(0, unbiased=False).sum(-1).sqrt().numpy()
     np.testing.assert_allclose(first.spread, expected, rtol=0.35)
+
+
+def test_a_calibration_is_of_its_weights_and_scales_the_spread(run, sample, tmp_path):
+    folder = tmp_path / "S1"
+    shutil.copytree(run, folder)
+    network = load(str(folder))
+    assert network.calibration == {} and predict(network, question(sample)).expected is None
+    found = calibrate(network, 4)
+    network = load(str(folder))
+    assert network.calibration == found and found["frames"] == 4 and found["error_mm"] > 0
+    answer = predict(network, question(sample))
+    np.testing.assert_allclose(answer.expected, found["factor"] * answer.spread, rtol=1e-5)
+    assert predict(network, question(sample), samples=0).expected is None
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
+    assert read_calibration(network.found) == {}
+
+
+@pytest.mark.parametrize("name", ("S4", "RGB PI Net"))
+def test_the_error_to_expect_is_as_large_as_the_error(name, frames):
+    network, errors = load(name), []
+    for sample in frames:
+        answer = predict(network, question(sample))
+        errors.append([np.linalg.norm(answer.pose - normalise(sample.joints)[0], axis=1), answer.expected])
+    errors = np.delete(np.array(errors), 9, axis=2)  # the root has none
+    true, expected = np.sqrt((errors**2).mean((0, 2)))
+    assert 0.6 < true / expected < 1.6  # validation frames chose the size, and these are test frames
+    fixed = np.ptp(errors[:, 1], axis=0).max() < 1e-6
+    assert fixed == (name == "RGB PI Net")  # it has no posterior
+
+
+def test_the_picture_says_what_its_rings_are(network, sample):
+    answer = predict(network, question(sample))
+    for changes, words in (
+        ({}, "far smaller than the error"),
+        (dict(expected=40 * answer.spread), "error to expect on simulated hands"),
+        (dict(spread=None), ""),
+    ):
+        figure = fig_answers([replace(answer, **changes)])
+        label, rings = figure.axes[0].get_xlabel(), figure.axes[0].patches
+        assert words in label and bool(label) == bool(words) and len(rings) == 21 * bool(words)
+        plt.close(figure)
 
 
 def test_the_network_is_the_trained_one(network, run):

@@ -134,10 +134,12 @@ def record(answer: Answer, network) -> dict:
         "root_in_hand_scales": answer.root,
         "joints_mm": answer.millimetres,
         "spread_in_hand_scales": answer.spread,
+        "expected_error_in_hand_scales": answer.expected,
+        "expected_error_is": network.calibration.get("is"),
     }
 
 # %% ../../nbs/predict/04_command.ipynb #1f95da58
-COLUMNS = ("name", "side", "joint", "u", "v", "x", "y", "z", "spread", "x_mm", "y_mm", "z_mm")
+COLUMNS = tuple("name side joint u v x y z spread expected_error x_mm y_mm z_mm".split())
 
 # %% ../../nbs/predict/04_command.ipynb #a2d2b9e6
 def rows(answer: Answer) -> list:  # of tuples as COLUMNS
@@ -149,8 +151,10 @@ def rows(answer: Answer) -> list:  # of tuples as COLUMNS
     nothing = [[None] * 3] * 21
     pose, places = (nothing if each is None else column(each) for each in (answer.pose, answer.millimetres))
     return [
-        (answer.question.name, answer.question.side, joint, *uv, *xyz, spread, *mm)
-        for joint, uv, xyz, spread, mm in zip(JOINTS, column(answer.uv), pose, column(answer.spread), places)
+        (answer.question.name, answer.question.side, joint, *uv, *xyz, spread, expected, *mm)
+        for joint, uv, xyz, spread, expected, mm in zip(
+            JOINTS, column(answer.uv), pose, column(answer.spread), column(answer.expected), places
+        )
     ]
 
 # %% ../../nbs/predict/04_command.ipynb #c50d024c
@@ -175,6 +179,7 @@ def fig_answers(answers: list, title: str = ""):  # of one image
         _draw_spread(axis, answer)
     axis.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5), title=title)
     plain_axes(axis)
+    axis.set_xlabel(_rings(answers[0]), fontsize=8)
     for number, answer in enumerate((each for each in answers if each.pose is not None), 2):
         space = figure.add_subplot(1, 1 + count, number, projection="3d")
         draw_hand_3d(space, answer.pose)
@@ -191,10 +196,18 @@ def error_line(answer: Answer, sample) -> str:  # sample: of data.sample, with t
     return f"{np.linalg.norm(answer.pose - true, axis=1).mean() * scale:.1f} mm"
 
 
+def _rings(answer) -> str:
+    "What the rings around the joints are."
+    if answer.expected is not None:
+        return "rings: the error to expect on simulated hands; on photographs it is larger"
+    return "" if answer.spread is None else "rings: the posterior's spread, far smaller than the error"
+
+
 def _draw_spread(axis, answer):
-    if answer.spread is None:
+    size = answer.spread if answer.expected is None else answer.expected
+    if size is None:
         return
-    radius = answer.spread * answer.question.camera[0, 0] / (answer.pose + answer.root)[:, 2]
+    radius = size * answer.question.camera[0, 0] / (answer.pose + answer.root)[:, 2]
     for (u, v), size in zip(answer.uv, radius):
         axis.add_patch(plt.Circle((u, v), size, fill=False, color="white", lw=0.8, alpha=0.8))
 
@@ -217,7 +230,7 @@ def parser() -> CommandLine:
     words.add_argument(
         "--scale", type=float, default=0.0, help="mm from middle MCP to PIP: gives joints in mm"
     )
-    words.add_argument("--network", default="RGB PI Net", help="its name or its run's folder (%(default)s)")
+    words.add_argument("--network", default="S4", help="its name or its run's folder (%(default)s)")
     words.add_argument("--every", type=int, default=1, help="use every n-th frame of a video (%(default)s)")
     words.add_argument("--out", default="runs/predict", help="folder of the results (%(default)s)")
     words.add_argument("--tables-only", action="store_true", help="write no pictures")

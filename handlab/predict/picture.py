@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FOCAL', 'FLESH', 'assumed_camera', 'borders', 'place_root', 'Question', 'Answer', 'edges_of_mask', 'check_question',
-           'mirrored', 'tight_square', 'look', 'crop_box', 'predict', 'unmirrored', 'seen_crop']
+           'mirrored', 'question_of', 'tight_square', 'look', 'crop_box', 'predict', 'unmirrored', 'seen_crop']
 
 # %% ../../nbs/predict/02_picture.ipynb #0ad882db
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,6 +94,7 @@ class Answer:
     root: np.ndarray  # (3,) in hand scales; None from a 2D network
     uv: np.ndarray  # (21,2) px of the image
     spread: np.ndarray  # (21,) in hand scales; None where the network has no posterior
+    expected: np.ndarray = None  # (21,) in hand scales: error to expect; None where it was not calibrated
 
     @property
     def millimetres(self) -> np.ndarray:  # (21,3) camera frame; None where the scale is unknown
@@ -147,6 +148,14 @@ def mirrored(question: Question) -> Question:
         question.name,
     )
 
+# %% ../../nbs/predict/02_picture.ipynb #14ff0a99
+def question_of(sample) -> Question:  # sample: of data.sample
+    "A frame of a dataset, asked as a user asks: by the box around its mask; without one, by its joints."
+    known = dict(side=sample.side, K=sample.K, name=sample.name)
+    if sample.mask is None:
+        return Question(sample.image, uv=sample.uv, **known)
+    return Question(sample.image, edges_of_mask(sample.mask), **known)
+
 # %% ../../nbs/predict/02_picture.ipynb #c27792e9
 FLESH = 1.19  # length of a hand in lengths of the box of its joints
 
@@ -165,12 +174,12 @@ def look(network, question: Question, box: Box, samples: int) -> Answer:
     with torch.no_grad():
         crop = network.crop(question.image, box)
         found = network(crop, torch.as_tensor(K[None]).to(crop), samples)
-    pose, spread, uv = (None if each is None else each[0].double().cpu().numpy() for each in found)
+    pose, spread, uv, expected = (None if each is None else each[0].double().cpu().numpy() for each in found)
     if pose is None:
         return Answer(question, box, None, None, image_uv(uv, np.array(box, float), network.size), None)
     edges = None if question.edges is None else np.array(question.edges, float)
     root = place_root(pose, question.camera, edges, question.uv)
-    return Answer(question, box, pose, root, project(pose + root, question.camera), spread)
+    return Answer(question, box, pose, root, project(pose + root, question.camera), spread, expected)
 
 # %% ../../nbs/predict/02_picture.ipynb #dedfe1e5
 def crop_box(network, question: Question) -> Box:  # question: about a right hand
@@ -200,7 +209,7 @@ def unmirrored(answer: Answer, question: Question) -> Answer:
     turn = np.array([-1.0, 1, 1])
     pose, root = (None if each is None else each * turn for each in (answer.pose, answer.root))
     uv = mirror_uv(answer.uv, question.image.shape[1])
-    return Answer(question, answer.box, pose, root, uv, answer.spread)
+    return replace(answer, question=question, pose=pose, root=root, uv=uv)
 
 # %% ../../nbs/predict/02_picture.ipynb #3c41e0b7
 def seen_crop(network, answer: Answer) -> torch.Tensor:  # (1,3,S,S) from -0.5 to 0.5
