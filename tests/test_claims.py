@@ -701,7 +701,7 @@ def test_reasons_belong_to_source_and_profile(worlds, monkeypatch):
     )
     assert claims_page.failures(table, reasons).why.to_dict() == {
         "s1-s4": "Because.",
-        "poe-kl": "not investigated yet",
+        "poe-kl": claims_page.UNKNOWN,
     }
 
 
@@ -917,14 +917,38 @@ def test_a_forest_has_every_measured_claim_in_full():
     "Claims are wrapped, not cut; a claim that lacks power says how many seeds it needs."
     long = "The larger the share of images with the mask loss, the lower the error: none, a fifth, all"
     row = dict(paper="p", unit="mm", base=10.0, published=1.0, lower=0.0, upper=np.inf, low=-1.0, high=2.0)
-    row["published base"] = 10.0
+    row |= {"published base": 10.0, "seeds needed": np.nan, "also together": ""}
     rows = [
         row | {"claim": long, "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": 7.0},
         row | {"claim": "... also here", "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": np.nan},
+        row | {"claim": "Few persons", "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": np.inf},
+        row | {"claim": "True alone", "verdict": HOLDS, "ours": 0.5, "also together": "no"},
+        row | {"claim": "True with all", "verdict": HOLDS, "ours": 0.5, "also together": "yes"},
         row | {"claim": "Not measured", "verdict": "not run", "ours": np.nan, "seeds needed": np.nan},
     ]
     axis = claims_page.fig_forest(pd.DataFrame(rows), "Claims", "made up.").axes[0]
-    second, first = (label.get_text().replace("\n", " ") for label in axis.get_yticklabels())
-    assert first.replace("\xa0", " ") == f"{long}: lacks power (about 7 seeds needed)"
-    assert second.replace("\xa0", " ") == f"{long}, also here: lacks power (3 seeds or more)"
-    assert "Not drawn: 1 claims" in axis.get_title()
+    texts = [label.get_text().replace("\n", " ").replace("\xa0", " ") for label in axis.get_yticklabels()]
+    assert texts[::-1] == [
+        f"{long}: lacks power (about 7 seeds needed)",
+        f"{long}, also here: lacks power (3 seeds or more)",
+        "Few persons: lacks power (more test persons needed)",
+        "True alone: holds",
+        "True with all: holds †",
+    ]
+    assert "Not drawn: 1 claim without" in axis.get_title()
+    legend = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert legend[:2] == ["ours: holds", "ours: lacks power"] and "ours: does not hold" not in legend
+    assert "published, real data" in legend
+
+
+def test_counts_are_words_of_their_number():
+    assert (
+        claims.count_verdict(1, LACKS_POWER) == "1 lacks power" and claims.count_of(1, "claim") == "1 claim"
+    )
+    assert claims.count_verdict(0, HOLDS) == "0 hold" and claims.count_of(0, "test") == "0 tests"
+    one = pd.DataFrame({"verdict": [LACKS_POWER], "also together": "", "p": [0.2], "seeds needed": [4.0]})
+    assert claims.count_sentences(one)[0] == (
+        "1 claim of both papers can be tested here: 0 hold, 0 do not hold, 1 lacks power and 0 were not run; "
+        "with Holm's correction for 1 test (†) 0 hold and 0 do not hold. Ten seeds or fewer would "
+        "answer 1 of those that lack power."
+    )

@@ -51,10 +51,11 @@ def test_every_network_has_a_row_and_seeds_are_counted(tmp_path):
     assert list(curves_of(runs[0])) == list(curves_of(runs[1])) == ["rgb", "rgb_pi"]
     table = table_convergence(runs)
     assert table["stands"].to_dict() == {
-        ("pi-sim-rhd", "rgb"): "1 of 2",
-        ("pi-sim-rhd", "rgb_pi"): "2 of 2",
-        ("aligned-S4-sim-rhd", "RGB"): "0 of 1",
+        ("RGB Net", "sim-rhd"): "1 of 2",
+        ("RGB PI Net", "sim-rhd"): "2 of 2",
+        ("S4", "sim-rhd"): "0 of 1",
     }
+    assert set(table.unit) == {"mm"}
     assert (
         "Of 5 trained networks, 3 had stopped improving at the end, 2 still " in convergence_sentence(runs)
         and len([axis for axis in fig_convergence_of(runs).axes if axis.lines]) == 3

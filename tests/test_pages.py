@@ -12,6 +12,7 @@ from handlab.core import HandlabError, project_path, project_root, read_json
 from handlab.pages import claims, paper_aligned
 from handlab.pages.front import with_outputs
 from handlab.pages.output import choose_folder, markdown_table, save_table
+from handlab.pages.page import _too_few
 from handlab.results.claims import World, claims_table
 from handlab.results.published import curve_auc, published_curves, published_numbers
 
@@ -71,6 +72,7 @@ def test_files_made_of_more_runs_are_kept(tmp_path, capsys):
     figures, own = tmp_path / "figures", tmp_path / "runs/quick/claims/figures"
     table = pd.DataFrame({"a": [1.0]}, index=pd.Index(["one"], name="row"))
     kept = claims_about(3, 6, source="sim-rhd twin, sim-stb twin", profile="quick")
+    note = figures / "about/claims.json"
 
     def write(about):
         folder = choose_folder("claims", about, figures, own)
@@ -90,11 +92,17 @@ def test_files_made_of_more_runs_are_kept(tmp_path, capsys):
         capsys.readouterr()
         assert write(less) == own and (own / "claims.md").exists()
         said = capsys.readouterr().out
-        assert said.count("\n") == 1 and "keeps the one made of 6 runs, 3 seeds" in said and str(own) in said
+        assert said.count("\n") == 1 and said.startswith(
+            f"claims: written to {own}. {figures} has it from 6 runs"
+        )
+        assert "3 seeds" in said and f"to replace it, delete {note}" in said
         assert (figures / "claims.md").stat().st_mtime_ns == before
     for as_much in (kept, kept | {"seeds": 4, "runs": 8}, kept | {"profile": "full", "seeds": 4, "runs": 8}):
         assert write(as_much) == figures
     (figures / "claims.md").unlink()  # what is gone need not be kept
+    assert write(nothing) == figures
+    write(kept)
+    note.unlink()  # as the message says
     assert write(nothing) == figures
 
 
@@ -110,7 +118,7 @@ def test_pages_without_runs_leave_the_figures_alone(tmp_path, monkeypatch, capsy
     assert {path: path.read_bytes() for path in (tmp_path / "figures").rglob("*") if path.is_file()} == before
     assert (tmp_path / "runs/long/claims/figures/claims-long.md").exists()
     assert (tmp_path / "runs/quick/paper_aligned/figures/aligned-fig2.svg").exists()
-    assert capsys.readouterr().out.count("goes to runs/") == 2
+    assert capsys.readouterr().out.count(": written to runs/") == 2
 
 
 def test_every_tracked_figure_says_of_how_many_runs_it_is_made():
@@ -132,3 +140,25 @@ def test_the_papers_saved_texts_hold_no_path_of_a_machine(path):
     outputs = [output for cell in read_json(path)["cells"] for output in cell.get("outputs", ())]
     texts = "".join("".join(output.get("text", ())) for output in outputs)
     assert texts and not re.search(r"/(tmp|work|root|home|Users)/", texts)
+
+
+@pytest.mark.parametrize("path", sorted(project_path("nbs").glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_has_one_title(path):
+    "In what those that people run say and show, the title alone is a heading of the first level."
+    cells = [cell for cell in read_json(path)["cells"] if cell["cell_type"] != "raw"]
+    shown = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    shown += ["".join(output.get("data", {}).get("text/markdown", "")) for output in outputs]
+    titles = [line for text in shown for line in text.splitlines() if line.startswith("# ")]
+    assert len(titles) == 1, titles
+
+
+def test_an_item_that_is_left_out_names_what_it_compares_and_what_is_there():
+    page = paper_aligned.aligned_page("runs/shipped", figures="")
+    (item,) = (item for item in page.items if item.name == "fig8")
+    names, _ = item.wanted(page)
+    assert _too_few(item, names, {"S1": [], "S4": []}) == (
+        f"Fig. 8: not drawn, since it compares 3 kinds of runs or more and only 2 of its {len(names)} kinds "
+        "can be read here: train_aligned-S1-sim-rhd, train_aligned-S4-sim-rhd"
+    )
+    assert {"S4-labelled0.25", "S4-labelled0.25-alone"} < set(names)  # named, though they are not trained

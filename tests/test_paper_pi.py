@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from handlab.core import HandlabError
 from handlab.data.batches import Batches
 from handlab.data.prepare import CropSettings
+from handlab.data.rhd import write_drawn
 from handlab.hand.draw import STYLES
 from handlab.hand.metrics import align_procrustes, epe, joint_errors
 from handlab.pages import pi_figures, pi_scores
@@ -767,3 +768,14 @@ def test_notebook_without_runs_names_them_and_goes_on(tmp_path):
     assert done.returncode != 0 and "no finished run of train_pi-sim-rhd-seed0" in done.stderr
     printed, done = run_notebook(tmp_path, seed=3)
     assert done.returncode != 0 and "this notebook has no such parameter" in done.stderr
+
+
+def test_datasets_have_names_and_counts_only_where_a_folder_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("handlab.results.datasets.real_root", lambda name: "")
+    table = pi_figures.table_1()
+    assert list(dict.fromkeys(table.index)) == ["Stereo (STB)", "RHD", "Dexter+Object", "BigHand2.2M"]
+    assert not [name for name in table if "counted" in name] and "_" not in "".join(table["published in"])
+    write_drawn(tmp_path, "evaluation", 3)
+    counted = pi_figures.table_1({"rhd": tmp_path})
+    assert counted.loc["RHD", "counted test"].tolist() == ["3"] * 3
+    assert counted.loc["Stereo (STB)", "counted in"] == "no folder here"

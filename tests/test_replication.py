@@ -135,3 +135,8 @@ def test_the_front_block_says_what_is_not_trained(tmp_path):
     for name in ("README.md", "nbs/index.ipynb"):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert text.count(BEGIN) == text.count(END) == 1 and block in replaced(text, block)
+
+
+def test_within_a_notebook_the_article_is_below_its_title():
+    text = replication.below_title("# Title\n\n## Part\n\na # b\n#tag\n### Sub")
+    assert text == "## Title\n\n### Part\n\na # b\n#tag\n#### Sub"

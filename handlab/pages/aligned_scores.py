@@ -33,8 +33,9 @@ from ..aligned.strategies import LABELS, base_variant
 from ..core import HandlabError
 from ..hand.metrics import joint_errors
 from .page import every_run, groups_of, split_means, split_scores
+from ..results.catalogue import LABELLED_SHARES
 from ..results.published import published_numbers, published_strategies
-from ..results.runs import source_line
+from ..results.runs import profile_of, source_line
 from ..results.statistics import Interval, difference
 from ..settings import make_settings
 from ..train.scores import forward_times
@@ -61,10 +62,12 @@ def labelled_share(variant: str) -> float:
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #ea6e5e94
 def weak_variants(folder, dataset: str, strategy: str = "S4") -> list:  # folder of the runs
-    "The variants with a share of the labels that have a finished run, by share."
+    "The variants with a share of the labels, by share: the profile's, and others with a finished run."
     pattern = re.compile(rf"train_aligned-({strategy}-labelled[\d.]+(?:-alone)?)-{dataset}-seed\d+")
     names = (path.parent.name for path in Path(folder).glob("train_aligned-*/metrics.json"))
     found = {match[1] for match in map(pattern.fullmatch, names) if match}
+    for share in LABELLED_SHARES.get(profile_of(folder), ()):
+        found |= {f"{strategy}-labelled{share:g}{end}" for end in ("", "-alone")}
     return sorted(found, key=lambda variant: (labelled_share(variant), variant))
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #735f1c73

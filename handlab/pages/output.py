@@ -73,15 +73,16 @@ def choose_folder(
     folder,  # where it should go, such as 'figures'
     own,  # the page's own folder
 ):
-    "`folder`; or, with a printed line, the page's own one where `folder` has the item made of more runs."
+    "`folder`; or, with a printed line, the page's own folder where this item would replace a fuller one."
     path = project_path(folder) / "about" / f"{name}.json"
     there = read_json(path) if path.exists() else {}
     whole = bool(there) and all((project_path(folder) / file).exists() for file in there["files"])
     if not whole or not _has_less(about, there):
         return folder
     print(
-        f"{name}: {_shown(folder)} keeps the one made of {_made_of(there)}; "
-        f"this one, made of {_made_of(about)}, goes to {_shown(own)}"
+        f"{name}: written to {_shown(own)}. {_shown(folder)} has it from {_made_of(there)}, which is more "
+        f"than the {_made_of(about)} read now, and stays as it is; to replace it, delete "
+        f"{_shown(path)} and run the page again."
     )
     return own
 

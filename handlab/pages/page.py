@@ -122,12 +122,19 @@ def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
         return None
 
 
+def _too_few(item: Item, names: dict, runs: dict) -> str:  # names, runs: by key
+    "Why an item that compares runs is left out."
+    found = ", ".join(names[key] for key in runs)
+    is_not = f"{item.place}: not drawn, since it compares {item.least} kinds of runs or more"
+    return f"{is_not} and only {len(runs)} of its {len(names)} kinds can be read here: {found}"
+
+
 def _made(page, item: Item) -> tuple | None:
     names, needs = item.wanted(page)
     runs = page.open(names, needs, item.place)
     if names and len(runs) < item.least:
         if runs:
-            print(f"{item.place}: it compares {item.least} kinds of runs or more, and {len(runs)} was found")
+            print(_too_few(item, names, runs))
         return None
     if item.first:
         runs = {key: each[:1] for key, each in runs.items()}

@@ -17,8 +17,8 @@ import pandas as pd
 
 from ..core import HandlabError
 from ..hand.draw import BLUE, DARK, PURPLE, VERMILION
-from ..privileged.experiment import STAGES
 from ..privileged.experiment_2d import STAGES_2D
+from ..privileged.stages import ARMS
 from .runs import source_line, unseeded
 
 # %% ../../nbs/results/09_convergence.ipynb #3f9457da
@@ -81,16 +81,16 @@ def table_convergence(runs) -> pd.DataFrame:  # RunFolders
         falls = [fall_at_end(*curve) for curve in curves]
         verdicts = [verdict_of(fall) for fall in falls]
         rows.append(
-            {
-                "run": name,
-                "network": network or "RGB",
+            dict(zip(("network", "data"), _named(name, network)))
+            | {
                 "steps": int(curves[0][0][-1]),
                 "validation error": np.mean([errors[-1] for _, errors in curves]),
+                "unit": _unit(name),
                 "fall over the last quarter (%)": 100 * np.mean(falls),
                 "stands": f"{verdicts.count('stands')} of {len(curves)}",
             }
         )
-    return pd.DataFrame(rows).set_index(["run", "network"]) if rows else pd.DataFrame()
+    return pd.DataFrame(rows).set_index(["network", "data"]) if rows else pd.DataFrame()
 
 
 def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks they are
@@ -136,14 +136,22 @@ def fig_convergence_of(runs, columns: int = 4):  # RunFolders; the most panels i
     return figure
 
 # %% ../../nbs/results/09_convergence.ipynb #d4a1b7c9
+_RUN = re.compile(r"(?:aligned|pi_2d|pi)-(.*?)-?((?:sim-)?(?:rhd|stb))")  # variant, data
+
+
+def _named(name: str, network: str) -> tuple:  # of a run without its seed; network '': paper 2's
+    "Network and data for reading: ('RGB PI Net', 'sim-rhd') of 'pi-sim-rhd' and 'rgb_pi'."
+    found = _RUN.fullmatch(name)
+    variant, data = found.groups() if found else (name, "")
+    known = STAGES_2D if name.startswith("pi_2d") else ARMS
+    parts = [known[network].label if network in known else network, _words(variant)]
+    return ", ".join(filter(None, parts)), data
+
+
 def _panel_title(name: str, network: str) -> str:
-    "Such as 'S4, rhd' of 'aligned-S4-sim-rhd', and 'RGB PI Net, rhd' of 'pi-sim-rhd' and 'rgb_pi'."
-    what, _, data = (
-        name.removeprefix("aligned-").removeprefix("pi-").removeprefix("pi_2d-").rpartition("sim-")
-    )
-    known = STAGES_2D if name.startswith("pi_2d") else STAGES
-    shown = known[network].label if network in known else network or _words(what.strip("-"))
-    return ", ".join(part for part in (shown, data) if part)
+    "Such as 'S4, rhd', and 'RGB PI Net, rhd'."
+    shown, data = _named(name, network)
+    return ", ".join(filter(None, (shown, data.removeprefix("sim-"))))
 
 
 def _words(variant: str) -> str:

@@ -56,9 +56,11 @@ def count_frames(
 def table_datasets(
     roots: dict = None,  # {dataset: folder}; others are looked for where real data usually lie
 ) -> pd.DataFrame:
-    "Paper 1's Table 1: published counts beside those of the folders that are here."
+    "Paper 1's Table 1: published counts, beside those of the folders that are here, if any."
     found = {name: (roots or {}).get(name) or real_root(name) for name in READERS}
     counted = {name: count_frames(name, project_path(root)) for name, root in found.items() if root}
+
+    columns = ("counted training", "counted test", "counted in") if counted else ()
 
     def show(pair):
         return "" if pair is None else f"{pair[0]:,}" + (f" and {pair[1]:,} left out" if pair[1] else "")
@@ -66,6 +68,8 @@ def table_datasets(
     rows = []
     for row in published_datasets().itertuples(index=False):
         here = counted.get(row.dataset, {})
+        numbers = show(here.get("training")), show(here.get("evaluation")), here.get("source")
+        numbers = dict(zip(columns, (*numbers[:2], numbers[2] or "no folder here")))
         rows.append(
             {
                 "dataset": row.dataset,
@@ -75,9 +79,7 @@ def table_datasets(
                 "published training": row.training,
                 "published test": row.test,
                 "published in": row.source,
-                "counted training": show(here.get("training")),
-                "counted test": show(here.get("evaluation")),
-                "counted in": here.get("source") or "no folder here",
+                **numbers,
             }
         )
     return (

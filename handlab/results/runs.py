@@ -336,9 +336,9 @@ def untrained_line(names, folder, seeds: int = 1) -> str:  # names: without seed
     counts = {name: len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)}
     none = [name for name, count in counts.items() if not count]
     fewer = [f"{name} ({count})" for name, count in counts.items() if 0 < count < seeds]
-    parts = [f"{len(none)} of {len(counts)} kinds of runs are not trained yet: {', '.join(none)}"] * bool(
-        none
-    )
+    verb = "is" if len(none) == 1 else "are"
+    first = f"{len(none)} of {len(counts)} kinds of runs {verb} not trained yet: {', '.join(none)}"
+    parts = [first] * bool(none)
     parts += [f"fewer than {seeds} seeds: {', '.join(fewer)}"] * bool(fewer)
     return (
         "; ".join(parts)
