@@ -110,7 +110,8 @@ if workflow.is_main_process:
     COSTS = {**dict.fromkeys(DATA, 1.), **{run.name: run.minutes * run.threads for run in RUNS}, "manifest": .1, **dict.fromkeys(["front"] * len(FRONT), .3)}
     FILES = {name: [text_log(name)] for name in COSTS} | {run.name: [executed(run), text_log(run.name)] for run in RUNS}
     PLACES = max(1, GPUS) if GPUS else workflow.cores or 1
-    TALLY = Tally(COSTS, 1 / PLACES)
+    WIDTHS = {} if GPUS else {**dict.fromkeys(DATA, data_threads()), **{run.name: run.threads for run in RUNS}}
+    TALLY = Tally(COSTS, PLACES, plan.needed_names(PROFILE, SEEDS, REAL), WIDTHS)
     logger.addHandler(Progress(TALLY, FILES, PROFILE))
 
 onstart:

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import csv
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -24,8 +26,8 @@ from handlab.graph import execute as execute_module
 from handlab.graph import pace
 from handlab.graph.code import meaning, training_fingerprint
 from handlab.graph.execute import TRIES, execute, one_gpu
-from handlab.graph.plan import data_names, whole_graph
-from handlab.graph.progress import log_error
+from handlab.graph.plan import data_names, needed_names, whole_graph
+from handlab.graph.progress import Tally, log_error
 from handlab.machine import gpu_count, gpu_names
 from handlab.privileged.stages import PiSettings, check_pi
 from handlab.results.catalogue import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
@@ -689,7 +691,7 @@ def test_a_line_of_progress_is_in_a_file_at_once():
     code = """
 import logging, os
 from handlab.graph.progress import Progress, Tally
-progress = Progress(Tally({"run": 1.0}, 1.0), {"run": []}, "quick")
+progress = Progress(Tally({"run": 1.0}), {"run": []}, "quick")
 progress.end("run")
 os._exit(0)  # as a program that is killed: nothing is written any more
 """
@@ -704,3 +706,63 @@ def test_decoding_clouds_costs_time_besides_steps():
     assert not any(pace._has_clouds(run) for run in runs.values() if run.notebook != "train_aligned")
     minutes = pace.other_minutes("quick", 1)
     assert minutes[s4.name] > 2 * minutes[s1.name] > 0
+
+
+# {profile: (minutes of a recorded graph on two cores, seconds of the unit there)}. The jobs of smoke ran
+# beside other work; idle, the whole took 4.6 minutes where the unit takes 0.188 s.
+WHOLE = {"smoke": (339.6 / 60, 0.0), "quick": (57.0, 0.224)}
+
+
+def recorded(profile):
+    "{name: (seconds of the job, seconds of its training steps)} of a graph on two cores."
+    with open(Path(__file__).with_name("recorded_times.csv")) as file:
+        rows = [row for row in csv.DictReader(file) if row["profile"] == profile]
+    return {row["name"]: (float(row["seconds"]), float(row["step_seconds"])) for row in rows}
+
+
+def minutes_at_the_start(costs, profile, places=2):
+    "What the first line of the graph would name, for {name: core minutes} in the order of the graph."
+    trainings, pages = whole_graph(profile, 1)
+    order = [*data_names(profile, 1), *(run.name for run in (*trainings, *pages)), "manifest"]
+    tally = Tally({name: costs[name] for name in order}, places, needed_names(profile, 1))
+    tally.expect(costs)
+    return tally.minutes_left()
+
+
+@pytest.mark.parametrize("profile", WHOLE)
+def test_a_replay_of_recorded_jobs_ends_when_the_graph_did(profile):
+    jobs = recorded(profile)
+    assert set(jobs) == set(pace.other_units(profile, 1))
+    made = minutes_at_the_start({name: seconds / 60 for name, (seconds, _) in jobs.items()}, profile)
+    assert made == pytest.approx(WHOLE[profile][0], rel=0.05)
+    minutes = {name: seconds / 60 for name, (seconds, _) in jobs.items()}
+    sixteen = minutes_at_the_start(minutes, profile, 16)  # no quicker than what has to be made one by one
+    assert made > sixteen > max(minutes.values()) + minutes["claims"] > sum(minutes.values()) / 16
+
+
+def test_the_time_that_is_named_at_the_start_is_right_within_30_percent(monkeypatch):
+    monkeypatch.setattr(pace, "_compiled", lambda: True)
+    units = pace.other_units("smoke", 1)
+    named = minutes_at_the_start({name: count * 0.188 / 60 for name, count in units.items()}, "smoke")
+    assert 0.7 < named / 4.6 < 1.3
+    monkeypatch.setattr(pace, "_compiled", lambda: False)
+    units, (whole, unit), jobs = pace.other_units("quick", 1), WHOLE["quick"], recorded("quick")
+    costs = {name: (count * unit + jobs[name][1]) / 60 for name, count in units.items()}
+    assert 0.7 < minutes_at_the_start(costs, "quick") / whole < 1.3
+    for name, (seconds, steps) in jobs.items():  # each job that is long enough to be recorded well
+        assert seconds - steps < 15 or 0.5 < (costs[name] * 60 - steps) / (seconds - steps) < 2, name
+
+
+def test_the_pace_is_of_the_jobs_that_have_ended():
+    tally = Tally({"a": 10.0, "b": 10.0, "c": 10.0}, 2)
+    tally.expect("abc")
+    assert tally.minutes_left() == 20 and tally.pace() == 1
+    for name in "ab":  # ten minutes ago both began
+        tally.started[name] = tally.begun - 600
+    assert tally.minutes_left() == pytest.approx(10, abs=0.1)  # they are about to end; c is left
+    for name in "ab":  # but they take twice as long
+        tally.started[name] = tally.begun - 1200
+        tally.end(name)
+    assert tally.minutes_left() == pytest.approx(10 * (40 + 5) / (20 + 5), abs=0.1)
+    tally.failed.append("b")  # how long it took says nothing
+    assert tally.minutes_left() == pytest.approx(10 * (20 + 5) / (10 + 5), abs=0.1)

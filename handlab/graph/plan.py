@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAGES', 'REPORT', 'PAGES_BEFORE', 'PAGE_MINUTES', 'PAPERS', 'SMALLER', 'page_run', 'page_parameters',
            'figures_folder', 'shipped_runs', 'shipped_seeds', 'shipped_files', 'without_roots', 'whole_graph',
-           'find_run', 'data_names', 'data_name', 'experiment_of', 'crops_to_prepare', 'files_made', 'incomplete_runs']
+           'find_run', 'data_names', 'data_name', 'needed_names', 'experiment_of', 'crops_to_prepare', 'files_made',
+           'incomplete_runs']
 
 # %% ../../nbs/graph/02_plan.ipynb #2ddfb41e
 import ast
@@ -148,6 +149,17 @@ def data_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: [(no
 def data_name(dataset: str) -> str:
     "The name of a dataset's preparation."
     return f"data-{dataset}"
+
+# %% ../../nbs/graph/02_plan.ipynb #40a4592b
+def needed_names(profile: str, seeds: int, real: str = "") -> dict:  # {name: names that are made before}
+    "What each run and page of the graph waits for."
+    trainings, pages = whole_graph(profile, seeds, real)
+    found = {run.name: [data_name(run.dataset)] for run in trainings}
+    for page in pages:
+        shown, before = PAGES.get(page.notebook, ()), PAGES_BEFORE.get(page.notebook, ())
+        found[page.name] = [run.name for run in trainings if run.notebook in shown]
+        found[page.name] += [other.name for other in pages if other.notebook in before]
+    return found | dict.fromkeys(("manifest", "front"), [page.name for page in pages])
 
 # %% ../../nbs/graph/02_plan.ipynb #6c612945
 def experiment_of(notebook: str) -> tuple:  # (module, settings class)
