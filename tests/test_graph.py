@@ -632,7 +632,7 @@ def test_training_starts_anew_only_where_its_own_code_has_changed(tree, monkeypa
             True,
         ),
         ("class A:\n async def f(x): g(x)", "class A:\n async def f(x: 'A') -> list['A']: g(x)", True),
-        ("import a", "import a\nfrom typing import Any\nfrom collections.abc import Iterable", True),
+        ("import a", "import a\nfrom typing import Any\nfrom pathlib import Path", True),
         ("def f(x: int = 1): g(x)", "def f(x: int = 2): g(x)", False),
         ("class A:\n x: int = 1", "class A:\n x: float = 1", False),
         ("import a", "import a\nfrom collections import abc", False),

@@ -59,9 +59,10 @@ def test_an_exported_cell_is_short():
 
 @pytest.mark.parametrize("path", MODULES, ids=own_name)
 def test_a_function_is_short(path):
+    "Its signature aside, which has a line for each parameter that it explains."
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 40, f"{own_name(path)}: {node.name}"
+            assert node.end_lineno - node.body[0].lineno < 38, f"{own_name(path)}: {node.name}"
 
 
 def test_the_library_is_what_the_notebooks_export(tmp_path):
@@ -76,7 +77,7 @@ def test_the_library_is_what_the_notebooks_export(tmp_path):
         assert path.read_text() == committed.read_text(), f"run 'make export': {own_name(committed)}"
 
 
-TYPED = {"core", "settings", "machine", "hand", "data"}  # the packages whose signatures name all types
+TYPED = {"core", "settings", "machine", "hand", "data", "sim"}  # the packages whose signatures name all types
 
 
 def public_functions(node: ast.AST):

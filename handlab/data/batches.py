@@ -328,7 +328,7 @@ def change_back(change: Change, edge: int, size: int) -> np.ndarray:  # edge: P
 # %% ../../nbs/data/06_batches.ipynb #6560cd5a
 def draw_pixels(
     stored: dict,  # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
-    change: Change,  # Change
+    change: Change,
     size: int,  # S
 ) -> tuple:
     "Image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S) by compiled code; None where there is none."
@@ -776,7 +776,7 @@ def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):
 def draw_clouds_at_once(
     depth: torch.Tensor,  # (B,P,P) as stored
     mask: torch.Tensor,  # (B,P,P) as stored
-    change: Change,  # Change
+    change: Change,
     labels: dict,  # K, root and scale after it
     size: int,  # S
     chance: torch.Tensor,  # (B,count) random numbers from 0 to 1

@@ -42,8 +42,11 @@ def meaning(tree: ast.AST) -> str:
     return ast.dump(tree)
 
 
+_OF_TYPES = ("collections.abc", "numpy.typing", "pathlib", "types", "typing")
+
+
 def _imports_types(statement: ast.AST) -> bool:
-    return isinstance(statement, ast.ImportFrom) and statement.module in ("typing", "collections.abc")
+    return isinstance(statement, ast.ImportFrom) and statement.module in _OF_TYPES
 
 
 def _is_text(statement: ast.AST) -> bool:

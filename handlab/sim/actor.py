@@ -11,6 +11,7 @@ __all__ = ['SKIN', 'HEAD', 'TOP', 'TROUSERS', 'HAIRS', 'SLEEVE', 'THING', 'STRAP
 # %% ../../nbs/sim/07_actor.ipynb #7ee0ee82
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from .places import SKIN_COLOURS, muted
 from .pose import pose_hand, sample_pose
 from .render import tube, tube_faces
 from .shade import Materials, Skin, anatomy_table, numbers
-from .shape import person_from, sample_traits
+from .shape import Person, person_from, sample_traits
 
 # %% ../../nbs/sim/07_actor.ipynb #0c89d291
 SKIN, HEAD, TOP, TROUSERS, HAIRS, SLEEVE, _SHOE, THING, STRAP = range(9)  # rows of an actor's materials
@@ -39,14 +40,18 @@ class Piece(NamedTuple):
 _tube_faces = functools.lru_cache(maxsize=64)(tube_faces)
 
 
-def make_piece(path, radii, side, material, points=14):
+def make_piece(
+    path: np.ndarray, radii: np.ndarray, side: np.ndarray, material: int, points: int = 14
+) -> Piece:
     "A tube of one material."
     vertices, normals, texture = tube(path, radii, side, points)
     texture = np.concatenate([texture, np.full((len(texture), 1), material, np.float32)], 1)
     return Piece(vertices, normals, texture, _tube_faces(len(path), points))
 
 # %% ../../nbs/sim/07_actor.ipynb #1e324b78
-def ball_piece(centre, radii, material, rings=9, points=14):
+def ball_piece(
+    centre: list | np.ndarray, radii: list | np.ndarray, material: int, rings: int = 9, points: int = 14
+) -> Piece:
     "An ellipsoid; radii (3,) mm along x, y, z."
     turn = np.linspace(0.08, np.pi - 0.08, rings)
     path = np.asarray(centre) - np.cos(turn)[:, None] * np.array([0, radii[1], 0])
@@ -54,14 +59,14 @@ def ball_piece(centre, radii, material, rings=9, points=14):
     return make_piece(path, around, np.array([0, 0, 1.0]), material, points)
 
 # %% ../../nbs/sim/07_actor.ipynb #171a6074
-def join(pieces):
+def join(pieces: list[Piece]) -> Piece:
     "Several pieces as one."
     shifts = np.cumsum([0] + [len(piece.vertices) for piece in pieces[:-1]])
     faces = np.concatenate([piece.faces + np.int32(shift) for piece, shift in zip(pieces, shifts)])
     return Piece(*(np.concatenate([piece[i] for piece in pieces]) for i in range(3)), faces)
 
 
-def mirrored(piece):
+def mirrored(piece: Piece) -> Piece:
     "A piece of the other side."
     flip = np.array([-1, 1, 1], np.float32)
     return piece._replace(
@@ -69,7 +74,11 @@ def mirrored(piece):
     )
 
 # %% ../../nbs/sim/07_actor.ipynb #48592d68
-def placed_piece(piece, rotation, shift):  # (3,3) and (3,) f32
+def placed_piece(
+    piece: Piece,
+    rotation: np.ndarray,  # (3,3) f32
+    shift: np.ndarray,  # (3,) f32
+) -> Piece:
     "A piece turned, then moved."
     return piece._replace(vertices=piece.vertices @ rotation.T + shift, normals=piece.normals @ rotation.T)
 
@@ -92,7 +101,7 @@ _TRUNK = np.array(
 _SKIRT = np.array([[-900, 190, 230], [-750, 160, 205], [-600, 125, 178], [-480, 110, 155]])
 
 
-def _upright(rows, material):
+def _upright(rows: np.ndarray, material: int) -> Piece:
     "An upright tube of the body; rows as in `_TRUNK`."
     path = np.stack([0 * rows[:, 0], rows[:, 0], 0 * rows[:, 0]], 1)
     return make_piece(path, rows[:, 1:], np.array([0, 0, 1.0]), material, 18)
@@ -102,7 +111,7 @@ _THIGH = np.array([[88, 88], [84, 84], [76, 76], [66, 66], [58, 58]])
 _CALF = np.array([[58, 58], [56, 55], [54, 52], [44, 42], [34, 34]])
 
 
-def _leg(generator, side, bend, shorts, stout):
+def _leg(generator: np.random.Generator, side: int, bend: float, shorts: bool, stout: float) -> list[Piece]:
     "Thigh and calf of one leg; `side` -1 or 1, `bend` of the hip in degrees."
     angle, outwards = np.radians(bend + generator.normal() * 8), generator.uniform(0.0, 0.3) * side
     hip = np.array([side * 88, -600, 0.0])
@@ -116,7 +125,7 @@ def _leg(generator, side, bend, shorts, stout):
     ]
 
 # %% ../../nbs/sim/07_actor.ipynb #cd45bc27
-def _trunk_piece(generator):
+def _trunk_piece(generator: np.random.Generator) -> Piece:
     "Shirt or jacket, and trousers, shorts or a skirt, standing or sitting."
     stout, hem = generator.uniform(0.85, 1.25), generator.uniform(-620, -430)
     shirt = _TRUNK[_TRUNK[:, 0] > hem] * [1, stout, stout]
@@ -132,7 +141,7 @@ def _trunk_piece(generator):
     return join(pieces)
 
 # %% ../../nbs/sim/07_actor.ipynb #b9b15ec6
-def _head_piece(generator):
+def _head_piece(generator: np.random.Generator) -> Piece:
     "Neck, head with a face, nose, hair."
     wide, long_hair = generator.uniform(0.92, 1.08), generator.random() < 0.35
     path = np.array([[0, 0, -8.0], [0, 60, 0], [0, 95, 8]])
@@ -148,7 +157,7 @@ def _head_piece(generator):
     return join(pieces)
 
 # %% ../../nbs/sim/07_actor.ipynb #0f907a5b
-def _turned_head(generator, head, towards):
+def _turned_head(generator: np.random.Generator, head: Piece, towards: np.ndarray) -> Piece:
     "The head, looking about; more often than not at the hand."
     way = towards - np.array([0, 170.0, 0])
     yaw = math.atan2(way[0], way[2] + 200) * 0.6 + generator.normal() * 0.3
@@ -166,7 +175,7 @@ def _turned_head(generator, head, towards):
 class Actor:
     "A person with looks; the same in all frames of a block."
 
-    person: object  # handlab.sim.shape.Person
+    person: Person
     left_faces: np.ndarray  # the hand's faces, for the mirrored hand
     anatomy: np.ndarray  # as `anatomy_table`
     skin: Skin
@@ -178,7 +187,7 @@ class Actor:
     strap: int  # 0 none, 1 on the right wrist, 2 on the left
 
 # %% ../../nbs/sim/07_actor.ipynb #cc57924e
-def sample_skin(generator):
+def sample_skin(generator: np.random.Generator) -> Skin:
     "A skin between two neighbours of a list from pale to dark."
     order = SKIN_COLOURS[np.argsort(-SKIN_COLOURS.sum(1))]
     place = generator.uniform(0, len(order) - 1)
@@ -223,12 +232,12 @@ _TOP_PATTERNS = {
 _LOWER_PATTERNS = {shade.PLAIN: 0.7, shade.SPECKS: 0.1, shade.CHECKS: 0.1, shade.ZIGZAG: 0.1}
 
 
-def _choose(generator, shares):
+def _choose(generator: np.random.Generator, shares: dict) -> int:
     "One of the keys, with its share as probability."
     return int(generator.choice(list(shares), p=list(shares.values())))
 
 # %% ../../nbs/sim/07_actor.ipynb #e01d4052
-def _sample_cloth(generator, bare):
+def _sample_cloth(generator: np.random.Generator, bare: np.ndarray) -> tuple:
     "Four colours of cloth, and the pattern of the top; `bare` (3,) is the colour of the skin."
     cloth = [muted(generator, 0.04, 0.75) * generator.uniform(0.5, 1.0) for _ in range(4)]
     kind, pattern = generator.random(), _choose(generator, _TOP_PATTERNS)
@@ -242,7 +251,7 @@ def _sample_cloth(generator, bare):
     return cloth, pattern
 
 # %% ../../nbs/sim/07_actor.ipynb #ebf12f13
-def sample_materials(generator, skin):
+def sample_materials(generator: np.random.Generator, skin: Skin) -> Materials:
     "Colours, patterns and folds of the nine materials."
     bare = np.array(skin.colour)
     cloth, top = _sample_cloth(generator, bare)
@@ -268,16 +277,16 @@ def sample_materials(generator, skin):
     return Materials(main, other, np.array(pattern, np.int32), scale, folds, gloss)
 
 # %% ../../nbs/sim/07_actor.ipynb #d9d8433b
-def _positive(values):
+def _positive(values: list) -> np.ndarray:
     "An array f32 without negative values."
     return np.ascontiguousarray(np.clip(np.array(values), 0, None), np.float32)
 
 # %% ../../nbs/sim/07_actor.ipynb #da555c7f
 def make_actor(
-    generator,  # numpy Generator
-    detail="fast",  # 'fine' or 'fast'
-    traits_of=sample_traits,  # draws the traits of a person from a generator
-):
+    generator: np.random.Generator,
+    detail: str = "fast",  # 'fine' or 'fast'
+    traits_of: Callable = sample_traits,  # draws the traits of a person from a generator
+) -> Actor:
     "Draw a person and dress them."
     person, skin = person_from(traits_of(generator), detail), sample_skin(generator)
     bare = generator.random() < 0.4
@@ -299,18 +308,18 @@ UPPER_ARM, FOREARM = 285.0, 252.0  # mm
 SHOULDER = np.array([-168.0, -48, 0])  # the right one
 
 
-def unit_vector(vector):
+def unit_vector(vector: np.ndarray) -> np.ndarray:
     "Scaled to length 1."
     return vector / math.sqrt(vector @ vector)
 
 
-def cross(first, second):
+def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     "The cross product of two vectors (3,); NumPy's takes ten times as long for so few numbers."
     (a, b, c), (d, e, f) = first.tolist(), second.tolist()
     return np.array([b * f - c * e, c * d - a * f, a * e - b * d])
 
 # %% ../../nbs/sim/07_actor.ipynb #703c1f75
-def _bend_elbow(shoulder, wrist, hint):
+def _bend_elbow(shoulder: np.ndarray, wrist: np.ndarray, hint: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Elbow and wrist (moved into reach) of an arm; the elbow leans towards `hint`."
     way = wrist - shoulder
     reach = np.clip(np.linalg.norm(way), 130, 0.985 * (UPPER_ARM + FOREARM))
@@ -320,7 +329,7 @@ def _bend_elbow(shoulder, wrist, hint):
     return shoulder + along * x + off * math.sqrt(max(UPPER_ARM**2 - x**2, 0)), shoulder + along * reach
 
 # %% ../../nbs/sim/07_actor.ipynb #b1dad4aa
-def sample_arm(generator):
+def sample_arm(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Shoulder, elbow and wrist (3,) mm of a right arm."
     if generator.random() < 0.16:
         target = SHOULDER + np.array([generator.uniform(-120, -20), -500, generator.uniform(-40, 120)])
@@ -332,7 +341,7 @@ def sample_arm(generator):
     return SHOULDER, *_bend_elbow(SHOULDER, target, hint)
 
 # %% ../../nbs/sim/07_actor.ipynb #50fe613e
-def sample_roll(generator, along):
+def sample_roll(generator: np.random.Generator, along: np.ndarray) -> np.ndarray:
     "Axes (3,3) of a right forearm (columns lateral, along, dorsal); its back faces roughly up and outwards."
     wish = np.array([-0.65, 0.6, 0.1])
     dorsal = unit_vector(wish - along * (wish @ along))
@@ -355,27 +364,27 @@ class Arm:
     transforms: np.ndarray  # (17,3,4) bones, palm's frame
 
     @property
-    def mirror(self):
+    def mirror(self) -> np.ndarray:
         return np.array([-1.0 if self.side == "left" else 1.0, 1, 1])
 
-    def world(self, points):  # (N,3) palm's frame
+    def world(self, points: np.ndarray) -> np.ndarray:  # points: (N,3) palm's frame
         "Points of the palm's frame in the body's frame."
         return (points @ self.palm.T + self.wrist) * self.mirror
 
 # %% ../../nbs/sim/07_actor.ipynb #2f575702
-def _arm_with(generator, side, joints, transforms):
+def _arm_with(generator: np.random.Generator, side: str, joints: np.ndarray, transforms: np.ndarray) -> Arm:
     "An arm anywhere with a posed hand."
     shoulder, elbow, wrist = sample_arm(generator)
     forearm = sample_roll(generator, unit_vector(wrist - elbow))
     return Arm(side, shoulder, elbow, wrist, forearm, forearm @ transforms[16, :, :3].T, joints, transforms)
 
 
-def pose_arm(generator, actor, side):
+def pose_arm(generator: np.random.Generator, actor: Actor, side: str) -> Arm:
     "Draw the pose of one arm with its hand."
     return _arm_with(generator, side, *pose_hand(actor.person, sample_pose(generator, actor.person)))
 
 # %% ../../nbs/sim/07_actor.ipynb #df8093c3
-def move_arm(generator, arm):
+def move_arm(generator: np.random.Generator, arm: Arm) -> Arm:
     "The same hand in the same pose on an arm drawn anew."
     return _arm_with(generator, arm.side, arm.joints, arm.transforms)
 
@@ -389,12 +398,12 @@ _ELBOW = np.array([[27, 37], [33, 40], [37, 40], [33, 35]])
 _WRIST = np.array([[17, 28], [17.5, 28.5], [18, 29]])
 
 
-def _forearm_piece(arm, at, radii, material):
+def _forearm_piece(arm: Arm, at: np.ndarray, radii: np.ndarray, material: int) -> Piece:
     "A tube around the forearm; `at` (R,) mm from the wrist."
     return make_piece(arm.wrist - at[:, None] * arm.forearm[:, 1], radii, arm.forearm[:, 2], material)
 
 # %% ../../nbs/sim/07_actor.ipynb #256ee4d4
-def _sleeve(arm, actor, thick):
+def _sleeve(arm: Arm, actor: Actor, thick: float) -> Piece:
     "The sleeve around the forearm, from its end to the elbow."
     covered = _WRIST_TO_ELBOW[_WRIST_TO_ELBOW[:, 0] > actor.sleeve]
     at = np.concatenate([[actor.sleeve], covered[:, 0], [FOREARM + 12]])
@@ -403,7 +412,7 @@ def _sleeve(arm, actor, thick):
     return _forearm_piece(arm, at, inside * thick * actor.person.size + cloth, SLEEVE)
 
 # %% ../../nbs/sim/07_actor.ipynb #553a164e
-def _upper_arm(arm, actor, thick, clothed):
+def _upper_arm(arm: Arm, actor: Actor, thick: float, clothed: bool) -> list[Piece]:
     "The upper arm, and balls that close the flat ends of its tube at elbow and shoulder."
     girth, cloth = 0.93 + 0.07 * thick, actor.loose if clothed else 0
     path = np.linspace(arm.shoulder, arm.elbow - 12 * unit_vector(arm.shoulder - arm.elbow), 5)
@@ -415,7 +424,7 @@ def _upper_arm(arm, actor, thick, clothed):
     ]
 
 # %% ../../nbs/sim/07_actor.ipynb #612c0254
-def _bare_elbow(arm, actor, thick):
+def _bare_elbow(arm: Arm, actor: Actor, thick: float) -> list[Piece]:
     "The end of a bare forearm, and a short sleeve."
     path = np.linspace(arm.shoulder, arm.shoulder + 0.5 * (arm.elbow - arm.shoulder), 4)
     radii = _ELBOW * thick * actor.person.size
@@ -425,7 +434,7 @@ def _bare_elbow(arm, actor, thick):
     ]
 
 # %% ../../nbs/sim/07_actor.ipynb #d2228683
-def _watch(arm, actor, thick):
+def _watch(arm: Arm, actor: Actor, thick: float) -> list[Piece]:
     "A strap and its dial."
     size = actor.person.size
     strap = _forearm_piece(arm, np.array([24.0, 32, 40]), _WRIST * thick * size + 1.6, STRAP)
@@ -435,7 +444,7 @@ def _watch(arm, actor, thick):
     return [strap, dial._replace(vertices=vertices.astype(np.float32), normals=normals.astype(np.float32))]
 
 # %% ../../nbs/sim/07_actor.ipynb #e25cb056
-def arm_pieces(arm, actor):
+def arm_pieces(arm: Arm, actor: Actor) -> list[Piece]:
     "Upper arm, sleeve and strap of one arm, as a right one, in the body's frame."
     thick, covered = actor.person.traits.forearm, actor.sleeve < FOREARM - 10
     pieces = [_sleeve(arm, actor, thick)] if covered else []
@@ -447,7 +456,7 @@ def arm_pieces(arm, actor):
     return pieces
 
 # %% ../../nbs/sim/07_actor.ipynb #d2c55ddd
-def _thing_size(generator):
+def _thing_size(generator: np.random.Generator) -> tuple:
     "Radius, half length (mm, 0: a ball) and flatness of a thing."
     kind = generator.random()
     if kind < 0.4:
@@ -459,7 +468,7 @@ def _thing_size(generator):
     return generator.uniform(25, 45), generator.uniform(40, 70), 0.18
 
 # %% ../../nbs/sim/07_actor.ipynb #cae81039
-def _thing_piece(generator, arm, size):
+def _thing_piece(generator: np.random.Generator, arm: Arm, size: float) -> Piece:
     "A thing at the palm (six times of seven) or around the hand, as of a right arm, in the body's frame."
     axis = unit_vector(np.array([1.0, 0, 0]) + 0.35 * generator.standard_normal(3))
     centre = np.array([generator.normal() * 8, generator.uniform(60, 95), -generator.uniform(30, 48)]) * size
@@ -476,7 +485,7 @@ def _thing_piece(generator, arm, size):
     return placed_piece(piece, arm.palm.astype(np.float32), arm.wrist.astype(np.float32))
 
 # %% ../../nbs/sim/07_actor.ipynb #3cc3a27b
-def body_pieces(generator, actor, arms):
+def body_pieces(generator: np.random.Generator, actor: Actor, arms: list[Arm]) -> Piece:
     "The whole body but its hands, in the body's frame."
     pieces = [actor.trunk, _turned_head(generator, actor.head, arms[0].world(arms[0].joints[9:10])[0])]
     thing = generator.random() < 0.10

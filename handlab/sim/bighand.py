@@ -21,9 +21,12 @@ import numpy as np
 from ..core import atomic_file, fingerprint
 from ..data import bighand as files
 from ..data.bighand import ANNOTATION, CAMERA, HEIGHT, WIDTH
+from ..data.sample import Sample
 from ..settings import numpy_generator
 from handlab.sim.actor import (
+    Actor,
     Arm,
+    Piece,
     arm_pieces,
     body_pieces,
     join,
@@ -71,12 +74,12 @@ def sample_name(split: str, index: int) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def actor_of(seed: int, split: str, number: int):
+def actor_of(seed: int, split: str, number: int) -> Actor:
     "Person `number` of a split; the last few are kept."
     return make_actor(numpy_generator(seed, "sim", "bighand", split, "person", number))
 
 # %% ../../nbs/sim/13_bighand.ipynb #71f8ebe9
-def pose_broadly(generator, actor) -> Arm:
+def pose_broadly(generator: np.random.Generator, actor: Actor) -> Arm:
     "A right arm whose hand may do anything."
     shoulder, elbow, wrist = sample_arm(generator)
     forearm = sample_roll(generator, unit_vector(wrist - elbow))
@@ -91,7 +94,7 @@ def pose_broadly(generator, actor) -> Arm:
 EYES = np.array([0.0, 175, 95])  # mm, body frame
 
 
-def sample_direction(generator, folder: int, target):
+def sample_direction(generator: np.random.Generator, folder: int, target: np.ndarray) -> np.ndarray:
     "Unit vector from the hand to the camera."
     if FOLDERS[folder] == "ego":
         return unit_vector(EYES + generator.normal(size=3) * [60, 40, 60] - target)
@@ -100,7 +103,11 @@ def sample_direction(generator, folder: int, target):
     return on_sphere(azimuth, height)
 
 # %% ../../nbs/sim/13_bighand.ipynb #bfc9100c
-def sample_camera(generator, folder: int, target) -> Camera:  # target: (3,) mm, the middle knuckle
+def sample_camera(
+    generator: np.random.Generator,
+    folder: int,
+    target: np.ndarray,  # (3,) mm, the middle knuckle
+) -> Camera:
     "A depth camera that sees the hand."
     direction = sample_direction(generator, folder, target)
     if abs(direction[1]) > 0.97:
@@ -117,7 +124,7 @@ def sample_camera(generator, folder: int, target) -> Camera:  # target: (3,) mm,
     return Camera(rotation, distance * ray - rotation @ target, CAMERA, (HEIGHT, WIDTH))
 
 # %% ../../nbs/sim/13_bighand.ipynb #1fa257be
-def surroundings(generator, actor, arm, camera):
+def surroundings(generator: np.random.Generator, actor: Actor, arm: Arm, camera: Camera) -> Piece | None:
     "Arm or body (or None) in the body's frame."
     eye = -camera.rotation.T @ camera.shift
     if generator.random() < 0.5 and not hidden_by_body(eye, arm.world(arm.joints[9:10])[0]):
@@ -126,9 +133,9 @@ def surroundings(generator, actor, arm, camera):
 
 # %% ../../nbs/sim/13_bighand.ipynb #0d6f5d70
 def plane_nearness(
-    normal,  # (3,) unit vector, camera frame
-    distance,
-):  # mm along the normal
+    normal: np.ndarray,  # (3,) unit vector, camera frame
+    distance: float,  # mm along the normal
+) -> np.ndarray:
     "Nearness (480,640) f32 of a plane, 0 where it is not seen."
     across = (np.arange(WIDTH, dtype=np.float32) - CAMERA[0, 2]) * np.float32(
         normal[0] / CAMERA[0, 0] / distance
@@ -139,14 +146,16 @@ def plane_nearness(
     return np.maximum(across + (down[:, None] + np.float32(normal[2] / distance)), 0)
 
 # %% ../../nbs/sim/13_bighand.ipynb #35fd623f
-def sample_plane(generator, joints):
+def sample_plane(generator: np.random.Generator, joints: np.ndarray) -> np.ndarray:
     "A wall or table behind the hand."
     tilt = generator.normal(size=2) * 0.35
     normal = unit_vector(np.array([*tilt, 1.0]))
     return plane_nearness(normal, (joints @ normal).max() + generator.uniform(25, 500))
 
 # %% ../../nbs/sim/13_bighand.ipynb #f0007486
-def draw_nearness(generator, actor, folder: int):
+def draw_nearness(
+    generator: np.random.Generator, actor: Actor, folder: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Nearness (480,640) f32, the hand's own pixels (480,640) bool, joints (21,3) mm of a random pose."
     arm = pose_broadly(generator, actor)
     camera = sample_camera(generator, folder, arm.world(arm.joints[9:10])[0])
@@ -161,7 +170,16 @@ BASELINE, FARTHEST = 22.0, 1500.0  # mm between projector and camera; mm
 
 
 @compiled
-def sense_rows(nearness, grain, left, top, shift, strength, lost, farthest):
+def sense_rows(
+    nearness: np.ndarray,
+    grain: np.ndarray,
+    left: int,
+    top: int,
+    shift: float,
+    strength: float,
+    lost: float,
+    farthest: float,
+) -> np.ndarray:
     "Depth (H,W) u16 mm with shadows, lost outlines and grain."
     height, width = nearness.shape
     out = np.zeros((height, width), np.uint16)
@@ -198,7 +216,7 @@ def sense_rows(nearness, grain, left, top, shift, strength, lost, farthest):
     return out
 
 # %% ../../nbs/sim/13_bighand.ipynb #752f41d8
-def sense_depth(generator, nearness):
+def sense_depth(generator: np.random.Generator, nearness: np.ndarray) -> np.ndarray:
     "What a depth camera makes of nearness (480,640): u16 mm, 0 where it sees nothing."
     left, top = generator.integers(0, 512, 2)
     strength, lost = generator.uniform(0.6, 1.6), generator.normal() * 0.5
@@ -227,7 +245,11 @@ FEWEST_INSIDE, FEWEST_SEEN, NEAREST = 19, 13, 170.0  # joints, joints, mm
 BEFORE, HAND_BEFORE = 15.0, 90.0  # mm by which another surface, and the hand's own, may lie before a joint
 
 
-def acceptable(depth, own, joints) -> bool:  # (480,640) u16 mm, (480,640) bool, (21,3) mm
+def acceptable(
+    depth: np.ndarray,
+    own: np.ndarray,
+    joints: np.ndarray,
+) -> bool:  # (480,640) u16 mm, (480,640) bool, (21,3) mm
     "Is the hand there to be seen?"
     if joints[:, 2].min() < NEAREST:
         return False
@@ -239,7 +261,7 @@ def acceptable(depth, own, joints) -> bool:  # (480,640) u16 mm, (480,640) bool,
     return inside.sum() >= FEWEST_INSIDE and seen.sum() >= FEWEST_SEEN
 
 # %% ../../nbs/sim/13_bighand.ipynb #7a842e58
-def bighand_frame(seed: int, split: str, index: int, tries: int = 100):
+def bighand_frame(seed: int, split: str, index: int, tries: int = 100) -> tuple[np.ndarray, bytes]:
     "Depth (480,640) u16 mm and the text line of one frame."
     generator = numpy_generator(seed, "sim", "bighand", split, "frame", index)
     person, _, frame = place_of(split, index)
@@ -265,18 +287,18 @@ class SimBigHand(SimReader):
     ):
         super().__init__(split, count, seed)
 
-    def first_frame(self):
+    def first_frame(self) -> tuple:
         "What the first frame consists of."
         return bighand_frame(self.seed, self.split, 0)
 
-    def sample(self, index: int):
+    def sample(self, index: int) -> Sample:
         "The sample of a frame."
         depth, line = bighand_frame(self.seed, self.split, index)
         name = sample_name(self.split, index)
         return files.decode_frame(name, depth, files.parse_line(line, name)[1])
 
 # %% ../../nbs/sim/13_bighand.ipynb #0987ecd7
-def hand_tile(sample, size: int = 64):
+def hand_tile(sample: Sample, size: int = 64) -> np.ndarray:
     "A picture (size,size,3) u8 of the crop's depth: near is bright, the mask is warm, no depth is black."
     from handlab.data.prepare import CropSettings, crop_sample
 
@@ -288,7 +310,7 @@ def hand_tile(sample, size: int = 64):
     ).astype(np.uint8)
 
 # %% ../../nbs/sim/13_bighand.ipynb #fa1a4f18
-def _text_path(folder, split: str, index: int) -> Path:
+def _text_path(folder: Path, split: str, index: int) -> Path:
     "Where the text of a frame's folder lies."
     return Path(folder) / ANNOTATION / f"{place_of(split, index)[1]}_sim.txt"
 
@@ -302,24 +324,24 @@ class Files(TwinFiles):
     training: int = option(2000, "frames of the training split, 0 leaves it out")
     evaluation: int = option(200, "frames of the evaluation split, 0 leaves it out")
 
-    def frames(self):
+    def frames(self) -> dict:
         return dict(training=self.training, evaluation=self.evaluation)
 
-    def first_frame(self):
+    def first_frame(self) -> str:
         return fingerprint(*bighand_frame(self.seed, "training", 0))
 
-    def stated(self):
+    def stated(self) -> dict:
         starts = range(0, self.evaluation, FRAMES_PER_PERSON)
         subjects = [place_of("evaluation", start)[1].split("/")[0] for start in starts]
         return dict(evaluation=subjects)
 
-    def write_frame(self, folder, part, number):
+    def write_frame(self, folder: Path, part: str, number: int) -> bytes:
         depth, line = bighand_frame(self.seed, part, number)
         _, subfolder, frame = place_of(part, number)
         files.write_frame(folder, subfolder, frame, depth)
         return line
 
-    def write_labels(self, folder, part, labels):
+    def write_labels(self, folder: Path, part: str, labels: list):
         for start in range(0, len(labels), FRAMES_PER_FOLDER):
             with atomic_file(_text_path(folder, part, start)) as file:
                 file.write(b"".join(labels[start : start + FRAMES_PER_FOLDER]))

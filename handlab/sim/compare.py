@@ -7,6 +7,7 @@ __all__ = ['FEWEST', 'ANGLES', 'RECORDED', 'RECORDED_COVERAGE', 'SHADES', 'Hands
            'finger_angles', 'bone_ratios', 'coverage', 'measures', 'fig_distributions', 'fig_bones']
 
 # %% ../../nbs/sim/15_compare.ipynb #2da36d0a
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Hands(NamedTuple):
 FEWEST = 11  # visible joints of a hand that is compared
 
 # %% ../../nbs/sim/15_compare.ipynb #c0f98ff8
-def _hand_of(annotation, side):
+def _hand_of(annotation: dict, side: str) -> tuple:
     "Joints (21,3) mm of a right hand, visible joints, px of the crop; from labels as RHD has them."
     joints, uv = from_rhd(annotation["xyz"], side) * 1000, from_rhd(annotation["uv_vis"], side)
     box = crop_zb(uv[:, :2], uv[:, 2] == 1, (320, 320))
@@ -40,7 +41,7 @@ def _hand_of(annotation, side):
     return joints * flip, int((uv[:, 2] == 1).sum()), box[2]
 
 
-def _hands(rows) -> Hands:
+def _hands(rows: list) -> Hands:
     "What was found of many frames, without the hands of which too little is seen."
     joints, visible, size = (np.array(each) for each in zip(*rows))
     kept = (visible >= FEWEST) & (joints[:, :, 2].min(1) > 100)
@@ -57,7 +58,7 @@ def twin_hands(count: int = 1500, seed: int = 0, split: str = "training") -> Han
     return _hands(rows)
 
 # %% ../../nbs/sim/15_compare.ipynb #2f81d4a4
-def real_hands(root, split: str = "evaluation") -> Hands:
+def real_hands(root: str | Path, split: str = "evaluation") -> Hands:
     "Hands of the official RHD, by its labels alone: in each frame the hand with more visible joints."
     labels, rows = read_annotation(annotation_path(Path(root), split))[1], []
     for xyz, uv_vis in zip(labels["xyz"], labels["uv_vis"]):
@@ -67,7 +68,7 @@ def real_hands(root, split: str = "evaluation") -> Hands:
 
 # %% ../../nbs/sim/15_compare.ipynb #4fd0c347
 def in_palm(
-    joints,  # (N,21,3) mm, right hands, camera frame
+    joints: np.ndarray,  # (N,21,3) mm, right hands, camera frame
 ) -> (
     tuple
 ):  # joints (N,21,3) mm from the wrist, unit directions (N,3) to the camera; both in the palm's frame
@@ -86,7 +87,7 @@ ANGLES = ("sideways", "base", "middle", "end")  # of a finger; base: knuckle, of
 
 
 def finger_angles(
-    joints,  # (N,21,3) mm, in the palm's frame
+    joints: np.ndarray,  # (N,21,3) mm, in the palm's frame
 ) -> np.ndarray:  # (N,5,4) degrees, as in ANGLES
     "Where the first bone of each finger points, and how far the other two bend."
     bones = np.diff(joints[:, 1:].reshape(-1, 5, 4, 3), axis=2)
@@ -98,7 +99,7 @@ def finger_angles(
     return np.degrees(np.concatenate([sideways[..., None], base[..., None], bends], 2))
 
 # %% ../../nbs/sim/15_compare.ipynb #af597834
-def bone_ratios(joints):  # (N,21,3) mm
+def bone_ratios(joints: np.ndarray) -> np.ndarray:  # joints: (N,21,3) mm
     "Lengths (N,20) of the bones relative to wrist to middle MCP."
     lengths = np.linalg.norm(np.diff(joints[:, BONES], axis=2)[:, :, 0], axis=2)
     return lengths / np.linalg.norm(joints[:, ROOT] - joints[:, 0], axis=1, keepdims=True)
@@ -113,7 +114,7 @@ def coverage(twin: Hands, real: Hands) -> dict:
     return dict(beyond=float((away > reach).mean()), reach=float(reach), mean=float(away.mean()))
 
 # %% ../../nbs/sim/15_compare.ipynb #10bc5f91
-def _thirds(cosine):
+def _thirds(cosine: np.ndarray) -> str:
     "Per cent of directions above 1/2, between, and below -1/2, as text."
     shares = (cosine > 0.5).mean(), (abs(cosine) <= 0.5).mean(), (cosine < -0.5).mean()
     return " / ".join(f"{100 * share:.0f}" for share in shares)
@@ -181,7 +182,7 @@ RECORDED_COVERAGE = {  # of 1,500 hands of the twin, after each change: share be
 SHADES = ("#0072B2", "#D55E00", "#009E73")  # of the sets in a figure
 
 
-def _panels(hands):
+def _panels(hands: Hands) -> Iterator[tuple]:
     "What `fig_distributions` shows: title, values, range; directions end at -1 and 1."
     placed, way = in_palm(hands.joints)
     bends = finger_angles(placed)[:, 1:]
@@ -195,7 +196,7 @@ def _panels(hands):
     yield "visible joints", hands.visible, (FEWEST - 0.5, 21.5)
 
 # %% ../../nbs/sim/15_compare.ipynb #70786cb9
-def fig_distributions(sets: dict):  # {name: Hands}
+def fig_distributions(sets: dict) -> plt.Figure:  # sets: {name: Hands}
     "Views, finger angles, distance, size and visible joints of some sets, as shares; dotted: even views."
     figure, axes = plt.subplots(3, 3, figsize=(11, 7.5), dpi=75)
     for (name, hands), shade in zip(sets.items(), SHADES):
@@ -211,7 +212,7 @@ def fig_distributions(sets: dict):  # {name: Hands}
     return figure
 
 # %% ../../nbs/sim/15_compare.ipynb #88967daf
-def fig_bones(sets: dict):  # {name: Hands}
+def fig_bones(sets: dict) -> plt.Figure:  # sets: {name: Hands}
     "Bones relative to wrist to middle MCP: median, and from where to where nine of ten lie."
     figure, ax = plt.subplots(figsize=(11, 3), dpi=75)
     for number, ((name, hands), shade) in enumerate(zip(sets.items(), SHADES)):

@@ -11,7 +11,9 @@ __all__ = ['SOURCE', 'PERSONS', 'BOX', 'HEIGHTS', 'UP', 'MIRROR', 'COLOR_CAMERA'
 # %% ../../nbs/sim/12_dexter_object.ipynb #df03d9b4
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -20,6 +22,7 @@ import numpy as np
 from ..core import HandlabError, fingerprint
 from ..data import dexter_object as files
 from ..data.files import write_digests
+from ..data.sample import Sample
 from ..hand.camera import project
 from ..hand.orders import DEXTER_MISSING
 from ..hand.skeleton import TIPS
@@ -28,6 +31,7 @@ from ..settings import numpy_generator
 from handlab.sim.actor import (
     FOREARM,
     THING,
+    Actor,
     Arm,
     Piece,
     arm_pieces,
@@ -50,7 +54,7 @@ from handlab.sim.scene import (
     shade_geometry,
 )
 from .shade import BANDS, Light, Materials, numbers
-from .shape import TIP_SETBACK
+from .shape import TIP_SETBACK, Person
 from .write import SimReader, TwinFiles, option
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #c2423ac9
@@ -66,12 +70,17 @@ class Sway(NamedTuple):
     pace: np.ndarray  # (waves,n) turns a second
     phase: np.ndarray  # (waves,n) rad
 
-    def at(self, seconds):
+    def at(self, seconds: float) -> np.ndarray:
         "The coordinates (n,) at a time."
         return (self.strength * np.sin(2 * np.pi * self.pace * seconds + self.phase)).sum(0)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #a6ce9474
-def _make_sway(generator, coordinates, slow=0.06, fast=0.45):  # turns a second
+def _make_sway(
+    generator: np.random.Generator,
+    coordinates: int,
+    slow: float = 0.06,  # turns a second
+    fast: float = 0.45,  # turns a second
+) -> Sway:
     "Draw the waves."
     pace = np.exp(generator.uniform(math.log(slow), math.log(fast), (4, coordinates)))
     strength = generator.uniform(0.5, 1, (4, coordinates)) * (slow / pace) ** 0.4
@@ -82,14 +91,16 @@ def _make_sway(generator, coordinates, slow=0.06, fast=0.45):  # turns a second
     )
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #e4316912
-def _ease(x):
+def _ease(x: float) -> float:
     "From 0 to 1 as a hand moves: no jerk at either end."
     x = np.clip(x, 0, 1)
     return x**3 * (10 - 15 * x + 6 * x**2)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #232149aa
 @compiled_once
-def box_distance(x, y, z, centre, axes, half):
+def box_distance(
+    x: float, y: float, z: float, centre: np.ndarray, axes: np.ndarray, half: np.ndarray
+) -> float:
     "Distance (mm, negative inside) of a point from a box; `axes` columns are its own directions."
     outside, deepest = 0.0, -1e9
     for k in range(3):
@@ -202,19 +213,19 @@ class Grip(NamedTuple):
     pivot: np.ndarray  # (3,) mm, where it turns between the tips
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #40855847
-def rotation_about(axis, angle):
+def rotation_about(axis: np.ndarray, angle: float) -> np.ndarray:
     "Rotation (3,3) about a unit axis."
     x, y, z = axis
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
 
 
-def _palm_skin(person):
+def _palm_skin(person: Person) -> np.ndarray:
     "Points (n,3) of the palm that no finger moves."
     return person.vertices[(person.part_weight[:, 0] < 0.35) & (person.part_weight[:, 1] < 0.5)].astype(float)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #b64fcda6
-def _pushed_off(centre, axes, skin, way):
+def _pushed_off(centre: np.ndarray, axes: np.ndarray, skin: np.ndarray, way: np.ndarray) -> np.ndarray:
     "The box's centre, moved along `way` until no point of the skin is more than 1 mm inside."
     for step in range(120):
         local = np.abs((skin - centre) @ axes) - BOX
@@ -225,14 +236,16 @@ def _pushed_off(centre, axes, skin, way):
     return centre
 
 
-def _pose_vector(person, gesture):
+def _pose_vector(person: Person, gesture: str) -> np.ndarray:
     "The gesture's pose vector (24,) on this person's hand."
     return sample_pose(numpy_generator(0, "grip", gesture), person, gesture, wrist=0.0, variation=0.0).vector
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #583071ac
 def _bent(
-    vector, fingers, thumb
-):  # degrees added to (MCP, PIP, DIP) and to the thumb's (abduction, flexion, MCP, IP)
+    vector: np.ndarray,
+    fingers: tuple,  # degrees added to (MCP, PIP, DIP)
+    thumb: tuple,  # degrees added to its (abduction, flexion, MCP, IP)
+) -> np.ndarray:
     "A pose vector with more or less bend."
     vector = vector.copy()
     for finger in range(1, 5):
@@ -241,7 +254,7 @@ def _bent(
     return vector
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #22f31911
-def _whole_hand_grip(person, upright):
+def _whole_hand_grip(person: Person, upright: bool) -> Grip:
     "The box under the palm, across the fingers; flat, or on its narrow side."
     fist, flat = _pose_vector(person, "fist"), _pose_vector(person, "cylinder")
     opened = _bent(flat, (-34, -36, -20), (6, -34, -24, -20))
@@ -265,8 +278,11 @@ def _whole_hand_grip(person, upright):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #e40d3edb
 def _tip_grip(
-    person, gesture, fingers, lift
-):  # fingers that meet the thumb; how far (mm) the box stands out beyond the tips
+    person: Person,
+    gesture: str,
+    fingers: tuple,  # those that meet the thumb
+    lift: float,  # how far (mm) the box stands out beyond the tips
+) -> Grip:
     "The box between thumb and finger tips."
     vector = _pose_vector(person, gesture)
     opened = _bent(vector, (-34, -24, -10), (10, -30, -20, -16))
@@ -289,7 +305,7 @@ def _tip_grip(
 _GRIPS = dict(Grasp1="over", Grasp2="over", Occlusion="tips", Pinch="pinch", Rigid="whole", Rotate="tips")
 
 
-def make_grip(person, kind):
+def make_grip(person: Person, kind: str) -> Grip:
     "One of the four grips."
     if kind in ("whole", "over"):
         return _whole_hand_grip(person, kind == "over")
@@ -301,13 +317,13 @@ def make_grip(person, kind):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #ef5b42eb
 def held_pose(
-    person,
-    grip,
-    centre,  # (3,) mm, of the box
-    axes,  # (3,3) columns, of the box
-    reach,  # (5,): 0 open .. 1 as far as the box lets
-    allowed=1.2,  # mm that a finger may sink in
-):
+    person: Person,
+    grip: Grip,
+    centre: np.ndarray,  # (3,) mm, of the box
+    axes: np.ndarray,  # (3,3) columns, of the box
+    reach: np.ndarray,  # (5,): 0 open .. 1 as far as the box lets
+    allowed: float = 1.2,  # mm that a finger may sink in
+) -> np.ndarray:
     "The pose vector (24,) of a hand whose fingers close on a box."
     vector = np.zeros(24)
     hand = _Hand(person.joints, person.frames, person.rest_abduction, person.radii)
@@ -338,14 +354,16 @@ class Stage(NamedTuple):
     axes: np.ndarray  # (3,3) columns, the box's directions
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #f6135d62
-def _hand_axes(forward, back):
+def _hand_axes(forward: np.ndarray, back: np.ndarray) -> np.ndarray:
     "R (3,3) from the forearm's direction and, roughly, where the back of the hand looks."
     forward = unit_vector(forward)
     back = unit_vector(back - forward * (back @ forward))
     return np.stack([np.cross(forward, back), forward, back], 1)
 
 
-def _box_in_view(rotation, wrist, centre, axes):
+def _box_in_view(
+    rotation: np.ndarray, wrist: np.ndarray, centre: np.ndarray, axes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "Centre and axes of the box in the camera's frame, from those in the right palm's frame."
     return rotation @ (MIRROR * centre) + wrist, rotation @ (MIRROR[:, None] * axes)
 
@@ -360,7 +378,7 @@ _SHOWN = (
 
 
 @functools.lru_cache(maxsize=8)
-def sways(seed, sequence):
+def sways(seed: int, sequence: str) -> tuple[Sway, Sway, Sway, Sway]:
     "The waves of one sequence: wrist, directions, turn (7), fingers (5), the box's spin (1) and place (3)."
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "motion")
     return (
@@ -371,7 +389,7 @@ def sways(seed, sequence):
     )
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #9362c7e3
-def _swayed_axes(body):
+def _swayed_axes(body: np.ndarray) -> np.ndarray:
     "R (3,3) of an open palm with the box in it; the forearm comes from below left."
     forward = unit_vector(np.array([0.42, -0.72, 0.42]) + 0.22 * body[:3])
     return _hand_axes(
@@ -379,7 +397,7 @@ def _swayed_axes(body):
     )
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #665620e7
-def _shown_axes(sequence, grip, body):
+def _shown_axes(sequence: str, grip: Grip, body: np.ndarray) -> np.ndarray:
     "R (3,3) that turns the line from thumb to finger tips, through the box, where the sequence wants it."
 
     def frame(first, second):
@@ -392,7 +410,7 @@ def _shown_axes(sequence, grip, body):
     return frame(line, forward) @ frame(MIRROR * grip.axes[:, 2], np.array([0, 1.0, 0])).T
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #78205aa5
-def _in_the_air(seed, sequence, seconds, person, grip):
+def _in_the_air(seed: int, sequence: str, seconds: float, person: Person, grip: Grip) -> Stage:
     "Hand and box held in the air."
     body, fingers, spin, _ = (sway.at(seconds) for sway in sways(seed, sequence))
     rotation = _shown_axes(sequence, grip, body) if sequence in _SHOWN else _swayed_axes(body)
@@ -431,14 +449,14 @@ _PHASES = dict(
 )  # shares of a cycle
 
 
-def _box_path(seed, sequence, seconds):
+def _box_path(seed: int, sequence: str, seconds: float) -> np.ndarray:
     "Where the box is (3,), in deviations: it stays where it was put, and is carried while in the air."
     place, cycle, share = sways(seed, sequence)[3], math.floor(seconds / _CYCLE), (seconds / _CYCLE) % 1
     start, after = place.at(cycle * _CYCLE), place.at((cycle + 1) * _CYCLE)
     return start + (after - start) * _ease((share - 0.28) / (0.76 - 0.28))
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #9dbaa779
-def _reaching_axes(here, lifted, body):
+def _reaching_axes(here: np.ndarray, lifted: float, body: np.ndarray) -> np.ndarray:
     "R (3,3) of a hand that comes from across the desk and tilts while it carries."
     yaw = np.radians(20) * here[2] + lifted * np.radians(16) * body[0] + np.radians(18)
     forward = rotation_about(UP, yaw) @ -_AWAY
@@ -448,7 +466,7 @@ def _reaching_axes(here, lifted, body):
     return _hand_axes(tilted, rotation_about(unit_vector(forward), tilt * 1.3 * body[3]) @ UP)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #11ec9454
-def _on_the_desk(seed, sequence, seconds, person, grip):
+def _on_the_desk(seed: int, sequence: str, seconds: float, person: Person, grip: Grip) -> Stage:
     "Hand and box, taken from the desk and put back."
     body, fingers, *_ = (sway.at(seconds) for sway in sways(seed, sequence))
     share, right = (seconds / _CYCLE) % 1, np.array([1.0, 0, 0])
@@ -473,17 +491,17 @@ def _on_the_desk(seed, sequence, seconds, person, grip):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #48f3f964
 @functools.lru_cache(maxsize=4)
-def actor_of(seed, number):
+def actor_of(seed: int, number: int) -> Actor:
     "One of the two persons."
     return make_actor(numpy_generator(seed, "sim", "dexter-object", "person", number))
 
 
 @functools.lru_cache(maxsize=8)
-def grip_of(seed, number, kind):
+def grip_of(seed: int, number: int, kind: str) -> Grip:
     return make_grip(actor_of(seed, number).person, kind)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #9ae58eb5
-def stage_at(seed, sequence, index):
+def stage_at(seed: int, sequence: str, index: int) -> Stage:
     "Hand and box of a frame."
     number = PERSONS[sequence]
     story = _on_the_desk if sequence.startswith("Grasp") else _in_the_air
@@ -495,12 +513,12 @@ def stage_at(seed, sequence, index):
 _CORNERS = np.array([[-1, -1, 1], [1, -1, 1], [-1, 1, 1]])  # of the eight, the three that are annotated
 
 
-def box_corners(stage):
+def box_corners(stage: Stage) -> np.ndarray:
     "The three annotated corners (3,3) mm."
     return stage.centre + (_CORNERS * BOX) @ stage.axes.T
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #c6d304fc
-def box_piece(stage):
+def box_piece(stage: Stage) -> Piece:
     "The box as a mesh: six faces with edges of their own."
     rows = []
     for axis in range(3):
@@ -533,7 +551,7 @@ def box_piece(stage):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #4a81dbce
 @functools.lru_cache(maxsize=4)
-def materials_of(seed, number):
+def materials_of(seed: int, number: int) -> Materials:
     "The person's materials with the box's in place of a thing's; the box is the same for both."
     own, generator = actor_of(seed, number).materials, numpy_generator(seed, "sim", "dexter-object", "box")
     colour = np.array([[0.16, 0.34, 0.50], [0.52, 0.16, 0.13], [0.18, 0.40, 0.22], [0.62, 0.46, 0.14]])[
@@ -552,7 +570,7 @@ def materials_of(seed, number):
 _TOP_MM = 1.5  # of a pixel of the desk's picture
 
 
-def _desk_map(height):  # mm, of the camera over the desk
+def _desk_map(height: float) -> np.ndarray:  # height: mm, of the camera over the desk
     "Homography (3,3) from the desk's picture, whose lower edge is near the person, to the colour image."
     nearest = -UP * height + 120 * _AWAY  # below the camera, a little away
     metres = np.array(
@@ -561,7 +579,7 @@ def _desk_map(height):  # mm, of the camera over the desk
     return files.COLOR_K @ np.stack([np.array([1.0, 0, 0]), _AWAY, nearest], 1) @ metres
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #63ad85b9
-def _desk_light(generator):
+def _desk_light(generator: np.random.Generator) -> Light:
     "A lamp or a window above, the ceiling, and the desk's own reflection."
     azimuth, height = generator.uniform(-np.pi, np.pi), generator.uniform(0.45, 0.85)
     level = math.sqrt(1 - height**2)
@@ -588,7 +606,7 @@ class _Room(NamedTuple):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #2c15ad6c
 @functools.lru_cache(maxsize=6)
-def room_of(seed, sequence):
+def room_of(seed: int, sequence: str) -> _Room:
     "Desk, light and lens of a sequence."
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "room")
     light, painted = _desk_light(generator), paint_tabletop(generator)
@@ -621,7 +639,7 @@ DEPTH_CAMERA = Camera(
 )  # from the colour camera's frame
 
 
-def arm_of(stage, actor):
+def arm_of(stage: Stage, actor: Actor) -> Arm:
     "The hand's arm, as a right one in a mirrored world."
     joints, transforms = pose_hand(actor.person, pose_from(stage.pose))
     palm = MIRROR[:, None] * stage.rotation * MIRROR
@@ -635,7 +653,11 @@ def arm_of(stage, actor):
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #a09b7eed
-def _fallen(points, light, height):  # (n,3) mm; mm, of the camera over the desk
+def _fallen(
+    points: np.ndarray,  # (n,3) mm
+    light: Light,
+    height: float,  # mm, of the camera over the desk
+) -> tuple[np.ndarray, np.ndarray]:
     "The shadow of points on the desk: pixels of the colour image (m,2); their height above it, mm."
     direction = np.array(light.direction, float)
     down = (points @ UP + height) / (direction @ UP)
@@ -644,7 +666,12 @@ def _fallen(points, light, height):  # (n,3) mm; mm, of the camera over the desk
     return project(ground[there], files.COLOR_K), down[there]
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #91840cbf
-def _desk_shadow(skin, corners, light, height):  # (n,3) and (8,3) mm
+def _desk_shadow(
+    skin: np.ndarray,  # (n,3) mm
+    corners: np.ndarray,  # (8,3) mm
+    light: Light,
+    height: float,
+) -> np.ndarray:
     "How much light (480,640) f32 the hand and the box leave on the desk."
     small = np.zeros((files.COLOR_SIZE[0] // 4, files.COLOR_SIZE[1] // 4), np.float32)
     uv, down = _fallen(skin, light, height)
@@ -662,14 +689,16 @@ def _desk_shadow(skin, corners, light, height):  # (n,3) and (8,3) mm
     return 1 - 0.55 * cv2.resize(soft, files.COLOR_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #dae884dc
-def _expose_frame(generator, image, lens):
+def _expose_frame(generator: np.random.Generator, image: np.ndarray, lens: tuple) -> np.ndarray:
     "What the colour camera makes of light (480,640,3) f32: u8."
     blur, gamma, grain, coloured, vignette = lens
     image = cv2.GaussianBlur(np.clip(image, 0, None), (0, 0), blur) ** np.float32(gamma)
     return expose_at_random(generator, image, grain, grain * coloured, vignette)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #f3119f06
-def _color_frame(generator, seed, sequence, actor, arm, pieces):
+def _color_frame(
+    generator: np.random.Generator, seed: int, sequence: str, actor: Actor, arm: Arm, pieces: Piece
+) -> np.ndarray:
     "The colour image (480,640,3) u8."
     room, dressed = room_of(seed, sequence), replace(actor, materials=materials_of(seed, PERSONS[sequence]))
     hand = place_hand(actor, arm, COLOR_CAMERA)
@@ -681,7 +710,7 @@ def _color_frame(generator, seed, sequence, actor, arm, pieces):
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #698681c6
 @functools.lru_cache(maxsize=2)
-def desk_depth(height):  # mm, of the colour camera over the desk
+def desk_depth(height: float) -> np.ndarray:  # height: mm, of the colour camera over the desk
     "Depth (240,320) mm of the empty desk from the depth camera; 0 beyond its edge."
     v, u = np.mgrid[: files.DEPTH_SIZE[0], : files.DEPTH_SIZE[1]]
     rays = np.stack(
@@ -697,7 +726,10 @@ def desk_depth(height):  # mm, of the colour camera over the desk
     return np.where(z < 1450, z, 0).astype(np.float32)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #d58d7dd5
-def sensed_depth(generator, depth):  # (240,320) mm, 0 where there is nothing
+def sensed_depth(
+    generator: np.random.Generator,
+    depth: np.ndarray,  # (240,320) mm, 0 where there is nothing
+) -> np.ndarray:
     "Raw values (240,320) u16 of the depth camera."
     left, top = generator.integers(0, 512, 2)
     tile = np.roll(grain_tile(), (-int(top), -int(left)), (0, 1))[
@@ -713,7 +745,9 @@ def sensed_depth(generator, depth):  # (240,320) mm, 0 where there is nothing
     return raw
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #07a00101
-def _depth_frame(generator, sequence, actor, arm, pieces):
+def _depth_frame(
+    generator: np.random.Generator, sequence: str, actor: Actor, arm: Arm, pieces: Piece
+) -> tuple[np.ndarray, np.ndarray]:
     "Raw depth (240,320) u16, and depth (240,320) mm without noise."
     drawn = draw_meshes([place_hand(actor, arm, DEPTH_CAMERA)], pieces, DEPTH_CAMERA)
     depth, desk = depth_of(drawn.nearness), desk_depth(HEIGHTS[sequence])
@@ -727,7 +761,10 @@ _HIDDEN_BY = 15.0  # mm
 _FEWEST = 2  # tips
 
 
-def annotated(points, clean):  # (8,3) mm, depth camera's frame; depth without noise
+def annotated(
+    points: np.ndarray,  # (8,3) mm, depth camera's frame
+    clean: np.ndarray,  # depth without noise
+) -> tuple[np.ndarray, np.ndarray]:
     "The eight points as annotated, and their pixels: x and y negated, what is not seen marked."
     uv = project(points, files.DEPTH_K)
     uv = np.where((points[:, 2:] > 60) & np.isfinite(uv), uv, -1e3)
@@ -743,7 +780,11 @@ def annotated(points, clean):  # (8,3) mm, depth camera's frame; depth without n
     )
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #a969e923
-def raw_frame(seed: int, sequence: str, index: int):  # index from 0
+def raw_frame(
+    seed: int,
+    sequence: str,
+    index: int,  # from 0
+) -> tuple[np.ndarray, np.ndarray, str, str]:
     "Colour (480,640,3) u8, raw depth (240,320) u16, and the lines of the 2D and the 3D annotation."
     actor, stage = actor_of(seed, PERSONS[sequence]), stage_at(seed, sequence, index)
     generator = numpy_generator(seed, "sim", "dexter-object", sequence, "frame", index)
@@ -757,7 +798,7 @@ def raw_frame(seed: int, sequence: str, index: int):  # index from 0
     return color, raw, files.format_line(uv), files.format_line(points)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #ade08b1e
-def _frames_of(count, sequences) -> dict:
+def _frames_of(count: int | None, sequences: str | Iterable[str]) -> dict:
     "How many frames of each sequence: the official number, or `count` shared equally."
     sequences = files.check_sequences(sequences)
     if not sequences:
@@ -774,7 +815,7 @@ def _frames_of(count, sequences) -> dict:
     }
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #e40ef425
-def _write_bytes(path, data):
+def _write_bytes(path: Path, data: bytes):
     "Write a file, and the folders it lies in."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -787,9 +828,9 @@ class SimDexterObject(SimReader):
 
     def __init__(
         self,
-        count: int = None,  # frames in all; None: 3145, as the real set
+        count: int | None = None,  # frames in all; None: 3145, as the real set
         seed: int = 0,  # another seed gives other persons, another box, other motion
-        sequences=files.SEQUENCES,
+        sequences: str | Iterable[str] = files.SEQUENCES,
         every: int = 1,  # take every n-th frame of the motion
     ):
         if every < 1:
@@ -798,15 +839,15 @@ class SimDexterObject(SimReader):
         super().__init__("evaluation", sum(self.counts.values()), seed)
         self.frames = [(name, number) for name, n in self.counts.items() for number in range(1, n + 1)]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"SimDexterObject({len(self)}, seed={self.seed}, every={self.every})"
 
-    def raw(self, index: int):
+    def raw(self, index: int) -> tuple[np.ndarray, np.ndarray, str, str]:
         "Colour, raw depth and the two annotation lines of a frame."
         sequence, number = self.frames[index]
         return raw_frame(self.seed, sequence, (number - 1) * self.every)
 
-    def sample(self, frame):
+    def sample(self, frame: tuple) -> Sample:
         "The sample of a frame (sequence, number)."
         sequence, number = frame
         color, depth, _, line = raw_frame(self.seed, sequence, (number - 1) * self.every)
@@ -829,31 +870,31 @@ class Files(TwinFiles):
     every: int = option(1, "take every n-th frame of the motion")
     sequences: str = option(",".join(files.SEQUENCES), "names with commas between them")
 
-    def reader(self):
+    def reader(self) -> SimDexterObject:
         "The reader of the same frames."
         count = None if self.evaluation == sum(files.FRAMES.values()) else self.evaluation
         return SimDexterObject(count, self.seed, tuple(self.sequences.split(",")), self.every)
 
-    def frames(self):
+    def frames(self) -> dict:
         return self.reader().counts
 
-    def settings(self):
+    def settings(self) -> dict:
         return dict(seed=self.seed, every=self.every)
 
-    def first_frame(self):
+    def first_frame(self) -> str:
         return fingerprint(*self.reader().raw(0))
 
-    def write_frame(self, folder, part, number):
+    def write_frame(self, folder: Path, part: str, number: int) -> bytes:
         color, raw, *lines = raw_frame(self.seed, part, number * self.every)
         for kind, data in (("color", files.encode_bmp(color)), ("depth", files.encode_depth_png(raw))):
             _write_bytes(files.image_path(folder, part, kind, number + 1), data)
         return "\n".join(lines).encode()
 
-    def write_labels(self, folder, part, labels):
+    def write_labels(self, folder: Path, part: str, labels: list):
         lines = zip(*(label.decode().split("\n") for label in labels))
         for dimensions, text in zip((2, 3), lines):
             data = ("\n".join(text) + "\n").encode()
             _write_bytes(files.annotation_path(folder, part, dimensions), data)
 
-    def write_rest(self, folder):
+    def write_rest(self, folder: Path):
         write_digests(folder)

@@ -11,9 +11,11 @@ __all__ = ['BACKGROUND_SIZE', 'SKIN_COLOURS', 'POOL_SIZE', 'fractal', 'blend', '
 # %% ../../nbs/sim/05_places.ipynb #6c8a8d42
 import functools
 import math
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..settings import numpy_generator
 
@@ -21,7 +23,14 @@ from ..settings import numpy_generator
 BACKGROUND_SIZE = 320  # px, height and width of a painted background
 
 
-def fractal(generator, cells, octaves=5, stretch=1.0, gain=0.55, size=BACKGROUND_SIZE):
+def fractal(
+    generator: np.random.Generator,
+    cells: float,
+    octaves: int = 5,
+    stretch: float = 1.0,
+    gain: float = 0.55,
+    size: int = BACKGROUND_SIZE,
+) -> np.ndarray:
     "Fractal noise (size,size) f32 in 0..1; the coarsest octave has `cells`, wider by `stretch`."
     total = np.zeros((size, size), np.float32)
     strength = 1.0
@@ -36,13 +45,13 @@ def fractal(generator, cells, octaves=5, stretch=1.0, gain=0.55, size=BACKGROUND
     return np.clip((total - low) / (high - low), 0, 1)
 
 # %% ../../nbs/sim/05_places.ipynb #431ab414
-def blend(first, second, share):
+def blend(first: ArrayLike, second: ArrayLike, share: ArrayLike) -> np.ndarray:
     "Mix two colours by a share (H,W) in 0..1: (H,W,3) f32."
     share = np.asarray(share, np.float32)[..., None]
     return np.asarray(first, np.float32) * (1 - share) + np.asarray(second, np.float32) * share
 
 
-def relief(height, strength, angle=0.8):
+def relief(height: np.ndarray, strength: float, angle: float = 0.8) -> np.ndarray:
     "Light and shadow on a rough ground of that height: (H,W) f32 around 1."
     down, right = np.gradient(height)
     return 1 + np.float32(strength) * (
@@ -50,34 +59,51 @@ def relief(height, strength, angle=0.8):
     ).clip(-0.08, 0.08)
 
 # %% ../../nbs/sim/05_places.ipynb #3f60f6ff
-def canvas(image):
+def canvas(image: np.ndarray) -> np.ndarray:
     "An image (H,W,3) f32 in 0..1 as u8, to draw on."
     return np.ascontiguousarray(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def ink(colour):
+def ink(colour: Iterable[float]) -> tuple:
     "A colour in 0..1 as OpenCV's drawing functions want it."
     return tuple(float(np.clip(255 * c, 0, 255)) for c in colour)
 
 # %% ../../nbs/sim/05_places.ipynb #d7dd345f
-def draw_strip(image, start, end, width, colour):
+def draw_strip(
+    image: np.ndarray, start: Iterable[float], end: Iterable[float], width: float, colour: Iterable[float]
+):
     "A straight strip, drawn in place."
     points = tuple(int(round(value)) for value in start), tuple(int(round(value)) for value in end)
     cv2.line(image, *points, ink(colour), max(1, int(width)), cv2.LINE_AA)
 
 
-def draw_box(image, x, y, width, height, colour):
+def draw_box(image: np.ndarray, x: float, y: float, width: float, height: float, colour: Iterable[float]):
     "A filled upright box, drawn in place."
     cv2.rectangle(image, (int(x), int(y)), (int(x + width), int(y + height)), ink(colour), -1)
 
 # %% ../../nbs/sim/05_places.ipynb #cde84f84
-def draw_ellipse(image, x, y, across, down, colour, angle=0.0):  # half axes in px, degrees
+def draw_ellipse(
+    image: np.ndarray,
+    x: float,  #
+    y: float,
+    across: float,  # px, half axis
+    down: float,  # px, half axis
+    colour: Iterable[float],
+    angle: float = 0.0,  # degrees
+):
     "A filled ellipse, drawn in place."
     centre, axes = (int(x), int(y)), (int(across), int(down))
     cv2.ellipse(image, centre, axes, angle, 0, 360, ink(colour), -1, cv2.LINE_AA)
 
 # %% ../../nbs/sim/05_places.ipynb #dea893cb
-def draw_writing(image, x, y, size, generator, colour):
+def draw_writing(
+    image: np.ndarray,
+    x: float,
+    y: float,
+    size: float,
+    generator: np.random.Generator,
+    colour: Iterable[float],
+):
     "A word of random letters, drawn in place."
     word = "".join(chr(65 + letter) for letter in generator.integers(0, 26, generator.integers(2, 9)))
     cv2.putText(
@@ -92,7 +118,7 @@ def draw_writing(image, x, y, size, generator, colour):
     )
 
 # %% ../../nbs/sim/05_places.ipynb #a8b6ae34
-def muted(generator, low=0.1, high=0.9):
+def muted(generator: np.random.Generator, low: float = 0.1, high: float = 0.9) -> np.ndarray:
     "A random colour, seldom a loud one."
     grey = generator.uniform(low, high)
     return np.clip(grey * (1 + (generator.random(3) - 0.5) * 2 * generator.beta(1.1, 3.2)), 0, 1)
@@ -115,7 +141,7 @@ SKIN_COLOURS = np.array(
 )
 
 # %% ../../nbs/sim/05_places.ipynb #e93b1e9a
-def _skin_colour(generator, low, high):
+def _skin_colour(generator: np.random.Generator, low: float, high: float) -> np.ndarray:
     "A skin's colour times a random gain."
     return SKIN_COLOURS[generator.integers(len(SKIN_COLOURS))] * generator.uniform(low, high)
 
@@ -146,7 +172,7 @@ _GROUNDS = np.array(
 )
 
 
-def paint_sky(generator, size=BACKGROUND_SIZE):
+def paint_sky(generator: np.random.Generator, size: int = BACKGROUND_SIZE) -> np.ndarray:
     "A sky with clouds (size,size,3)."
     top, horizon = _SKIES[generator.integers(len(_SKIES))]
     fade = np.linspace(0, 1, size, dtype=np.float32)[:, None] ** generator.uniform(0.6, 1.6)
@@ -159,7 +185,7 @@ def paint_sky(generator, size=BACKGROUND_SIZE):
     )
 
 # %% ../../nbs/sim/05_places.ipynb #4bdddcce
-def paint_ground(generator, size=BACKGROUND_SIZE):
+def paint_ground(generator: np.random.Generator, size: int = BACKGROUND_SIZE) -> np.ndarray:
     "A piece of rough ground (size,size,3): grass, rock, earth, snow or water."
     dark, light = _GROUNDS[generator.integers(len(_GROUNDS))]
     height = fractal(
@@ -178,7 +204,7 @@ def paint_ground(generator, size=BACKGROUND_SIZE):
     )
 
 # %% ../../nbs/sim/05_places.ipynb #e2949553
-def paint_land(generator):
+def paint_land(generator: np.random.Generator) -> np.ndarray:
     "Sky above ridges of land."
     size, image = BACKGROUND_SIZE, paint_sky(generator)
     haze, rows = image[size // 2].mean(0), np.arange(size, dtype=np.float32)[:, None]
@@ -194,7 +220,7 @@ def paint_land(generator):
     return image
 
 # %% ../../nbs/sim/05_places.ipynb #4b212ae0
-def paint_woods(generator):
+def paint_woods(generator: np.random.Generator) -> np.ndarray:
     "Leaves, trunks and light between them."
     size, image = BACKGROUND_SIZE, paint_ground(generator) * 0.5
     dark, light = _GROUNDS[generator.choice([0, 5])] * generator.uniform(0.8, 1.5)
@@ -211,7 +237,15 @@ def paint_woods(generator):
     return blend(image / np.float32(255), sky, fractal(generator, 3, 6) > generator.uniform(0.6, 1.0))
 
 # %% ../../nbs/sim/05_places.ipynb #8eff2847
-def _draw_building(image, x, y, width, height, generator, night):
+def _draw_building(
+    image: np.ndarray,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    generator: np.random.Generator,
+    night: bool,
+):
     "A front with rows of windows, drawn in place."
     draw_box(image, x, y, width, height, muted(generator, 0.1, 0.75) * (0.3 if night else 1))
     pane, gap = generator.uniform(3, 16), generator.uniform(1.3, 2.6)
@@ -228,7 +262,7 @@ def _draw_building(image, x, y, width, height, generator, night):
         draw_writing(image, x + 3, below, size, generator, muted(generator))
 
 # %% ../../nbs/sim/05_places.ipynb #dbb5f4ba
-def _draw_car(image, x, y, size, colour):
+def _draw_car(image: np.ndarray, x: float, y: float, size: float, colour: np.ndarray):
     "A car seen from the side, drawn in place."
     draw_box(image, x, y - 0.5 * size, 1.8 * size, 0.35 * size, colour)
     draw_box(image, x + 0.4 * size, y - 0.75 * size, 0.9 * size, 0.3 * size, colour * 0.4)
@@ -237,7 +271,7 @@ def _draw_car(image, x, y, size, colour):
         cv2.circle(image, centre, max(1, int(0.15 * size)), (13, 13, 13), -1, cv2.LINE_AA)
 
 # %% ../../nbs/sim/05_places.ipynb #3bd56268
-def _draw_car_or_person(image, x, y, size, generator):
+def _draw_car_or_person(image: np.ndarray, x: float, y: float, size: float, generator: np.random.Generator):
     "A far passer-by or car, drawn in place."
     colour, skin = muted(generator), _skin_colour(generator, 0.5, 1)
     if generator.random() < 0.5:
@@ -249,12 +283,12 @@ def _draw_car_or_person(image, x, y, size, generator):
     cv2.circle(image, head, max(1, int(0.18 * size)), ink(skin), -1, cv2.LINE_AA)
 
 # %% ../../nbs/sim/05_places.ipynb #d7028450
-def _uneven(generator, image, cells):
+def _uneven(generator: np.random.Generator, image: np.ndarray, cells: float) -> np.ndarray:
     "A canvas as f32, with uneven light."
     return image / np.float32(255) * (0.75 + 0.5 * fractal(generator, cells, 6, gain=0.8))[..., None]
 
 # %% ../../nbs/sim/05_places.ipynb #4bd5b53d
-def paint_street(generator):
+def paint_street(generator: np.random.Generator) -> np.ndarray:
     "Houses along a street, with cars, posts, people and writing."
     size, night = BACKGROUND_SIZE, generator.random() < 0.15
     image = canvas(paint_sky(generator) * (0.15 if night else 1))
@@ -274,7 +308,9 @@ def paint_street(generator):
     return _uneven(generator, image, 4)
 
 # %% ../../nbs/sim/05_places.ipynb #c7501e60
-def draw_shelf(image, x, y, width, height, generator):
+def draw_shelf(
+    image: np.ndarray, x: float, y: float, width: float, height: float, generator: np.random.Generator
+):
     "Rows of upright things in many colours, drawn in place."
     row = generator.uniform(18, 60)
     for top in np.arange(y, y + height - row * 0.5, row):
@@ -293,7 +329,7 @@ def draw_shelf(image, x, y, width, height, generator):
         draw_box(image, x, top + row - 2, width, 2, (0.1, 0.08, 0.06))
 
 # %% ../../nbs/sim/05_places.ipynb #0bd6a980
-def _draw_furniture(image, generator):
+def _draw_furniture(image: np.ndarray, generator: np.random.Generator):
     "A box with a shelf, with writing, or plain, drawn in place."
     size = BACKGROUND_SIZE
     x, y = generator.uniform(-0.2, 0.9) * size, generator.uniform(-0.1, 0.9) * size
@@ -305,7 +341,7 @@ def _draw_furniture(image, generator):
         draw_writing(image, x, y + 0.5 * height, generator.uniform(0.4, 2.5), generator, muted(generator))
 
 # %% ../../nbs/sim/05_places.ipynb #f9f6f9dd
-def paint_room(generator):
+def paint_room(generator: np.random.Generator) -> np.ndarray:
     "Walls, floor, furniture, shelves full of things, pictures with writing."
     size, image = BACKGROUND_SIZE, np.empty((BACKGROUND_SIZE, BACKGROUND_SIZE, 3), np.uint8)
     image[:] = ink(muted(generator, 0.25, 0.85))
@@ -321,7 +357,7 @@ def paint_room(generator):
     return image / np.float32(255) * lit_side[:, None] * patches[..., None]
 
 # %% ../../nbs/sim/05_places.ipynb #ef560107
-def paint_blobs(generator):
+def paint_blobs(generator: np.random.Generator) -> np.ndarray:
     "Flowers in a garden, lights in the night, or things on a pile."
     image = canvas(paint_ground(generator) * generator.uniform(0.2, 1.0))
     colours = [muted(generator) for _ in range(3)] + [_skin_colour(generator, 0.5, 1)]
@@ -334,7 +370,7 @@ def paint_blobs(generator):
     return image / np.float32(255) * relief(fractal(generator, 12, 5, gain=0.8), 6)[..., None]
 
 # %% ../../nbs/sim/05_places.ipynb #23ba9d13
-def _draw_leaf(image, generator, radius, colour):
+def _draw_leaf(image: np.ndarray, generator: np.random.Generator, radius: float, colour: np.ndarray):
     "An ellipse or a turned box, drawn in place."
     centre, angle = generator.uniform(0, BACKGROUND_SIZE, 2), float(generator.uniform(0, 180))
     across, down = radius * generator.uniform(0.4, 1.0, 2)
@@ -345,7 +381,7 @@ def _draw_leaf(image, generator, radius, colour):
         cv2.fillConvexPoly(image, np.int32(corners), ink(colour), cv2.LINE_AA)
 
 # %% ../../nbs/sim/05_places.ipynb #67eb3d02
-def paint_leaves(generator):
+def paint_leaves(generator: np.random.Generator) -> np.ndarray:
     "Things of all sizes that hide each other."
     image, smallest = canvas(paint_ground(generator)), generator.uniform(2, 6)
     colours = [muted(generator) for _ in range(3)] + [_skin_colour(generator, 0.5, 1)]
@@ -357,7 +393,7 @@ def paint_leaves(generator):
     return _uneven(generator, image, 5)
 
 # %% ../../nbs/sim/05_places.ipynb #9145778a
-def _draw_person(image, generator):
+def _draw_person(image: np.ndarray, generator: np.random.Generator):
     "A person from the waist up, with limbs anywhere, drawn in place."
     x, y = generator.uniform(0, BACKGROUND_SIZE), generator.uniform(0.2, 1.1) * BACKGROUND_SIZE
     size = generator.uniform(15, 60)
@@ -371,7 +407,7 @@ def _draw_person(image, generator):
         draw_strip(image, start, end, width, skin * generator.uniform(0.8, 1.1))
 
 # %% ../../nbs/sim/05_places.ipynb #8694608c
-def paint_crowd(generator):
+def paint_crowd(generator: np.random.Generator) -> np.ndarray:
     "People-like clutter: faces, limbs and clothes."
     image = canvas(paint_room(generator) if generator.random() < 0.5 else paint_street(generator))
     for _ in range(generator.integers(4, 16)):
@@ -394,7 +430,7 @@ _PAINTERS = (
 )
 
 
-def _tilted(generator, image):
+def _tilted(generator: np.random.Generator, image: np.ndarray) -> np.ndarray:
     "A picture turned and enlarged a little; what lies outside is mirrored in."
     size = BACKGROUND_SIZE
     turn = float(generator.normal() * (7 if generator.random() < 0.8 else 50))
@@ -405,13 +441,13 @@ def _tilted(generator, image):
     return cv2.warpAffine(image, matrix, (size, size), **how)
 
 # %% ../../nbs/sim/05_places.ipynb #6fccae8c
-def _painting(generator):
+def _painting(generator: np.random.Generator) -> np.ndarray:
     "A painting by one of the painters, tilted."
     image = _PAINTERS[generator.integers(len(_PAINTERS))](generator)
     return _tilted(generator, np.clip(image, 0, 1).astype(np.float32))
 
 # %% ../../nbs/sim/05_places.ipynb #a4f40beb
-def _paint_something(generator):
+def _paint_something(generator: np.random.Generator) -> np.ndarray:
     "A painting, or parts of two with a ragged or straight border between them."
     first = _painting(generator)
     if generator.random() < 0.6:
@@ -427,13 +463,13 @@ def _paint_something(generator):
 
 # %% ../../nbs/sim/05_places.ipynb #e440df57
 @functools.lru_cache(maxsize=1)
-def _frequencies(size):
+def _frequencies(size: int) -> np.ndarray:
     "Whole frequencies (size, size // 2 + 1) of a real Fourier transform, at least 1."
     down, across = np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size
     return np.maximum(np.hypot(down[:, None], across[None]), 1).astype(int)
 
 
-def spectrum(image):
+def spectrum(image: np.ndarray) -> np.ndarray:
     "Mean power at each whole frequency (1 .. size // 2) of a square grey image (H,W)."
     size = len(image)
     power, rings = np.abs(np.fft.rfft2(image - image.mean())) ** 2, _frequencies(size)
@@ -441,7 +477,7 @@ def spectrum(image):
     return mean[1 : size // 2 + 1]
 
 # %% ../../nbs/sim/05_places.ipynb #6ae61746
-def natural(image, fall):
+def natural(image: np.ndarray, fall: float) -> np.ndarray:
     "An image (H,H,3) f32 whose mean power falls with frequency to the power -`fall`; its contrast stays."
     size, power = len(image), spectrum(image.mean(2))
     frequency = np.arange(1, len(power) + 1)
@@ -453,7 +489,7 @@ def natural(image, fall):
     return changed * (image.std() / changed.std()) + image.mean((0, 1))
 
 # %% ../../nbs/sim/05_places.ipynb #e98286d9
-def paint_background(generator):
+def paint_background(generator: np.random.Generator) -> np.ndarray:
     "One painted background (320,320,3) u8."
     image = _paint_something(generator)
     grey = image.mean(2, keepdims=True)
@@ -469,12 +505,12 @@ POOL_SIZE = 128
 
 
 @functools.lru_cache(maxsize=POOL_SIZE)
-def pool_background(seed, split, number):
+def pool_background(seed: int, split: str, number: int) -> np.ndarray:
     "Background `number` of a split's pool (320,320,3) u8."
     return paint_background(numpy_generator(seed, "sim", split, "background", number))
 
 # %% ../../nbs/sim/05_places.ipynb #1ccf6972
-def take_background(generator, pool_image, size):
+def take_background(generator: np.random.Generator, pool_image: np.ndarray, size: int) -> np.ndarray:
     "A window of a background, (size,size,3) f32 in 0..1."
     full = pool_image.shape[0]
     side = int(full * generator.uniform(0.6, 1.0))

@@ -22,6 +22,7 @@ from handlab.sim.shape import (
     HALF_PARENTS,
     PALM_BLEND,
     TIP_SETBACK,
+    Person,
     cone_distance,
     smooth_minimum,
     smooth_step,
@@ -57,22 +58,22 @@ class Pose:
     name: str = ""  # of the gesture it came from
 
     @property
-    def vector(self):  # (24,)
+    def vector(self) -> np.ndarray:  # (24,)
         return np.concatenate(
             [self.angles.ravel(), [self.thumb_twist], np.zeros(3) if self.wrist is None else self.wrist]
         )
 
 # %% ../../nbs/sim/02_pose.ipynb #15ef471e
 def pose_from(
-    vector,  # (24,) rad
-    name="",
+    vector: np.ndarray,  # (24,) rad
+    name: str = "",
 ) -> Pose:
     "The pose with these angles."
     return Pose(vector[:20].reshape(5, 4).copy(), float(vector[20]), vector[21:].copy(), name)
 
 # %% ../../nbs/sim/02_pose.ipynb #4e494ad6
 @compiled_once
-def turn(axis, angle):
+def turn(axis: np.ndarray, angle: float) -> np.ndarray:
     "Rotation (3,3) about a unit axis."
     x, y, z = axis
     s, c = math.sin(angle), math.cos(angle)
@@ -87,7 +88,15 @@ def turn(axis, angle):
 
 # %% ../../nbs/sim/02_pose.ipynb #95f8f2a7
 @compiled_once
-def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms):
+def forward_finger(
+    finger: int,
+    joints: np.ndarray,
+    frames: np.ndarray,
+    rest_abduction: np.ndarray,
+    vector: np.ndarray,
+    posed: np.ndarray,
+    transforms: np.ndarray,
+):
     "Fill the posed joints and bone transforms of one finger."
     placed = np.eye(3)
     for k in range(3):
@@ -104,7 +113,14 @@ def forward_finger(finger, joints, frames, rest_abduction, vector, posed, transf
 
 # %% ../../nbs/sim/02_pose.ipynb #cad8cb2d
 @compiled_once
-def forward(joints, frames, rest_abduction, vector, posed, transforms):
+def forward(
+    joints: np.ndarray,
+    frames: np.ndarray,
+    rest_abduction: np.ndarray,
+    vector: np.ndarray,
+    posed: np.ndarray,
+    transforms: np.ndarray,
+):
     "Fill posed joints (21,3) and the 17 bone transforms (17,3,4), palm frame, mm."
     transforms[:] = 0
     for i in range(3):
@@ -122,8 +138,8 @@ def forward(joints, frames, rest_abduction, vector, posed, transforms):
 
 # %% ../../nbs/sim/02_pose.ipynb #82a98a21
 def pose_hand(
-    person,  # Person
-    pose,  # Pose
+    person: Person,
+    pose: Pose,
 ) -> (
     tuple
 ):  # joints (21,3) mm, bone transforms (17,3,4): x -> R x + t from the rest pose; both in the palm's frame
@@ -134,7 +150,7 @@ def pose_hand(
 
 # %% ../../nbs/sim/02_pose.ipynb #a12603f4
 @compiled_once
-def half_rotation(rotation):
+def half_rotation(rotation: np.ndarray) -> np.ndarray:
     "The rotation about the same axis by half the angle (below 180 degrees)."
     w = (
         math.sqrt(max(1 + rotation[0, 0] + rotation[1, 1] + rotation[2, 2], 1e-9)) / 2
@@ -203,8 +219,8 @@ def _blend_skin(vertices, normals, bone_index, bone_weight, transforms, moved, t
 
 # %% ../../nbs/sim/02_pose.ipynb #13bdab63
 def skin_hand(
-    person,  # Person
-    transforms,  # (17,3,4) as `pose_hand` gives them
+    person: Person,
+    transforms: np.ndarray,  # (17,3,4) as `pose_hand` gives them
 ) -> tuple:  # vertices (V,3) f32 mm, normals (V,3) f32
     "The posed skin."
     moved, turned = np.empty_like(person.vertices), np.empty_like(person.normals)
@@ -215,9 +231,9 @@ def skin_hand(
 
 # %% ../../nbs/sim/02_pose.ipynb #21a46ee0
 def mirror_posed(
-    vertices,  # (V,3)
-    joints,  # (21,3)
-    faces,  # (F,3)
+    vertices: np.ndarray,  # (V,3)
+    joints: np.ndarray,  # (21,3)
+    faces: np.ndarray,  # (F,3)
 ) -> tuple:
     "The other hand: x -> -x. Normals mirror as vertices do."
     flip = np.array([-1, 1, 1], vertices.dtype)
@@ -225,7 +241,9 @@ def mirror_posed(
 
 # %% ../../nbs/sim/02_pose.ipynb #a5034529
 @compiled_once(fastmath=True)
-def overlap(a, b, c, d, ra, rb, rc, rd):
+def overlap(
+    a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, ra: float, rb: float, rc: float, rd: float
+) -> float:
     "How deep (mm) a capsule a-b sinks into c-d."
     ux, uy, uz, vx, vy, vz = b[0] - a[0], b[1] - a[1], b[2] - a[2], d[0] - c[0], d[1] - c[1], d[2] - c[2]
     wx, wy, wz = a[0] - c[0], a[1] - c[1], a[2] - c[2]
@@ -255,7 +273,7 @@ def _palm_depth(start, end, radius_start, radius_end, palm):
 
 # %% ../../nbs/sim/02_pose.ipynb #f0df228e
 @compiled_once
-def contact_depths(posed, radii, palm):
+def contact_depths(posed: np.ndarray, radii: np.ndarray, palm: np.ndarray) -> tuple[float, float]:
     "Deepest overlap (mm) that involves the thumb, and deepest among the fingers, palm included."
     thumb = fingers = -1e3
     tips = np.empty((5, 3))
@@ -287,8 +305,8 @@ def contact_depths(posed, radii, palm):
 
 # %% ../../nbs/sim/02_pose.ipynb #184ea19f
 def penetration_depth(
-    joints,  # (21,3) posed, mm
-    person,  # Person
+    joints: np.ndarray,  # (21,3) posed, mm
+    person: Person,
 ) -> float:
     "How deep (mm) the worst pair of capsules sinks in; negative when nothing touches."
     return max(contact_depths(joints, person.radii, person.palm))
@@ -362,7 +380,7 @@ GESTURES = dict(  # thumb, index .. little, fan
 
 # %% ../../nbs/sim/02_pose.ipynb #7ed0ceab
 def _finger_angles(
-    curl,  # 0 straight ... 1 closed, or (MCP, PIP, DIP) degrees
+    curl: float | tuple,  # 0 straight ... 1 closed, or (MCP, PIP, DIP) degrees
 ) -> tuple:  # MCP, PIP, DIP degrees
     "The three flexion angles of a finger."
     if isinstance(curl, tuple):
@@ -372,7 +390,7 @@ def _finger_angles(
 
 # %% ../../nbs/sim/02_pose.ipynb #b2334c6b
 def gesture_style(
-    name,  # a key of GESTURES
+    name: str,  # a key of GESTURES
 ) -> (
     np.ndarray
 ):  # (25,): a pose vector in rad, but the fingers' directions hold the fan, 0 .. 1; then the sway
@@ -496,7 +514,7 @@ def _free_style(noise, uniform, low, high, style):
     style[20] = 0.12 + 0.22 * noise[27] + 0.3 * style[1]
 
 # %% ../../nbs/sim/02_pose.ipynb #efbd5ca0
-def _together_style(generator) -> np.ndarray:  # (25,)
+def _together_style(generator: np.random.Generator) -> np.ndarray:  # (25,)
     "Fingers that bend together, but for one or two; any thumb."
     style, across = np.zeros(25), np.linspace(-1, 1, 4)
     low, high = np.radians([-15.0, -4]), np.radians([88.0, 104])  # of knuckle (MCP) and middle joint (PIP)
@@ -522,7 +540,7 @@ _WRIST_DEVIATIONS = np.radians([22, 9, 6])
 _MIX = dict(gesture=0.3, blend=0.1, together=0.5, free=0.1)  # shares
 
 
-def _draw_style(generator, kind, low, high):
+def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarray, high: np.ndarray) -> tuple:
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
     if kind is None:
@@ -542,12 +560,13 @@ def _draw_style(generator, kind, low, high):
 
 # %% ../../nbs/sim/02_pose.ipynb #648b8251
 def sample_pose(
-    generator,  # numpy Generator
-    person,  # Person
-    kind=None,  # None for the usual mix, 'gesture', 'blend', 'together', 'free', or the name of a gesture
-    wrist=1.0,  # factor on wrist articulation
-    variation=1.0,  # factor on the variation within a gesture
-    tries=24,
+    generator: np.random.Generator,
+    person: Person,
+    kind: str
+    | None = None,  # None for the usual mix, 'gesture', 'blend', 'together', 'free', or the name of a gesture
+    wrist: float = 1.0,  # factor on wrist articulation
+    variation: float = 1.0,  # factor on the variation within a gesture
+    tries: int = 24,
 ) -> Pose:
     "Draw a pose within human limits in which no finger is inside another; the least bad one if `tries` fail."
     low, high = joint_limits()
@@ -575,8 +594,8 @@ def sample_pose(
 
 # %% ../../nbs/sim/02_pose.ipynb #66d3fe52
 def pose_path(
-    poses,  # list of Pose, visited in turn
-    steps,  # poses from one to the next
+    poses: list[Pose],  # list of Pose, visited in turn
+    steps: int,  # poses from one to the next
 ) -> list:  # of Pose, (len(poses) - 1) * steps + 1
     "A smooth sequence through these poses."
     times = np.linspace(0, 1, steps, endpoint=False)

@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..machine import compiled_once
 from .shape import part_of
@@ -24,9 +25,9 @@ NEAR = 40.0  # mm
 
 @compiled
 def project_vertices(
-    vertices,  # (V,3) f32 mm, camera frame
-    K,
-):  # (3,3) f32
+    vertices: np.ndarray,  # (V,3) f32 mm, camera frame
+    K: np.ndarray,  # (3,3) f32
+) -> np.ndarray:
     "Screen corners (V,3) f32: u, v in pixels and nearness 1/z in 1/mm."
     screen = np.empty_like(vertices)
     for i in range(vertices.shape[0]):
@@ -40,12 +41,12 @@ def project_vertices(
 # %% ../../nbs/sim/03_render.ipynb #a808d70f
 @compiled
 def raster(
-    screen,  # (V,3) f32 u, v, nearness
-    faces,  # (F,3) i32
-    first,  # number of this mesh's first triangle in `triangle`
-    nearness,  # (H,W) f32, changed in place; 0 = nothing yet
-    triangle,
-):  # (H,W) i32, changed in place; -1 = nothing yet
+    screen: np.ndarray,  # (V,3) f32 u, v, nearness
+    faces: np.ndarray,  # (F,3) i32
+    first: int,  # number of this mesh's first triangle in `triangle`
+    nearness: np.ndarray,  # (H,W) f32, changed in place; 0 = nothing yet
+    triangle: np.ndarray,  # (H,W) i32, changed in place; -1 = nothing yet
+):
     "Draw one mesh into the buffers."
     height, width = nearness.shape
     for t in range(faces.shape[0]):
@@ -78,13 +79,13 @@ def raster(
                 n += n_right
 
 # %% ../../nbs/sim/03_render.ipynb #20930882
-def empty_buffers(height, width):
+def empty_buffers(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     "Buffers in which nothing has been drawn: nearness (H,W) f32 of 0, triangle (H,W) i32 of -1."
     return np.zeros((height, width), np.float32), np.full((height, width), -1, np.int32)
 
 # %% ../../nbs/sim/03_render.ipynb #d8bc48a2
 @compiled
-def spot_weights(screen, faces, t, x, y):
+def spot_weights(screen: np.ndarray, faces: np.ndarray, t: int, x: int, y: int) -> tuple:
     "Corners a, b, c of triangle `t` and their perspective weights at pixel (x, y)."
     a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
     bu = screen[b, 0] - screen[a, 0]
@@ -101,7 +102,9 @@ def spot_weights(screen, faces, t, x, y):
 
 # %% ../../nbs/sim/03_render.ipynb #b9fbd946
 @compiled
-def blend3(values, a, b, c, wa, wb, wc):
+def blend3(
+    values: np.ndarray, a: int, b: int, c: int, wa: float, wb: float, wc: float
+) -> tuple[float, float, float]:
     "A 3-vector interpolated between three corners."
     return (
         wa * values[a, 0] + wb * values[b, 0] + wc * values[c, 0],
@@ -127,7 +130,7 @@ class Raster(NamedTuple):
 
 # %% ../../nbs/sim/03_render.ipynb #6b233d09
 @compiled
-def depth_of(nearness):  # (H,W) f32
+def depth_of(nearness: np.ndarray) -> np.ndarray:  # nearness: (H,W) f32
     "Depth (H,W) f32 mm, 0 where there is nothing."
     depth = np.zeros_like(nearness)
     for y in range(nearness.shape[0]):
@@ -148,7 +151,7 @@ def _fill_weights(screen, faces, first, triangle, weights):
                 weights[y, x, 0], weights[y, x, 1], weights[y, x, 2] = wa, wb, wc
 
 # %% ../../nbs/sim/03_render.ipynb #84be77af
-def rasterise(meshes, K, height, width) -> Raster:
+def rasterise(meshes: list[Mesh], K: ArrayLike, height: int, width: int) -> Raster:
     "Draw several meshes into one depth buffer."
     nearness, triangle = empty_buffers(height, width)
     weights, K = np.zeros((height, width, 3), np.float32), np.asarray(K, np.float32)
@@ -168,13 +171,13 @@ def rasterise(meshes, K, height, width) -> Raster:
 
 # %% ../../nbs/sim/03_render.ipynb #3b822d16
 @compiled
-def unit(x, y, z):
+def unit(x: float, y: float, z: float) -> tuple[float, float, float]:
     "A vector scaled to length 1."
     scale = np.float32(1) / math.sqrt(x * x + y * y + z * z + np.float32(1e-12))
     return x * scale, y * scale, z * scale
 
 # %% ../../nbs/sim/03_render.ipynb #47981536
-def tube_faces(rings, points):
+def tube_faces(rings: int, points: int) -> np.ndarray:
     "Faces (F,3) i32 of a tube with `rings` rings of `points` points, closed by a point at either end."
     ring, k = np.arange(rings - 1)[:, None] * points, np.arange(points)
     here, beside = ring + k, ring + (k + 1) % points
@@ -234,11 +237,11 @@ def _draw_rings(path, radii, side, points, vertices, normals, texture):
 
 # %% ../../nbs/sim/03_render.ipynb #84885603
 def tube(
-    path,  # (R,3) mm, centres of the rings
-    radii,  # (R,2) mm, half width along `side` and along the third axis
-    side,  # (3,) roughly the direction of the first radius
-    points=16,
-):  # points in a ring
+    path: ArrayLike,  # (R,3) mm, centres of the rings
+    radii: ArrayLike,  # (R,2) mm, half width along `side` and along the third axis
+    side: ArrayLike,  # (3,) roughly the direction of the first radius
+    points: int = 16,  # points in a ring
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Vertices (V,3), normals (V,3) and texture (V,2) f32: mm around, 0 where `side` points; mm along."
     path, radii, side = (np.ascontiguousarray(values, np.float64) for values in (path, radii, side))
     vertices, normals, texture = (
@@ -261,14 +264,24 @@ def _bone_at(part_weight, finger, a, b, c, wa, wb, wc):
     return 1 + 3 * ((part - 2) // 3) + 2 - (part - 2) % 3
 
 # %% ../../nbs/sim/03_render.ipynb #20c5ec1c
-def part_ids(side):
+def part_ids(side: str) -> np.ndarray:
     "RHD's mask id (17,) u8 of each bone (0 palm, then finger bones from base to tip, 16 forearm: a person)."
     ids = [17] + [2 + 3 * finger + 2 - k for finger in range(5) for k in range(3)] + [1]
     return np.array([number + 16 if side == "right" and number > 1 else number for number in ids], np.uint8)
 
 # %% ../../nbs/sim/03_render.ipynb #8f485130
 @compiled
-def fill_bones(screen, faces, first, triangle, part_weight, finger, ids, bones, parts):
+def fill_bones(
+    screen: np.ndarray,
+    faces: np.ndarray,
+    first: int,
+    triangle: np.ndarray,
+    part_weight: np.ndarray,
+    finger: np.ndarray,
+    ids: np.ndarray,
+    bones: np.ndarray,
+    parts: np.ndarray,
+) -> tuple[int, int, int, int]:
     "Fill `bones` and `parts` (H,W) u8 (bone, `ids[bone]`) below this mesh; its box x0, y0, x1, y1."
     height, width = triangle.shape
     x0, y0, x1, y1 = width, height, 0, 0

@@ -11,16 +11,18 @@ import functools
 import io
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..core import atomic_file, fingerprint
 from ..data.rhd import annotation_path, decode_frame, encode_depth, frame_name, write_frame
+from ..data.sample import Sample
 from ..hand.orders import RHD_TO_CANONICAL
 from ..settings import numpy_generator
-from .actor import make_actor
+from .actor import Actor, make_actor
 from .places import POOL_SIZE, pool_background
-from .scene import render_frame
+from .scene import Frame, render_frame
 from .shape import Traits, measured_traits, sample_traits
 from .write import SimReader, TwinFiles, option
 
@@ -35,7 +37,7 @@ _BONE_SPREAD = np.full((5, 3), 0.11)  # between persons, beyond the size of hand
 _BONE_SPREAD[2, 0] = 0.03
 
 
-def rhd_traits(generator) -> Traits:
+def rhd_traits(generator: np.random.Generator) -> Traits:
     "Draw one person with bones as RHD's labels have them."
     traits = sample_traits(generator)
     spread = np.exp(_BONE_SPREAD * np.clip(generator.standard_normal((5, 3)), -2, 2))
@@ -50,12 +52,12 @@ FRAMES_PER_PERSON = 80
 
 
 @functools.lru_cache(maxsize=8)
-def actor_of(seed: int, split: str, number: int):
+def actor_of(seed: int, split: str, number: int) -> Actor:
     "Person `number` of a split, with skin, clothes and hair; the last few are kept."
     return make_actor(numpy_generator(seed, "sim", split, "person", number), traits_of=rhd_traits)
 
 # %% ../../nbs/sim/10_rhd.ipynb #6296ec72
-def rhd_annotation(frame) -> dict:  # frame: handlab.sim.scene.Frame
+def rhd_annotation(frame: Frame) -> dict:  # frame: handlab.sim.scene.Frame
     "K (3,3), xyz (42,3) metres, uv_vis (42,3), as RHD has them."
     order = np.asarray(RHD_TO_CANONICAL)  # its own inverse
     xyz = frame.joints[:, order].reshape(42, 3) / 1000
@@ -63,7 +65,7 @@ def rhd_annotation(frame) -> dict:  # frame: handlab.sim.scene.Frame
     return dict(K=frame.K.astype(np.float32), xyz=xyz.astype(np.float32), uv_vis=uv_vis.astype(np.float32))
 
 # %% ../../nbs/sim/10_rhd.ipynb #28ce7838
-def _render(seed, split, index, with_colour):
+def _render(seed: int, split: str, index: int, with_colour: bool) -> Frame:
     "A frame; without colour only its geometry."
     generator = numpy_generator(seed, "sim", split, "frame", index)
     number = int(generator.integers(POOL_SIZE))
@@ -71,12 +73,12 @@ def _render(seed, split, index, with_colour):
     return render_frame(generator, actor_of(seed, split, index // FRAMES_PER_PERSON), background)
 
 
-def frame_geometry(seed: int, split: str, index: int):
+def frame_geometry(seed: int, split: str, index: int) -> Frame:
     "Depth, parts and labels of one frame (handlab.sim.scene.Frame), not coloured: five times as fast."
     return _render(seed, split, index, False)
 
 # %% ../../nbs/sim/10_rhd.ipynb #3165a992
-def rhd_frame(seed: int, split: str, index: int):
+def rhd_frame(seed: int, split: str, index: int) -> tuple:
     "Colour (320,320,3) u8, coded depth (320,320,3) u8, parts (320,320) u8 and annotation of one frame."
     frame = _render(seed, split, index, True)
     metres = np.where(frame.depth > 0, frame.depth / 1000, np.nan)
@@ -88,11 +90,11 @@ class SimRHD(SimReader):
 
     name, source = "rhd", SOURCE
 
-    def first_frame(self):
+    def first_frame(self) -> tuple:
         "What the first frame consists of."
         return rhd_frame(self.seed, self.split, 0)
 
-    def sample(self, index: int):
+    def sample(self, index: int) -> Sample:
         "The sample of a frame."
         return decode_frame(frame_name(self.split, index), *rhd_frame(self.seed, self.split, index))
 
@@ -106,20 +108,20 @@ class Files(TwinFiles):
     training: int = option(1000, "frames of the training split, 0 leaves it out")
     evaluation: int = option(200, "frames of the evaluation split, 0 leaves it out")
 
-    def frames(self):
+    def frames(self) -> dict:
         return dict(training=self.training, evaluation=self.evaluation)
 
-    def first_frame(self):
+    def first_frame(self) -> str:
         return fingerprint(*rhd_frame(self.seed, "training", 0))
 
-    def write_frame(self, folder, part, number):
+    def write_frame(self, folder: Path, part: str, number: int) -> bytes:
         *images, annotation = rhd_frame(self.seed, part, number)
         write_frame(folder, part, number, *images)
         label = io.BytesIO()
         np.savez(label, **annotation)
         return label.getvalue()
 
-    def write_labels(self, folder, part, labels):
+    def write_labels(self, folder: Path, part: str, labels: list):
         annotation = {}
         for number, label in enumerate(labels):
             with np.load(io.BytesIO(label)) as entry:
@@ -127,5 +129,5 @@ class Files(TwinFiles):
         with atomic_file(annotation_path(folder, part)) as file:
             pickle.dump(annotation, file, protocol=2)
 
-    def places(self, part):
+    def places(self, part: str) -> list:
         return [part]

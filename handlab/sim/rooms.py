@@ -7,8 +7,11 @@ __all__ = ['HEIGHT', 'WIDTH', 'ROOMS', 'TABLETOP', 'paint_shelf', 'paint_window'
            'paint_curtain', 'paint_tabletop']
 
 # %% ../../nbs/sim/06_rooms.ipynb #40546644
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from handlab.sim.places import (
     canvas,
@@ -26,7 +29,7 @@ from handlab.sim.places import (
 HEIGHT, WIDTH = 480, 640  # px
 
 
-def _wall(generator, colour):
+def _wall(generator: np.random.Generator, colour: ArrayLike) -> np.ndarray:
     "A wall, brighter on one side: u8 (480,640,3)."
     across = np.linspace(*generator.uniform(0.78, 1.1, 2), WIDTH, dtype=np.float32)
     down = np.linspace(1.05, generator.uniform(0.75, 0.95), HEIGHT, dtype=np.float32)[:, None]
@@ -35,19 +38,27 @@ def _wall(generator, colour):
     return canvas(np.asarray(colour, np.float32) * light[..., None])
 
 # %% ../../nbs/sim/06_rooms.ipynb #bce7d7cd
-def _shade_box(image, x, y, width, height, strength=0.5, soft=14.0):
+def _shade_box(
+    image: np.ndarray,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    strength: float = 0.5,
+    soft: float = 14.0,
+):
     "A soft shadow, as of a thing before a wall, drawn in place."
     shadow = np.zeros((HEIGHT, WIDTH), np.float32)
     cv2.rectangle(shadow, (int(x), int(y)), (int(x + width), int(y + height)), 1.0, -1)
     image[:] = (image * (1 - strength * cv2.GaussianBlur(shadow, (0, 0), soft))[..., None]).astype(np.uint8)
 
 
-def _draw_polygon(image, corners, colour):
+def _draw_polygon(image: np.ndarray, corners: ArrayLike, colour: Iterable[float]):
     "A filled polygon, drawn in place."
     cv2.fillPoly(image, [np.int32(corners)], ink(colour), cv2.LINE_AA)
 
 # %% ../../nbs/sim/06_rooms.ipynb #e9ea6569
-def _book_shelf(generator, image, left):
+def _book_shelf(generator: np.random.Generator, image: np.ndarray, left: float) -> np.ndarray:
     "A shelf like `image` in size, with pale books."
     shelf = np.zeros_like(image)
     draw_box(shelf, left - 8, 0, WIDTH, HEIGHT, [0.30, 0.22, 0.15])
@@ -61,7 +72,7 @@ def _book_shelf(generator, image, left):
     return shelf
 
 # %% ../../nbs/sim/06_rooms.ipynb #212be68f
-def paint_shelf(generator):
+def paint_shelf(generator: np.random.Generator) -> np.ndarray:
     "Book-shelves, with a door beside them."
     image = _wall(generator, [0.74, 0.72, 0.66])
     left = generator.uniform(120, 220)
@@ -74,7 +85,7 @@ def paint_shelf(generator):
     return image
 
 # %% ../../nbs/sim/06_rooms.ipynb #f4ee6436
-def _draw_plant(generator, image, x):
+def _draw_plant(generator: np.random.Generator, image: np.ndarray, x: float):
     "Leaves in a pot on the sill, drawn in place."
     for _ in range(70):
         end = x + generator.normal() * 34, 318 - abs(generator.normal()) * 52
@@ -84,7 +95,7 @@ def _draw_plant(generator, image, x):
     draw_box(image, x - 20, 310, 12, 37, [0.55, 0.36, 0.26])
 
 # %% ../../nbs/sim/06_rooms.ipynb #8f5e476d
-def paint_window(generator):
+def paint_window(generator: np.random.Generator) -> np.ndarray:
     "Three bright windows with frames and a sill, plants before them."
     image = _wall(generator, [0.58, 0.60, 0.62])
     outside = 0.45 + 0.75 * cv2.resize(np.clip(paint_land(generator), 0, 1).astype(np.float32), (WIDTH, 320))
@@ -107,7 +118,7 @@ def paint_window(generator):
 _PENS = np.array([[0.12, 0.14, 0.38], [0.48, 0.12, 0.12], [0.12, 0.12, 0.14], [0.08, 0.30, 0.16]])
 
 
-def paint_board(generator):
+def paint_board(generator: np.random.Generator) -> np.ndarray:
     "A whiteboard with lines of writing and a drawing."
     image = _wall(generator, [0.68, 0.64, 0.57])
     _shade_box(image, 56, 44, 560, 322, 0.35)
@@ -130,7 +141,7 @@ def paint_board(generator):
     return image
 
 # %% ../../nbs/sim/06_rooms.ipynb #6bcaea0c
-def _draw_sheet(generator, image):
+def _draw_sheet(generator: np.random.Generator, image: np.ndarray):
     "A sheet of paper that lies on the desk, drawn in place."
     x, y = generator.uniform(0, WIDTH), generator.uniform(330, 460)
     wide, tall = generator.uniform(40, 120), generator.uniform(12, 34)
@@ -142,7 +153,7 @@ def _draw_sheet(generator, image):
     _draw_polygon(image, [(x, y), (x + wide, y), (x + wide + lean, y + tall), (x + lean, y + tall)], colour)
 
 # %% ../../nbs/sim/06_rooms.ipynb #24e0290a
-def _draw_screen(generator, image, left, wide):
+def _draw_screen(generator: np.random.Generator, image: np.ndarray, left: float, wide: float):
     "A screen with lines of text, drawn in place."
     _shade_box(image, left + 6, 100, wide + 6, 150, 0.4)
     _shade_box(image, left + 0.25 * wide, 315, 0.5 * wide, 22, 0.5, 8.0)
@@ -155,7 +166,7 @@ def _draw_screen(generator, image, left, wide):
         draw_box(image, x, 106 + 13 * row, long, 5, muted(generator, 0.3, 0.7))
 
 # %% ../../nbs/sim/06_rooms.ipynb #f63fa372
-def paint_desk(generator):
+def paint_desk(generator: np.random.Generator) -> np.ndarray:
     "A desk with screens, a lamp and paper."
     image = _wall(generator, [0.78, 0.76, 0.72])
     veins = 0.75 + 0.4 * fractal(generator, 3, 7, stretch=8, size=WIDTH)[:HEIGHT]
@@ -169,19 +180,27 @@ def paint_desk(generator):
     return image
 
 # %% ../../nbs/sim/06_rooms.ipynb #27613bd3
-def _towards(end, start, share):
+def _towards(end: np.ndarray, start: ArrayLike, share: float) -> np.ndarray:
     "The point at a share (0 .. 1) of the way from `start` to `end`."
     return np.array(start) + share * (end - start)
 
 
-def _draw_strip_towards(image, end, first, second, near, far, colour):
+def _draw_strip_towards(
+    image: np.ndarray,
+    end: np.ndarray,
+    first: ArrayLike,
+    second: ArrayLike,
+    near: float,
+    far: float,
+    colour: Iterable[float],
+):
     "The strip between two lines that run to one point, drawn in place from share `near` to `far`."
     corners = [_towards(end, first, near), _towards(end, second, near)]
     corners += [_towards(end, second, far), _towards(end, first, far)]
     _draw_polygon(image, corners, colour)
 
 # %% ../../nbs/sim/06_rooms.ipynb #0304816a
-def _draw_doors(generator, image, end, near):
+def _draw_doors(generator: np.random.Generator, image: np.ndarray, end: np.ndarray, near: float):
     "A door on either side, with its frame, drawn in place."
     for x in (0, WIDTH):
         wood = np.array([0.46, 0.35, 0.25]) * generator.uniform(0.8, 1.15)
@@ -192,7 +211,7 @@ def _draw_doors(generator, image, end, near):
             _draw_polygon(image, corners, colour)
 
 # %% ../../nbs/sim/06_rooms.ipynb #1cbd90e6
-def paint_corridor(generator):
+def paint_corridor(generator: np.random.Generator) -> np.ndarray:
     "A corridor that runs away, with doors and lamps."
     image = _wall(generator, [0.74, 0.73, 0.66])
     end = np.array([generator.uniform(260, 380), generator.uniform(180, 240)])
@@ -209,7 +228,7 @@ def paint_corridor(generator):
     return (cv2.GaussianBlur(image, (0, 0), 2.0) * light).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/sim/06_rooms.ipynb #d3680676
-def paint_curtain(generator):
+def paint_curtain(generator: np.random.Generator) -> np.ndarray:
     "A curtain in folds, a lamp, a chair."
     x, y = np.arange(WIDTH), np.arange(HEIGHT)[:, None]
     turns = np.linspace(0, 2 * np.pi * generator.uniform(9, 13), WIDTH)
@@ -235,7 +254,7 @@ TABLETOP = (1000, 1400)  # px, away from the person and across
 _WOODS = np.array([[0.46, 0.34, 0.23], [0.55, 0.53, 0.50], [0.62, 0.50, 0.36], [0.33, 0.24, 0.17]])
 
 
-def _draw_paper(image, generator):
+def _draw_paper(image: np.ndarray, generator: np.random.Generator):
     "A sheet, a folder or a mat with writing on it, turned, drawn in place."
     size = generator.uniform((120, 90), (330, 240))
     centre = generator.uniform((100, 100), (1300, 960))
@@ -253,7 +272,7 @@ def _draw_paper(image, generator):
         draw_strip(image, start, end, 2, np.clip(colour * 0.45, 0, 1))
 
 # %% ../../nbs/sim/06_rooms.ipynb #36683d20
-def _draw_keyboard(image, generator):
+def _draw_keyboard(image: np.ndarray, generator: np.random.Generator):
     "A keyboard seen from above, drawn in place."
     x, y, dark = generator.uniform(100, 1000), generator.uniform(60, 330), generator.random() < 0.6
     case, keys = (0.1, 0.2) if dark else (0.75, 0.88)
@@ -263,7 +282,7 @@ def _draw_keyboard(image, generator):
             draw_box(image, x + 8 + key * 19, y + 8 + row * 17.5, 15, 13.5, (keys,) * 3)
 
 # %% ../../nbs/sim/06_rooms.ipynb #a25ed858
-def paint_tabletop(generator):
+def paint_tabletop(generator: np.random.Generator) -> np.ndarray:
     "The desk from above (1000,1400,3) f32: wood or laminate, with papers, a keyboard, a mat, pens."
     height, width = TABLETOP
     wood = _WOODS[generator.integers(4)]

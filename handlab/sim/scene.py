@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from ..settings import numpy_generator
-from .actor import body_pieces, cross, move_arm, pose_arm, unit_vector
+from .actor import Actor, Arm, Piece, body_pieces, cross, move_arm, pose_arm, unit_vector
 from .places import take_background
 from .pose import skin_hand
 from handlab.sim.render import (
@@ -35,6 +35,7 @@ from handlab.sim.shade import (
     Body,
     Hand,
     Light,
+    Shadow,
     cast_shadow,
     noise_cube,
     numbers,
@@ -53,14 +54,14 @@ class Camera(NamedTuple):
     size: tuple  # px, height and width
 
 # %% ../../nbs/sim/08_scene.ipynb #c45f086e
-def hidden_by_body(eye, target):
+def hidden_by_body(eye: np.ndarray, target: np.ndarray) -> bool:
     "Does trunk or head stand between two points (3,)?"
     way = eye + np.linspace(0, 0.93, 12)[:, None] * (target - eye)
     trunk = ((way[:, 0] / 215) ** 2 + (way[:, 2] / 150) ** 2 < 1) & (way[:, 1] < 20) & (way[:, 1] > -680)
     return bool((trunk | (np.linalg.norm(way - [0, 175, 10], axis=1) < 135)).any())
 
 # %% ../../nbs/sim/08_scene.ipynb #24f86599
-def look(eye_direction, roll):
+def look(eye_direction: np.ndarray, roll: float) -> np.ndarray:
     "Rotation (3,3) of a camera that stands in direction `eye_direction` of what it looks at."
     forward = -eye_direction
     right = unit_vector(
@@ -71,30 +72,37 @@ def look(eye_direction, roll):
     return turn @ np.stack([right, down, forward])
 
 # %% ../../nbs/sim/08_scene.ipynb #3fabae38
-def on_sphere(azimuth, height):
+def on_sphere(azimuth: float, height: float) -> np.ndarray:
     "The unit vector of that height (y) and azimuth (rad, from z towards x)."
     level = math.sqrt(1 - height**2)
     return np.array([math.sin(azimuth) * level, height, math.cos(azimuth) * level])
 
 # %% ../../nbs/sim/08_scene.ipynb #39252df2
-def sample_view(generator):
+def sample_view(generator: np.random.Generator) -> np.ndarray:
     "The direction (3,) from a hand to its camera, in the palm's frame: evenly over the sphere."
     return on_sphere(generator.uniform(-np.pi, np.pi), generator.uniform(-1, 1))
 
 
-def _may_stand(direction, target, distance, frontal):
+def _may_stand(direction: np.ndarray, target: np.ndarray, distance: float, frontal: bool) -> bool:
     "May a camera stand in that direction of `target` (3,) mm: neither too high or low nor behind the body?"
     level = -0.6 < direction[1] < 0.93 and (direction[2] > 0.35 or not frontal)
     return level and not hidden_by_body(target + direction * distance, target)
 
 # %% ../../nbs/sim/08_scene.ipynb #8cb31384
-def sample_distance(generator):
+def sample_distance(generator: np.random.Generator) -> float:
     "How far (mm) the camera stands from the middle knuckle."
     near = generator.random() < 0.93
     return 500 * math.exp(0.145 * generator.normal()) if near else generator.uniform(600, 1000)
 
 # %% ../../nbs/sim/08_scene.ipynb #53ab224e
-def sample_camera(generator, target, direction, distance, size=320, zoom=1.0):
+def sample_camera(
+    generator: np.random.Generator,
+    target: np.ndarray,
+    direction: np.ndarray,
+    distance: float,
+    size: int = 320,
+    zoom: float = 1.0,
+) -> Camera:
     "A camera in that direction of `target` (3,) mm, the middle knuckle; `zoom` enlarges, for close-ups."
     focal = generator.uniform(260, 310) * size / 320 * zoom
     K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
@@ -116,13 +124,15 @@ _SETUPS = {  # share of the frames; sun, sky, ground, fill, umbra
 }
 
 
-def _sample_setup(generator):
+def _sample_setup(generator: np.random.Generator) -> tuple:
     "The name of a set-up of lights, and its numbers."
     name = list(_SETUPS)[generator.choice(len(_SETUPS), p=[share for share, _ in _SETUPS.values()])]
     return name, _SETUPS[name][1]
 
 # %% ../../nbs/sim/08_scene.ipynb #141ec7e8
-def sample_light(generator, camera, background):
+def sample_light(
+    generator: np.random.Generator, camera: Camera, background: np.ndarray
+) -> tuple[Light, float]:
     "A light in the camera's frame, and the gain of the background (H,W,3) f32."
     name, (sun, sky, ground, fill, umbra) = _sample_setup(generator)
     hard = generator.uniform(0.5, 1.0)  # what a haze leaves of the sun; the rest comes from all around
@@ -153,7 +163,7 @@ def sample_light(generator, camera, background):
 _GREY_SHARE = 0.12  # of the pictures that are grey or almost
 
 
-def sample_tint(generator):
+def sample_tint(generator: np.random.Generator) -> np.ndarray:
     "A matrix (3,3) f32 that turns the colours of a picture about grey and makes them stronger or paler."
     strong = math.exp(0.3 * generator.normal() - 0.1)
     if generator.random() < _GREY_SHARE:
@@ -168,7 +178,7 @@ _TILE = 512
 
 
 @functools.lru_cache(maxsize=1)
-def grain_tile():
+def grain_tile() -> np.ndarray:
     "Normal noise (512,512,4) f32, a little smooth: one per channel, and a last one common to all."
     grain = numpy_generator(0, "sim", "grain").standard_normal((_TILE, _TILE, 4), np.float32)
     grain = cv2.GaussianBlur(grain, (0, 0), 0.35, borderType=cv2.BORDER_REFLECT)
@@ -176,7 +186,9 @@ def grain_tile():
 
 # %% ../../nbs/sim/08_scene.ipynb #456f9944
 @compiled
-def expose(image, grain, left, top, common, coloured, vignette):
+def expose(
+    image: np.ndarray, grain: np.ndarray, left: int, top: int, common: float, coloured: float, vignette: float
+) -> np.ndarray:
     "Add grain and vignette, cut to 8 bits: (H,W,3) u8."
     height, width = image.shape[:2]
     half, out = np.float32(0.5), np.empty((height, width, 3), np.uint8)
@@ -193,21 +205,23 @@ def expose(image, grain, left, top, common, coloured, vignette):
     return out
 
 # %% ../../nbs/sim/08_scene.ipynb #7679d128
-def expose_at_random(generator, image, common, coloured, vignette):
+def expose_at_random(
+    generator: np.random.Generator, image: np.ndarray, common: float, coloured: float, vignette: float
+) -> np.ndarray:
     "`expose` with the grain read from a random corner of its tile."
     left, top = generator.integers(0, _TILE, 2)
     strengths = np.float32(common), np.float32(coloured), np.float32(vignette)
     return expose(image, grain_tile(), left, top, *strengths)
 
 # %% ../../nbs/sim/08_scene.ipynb #378451b6
-def jpeg(image, quality):
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     "An image (H,W,3) u8 after JPEG with a quality of 0 .. 100."
     how = [cv2.IMWRITE_JPEG_QUALITY, quality]
     coded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), how)[1]
     return cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 # %% ../../nbs/sim/08_scene.ipynb #eb805fc4
-def sense(generator, image):
+def sense(generator: np.random.Generator, image: np.ndarray) -> np.ndarray:
     "What a cheap camera makes of light (H,W,3) f32: u8."
     image = cv2.transform(image, sample_tint(generator))
     np.maximum(image, 0, out=image)
@@ -252,7 +266,7 @@ SIDES = ("left", "right")
 HIDDEN_BY = 15.0  # mm: how much nearer than the joint another surface must be to hide it
 
 
-def place_hand(actor, arm, camera):
+def place_hand(actor: Actor, arm: Arm, camera: Camera) -> _Placed:
     "Skin one hand and move it into the camera's frame."
     vertices, normals = skin_hand(actor.person, arm.transforms)
     turn = camera.rotation @ (arm.mirror[:, None] * arm.palm)
@@ -263,13 +277,15 @@ def place_hand(actor, arm, camera):
     return _Placed(arm.side, arm.joints @ turn.T + shift, hand, project_vertices(seen, camera.K))
 
 # %% ../../nbs/sim/08_scene.ipynb #c1a9dad2
-def project_joints(joints, K):
+def project_joints(joints: np.ndarray, K: np.ndarray) -> np.ndarray:
     "Pixels (...,2) f64 of points; those beside or behind the camera get pixels outside the picture."
     z = np.where(np.abs(joints[..., 2:]) < 1, 1, joints[..., 2:])
     return joints[..., :2] / z * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
 
 
-def visible_joints(joints, uv, depth, parts, side):
+def visible_joints(
+    joints: np.ndarray, uv: np.ndarray, depth: np.ndarray, parts: np.ndarray, side: str
+) -> np.ndarray:
     "Which joints (21,) count as visible."
     size = len(depth)
     column, row = np.clip(np.rint(uv), 0, size - 1).astype(int).T
@@ -279,7 +295,7 @@ def visible_joints(joints, uv, depth, parts, side):
     return inside & (own | ~behind)
 
 # %% ../../nbs/sim/08_scene.ipynb #7080cd57
-def _see_body(pieces, camera):
+def _see_body(pieces: Piece, camera: Camera) -> tuple[Body, np.ndarray]:
     "The body in the camera's frame, and its screen corners."
     turn = camera.rotation.T.astype(np.float32)
     seen = np.ascontiguousarray(pieces.vertices @ turn + camera.shift.astype(np.float32))
@@ -298,7 +314,9 @@ class Drawn(NamedTuple):
     triangle: np.ndarray  # (H,W) i32
 
 # %% ../../nbs/sim/08_scene.ipynb #03ca0cad
-def draw_meshes(placed, pieces, camera, behind=None) -> Drawn:
+def draw_meshes(
+    placed: list[_Placed], pieces: Piece | None, camera: Camera, behind: np.ndarray | None = None
+) -> Drawn:
     "Hands and body (or None) in one depth buffer, in front of a nearness `behind` (H,W), changed in place."
     nearness, triangle = empty_buffers(*camera.size)
     nearness = nearness if behind is None else behind
@@ -321,7 +339,7 @@ class Geometry(NamedTuple):
     boxes: list  # x0, y0, x1, y1 of each hand
 
 # %% ../../nbs/sim/08_scene.ipynb #6e4522bf
-def draw_geometry(actor, placed, pieces, camera) -> Geometry:
+def draw_geometry(actor: Actor, placed: list[_Placed], pieces: Piece | None, camera: Camera) -> Geometry:
     "Hands and body in a camera's buffers, with the bones and parts of the hands."
     drawn, first, boxes = draw_meshes(placed, pieces, camera), 0, []
     parts, bones = (drawn.triangle >= 0).astype(np.uint8), np.full_like(drawn.triangle, 255, np.uint8)
@@ -336,7 +354,7 @@ def draw_geometry(actor, placed, pieces, camera) -> Geometry:
 FEWEST_VISIBLE, FEWEST_PIXELS, _NEAREST_HAND = 13, 90, 120.0  # joints; pixels at 320; mm
 
 
-def hand_pixels(geometry, number):
+def hand_pixels(geometry: Geometry, number: int) -> int:
     "How many pixels show this hand without its forearm."
     x0, y0, x1, y1 = geometry.boxes[number]
     if x1 <= x0:
@@ -345,7 +363,7 @@ def hand_pixels(geometry, number):
     return int(((window >= ids[1:16].min()) & (window <= ids[0])).sum())
 
 # %% ../../nbs/sim/08_scene.ipynb #d34746c9
-def _acceptable(geometry, size):
+def _acceptable(geometry: Geometry, size: int) -> bool:
     "Can the hand with more pixels be seen, and is no visible hand so near that it hits the lens?"
     placed, nearness = geometry.drawn.placed, geometry.drawn.nearness
     pixels = [hand_pixels(geometry, number) for number in range(len(placed))]
@@ -358,7 +376,14 @@ def _acceptable(geometry, size):
     return visible.sum() >= FEWEST_VISIBLE
 
 # %% ../../nbs/sim/08_scene.ipynb #9fa3989c
-def _aim_arm(generator, actor, side, view, distance, tries=40):
+def _aim_arm(
+    generator: np.random.Generator,
+    actor: Actor,
+    side: str,
+    view: np.ndarray,
+    distance: float,
+    tries: int = 40,
+) -> tuple[Arm, np.ndarray, np.ndarray]:
     "A posed arm whose hand is seen from `view` (3,) in the palm's frame, its knuckle, and the way there."
     arm, frontal = pose_arm(generator, actor, side), generator.random() < 0.85
     for attempt in range(tries):
@@ -370,7 +395,14 @@ def _aim_arm(generator, actor, side, view, distance, tries=40):
     return arm, knuckle, direction
 
 # %% ../../nbs/sim/08_scene.ipynb #79f68f4b
-def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12):
+def sample_geometry(
+    generator: np.random.Generator,
+    actor: Actor,
+    size: int = 320,
+    zoom: float = 1.0,
+    alone: bool = False,
+    tries: int = 12,
+) -> Geometry:
     "Draw poses and cameras until a hand is in sight; `alone` leaves out the body and the other hand."
     sides, view = SIDES if generator.random() < 0.5 else SIDES[::-1], sample_view(generator)
     for attempt in range(tries):
@@ -387,18 +419,18 @@ def sample_geometry(generator, actor, size=320, zoom=1.0, alone=False, tries=12)
 
 # %% ../../nbs/sim/08_scene.ipynb #df5ce75e
 @functools.lru_cache(maxsize=1)
-def _noise():
+def _noise() -> np.ndarray:
     "The noise of skin and cloth, the same in all frames."
     return noise_cube(numpy_generator(0, "sim", "noise"))
 
 
-def _fitted_shadow(placed, light):
+def _fitted_shadow(placed: _Placed, light: Light) -> Shadow:
     "The shadow map of one hand: it must hold its joints and the flesh around them."
     around = (placed.joints[:, None] + 14 * np.array([[-1.0, -1, -1], [1, 1, 1]])).reshape(-1, 3)
     return cast_shadow(light.direction, placed.hand.vertices, placed.hand.faces, around)
 
 # %% ../../nbs/sim/08_scene.ipynb #4a76dc0c
-def shade_geometry(geometry, actor, light, image):
+def shade_geometry(geometry: Geometry, actor: Actor, light: Light, image: np.ndarray) -> np.ndarray:
     "Colour body and hands on `image` (H,W,3) f32, in place; a copy with soft outlines."
     drawn, bones, _, boxes = geometry
     shadows, first = [_fitted_shadow(each, light) for each in drawn.placed], 0
@@ -413,7 +445,13 @@ def shade_geometry(geometry, actor, light, image):
     return soften_outlines(image, drawn.nearness)
 
 # %% ../../nbs/sim/08_scene.ipynb #0f07958c
-def render_frame(generator, actor, background=None, size=320, zoom=1.0) -> Frame:
+def render_frame(
+    generator: np.random.Generator,
+    actor: Actor,
+    background: np.ndarray | None = None,
+    size: int = 320,
+    zoom: float = 1.0,
+) -> Frame:
     "Draw one frame of an actor; without a `background` (320,320,3) u8 only its geometry."
     geometry = sample_geometry(generator, actor, size, zoom)
     drawn, image = geometry.drawn, None

@@ -12,20 +12,22 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .render import blend3, compiled, empty_buffers, raster, spot_weights, unit
+from .shape import Person
 
 # %% ../../nbs/sim/04_shade.ipynb #724faeb3
 _NOISE_SIZE = 32
 
 
-def noise_cube(generator):
+def noise_cube(generator: np.random.Generator) -> np.ndarray:
     "A cube (32,32,32) f32 of white noise between -1/2 and 1/2, to be read by `noise`."
     return generator.random((_NOISE_SIZE,) * 3, np.float32) - np.float32(0.5)
 
 # %% ../../nbs/sim/04_shade.ipynb #0b3e9f76
 @compiled
-def noise(cube, x, y, z):
+def noise(cube: np.ndarray, x: float, y: float, z: float) -> float:
     "Smooth noise at a point; one cell of the cube is one unit."
     i, j, k = math.floor(x), math.floor(y), math.floor(z)
     fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
@@ -53,7 +55,7 @@ class Light(NamedTuple):
     umbra: np.float32  # how much of the sun a shadow takes away, 0..1
 
 # %% ../../nbs/sim/04_shade.ipynb #2990ce6f
-def numbers(values):
+def numbers(values: ArrayLike) -> tuple:
     "A tuple of 32-bit floats; compiled loops pass it on faster than an array, which counts its references."
     return tuple(np.float32(value) for value in np.ravel(values))
 
@@ -82,7 +84,7 @@ class Shadow(NamedTuple):
     matrix: tuple  # 12 numbers: the rows of the (3,4) matrix from a camera-frame point to u, v, nearness
 
 # %% ../../nbs/sim/04_shade.ipynb #8fe0aa4d
-def _sun_matrix(direction, points):
+def _sun_matrix(direction: np.ndarray, points: np.ndarray) -> np.ndarray:
     "The map (3,4) that fits `points` (N,3) mm into the shadow picture, seen from the unit `direction`."
     side = np.cross([0.0, 1, 0] if abs(direction[1]) < 0.9 else [1.0, 0, 0], direction)
     side /= np.linalg.norm(side)
@@ -111,7 +113,7 @@ def _through(matrix, points):
     return out
 
 # %% ../../nbs/sim/04_shade.ipynb #e51e0238
-def cast_shadow(direction, vertices, faces, fitted) -> Shadow:
+def cast_shadow(direction: ArrayLike, vertices: np.ndarray, faces: np.ndarray, fitted: np.ndarray) -> Shadow:
     "The shadow map of one hand; `fitted` (N,3) are the points which it must hold."
     matrix = _sun_matrix(np.asarray(direction, np.float64), fitted)
     nearness, triangle = empty_buffers(_SHADOW_SIZE, _SHADOW_SIZE)
@@ -120,7 +122,7 @@ def cast_shadow(direction, vertices, faces, fitted) -> Shadow:
 
 # %% ../../nbs/sim/04_shade.ipynb #a8c4fe91
 @compiled
-def sunlight(seen, m, x, y, z, slack):
+def sunlight(seen: np.ndarray, m: tuple, x: float, y: float, z: float, slack: float) -> float:
     "The share of the sun (0..1) that reaches a point; `slack` mm keep a surface from shadowing itself."
     size = seen.shape[0]
     u = m[0] * x + m[1] * y + m[2] * z + m[3]
@@ -140,7 +142,7 @@ def sunlight(seen, m, x, y, z, slack):
     return reached / 9
 
 # %% ../../nbs/sim/04_shade.ipynb #9f6df885
-def _disc_taps():
+def _disc_taps() -> np.ndarray:
     "Eight turned copies of eight spots on the unit disc, spread as seeds in a sunflower: (8,8,2) f32."
     k, turns = np.arange(8), np.arange(8)[:, None] * np.pi / 4
     angle = turns + k * np.pi * (3 - 5**0.5)
@@ -189,7 +191,7 @@ class Skin(NamedTuple):
     shift: np.float32  # where this person reads the noise
 
 # %% ../../nbs/sim/04_shade.ipynb #a073763e
-def anatomy_table(person):
+def anatomy_table(person: Person) -> np.ndarray:
     "Row per bone (16,16) f32: start (3), axes (9), length, radius at start, end, fingertip; row 0: the size."
     table = np.zeros((16, 16), np.float32)
     table[0, 0] = person.size
@@ -378,7 +380,16 @@ def _mixed(r, g, b, share, to_r, to_g, to_b):
 
 # %% ../../nbs/sim/04_shade.ipynb #403ff65c
 @compiled
-def skin_tone(anatomy, skin, cube, bone, x, y, z, footprint):
+def skin_tone(
+    anatomy: np.ndarray,
+    skin: Skin,
+    cube: np.ndarray,
+    bone: int,
+    x: float,
+    y: float,
+    z: float,
+    footprint: float,
+) -> tuple:
     "Colour r, g, b of a rest-pose spot, its gloss and the sharpness of its highlight."
     s = skin.shift
     coarse = noise(cube, x * np.float32(0.06) + s, y * np.float32(0.06), z * np.float32(0.06))
@@ -447,7 +458,21 @@ _HAND_WRAP = numbers([0.30, 0.18, 0.18])  # how far red, green and blue reach be
 
 
 @compiled
-def shade_hand(image, nearness, triangle, bones, first, screen, box, hand, skin, cube, light, shadow, focal):
+def shade_hand(
+    image: np.ndarray,
+    nearness: np.ndarray,
+    triangle: np.ndarray,
+    bones: np.ndarray,
+    first: int,
+    screen: np.ndarray,
+    box: tuple,
+    hand: Hand,
+    skin: Skin,
+    cube: np.ndarray,
+    light: Light,
+    shadow: Shadow,
+    focal: float,
+):
     "Colour the pixels of one hand in `image` (H,W,3) f32, by its bones (H,W) and the finished depth buffer."
     half = np.float32(0.5)
     for y in range(box[1], box[3]):
@@ -549,7 +574,17 @@ def _folds(cube, u, v, m):
 
 # %% ../../nbs/sim/04_shade.ipynb #e29ff118
 @compiled
-def shade_body(image, triangle, first, screen, body, materials, cube, light, shadow):
+def shade_body(
+    image: np.ndarray,
+    triangle: np.ndarray,
+    first: int,
+    screen: np.ndarray,
+    body: Body,
+    materials: Materials,
+    cube: np.ndarray,
+    light: Light,
+    shadow: Shadow,
+):
     "Colour the pixels of the body in `image` (H,W,3) f32."
     half = np.float32(0.5)
     for y in range(triangle.shape[0]):
@@ -598,7 +633,7 @@ def _on_outline(nearness, y, x):
 
 # %% ../../nbs/sim/04_shade.ipynb #5c8f7eda
 @compiled
-def soften_outlines(image, nearness):
+def soften_outlines(image: np.ndarray, nearness: np.ndarray) -> np.ndarray:
     "A copy of `image` (H,W,3) f32 with smooth outlines."
     soft = image.copy()
     for y in range(1, image.shape[0] - 1):

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix, diags, identity
 from skimage.measure import marching_cubes
 
@@ -39,8 +40,8 @@ class Traits:
 
 # %% ../../nbs/sim/01_shape.ipynb #468669cf
 def sample_traits(
-    generator,  # numpy Generator
-    variation=1.0,  # 0 gives the mean adult
+    generator: np.random.Generator,
+    variation: float = 1.0,  # 0 gives the mean adult
 ) -> Traits:
     "Draw one person."
 
@@ -89,8 +90,8 @@ _FINGER_RADII = np.array(
 
 # %% ../../nbs/sim/01_shape.ipynb #e8ed412f
 def bone_axes(
-    along,  # (3,) direction of the bone
-    dorsal,  # (3,) roughly where its back looks
+    along: np.ndarray,  # (3,) direction of the bone
+    dorsal: np.ndarray,  # (3,) roughly where its back looks
 ) -> (
     np.ndarray
 ):  # (3,3) rows: lateral (to the little finger's side), along, dorsal; orthonormal, right-handed
@@ -102,7 +103,7 @@ def bone_axes(
 
 # %% ../../nbs/sim/01_shape.ipynb #a0365555
 def rest_skeleton(
-    traits,  # Traits
+    traits: Traits,
 ) -> tuple:  # joints (21,3) mm, axes (5,3,3,3), radii (5,4) mm
     "Joints, bone axes and joint radii of the rest pose."
     joints, axes = np.zeros((21, 3)), np.zeros((5, 3, 3, 3))
@@ -132,9 +133,9 @@ def rest_skeleton(
 
 # %% ../../nbs/sim/01_shape.ipynb #ea6c96e5
 def measured_traits(
-    knuckles,  # (5,3) mm from the wrist, first joints of thumb .. little, in the rest hand's frame
-    bones,  # (5,3) mm, from there to the tip
-    traits=Traits(),  # what is not measured
+    knuckles: np.ndarray,  # (5,3) mm from the wrist, first joints of thumb .. little, rest hand's frame
+    bones: np.ndarray,  # (5,3) mm, from there to the tip
+    traits: Traits = Traits(),  # what is not measured
 ) -> Traits:
     "Traits of a hand with these bones."
     mean = np.concatenate([np.linalg.norm(_THUMB_BONES, axis=1)[None], _FINGER_BONES]) * traits.size
@@ -149,10 +150,10 @@ def measured_traits(
 
 # %% ../../nbs/sim/01_shape.ipynb #f5ca4634
 def round_cone(
-    start,  # (3,) mm
-    end,  # (3,) mm
-    radius_start,  # mm
-    radius_end,  # mm
+    start: ArrayLike,  # (3,) mm
+    end: ArrayLike,  # (3,) mm
+    radius_start: float,  # mm
+    radius_end: float,  # mm
 ) -> np.ndarray:  # (11,) start, unit axis, length, the two radii, sine and cosine of the wall's lean
     "One piece of flesh, in the form which `cone_distance` reads."
     axis = np.asarray(end, float) - start
@@ -165,7 +166,7 @@ def round_cone(
 
 # %% ../../nbs/sim/01_shape.ipynb #695895be
 @compiled_once(fastmath=True)
-def cone_distance(x, y, z, cone):
+def cone_distance(x: float, y: float, z: float, cone: np.ndarray) -> float:
     "Signed distance (mm) from a point to a round cone."
     px, py, pz = x - cone[0], y - cone[1], z - cone[2]
     along = px * cone[3] + py * cone[4] + pz * cone[5]
@@ -182,7 +183,9 @@ def cone_distance(x, y, z, cone):
 TIP_SETBACK = 0.5  # the ball of the fingertip lies this many radii before the tip joint
 
 
-def _phalanx_cones(start, end, r0, r1, axes, flesh):
+def _phalanx_cones(
+    start: np.ndarray, end: np.ndarray, r0: float, r1: float, axes: np.ndarray, flesh: float
+) -> tuple:
     "Pad on the palm side and knuckle on the back of one bone."
     _, along, dorsal = axes
     belly = 0.16 + 0.07 * flesh
@@ -197,7 +200,7 @@ def _phalanx_cones(start, end, r0, r1, axes, flesh):
     return pad, round_cone(on_back, below, r0 * 0.9, r0 * 0.85)
 
 # %% ../../nbs/sim/01_shape.ipynb #0e51c165
-def _fingertip_cones(start, end, radius, lateral):
+def _fingertip_cones(start: np.ndarray, end: np.ndarray, radius: float, lateral: np.ndarray) -> list:
     "Two balls side by side, which make the tip wider than thick."
     low, high = (start + (end - start) * share for share in (0.3, 0.82))
     return [
@@ -212,11 +215,11 @@ def _fingertip_cones(start, end, radius, lateral):
 
 # %% ../../nbs/sim/01_shape.ipynb #f49d23ed
 def _finger_cones(
-    joints,  # (4,3) mm, base to tip
-    axes,  # (3,3,3) bone axes
-    radii,  # (4,) mm
-    flesh=0.0,  # -1 bony ... +1 chubby
-    finger=0,  # 0 for the thumb, whose first bone is a plain cone without pad
+    joints: np.ndarray,  # (4,3) mm, base to tip
+    axes: np.ndarray,  # (3,3,3) bone axes
+    radii: np.ndarray,  # (4,) mm
+    flesh: float = 0.0,  # -1 bony ... +1 chubby
+    finger: int = 0,  # 0 for the thumb, whose first bone is a plain cone without pad
 ) -> list:
     "Round cones of one finger."
     cones = []
@@ -234,7 +237,9 @@ def _finger_cones(
     return cones
 
 # %% ../../nbs/sim/01_shape.ipynb #352a0517
-def _knuckle_cones(joints, axes, radii, size, thick, flesh):
+def _knuckle_cones(
+    joints: np.ndarray, axes: np.ndarray, radii: np.ndarray, size: float, thick: float, flesh: float
+) -> list:
     "Metacarpals, pads below and between the knuckles, knuckles and webs of the four fingers."
     cones, point = [], lambda x, y, z: np.array([x, y, z]) * size
     bases = np.array([[-10, 14, 2], [-2, 14, 3.5], [6, 14, 2.5], [13, 13, -1]]) * size
@@ -268,7 +273,7 @@ def _knuckle_cones(joints, axes, radii, size, thick, flesh):
     return cones
 
 # %% ../../nbs/sim/01_shape.ipynb #d064b69f
-def _palm_cones(joints, size, wide, thick):
+def _palm_cones(joints: np.ndarray, size: float, wide: float, thick: float) -> list:
     "Hypothenar, hollow of the palm, carpus: what does not move with the thumb."
 
     def point(x, y, z):
@@ -291,7 +296,7 @@ def _palm_cones(joints, size, wide, thick):
     ]
 
 # %% ../../nbs/sim/01_shape.ipynb #bb8941b9
-def _thenar_cones(joints, size, wide, thick):
+def _thenar_cones(joints: np.ndarray, size: float, wide: float, thick: float) -> list:
     "The ball of the thumb and the first web, which follow the thumb."
 
     def point(x, y, z):
@@ -312,7 +317,7 @@ def _thenar_cones(joints, size, wide, thick):
 FOREARM = np.array([[-10, 10, 15.2], [-165, 13, 28], [-232, 12, 28.5]])  # y, half width, radius; mm
 
 
-def _forearm_cones(size, wide, thick):
+def _forearm_cones(size: float, wide: float, thick: float) -> list:
     "Rows of cones (radius, ulna and what lies between) from the wrist to the closed end near the elbow."
     cones = []
     for side in (-1, 0, 1):
@@ -329,10 +334,10 @@ def _forearm_cones(size, wide, thick):
 
 # %% ../../nbs/sim/01_shape.ipynb #bad2a7c7
 def hand_cones(
-    joints,
-    axes,
-    radii,  # as `rest_skeleton` gives them
-    traits,  # Traits
+    joints: np.ndarray,
+    axes: np.ndarray,
+    radii: np.ndarray,  # as `rest_skeleton` gives them
+    traits: Traits,
 ) -> (
     tuple
 ):  # cones (n,11), groups (n,): 0 palm and forearm, 1 + finger; how many of the cones are the firm palm
@@ -358,14 +363,16 @@ PALM_BLEND, _FINGER_BLEND, _THUMB_ROOT_BLEND, _FINGER_ROOT_BLEND = 9.0, 4.0, 12.
 
 
 @compiled_once(fastmath=True)
-def smooth_minimum(first, second, reach):
+def smooth_minimum(first: float, second: float, reach: float) -> float:
     "Minimum of two distances, rounded where they differ by less than `reach`."
     overlap = max(1 - abs(first - second) / reach, 0.0)
     return min(first, second) - overlap * overlap * overlap * reach / 6
 
 # %% ../../nbs/sim/01_shape.ipynb #85099089
 @compiled_once(fastmath=True)
-def skin_distance(x, y, z, cones, groups, by_group):
+def skin_distance(
+    x: float, y: float, z: float, cones: np.ndarray, groups: np.ndarray, by_group: np.ndarray
+) -> float:
     "Signed distance (mm) from a point to the skin; `by_group` (6,) receives that to palm and fingers."
     by_group[:] = 1e3
     for i in range(len(groups)):
@@ -397,7 +404,9 @@ def _nearby(x, y, z, cones, limit):
 
 # %% ../../nbs/sim/01_shape.ipynb #93fc3915
 @compiled_once(fastmath=True)
-def field_on_grid(xs, ys, zs, cones, groups):
+def field_on_grid(
+    xs: np.ndarray, ys: np.ndarray, zs: np.ndarray, cones: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
     "The field on a grid (float32), exact only in blocks that can hold skin."
     field, by_group, block = np.empty((len(xs), len(ys), len(zs)), np.float32), np.empty(6), 4
     for i in range(0, len(xs), block):
@@ -425,7 +434,9 @@ _DETAILS = dict(
 )  # grid spacing across, along and through the mean hand, mm
 
 
-def grid_axes(joints, radii, size, spacing):
+def grid_axes(
+    joints: np.ndarray, radii: np.ndarray, size: float, spacing: tuple
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Grid coordinates that hold the hand; behind the wrist the steps along y grow."
     low = joints.min(0) - radii.max() - np.array([8, 0, 10]) * size
     high = joints.max(0) + radii.max() + np.array([8, 2, 10]) * size
@@ -483,10 +494,10 @@ def _even_out(vertices, faces, normals, share):
 
 # %% ../../nbs/sim/01_shape.ipynb #98367bf0
 def skin_mesh(
-    cones,
-    groups,  # as `hand_cones` gives them
-    grid,  # three arrays of grid coordinates
-    rounds=2,  # of evening out
+    cones: np.ndarray,
+    groups: np.ndarray,  # as `hand_cones` gives them
+    grid: tuple,  # three arrays of grid coordinates
+    rounds: int = 2,  # of evening out
 ) -> tuple:  # vertices (V,3), faces (F,3) outward, normals (V,3), distances to palm and fingers (V,6)
     "The closed surface on which the field is zero."
     field = field_on_grid(*grid, cones, groups)
@@ -508,7 +519,7 @@ _HANDOVER = np.array(
 )  # half width over the joint's radius
 
 
-def _joint_planes(joints, axes, radii):
+def _joint_planes(joints: np.ndarray, axes: np.ndarray, radii: np.ndarray) -> np.ndarray:
     "Per finger and joint: origin, unit normal towards the fingertip, half width of the handover (5,3,7)."
     planes = np.zeros((5, 3, 7))
     for finger in range(5):
@@ -523,7 +534,7 @@ def _joint_planes(joints, axes, radii):
 
 # %% ../../nbs/sim/01_shape.ipynb #90085d44
 @compiled_once
-def smooth_step(x):
+def smooth_step(x: float) -> float:
     "0 below 0, 1 above 1, smooth between."
     x = min(1.0, max(0.0, x))
     return x * x * (3 - 2 * x)
@@ -579,7 +590,7 @@ HALF_JOINTS = np.array([1 + 4 * finger + k for finger in range(5) for k in range
 
 
 def with_half_bones(
-    weights,  # (V,17)
+    weights: np.ndarray,  # (V,17)
 ) -> np.ndarray:  # (V,33)
     "Hand the shared weight of neighbouring bones to the half bone between them."
     whole, half = weights.copy(), np.zeros((len(weights), len(HALF_CHILDREN)))
@@ -592,9 +603,9 @@ def with_half_bones(
 
 # %% ../../nbs/sim/01_shape.ipynb #43bc31b7
 def _smooth_over_mesh(
-    values,  # (V,C)
-    faces,  # (F,3)
-    rounds,  # of averaging
+    values: np.ndarray,  # (V,C)
+    faces: np.ndarray,  # (F,3)
+    rounds: int,  # of averaging
 ) -> np.ndarray:
     "Mean over neighbours, repeatedly."
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
@@ -609,8 +620,8 @@ def _smooth_over_mesh(
 
 # %% ../../nbs/sim/01_shape.ipynb #fa933dbd
 def _strongest(
-    weights,  # (V,B)
-    count=4,  # bones kept for each vertex
+    weights: np.ndarray,  # (V,B)
+    count: int = 4,  # bones kept for each vertex
 ) -> tuple:  # bone_index (V,count) i32, bone_weight (V,count) f32, each row sums to 1
     "The few bones that matter for each vertex, strongest first."
     order = np.argsort(-weights, 1, kind="stable")[:, :count]
@@ -620,12 +631,12 @@ def _strongest(
 # %% ../../nbs/sim/01_shape.ipynb #32dbb496
 @compiled_once
 def part_of(
-    segments,
-    forearms,
-    fingers,  # of the triangle's three corners: (3,) segment coordinate, (3,) forearm share, (3,) finger 0..4
-    first,
-    second,
-    third,  # barycentric coordinates
+    segments: np.ndarray,  # (3,) segment coordinates of the triangle's corners
+    forearms: np.ndarray,  # (3,) their forearm shares
+    fingers: np.ndarray,  # (3,) their fingers, 0..4
+    first: float,
+    second: float,
+    third: float,  # barycentric coordinates
 ) -> int:  # RHD's id
     "The part that a point belongs to: 1 person, 2..16 finger segments tip to base (thumb first), 17 palm."
     if first * forearms[0] + second * forearms[1] + third * forearms[2] > 0.5:
@@ -658,13 +669,13 @@ class Person:
     part_weight: np.ndarray  # (V,2) f32: segment coordinate 0 (palm) .. 3 (last bone), forearm share
 
     @property
-    def size(self):
+    def size(self) -> float:
         return self.traits.size
 
 # %% ../../nbs/sim/01_shape.ipynb #238b68e6
 def person_from(
-    traits,  # Traits
-    detail="fine",  # 'fine' or 'fast', see _DETAILS
+    traits: Traits,
+    detail: str = "fine",  # 'fine' or 'fast', see _DETAILS
 ) -> Person:
     "Grow the hand that these traits describe."
     if detail not in _DETAILS:
@@ -703,25 +714,25 @@ def person_from(
 
 # %% ../../nbs/sim/01_shape.ipynb #0eaf7946
 def make_person(
-    generator,  # numpy Generator
-    detail="fine",  # 'fine' or 'fast'
-    variation=1.0,  # 0 gives the mean adult
+    generator: np.random.Generator,
+    detail: str = "fine",  # 'fine' or 'fast'
+    variation: float = 1.0,  # 0 gives the mean adult
 ) -> Person:
     "Draw a person and grow the hand."
     return person_from(sample_traits(generator, variation), detail)
 
 # %% ../../nbs/sim/01_shape.ipynb #f69fb42b
 def quick_look(
-    vertices,
-    normals,
-    faces,  # (V,3), (V,3), (F,3)
-    colours=(0.86, 0.67, 0.56),  # one colour, or one for each point strewn
-    yaw=0.0,
-    pitch=0.0,  # degrees; 0, 0 shows the back of the hand with the fingers up
-    size=160,  # px
-    span=250.0,  # mm across the image
-    centre=(-4, 82, 0),  # mm, in the middle of the image
-    density=9,  # points along a triangle's edge
+    vertices: np.ndarray,
+    normals: np.ndarray,
+    faces: np.ndarray,  # (V,3), (V,3), (F,3)
+    colours: ArrayLike = (0.86, 0.67, 0.56),  # one colour, or one for each point strewn
+    yaw: float = 0.0,
+    pitch: float = 0.0,  # degrees; 0, 0 shows the back of the hand with the fingers up
+    size: int = 160,  # px
+    span: float = 250.0,  # mm across the image
+    centre: ArrayLike = (-4, 82, 0),  # mm, in the middle of the image
+    density: int = 9,  # points along a triangle's edge
 ) -> np.ndarray:  # (size,size,3) 0..1
     "A small shaded picture of a mesh."
     c, s = np.cos(np.radians([yaw, pitch])), np.sin(np.radians([yaw, pitch]))
@@ -749,7 +760,7 @@ def quick_look(
     return np.clip(picture, 0, 1) ** 0.8
 
 # %% ../../nbs/sim/01_shape.ipynb #3963ce9c
-def _strewn(density):
+def _strewn(density: int) -> np.ndarray:
     "Barycentric coordinates (P,3) of points spread over a triangle."
     a, b = np.meshgrid(np.arange(density), np.arange(density))
     inside = (a + b) < density

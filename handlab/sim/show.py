@@ -7,34 +7,40 @@ __all__ = ['hand_tile', 'contact_sheet', 'show_picture', 'appearance', 'closeup'
 
 # %% ../../nbs/sim/14_show.ipynb #ca04ce83
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from ..data.sample import Sample
 from ..hand.camera import crop_matrix, crop_zb
 from ..settings import numpy_generator
-from .actor import make_actor
+from .actor import Actor, make_actor
 from .places import paint_background, pool_background
 from .render import depth_of
 from .rhd import actor_of
-from .scene import render_frame, sample_geometry
+from .scene import Frame, render_frame, sample_geometry
+
+if TYPE_CHECKING:
+    from IPython.display import Image
 
 # %% ../../nbs/sim/14_show.ipynb #82a4bcff
-def hand_tile(sample, size=128):
+def hand_tile(sample: Sample, size: int = 128) -> np.ndarray:
     "The Zimmermann and Brox crop of a sample's hand, (size,size,3) u8; black beyond the picture's edge."
     box = crop_zb(sample.uv, sample.visible, sample.image.shape[:2])
     matrix = crop_matrix(np.array(box), size)[:2]
     return cv2.warpAffine(sample.image, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
-def contact_sheet(tiles, columns=12):
+def contact_sheet(tiles: Sequence[np.ndarray], columns: int = 12) -> np.ndarray:
     "Tiles of one size in rows; an unfinished last row is left black."
     blank = np.zeros_like(tiles[0])
     rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
     return np.vstack([np.hstack(row + [blank] * (columns - len(row))) for row in rows])
 
 # %% ../../nbs/sim/14_show.ipynb #7e0b4beb
-def show_picture(picture):  # (H,W,3) u8
+def show_picture(picture: np.ndarray) -> "Image":  # picture: (H,W,3) u8
     "A picture as JPEG for a notebook, which keeps it small."
     from IPython.display import Image  # not at the top: workers do without it
 
@@ -43,7 +49,7 @@ def show_picture(picture):  # (H,W,3) u8
     return Image(coded.tobytes(), format="jpeg")
 
 # %% ../../nbs/sim/14_show.ipynb #37aa0db5
-def appearance(samples) -> dict:
+def appearance(samples: Iterable[Sample]) -> dict:
     "Medians of brightness and contrast (0..255), crop size (px), distance (mm); share of dark hands."
     rows = []
     for sample in samples:
@@ -57,12 +63,12 @@ def appearance(samples) -> dict:
     return {**table, "dark hands %": round(float(np.mean(dark)), 1)}
 
 # %% ../../nbs/sim/14_show.ipynb #3fa3f6b2
-def closeup(seed: int, index: int, actor, background=None):
+def closeup(seed: int, index: int, actor: Actor, background: np.ndarray | None = None) -> Frame:
     "A complete picture of 256 px filled by a hand."
     return render_frame(numpy_generator(seed, "sim", "closeup", index), actor, background, size=256, zoom=2.8)
 
 
-def hand_geometry(seed: int, index: int, actor):
+def hand_geometry(seed: int, index: int, actor: Actor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Depth mm, parts (256,256) and joints (21,3) mm of a hand alone that fills the picture."
     generator = numpy_generator(seed, "sim", "geometry", index)
     geometry = sample_geometry(generator, actor, size=256, zoom=2.8, alone=True)
@@ -70,7 +76,7 @@ def hand_geometry(seed: int, index: int, actor):
 
 # %% ../../nbs/sim/14_show.ipynb #216b148f
 def rate(
-    draw,  # called with 0, 1, 2, ...
+    draw: Callable,  # called with 0, 1, 2, ...
     count: int,  # how many calls are timed
 ) -> float:
     "Calls per second and core, in processor time of one thread."
@@ -87,7 +93,7 @@ def rate(
         cv2.setNumThreads(threads)
 
 # %% ../../nbs/sim/14_show.ipynb #05d07401
-def measure_speed(count=100) -> dict:
+def measure_speed(count: int = 100) -> dict:
     "Images, persons and backgrounds per second and core, for each way in which the simulator draws."
     fine = [make_actor(numpy_generator(0, "sim", "speed", number), "fine") for number in range(4)]
     places = [pool_background(0, "training", number) for number in range(8)]

@@ -10,7 +10,9 @@ __all__ = ['SKIN', 'BARE', 'PROJECTOR', 'REACH', 'SOURCE', 'FULL', 'stb_person',
 # %% ../../nbs/sim/11_stb.ipynb #3953f347
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +20,7 @@ import numpy as np
 
 from ..core import HandlabError, fingerprint
 from ..data import stb as files
+from ..data.sample import Sample
 from ..data.stb import FRAMES, SPLITS, STB_BONES, stored_joints
 from ..data.stb_depth import HEIGHT, SK_COLOR_K, SK_DEPTH_K, SK_SHIFT, WIDTH, encode_depth, sk_rotation
 from ..settings import numpy_generator
@@ -36,7 +39,7 @@ from handlab.sim.scene import (
     shade_geometry,
 )
 from .shade import Light, Skin, anatomy_table, numbers
-from .shape import Traits, measured_traits, person_from
+from .shape import Person, Traits, measured_traits, person_from
 from .write import SimReader, TwinFiles, check_split, option
 
 # %% ../../nbs/sim/11_stb.ipynb #e1aeea2f
@@ -45,7 +48,7 @@ _KNUCKLES = np.array(
 )  # mm from the wrist, thumb .. little, in the plane of the palm
 
 
-def _stb_knuckles():
+def _stb_knuckles() -> np.ndarray:
     "Knuckles (5,3) mm from the wrist whose distances from the palm's centre are STB's exactly."
     radii, ring = STB_BONES[:, 0], _KNUCKLES[3] / np.linalg.norm(_KNUCKLES[3]) * 2 * STB_BONES[3, 0]
     palm = ring / 2
@@ -55,7 +58,7 @@ def _stb_knuckles():
 
 # %% ../../nbs/sim/11_stb.ipynb #4eda2d99
 @functools.lru_cache(maxsize=1)
-def stb_person():
+def stb_person() -> Person:
     "The one person's hand, as a right one."
     return person_from(
         measured_traits(
@@ -70,14 +73,16 @@ _THUMB = np.array([0, 1, 2, 3, 20])  # the thumb's entries of a pose vector
 _SINK = 2.5  # mm: how far flesh gives way
 
 
-def _sink_depth(person, vector):
+def _sink_depth(person: Person, vector: np.ndarray) -> float:
     "How deep (mm) anything sinks into anything in a pose (24,)."
     posed, transforms = np.empty((21, 3)), np.empty((17, 3, 4))
     forward(person.joints, person.frames, person.rest_abduction, vector, posed, transforms)
     return max(contact_depths(posed, person.radii, person.palm))
 
 # %% ../../nbs/sim/11_stb.ipynb #d1fbb1bc
-def _settle_thumb(generator, person, vector, tries=160):
+def _settle_thumb(
+    generator: np.random.Generator, person: Person, vector: np.ndarray, tries: int = 160
+) -> np.ndarray:
     "The pose (24,) with its thumb moved, as little as helps, to where it sinks in least."
     low, high = joint_limits()
     best, cost = vector, max(_sink_depth(person, vector) - _SINK, 0)
@@ -99,7 +104,9 @@ _LEAST_BEND = np.radians(
 )  # MCP, PIP, DIP: nobody stretches the fingers of a raised hand to the utmost
 
 
-def _key_pose(generator, person, kind, variation):
+def _key_pose(
+    generator: np.random.Generator, person: Person, kind: str | None, variation: float
+) -> np.ndarray:
     "A pose (24,) without wrist motion in which nothing sinks in far; `kind` as in `sample_pose`."
     drawn = [sample_pose(generator, person, kind, wrist=0.0, variation=variation).vector for _ in range(2)]
     for vector in drawn:
@@ -109,7 +116,7 @@ def _key_pose(generator, person, kind, variation):
     return min(settled, key=lambda vector: _sink_depth(person, vector))
 
 # %% ../../nbs/sim/11_stb.ipynb #cef79896
-def _swing(person, first, second, steps):
+def _swing(person: Person, first: np.ndarray, second: np.ndarray, steps: int) -> np.ndarray:
     "Poses (steps,24) from the first to just before the second, the thumb swinging outwards if it has to."
     times = np.arange(steps) / steps
     share = (10 * times**3 - 15 * times**4 + 6 * times**5)[:, None]
@@ -128,7 +135,7 @@ def _swing(person, first, second, steps):
     return best
 
 # %% ../../nbs/sim/11_stb.ipynb #03e6bdbf
-def _counted(generator):
+def _counted(generator: np.random.Generator) -> Iterator[tuple]:
     "What is shown one after the other in *Counting*: name, frames of rest, frames to the next."
     order = [*range(6), *range(4, 0, -1)]
     while True:
@@ -137,13 +144,13 @@ def _counted(generator):
             yield name, int(generator.integers(14, 34)), int(generator.integers(16, 28))
 
 
-def _roamed(generator):
+def _roamed(generator: np.random.Generator) -> Iterator[tuple]:
     "What is shown one after the other in *Random*."
     while True:
         yield None, int(generator.integers(1, 10)), int(generator.integers(20, 40))
 
 # %% ../../nbs/sim/11_stb.ipynb #580ebdb8
-def _finger_path(generator, person, kind):
+def _finger_path(generator: np.random.Generator, person: Person, kind: str) -> np.ndarray:
     "Pose vectors (1500,24) of a sequence without wrist motion; `kind` 'Counting' or 'Random'."
     shown, path, count = (_counted if kind == "Counting" else _roamed)(generator), [], 0
     name, rest, way = next(shown)
@@ -156,7 +163,7 @@ def _finger_path(generator, person, kind):
     return np.concatenate(path)[:FRAMES]
 
 # %% ../../nbs/sim/11_stb.ipynb #75f0e040
-def _wander(generator, count, shortest, longest):
+def _wander(generator: np.random.Generator, count: int, shortest: float, longest: float) -> np.ndarray:
     "Smooth random functions (1500,count) of about unit deviation, seldom beyond 2."
     period = np.exp(generator.uniform(math.log(shortest), math.log(longest), (5, count)))
     phase = generator.uniform(0, 2 * np.pi, (5, count))
@@ -180,7 +187,7 @@ _STYLES = {
 }
 
 # %% ../../nbs/sim/11_stb.ipynb #0a9c8e3d
-def _rotations(axis, angles):
+def _rotations(axis: int, angles: np.ndarray) -> np.ndarray:
     "Rotations (N,3,3) about one axis (0 x, 1 y, 2 z)."
     c, s, out = np.cos(angles), np.sin(angles), np.zeros((len(angles), 3, 3))
     i, j = (axis + 1) % 3, (axis + 2) % 3
@@ -213,17 +220,17 @@ def motion_of(seed: int, sequence: str) -> Motion:
 _FACING = np.diag([1.0, -1, -1])  # from the body's frame (y up, z towards the camera) to the colour camera's
 
 
-def colour_camera():
+def colour_camera() -> Camera:
     "The SK colour camera."
     return Camera(_FACING, np.zeros(3), SK_COLOR_K.astype(np.float32), (HEIGHT, WIDTH))
 
 
-def depth_camera():
+def depth_camera() -> Camera:
     "The SK depth camera."
     return Camera(sk_rotation() @ _FACING, SK_SHIFT, SK_DEPTH_K.astype(np.float32), (HEIGHT, WIDTH))
 
 # %% ../../nbs/sim/11_stb.ipynb #4ff8a848
-def arm_at(motion, index):
+def arm_at(motion: Motion, index: int) -> Arm:
     "The arm (`handlab.sim.scene.Arm`) of one frame."
     person, forearm = stb_person(), motion.forearm[index]
     joints, transforms = pose_hand(person, pose_from(motion.poses[index]))
@@ -234,14 +241,14 @@ def arm_at(motion, index):
     return Arm("left", shoulder, elbow, wrist, forearm, palm, joints, transforms)
 
 # %% ../../nbs/sim/11_stb.ipynb #7618cbbf
-def joints_at(motion, index):
+def joints_at(motion: Motion, index: int) -> np.ndarray:
     "Joints (21,3) mm, SK colour camera."
     arm = arm_at(motion, index)
     return arm.world(arm.joints) @ _FACING.T
 
 # %% ../../nbs/sim/11_stb.ipynb #47beace4
 @functools.lru_cache(maxsize=6)
-def place_of(seed: int, number: int):
+def place_of(seed: int, number: int) -> np.ndarray:
     "Background `number` (1 .. 6) as the camera sees it, (480,640,3) f32 in 0..1."
     generator = numpy_generator(seed, "sim-stb", "place", number)
     image = ROOMS[number - 1](generator).astype(np.float32) / np.float32(255)
@@ -272,7 +279,7 @@ def actor_of(seed: int, number: int) -> Actor:
 
 # %% ../../nbs/sim/11_stb.ipynb #51a2c0eb
 @functools.lru_cache(maxsize=12)
-def brightness_of(seed: int, sequence: str):
+def brightness_of(seed: int, sequence: str) -> np.ndarray:
     "Slow changes over a sequence (1500,4): brightness, and red, green, blue against each other."
     waves = _wander(numpy_generator(seed, "sim-stb", sequence, "light"), 4, 350.0, 1500.0)
     return 1 + waves * [0.045, 0.012, 0.006, 0.014]
@@ -298,13 +305,13 @@ def light_of(seed: int, number: int) -> Light:
     )
 
 # %% ../../nbs/sim/11_stb.ipynb #59f4bd87
-def dimmed(light, factors):
+def dimmed(light: Light, factors: np.ndarray) -> Light:
     "The same light times factors (3,)."
     colours = {name: getattr(light, name) for name in ("sun", "sky", "ground", "fill")}
     return light._replace(**{name: numbers(np.array(value) * factors) for name, value in colours.items()})
 
 # %% ../../nbs/sim/11_stb.ipynb #5f47478e
-def webcam(generator, image):
+def webcam(generator: np.random.Generator, image: np.ndarray) -> np.ndarray:
     "What the colour camera makes of light (480,640,3) f32: u8."
     soft = cv2.GaussianBlur(image, (0, 0), 0.85)
     sharp = soft + np.float32(0.55) * (soft - cv2.GaussianBlur(soft, (0, 0), 1.6))
@@ -351,7 +358,7 @@ def _measured(z, luck, common, own, jump, steep, far):
 
 # %% ../../nbs/sim/11_stb.ipynb #04ee1844
 @compiled
-def structured_light(depth, focal, grain, left, top):
+def structured_light(depth: np.ndarray, focal: float, grain: np.ndarray, left: int, top: int) -> np.ndarray:
     "What a pattern camera measures of a depth map (H,W) f32 mm, 0 = nothing: (H,W) f32 mm, 0 = nothing."
     height, width = depth.shape
     out = np.zeros_like(depth)
@@ -383,12 +390,12 @@ class StbFrame:
     true_depth: np.ndarray  # (480,640) f32 mm, colour camera, 0 = nothing
 
 # %% ../../nbs/sim/11_stb.ipynb #0056a295
-def _left_arm(actor, arm, camera):
+def _left_arm(actor: Actor, arm: Arm, camera: Camera) -> tuple:
     "The placed hand, and the rest of the arm."
     return [place_hand(actor, arm, camera)], mirrored(join(arm_pieces(arm, actor)))
 
 # %% ../../nbs/sim/11_stb.ipynb #bc9b12dd
-def _draw_colour(generator, seed, sequence, index, arm):
+def _draw_colour(generator: np.random.Generator, seed: int, sequence: str, index: int, arm: Arm) -> tuple:
     "Colour image, true mask, true depth."
     number = int(sequence[1])
     actor, factors = actor_of(seed, number), brightness_of(seed, sequence)[index]
@@ -413,7 +420,7 @@ def render_stb(seed: int, sequence: str, index: int) -> StbFrame:
     return StbFrame(color, encode_depth(measured), stored.astype(np.float64), mask, true_depth)
 
 # %% ../../nbs/sim/11_stb.ipynb #6a2c345f
-def stb_frame(seed: int, sequence: str, index: int):
+def stb_frame(seed: int, sequence: str, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Colour (480,640,3) u8, coded depth (480,640,3) u8 and label (3,21) mm of one frame."
     frame = render_stb(seed, sequence, index)
     return frame.color, frame.depth_code, frame.stored
@@ -449,7 +456,7 @@ class SimSTB(SimReader):
     def __init__(
         self,
         split: str = "training",  # or 'evaluation'
-        count: int = None,  # number of frames of the split, None: 1500 in each sequence
+        count: int | None = None,  # number of frames of the split, None: 1500 in each sequence
         seed: int = 0,
     ):
         check_split(split, SOURCE)
@@ -457,11 +464,11 @@ class SimSTB(SimReader):
         super().__init__(split, sum(self.shares.values()), seed)
         self.frames = [(name, number) for name, share in self.shares.items() for number in range(share)]
 
-    def first_frame(self):
+    def first_frame(self) -> tuple:
         "What the first frame consists of."
         return stb_frame(self.seed, SPLITS[self.split][0], 0)
 
-    def sample(self, frame):
+    def sample(self, frame: tuple) -> Sample:
         "The sample of a frame (sequence, number)."
         sequence, number = frame
         drawn = stb_frame(self.seed, sequence, time_of(number, self.shares[sequence]))
@@ -477,7 +484,7 @@ class Files(TwinFiles):
     training: int = option(1000, f"frames of B2 to B6, 0 leaves them out; {FULL['training']} is full size")
     evaluation: int = option(200, f"frames of B1, 0 leaves it out; {FULL['evaluation']} is full size")
 
-    def frames(self):
+    def frames(self) -> dict:
         wanted = dict(training=self.training, evaluation=self.evaluation)
         return {
             name: share
@@ -486,18 +493,18 @@ class Files(TwinFiles):
             for name, share in shares(split, count).items()
         }
 
-    def first_frame(self):
+    def first_frame(self) -> str:
         return fingerprint(*stb_frame(self.seed, "B1Counting", 0))
 
-    def write_frame(self, folder, part, number):
+    def write_frame(self, folder: Path, part: str, number: int) -> bytes:
         at = time_of(number, self.frames()[part])
         color, depth_code, stored = stb_frame(self.seed, part, at)
         files.write_frame(folder, part, number, color, depth_code)
         return stored.astype(np.float32).tobytes()
 
-    def write_labels(self, folder, part, labels):
+    def write_labels(self, folder: Path, part: str, labels: list):
         stored = [np.frombuffer(label, np.float32).reshape(3, 21) for label in labels]
         files.write_labels(folder, part, np.stack(stored, -1))
 
-    def places(self, part):
+    def places(self, part: str) -> list:
         return [f"images/{part}", files.label_path("", part)]

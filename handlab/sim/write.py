@@ -14,9 +14,10 @@ import importlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from numba.core import event
 
@@ -32,6 +33,7 @@ from handlab.core import (
     write_json,
 )
 from ..data.files import SOURCE_FILE, source_of
+from ..data.sample import Sample
 from ..machine import in_processes, progress, usable_cores
 from ..settings import check_settings
 
@@ -41,19 +43,19 @@ class _Compiling(event.Listener):
 
     said = False
 
-    def on_start(self, event):
+    def on_start(self, event: event.Event):
         if not self.said:
             print("compiling the simulator, once: this takes a minute or two", flush=True)
         self.said = True
 
-    def on_end(self, event):
+    def on_end(self, event: event.Event):
         "Nothing is said when it ends."
 
 # %% ../../nbs/sim/09_write.ipynb #a2caae06
 _COMPILING = _Compiling()
 
 
-def compiling_said():
+def compiling_said() -> contextlib.AbstractContextManager:
     "Within this block the user is told when Numba compiles."
     return event.install_listener("numba:compile", _COMPILING)
 
@@ -81,16 +83,16 @@ class SimReader:
             first = fingerprint(*self.first_frame())
         return f"{self.source} {self.split} {self.count} seed {self.seed} {first}"
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.frames)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({self.split!r}, {self.count}, seed={self.seed})"
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Sample:
         with compiling_said():
             return self.sample(self.frames[index])
 
@@ -107,9 +109,9 @@ def check_split(
 
 # %% ../../nbs/sim/09_write.ipynb #0b7eb689
 def option(
-    default,
+    default: Any,
     text: str,  # shown by --help
-):
+) -> Any:
     "A field of a `TwinFiles` class that is an option of the command line."
     return dataclasses.field(default=default, metadata=dict(help=text))
 
@@ -175,7 +177,7 @@ class Writer:
         "The frames of a part that have no label yet."
         return [number for number in range(self.frames[part]) if not self.label(part, number).exists()]
 
-    def write_frames(self, task) -> tuple:
+    def write_frames(self, task: tuple) -> tuple:
         "Write some frames of a part, each with its label last; the part and how many."
         part, numbers = task
         for number in numbers:
@@ -213,7 +215,7 @@ def _known(writer: Writer, folder: Path) -> dict:
     return before
 
 # %% ../../nbs/sim/09_write.ipynb #550aed81
-def _check_counts(writer, folder, before):
+def _check_counts(writer: Writer, folder: Path, before: dict):
     "Fail where a part was written with another number of frames."
     whole = writer.twin.whole
     for part in {**before, **writer.frames} if whole else writer.frames:
@@ -310,7 +312,7 @@ TWINS = {
 }  # modules of handlab.sim, each with its class `Files`
 
 
-def files_of(source: str) -> type:  # a subclass of TwinFiles
+def files_of(source: str) -> type[TwinFiles]:
     "The class `Files` of a twin."
     if source not in TWINS:
         raise HandlabError(f"twin {source!r}", "there is no such twin", choose(source, TWINS))
@@ -318,11 +320,12 @@ def files_of(source: str) -> type:  # a subclass of TwinFiles
 
 # %% ../../nbs/sim/09_write.ipynb #6bd7eebd
 def write(
-    source,  # 'sim-rhd', 'sim-stb', 'sim-dexter-object', 'sim-bighand', or a subclass of TwinFiles
-    folder,  # relative paths count from the project root
+    source: str
+    | type[TwinFiles],  # 'sim-rhd', 'sim-stb', 'sim-dexter-object', 'sim-bighand', or a subclass of TwinFiles
+    folder: str | Path,  # relative paths count from the project root
     workers: int = 0,  # processes, 0 = one per core
     show_progress: bool = True,
-    **options,  # the twin's own, such as training=1000, evaluation=200, seed=0
+    **options: Any,  # the twin's own, such as training=1000, evaluation=200, seed=0
 ) -> Path:
     "Write a twin in the official layout, or go on with it, or leave it where it is finished; the folder."
     files = files_of(source) if isinstance(source, str) else source
@@ -342,7 +345,7 @@ def write(
     return writer.root
 
 # %% ../../nbs/sim/09_write.ipynb #2f0c6d87
-def _parser(words) -> CommandLine:
+def _parser(words: list[str]) -> CommandLine:
     "The parser; the twin that the words name adds its options."
     line, about = "python -m handlab.sim.write", "Write a simulated twin in the official layout."
     if not words or words[0] not in TWINS:
@@ -359,7 +362,7 @@ def _parser(words) -> CommandLine:
     return parser
 
 # %% ../../nbs/sim/09_write.ipynb #92ed05d0
-def main(words=None):
+def main(words: list[str] | None = None):
     "The command line of `write`."
     words = sys.argv[1:] if words is None else words
     with one_line_errors():
