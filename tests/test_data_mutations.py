@@ -3,6 +3,7 @@
 import io
 import itertools
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from test_data_outside import SETS, changed, every_set, images, refused, rewritt
 
 from handlab.data import rhd
 from handlab.data.dexter_object import DexterObject
-from handlab.data.sample import check_places, share_near
+from handlab.data.sample import Reader, by_sequence, nearness, read_tried
 from handlab.hand.orders import BIGHAND_TO_CANONICAL, RHD_TO_CANONICAL, STB_TO_CANONICAL
 from handlab.hand.skeleton import disordered, example_hand, mirror_joints
 
@@ -95,7 +96,7 @@ def test_depth_that_is_not_of_these_labels(tmp_path, name, kind):
     if name == "dexter":  # a fixture whose depth is a wall: all at the distance of the tips
         rewrite([path for path in images(tmp_path) if is_depth(path)], lambda depth: depth - 115)
     reader = opened().check()
-    assert name == "dexter" or all(share_near(sample) > 0.5 for sample in reader)
+    assert name == "dexter" or all(nearness(sample) > 0.5 for sample in reader)
     if (name, kind) in (("rhd", "tenth"), ("stb", "tenth"), ("dexter", "moved")):
         return  # depth in two bytes has no other unit, and a wall looks the same everywhere
     paths = [path for path in images(tmp_path) if is_depth(path)]
@@ -129,8 +130,53 @@ def test_rhd_rows_and_images_of_other_frames(tmp_path, kind):
         rhd.write_annotation(tmp_path, "training", moved, source="drawn")
     else:
         shift(images(tmp_path / "training" / kind))
-    found = "do not show the hands that their masks have" if kind == "color" else "the hand is not where"
+    found = "do not show the hand that the mask" if kind == "color" else "the hand is not where"
     refused(lambda: rhd.RHD(tmp_path).check(), found)
+
+
+class Videos(Reader):
+    "Three recordings of drawn hands; of some frames another one's colours or labels."
+
+    root, frames = "videos", [(name, number) for name in ("one", "two", "three") for number in range(6)]
+    recordings = property(by_sequence)
+    colours, labels = {}, {}  # {index: that of which frame}
+    drawn = [rhd.decode_frame(f"drawn/{number}", *rhd.drawn_frame(number)) for number in range(0, 36, 2)]
+
+    def __getitem__(self, index):
+        image = self.drawn[self.colours.get(index, index)].image
+        labels = self.drawn[self.labels.get(index, index)]
+        here = replace(self.drawn[index], image=image, joints=labels.joints, uv=labels.uv)
+        return replace(here, visible=labels.visible, K=labels.K)
+
+
+@pytest.mark.parametrize("kind", ["colours", "labels"])
+@pytest.mark.parametrize("where", ["set", "recording"])
+def test_a_video_or_a_set_with_frames_of_others(kind, where):
+    videos = Videos().check()
+    frames = range(18) if where == "set" else range(6, 12)
+    setattr(videos, kind, dict(zip(frames, [*frames[2:], *frames[:2]])))
+    found = dict(colours="the colours do not show the hand", labels="")[kind]
+    refused(videos.check, "videos: in", found, "frames tried of two" if where == "recording" else "tried, ")
+    setattr(videos, kind, {6: 7})  # one frame says nothing of its video
+    videos.check()
+
+
+def test_hidden_and_still_hands_are_no_fault():
+    still = Videos()
+    still.drawn = [still.drawn[0]] * 18
+    still.check()
+    behind = [np.where(each.mask, each.depth - 0.06, each.depth) for each in Videos.drawn]
+    for index in range(6, 12):  # in one recording, behind an object
+        still.drawn[index] = replace(Videos.drawn[index], depth=behind[index].astype(np.float32))
+    still.check()
+
+
+@pytest.mark.parametrize(("name", "videos"), [("rhd", 1), ("stb", 2), ("dexter", 1), ("bighand", 3)])
+def test_every_set_names_its_recordings(tmp_path, name, videos):
+    reader = SETS[name](tmp_path)()
+    names, numbers = reader.recordings
+    assert len(names) == videos and len(numbers) == len(reader)
+    assert all(names[number] in reader[index].name for index, number in enumerate(numbers))
 
 
 def dexter_lines(root, change):
@@ -194,4 +240,4 @@ def test_a_set_of_broken_images_can_be_opened(tmp_path):
         path.write_bytes(b"")
     reader = opened().check()  # what is broken is named when it is read
     refused(lambda: reader[0], "it is not a PNG file")
-    assert check_places(reader) == []
+    assert read_tried(reader) == {}

@@ -353,6 +353,10 @@ class BigHand(Reader):
         number, frame = self.part[index], int(self.frames[index])
         return self.parts[number].images / self.other_names[number].get(frame, image_name(frame))
 
+    @property
+    def recordings(self) -> tuple:
+        return [part.name for part in self.parts], self.part
+
     def identity(self) -> str:
         return _identity(self)
 

@@ -44,7 +44,7 @@ from handlab.data.files import (
     skip_match,
     skip_names,
 )
-from .sample import FARTHEST, Reader, Sample
+from .sample import FARTHEST, Reader, Sample, by_sequence
 from ..hand.camera import project
 from ..hand.orders import DEXTER_MISSING, from_dexter
 from ..hand.skeleton import unit_fault
@@ -457,6 +457,7 @@ class DexterObject(Reader):
     "Frames of Dexter+Object, or of a twin in its layout, as samples."
 
     name, split, frame_form = "dexter-object", "evaluation", _FRAME
+    recordings = property(by_sequence)
 
     def __init__(
         self,

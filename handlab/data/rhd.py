@@ -14,7 +14,6 @@ import functools
 import pickle
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Self
 
 import cv2
 import numpy as np
@@ -40,7 +39,7 @@ from handlab.data.files import (
     source_of,
     write_image,
 )
-from .sample import Misplaced, Reader, Sample, camera_faults, check_places, share_on_mask
+from .sample import Misplaced, Reader, Sample, camera_faults, share_on_mask
 from ..hand.orders import RHD_TO_CANONICAL, from_rhd
 from handlab.hand.skeleton import (
     OTHER_ORDER,
@@ -155,36 +154,6 @@ def check_depth(sample: Sample) -> Sample:
         )
         raise Misplaced(f"{sample.name}, depth", what, _skip_it(sample.name))
     return sample
-
-# %% ../../nbs/data/03_rhd.ipynb #84067827
-_FEWEST, _FEWEST_BETTER = (
-    8,
-    0.75,
-)  # frames; share of other masks whose border lies on weaker edges of the picture
-
-
-def _border(mask: np.ndarray) -> np.ndarray:
-    "The pixels (H,W) bool on both sides of a mask's border."
-    mask, square = mask.astype(np.uint8), np.ones((3, 3), np.uint8)
-    return cv2.dilate(mask, square) > cv2.erode(mask, square)
-
-
-def _edges(image: np.ndarray) -> np.ndarray:
-    "How much (H,W) f32 the colour changes at each pixel."
-    image = image.astype(np.float32)
-    return np.hypot(cv2.Sobel(image, -1, 1, 0), cv2.Sobel(image, -1, 0, 1)).sum(-1)
-
-
-def _check_colour(folder: Path, samples: list):
-    "A picture must have its edges at its own hand's border, more than at the borders of other frames' hands."
-    borders, better = [_border(sample.mask) for sample in samples], []
-    for sample, own in zip(samples, borders):
-        edges = _edges(sample.image)
-        others = [edges[border].mean() for border in borders if border is not own]
-        better.append(np.mean(np.array(others) < edges[own].mean()) if others else 1.0)
-    if len(better) >= _FEWEST and np.median(better) < _FEWEST_BETTER:
-        what = f"the pictures of {len(better)} frames tried do not show the hands that their masks have"
-        raise HandlabError(folder, what, "they are of other frames or mirrored: unpack color and mask again")
 
 # %% ../../nbs/data/03_rhd.ipynb #ddfaaee4
 def decode_frame(
@@ -514,11 +483,6 @@ class RHD(Reader):
 
     def identity(self) -> str:
         return _identity(self)
-
-    def check(self) -> Self:
-        "Try a few frames: most must show a hand where the labels have it, in pictures of these frames."
-        _check_colour(self.root / self.split / "color", check_places(self))
-        return self
 
     def __getitem__(self, index: int) -> Sample:
         return _read_frame(self, int(self.frames[index]), {k: v[index] for k, v in self.labels.items()})

@@ -39,7 +39,7 @@ from handlab.data.files import (
     write_image,
 )
 from .mat import read_mat_file
-from .sample import Misplaced, Reader, Sample, share_on_mask
+from .sample import Misplaced, Reader, Sample, by_sequence, share_on_mask
 from handlab.data.stb_depth import (
     HEIGHT,
     SK_COLOR_K,
@@ -358,6 +358,7 @@ class STB(Reader):
     "Frames of one split of STB, or of a twin in its layout, as samples."
 
     name, frame_form = "stb", _FRAME
+    recordings = property(by_sequence)
 
     def __init__(
         self,
