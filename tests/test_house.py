@@ -77,7 +77,16 @@ def test_the_library_is_what_the_notebooks_export(tmp_path):
         assert path.read_text() == committed.read_text(), f"run 'make export': {own_name(committed)}"
 
 
-TYPED = {"core", "settings", "machine", "hand", "data", "sim"}  # the packages whose signatures name all types
+TYPED = {
+    "core",
+    "settings",
+    "machine",
+    "hand",
+    "data",
+    "sim",
+    "train",
+    "privileged",
+}  # the packages whose signatures name all types
 
 
 def public_functions(node: ast.AST):

@@ -8,6 +8,7 @@ __all__ = ['LAYER_COLOURS', 'LAYER_NAMES', 'layer_groups', 'diagram', 'draw_arro
 
 # %% ../../nbs/privileged/09_diagram.ipynb #5ef3b588
 from itertools import groupby
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,7 +28,7 @@ LAYER_COLOURS = {"Conv2d": SKY, "MaxPool2d": ORANGE, "Linear": GREEN}
 LAYER_NAMES = {"Conv2d": "convolutions", "MaxPool2d": "poolings", "Linear": "fully connected"}
 
 
-def layer_groups(rows) -> list:  # of `layer_table`; dicts: layer, output, count
+def layer_groups(rows: list) -> list:  # of `layer_table`; dicts: layer, output, count
     "Neighbouring layers of the same kind and output size, counted."
     return [
         {"layer": layer, "output": output, "count": len(list(each))}
@@ -47,7 +48,7 @@ def _bar_height(output: str, scale: float = 0.14) -> float:  # inch
     return scale * np.log2(int(sides[1])) if len(sides) == 3 else scale * np.log2(int(sides[0])) / 2
 
 # %% ../../nbs/privileged/09_diagram.ipynb #e17bdaa1
-def diagram(width: float, height: float):
+def diagram(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
     "An empty figure whose unit is the inch."
     figure, axis = plt.subplots(figsize=(width, height), dpi=100)
     axis.set(xlim=(0, width), ylim=(0, height), aspect="equal")
@@ -56,24 +57,26 @@ def diagram(width: float, height: float):
     return figure, axis
 
 # %% ../../nbs/privileged/09_diagram.ipynb #a3f6b1f7
-def _bar(axis, layer: str, x: float, y: float, width: float, height: float):
+def _bar(axis: plt.Axes, layer: str, x: float, y: float, width: float, height: float):
     style = dict(facecolor=LAYER_COLOURS[layer], edgecolor="0.25", linewidth=0.6)
     axis.add_patch(Rectangle((x, y), width, height, **style))
 
 
-def _text(axis, x: float, y: float, text: str, size: float = 7, frame: str = None, **more):
+def _text(
+    axis: plt.Axes, x: float, y: float, text: str, size: float = 7, frame: str | None = None, **more: Any
+):
     "A text, in a frame of the given colour if there is one."
     box = dict(boxstyle="round,pad=0.3", facecolor=frame, edgecolor="0.3", linewidth=0.8) if frame else None
     axis.text(x, y, text, fontsize=size, bbox=box, **{"ha": "center", "va": "center", **more})
 
 # %% ../../nbs/privileged/09_diagram.ipynb #37eec674
-def draw_arrow(axis, start: tuple, end: tuple, both: bool = False):
+def draw_arrow(axis: plt.Axes, start: tuple, end: tuple, both: bool = False):
     "An arrow, or one with two heads."
     style = dict(mutation_scale=9, color="0.3", linewidth=1, shrinkA=0, shrinkB=0, zorder=4)
     axis.add_patch(FancyArrowPatch(start, end, arrowstyle="<|-|>" if both else "-|>", **style))
 
 # %% ../../nbs/privileged/09_diagram.ipynb #8504f7b4
-def _draw_group(axis, group: dict, x: float, base: float, pitch: float) -> list:
+def _draw_group(axis: plt.Axes, group: dict, x: float, base: float, pitch: float) -> list:
     "Draw the bars of one group, from `x` to the right; returns the middle and top of each."
     height = _bar_height(group["output"])
     lefts = [x + number * pitch for number in range(group["count"])]
@@ -82,7 +85,9 @@ def _draw_group(axis, group: dict, x: float, base: float, pitch: float) -> list:
     return [(left + 0.05, base + height) for left in lefts]
 
 # %% ../../nbs/privileged/09_diagram.ipynb #0b546044
-def draw_layers(axis, rows, left: float, base: float, pitch: float = 0.125, least: float = 0.4) -> list:
+def draw_layers(
+    axis: plt.Axes, rows: list, left: float, base: float, pitch: float = 0.125, least: float = 0.4
+) -> list:
     "Draw a bar for each row of `layer_table`, with labels; returns the middle and top of every bar."
     places, x, groups = [], left, layer_groups(rows)
     _text(axis, left - 0.06, base - 0.07, "channels\nside²", 6, ha="right", va="top", color="0.45")
@@ -97,7 +102,7 @@ def draw_layers(axis, rows, left: float, base: float, pitch: float = 0.125, leas
     return places
 
 # %% ../../nbs/privileged/09_diagram.ipynb #49682ca1
-def layer_legend(axis, rows, x: float, y: float):
+def layer_legend(axis: plt.Axes, rows: list, x: float, y: float):
     "The colours of the layers with their counts."
     counts = {name: sum(row["layer"] == name for row in rows) for name in LAYER_COLOURS}
     for number, (name, count) in enumerate((name, count) for name, count in counts.items() if count):
@@ -105,21 +110,21 @@ def layer_legend(axis, rows, x: float, y: float):
         _text(axis, x + number + 0.17, y + 0.05, f"{count} {LAYER_NAMES[name]}", ha="left")
 
 # %% ../../nbs/privileged/09_diagram.ipynb #2f8eb1ed
-def trunk_layers(network) -> int:
+def trunk_layers(network: torch.nn.Module) -> int:
     "The number of convolutions and poolings up to the mid-level features: the paper's k."
     kinds = (torch.nn.Conv2d, torch.nn.MaxPool2d)
     return sum(isinstance(module, kinds) for module in network.trunk.modules())
 
 # %% ../../nbs/privileged/09_diagram.ipynb #b72988c5
 def draw_network(
-    axis,
-    network,
+    axis: plt.Axes,
+    network: torch.nn.Module,
     channels: int,  # 3 for RGB, 1 for depth
     crop: int,  # side of its input
     base: float,  # lower end of its bars, inch
     title: str,
     target: str,  # text: its output, and the loss on it
-    colour="black",
+    colour: str = "black",
     left: float = 1.25,
 ) -> tuple:  # rows of `layer_table`, places of the bars
     "Draw one network from left to right: input, layers, output and loss."
@@ -136,7 +141,9 @@ def draw_network(
     return rows, places
 
 # %% ../../nbs/privileged/09_diagram.ipynb #6cc590c1
-def fig_network(network, channels: int, crop: int, target: str, width: float = 7.4):
+def fig_network(
+    network: torch.nn.Module, channels: int, crop: int, target: str, width: float = 7.4
+) -> plt.Figure:
     "A figure of one network."
     figure, axis = diagram(width, 2.3)
     draw_network(axis, network, channels, crop, 0.75, type(network).__name__, target)
@@ -153,7 +160,7 @@ def paper_networks(profile: str = "full") -> dict:  # {'3D', '2D': (network, ima
     }
 
 # %% ../../nbs/privileged/09_diagram.ipynb #21846f46
-def _stage_2(axis, place: tuple, below: float, k: int, lambda_c: float):
+def _stage_2(axis: plt.Axes, place: tuple, below: float, k: int, lambda_c: float):
     "Draw the intermediate loss between the two networks' layers, and Eq. 2."
     x, top = place
     draw_arrow(axis, (x, top), (x, below), both=True)
@@ -162,7 +169,7 @@ def _stage_2(axis, place: tuple, below: float, k: int, lambda_c: float):
     _text(axis, 7.3, below + 0.02, joint, ha="right", va="top")
 
 # %% ../../nbs/privileged/09_diagram.ipynb #d6c6e5a4
-def fig_1(profile: str = "full"):
+def fig_1(profile: str = "full") -> plt.Figure:
     "Both networks of the 3D experiment, and where the losses act."
     settings, bases = make_settings(PiSettings, profile), {"depth": 2.95, "rgb": 0.7}
     figure, axis = diagram(7.4, 4.55)
@@ -179,7 +186,7 @@ def fig_1(profile: str = "full"):
     return figure
 
 # %% ../../nbs/privileged/09_diagram.ipynb #48ee9a23
-def draw_mask(axis, place: tuple, y: float, k: int, crop: int, side: int):
+def draw_mask(axis: plt.Axes, place: tuple, y: float, k: int, crop: int, side: int):
     "Draw the way of the mask: from the crop's size to the map's, then the product with the features."
     x, top = place
     kept = tuple(off_hand(torch.zeros(1, 1, crop, crop), (side, side)).shape[1:])
@@ -195,7 +202,7 @@ def draw_mask(axis, place: tuple, y: float, k: int, crop: int, side: int):
     _text(axis, x + 1.07, y + 0.06, "pooled", 6.5, va="baseline")
 
 # %% ../../nbs/privileged/09_diagram.ipynb #75cdce38
-def fig_2(profile: str = "full"):
+def fig_2(profile: str = "full") -> plt.Figure:
     "Where the mask loss acts, in the 2D network and in the 3D one."
     figure, axis = diagram(9.2, 5.0)
     about = {

@@ -9,15 +9,18 @@ __all__ = ['SEARCHED', 'pi_data', 'training_batches', 'make_network', 'trained_n
            'unused_settings', 'train_second', 'predict', 'predict_all', 'choose_scale', 'gather_losses', 'write_run']
 
 # %% ../../nbs/privileged/04_experiment.ipynb #86b2833a
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..core import HandlabError, read_json, write_json
+from ..data.batches import Batch
+from ..data.prepare import Prepared
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import denormalise
 from ..machine import measured_once, pick_device
@@ -56,11 +59,11 @@ def pi_data(settings: ExperimentSettings, show_progress: bool = True) -> Experim
 
 # %% ../../nbs/privileged/04_experiment.ipynb #b2dbb647
 def training_batches(
-    settings: PiSettings,
+    settings: ExperimentSettings,
     data: ExperimentData,
     stage: str,
-    device,
-    **more,  # of `Batches`
+    device: str | torch.device,
+    **more: Any,  # of `Batches`
 ) -> Callable:  # step -> Batch
     "The stage's batches as a pure function of the step."
     first = settings.steps_first if settings.STAGES[stage].second else 0
@@ -88,10 +91,10 @@ def make_network(settings: PiSettings, stage: str) -> BaseCNN:
 
 # %% ../../nbs/privileged/04_experiment.ipynb #cd4793f9
 def trained_network(
-    settings: PiSettings,
+    settings: ExperimentSettings,
     stage: str,
-    folder,  # the run folder
-    device="cpu",
+    folder: str | Path,  # the run folder
+    device: str | torch.device = "cpu",
     make: Callable = make_network,  # (settings, stage) -> network
 ) -> torch.nn.Module:
     "A stage's trained network, frozen, in evaluation mode."
@@ -105,7 +108,7 @@ class PoseLoss:
     def __init__(self, settings: PiSettings, modality: str):
         self.settings, self.modality = settings, modality
 
-    def __call__(self, network, batch) -> dict:
+    def __call__(self, network: BaseCNN, batch: Batch) -> dict:
         pose, _ = network(getattr(batch, self.modality))
         loss = loss_c(pose, batch.pose, self.settings.pose_reduction)
         return {"loss": loss, "pose": loss}
@@ -114,29 +117,36 @@ class PoseLoss:
 class _WeightedTerms:
     "The terms that the losses of stage 2 are made of, with their weights."
 
-    def __init__(self, settings: PiSettings, teacher: BaseCNN = None, kind: Stage = STAGES["rgb_pi"]):
+    def __init__(
+        self,
+        settings: ExperimentSettings,
+        teacher: torch.nn.Module | None = None,
+        kind: Stage = STAGES["rgb_pi"],
+    ):
         self.settings, self.kind, self.weight = settings, kind, settings.lambda_c
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.view = "image" if ARMS.get(kind.teacher, STAGES["depth"]).modality == "image" else "depth"
         # Eq. 3 is the same norm as Eq. 1, so it has by default the same weight
         self.mask_weight = settings.mask_weight or kind.masked * settings.inter_weight
 
-    def taught(self, batch) -> tuple:  # (B, 21, 3), (B, C, h, w)
+    def taught(self, batch: Batch) -> tuple:  # (B, 21, 3), (B, C, h, w)
         "The teacher's joints and features; shuffled: those of the frame half a batch away."
         view = getattr(batch, self.view)
         with torch.no_grad():
             return self.teacher(view.roll(max(1, len(view) // 2), 0) if self.kind.shuffled else view)
 
-    def intermediate(self, batch, features: torch.Tensor) -> torch.Tensor:
+    def intermediate(self, batch: Batch, features: torch.Tensor) -> torch.Tensor:
         "Eq. 1, weighted: the distance of the features to the frozen teacher's."
         settings = self.settings
         return settings.inter_weight * loss_inter(self.taught(batch)[1], features, settings.inter_reduction)
 
-    def joints(self, batch, pose: torch.Tensor) -> torch.Tensor:
+    def joints(self, batch: Batch, pose: torch.Tensor) -> torch.Tensor:
         "The distance of the joints to the frozen teacher's, weighted."
         return self.settings.joints_weight * loss_c(pose, self.taught(batch)[0], self.settings.pose_reduction)
 
-    def mask(self, batch, features: torch.Tensor, carrying: torch.Tensor = None) -> torch.Tensor:
+    def mask(
+        self, batch: Batch, features: torch.Tensor, carrying: torch.Tensor | None = None
+    ) -> torch.Tensor:
         "Eq. 3 on the images that carry it, by default on all."
         settings = self.settings
         return self.mask_weight * loss_mask(
@@ -147,7 +157,7 @@ class _WeightedTerms:
 class PiLoss(_WeightedTerms):
     "Eq. 2 of stage 2, and Eq. 3 if the stage or `mask_weight` has it; without a teacher, lambda_c Loss_C."
 
-    def terms(self, network, batch) -> dict:
+    def terms(self, network: torch.nn.Module, batch: Batch) -> dict:
         "The weighted terms of the sum."
         settings, (pose, features) = self.settings, network(batch.image)
         terms = {"pose": self.weight * loss_c(pose, batch.pose, settings.pose_reduction)}
@@ -159,13 +169,13 @@ class PiLoss(_WeightedTerms):
             terms["mask"] = self.mask(batch, features, carries_mask(batch.index, settings))
         return terms
 
-    def __call__(self, network, batch) -> dict:
+    def __call__(self, network: torch.nn.Module, batch: Batch) -> dict:
         terms = self.terms(network, batch)
         pose = terms["pose"] / self.weight  # Loss_C itself, comparable with stage 1
         return {"loss": sum(terms.values()), **terms, "pose": pose}
 
 # %% ../../nbs/privileged/04_experiment.ipynb #87d9a7fa
-def carries_mask(index: torch.Tensor, settings: PiSettings) -> torch.Tensor:  # (B,) bool
+def carries_mask(index: torch.Tensor, settings: Any) -> torch.Tensor:  # (B,) bool
     "Whether each image carries the mask loss: a fixed share, by a hash of the image's number."
     scattered = (index.long() + 7919 * settings.seed) * 2654435761 % 2**32
     return scattered < settings.mask_share * 2**32
@@ -174,13 +184,20 @@ def carries_mask(index: torch.Tensor, settings: PiSettings) -> torch.Tensor:  # 
 class ValidationLosses:
     "Pose, intermediate and joint loss and EPE over the validation split."
 
-    def __init__(self, settings: PiSettings, prepared, modality: str, depth_net=None, device="cpu"):
+    def __init__(
+        self,
+        settings: ExperimentSettings,
+        prepared: Prepared,
+        modality: str,
+        depth_net: torch.nn.Module | None = None,
+        device: str | torch.device = "cpu",
+    ):
         self.settings, self.modality = settings, modality
         self.depth_net, self.privileged = depth_net, PiLoss(settings, depth_net)
         seen = (modality,) if depth_net is None else ("image", "depth")
         self.batches = ordered_batches(prepared, 2 * settings.batch_size, device, seen, resident="auto")
 
-    def of_batch(self, network, batch) -> dict:
+    def of_batch(self, network: torch.nn.Module, batch: Batch) -> dict:
         "One batch's losses and the mean joint error in mm."
         settings, (pose, features) = self.settings, network(getattr(batch, self.modality))
         errors = (pose - batch.pose).norm(dim=-1) * batch.scale[:, None]
@@ -191,7 +208,7 @@ class ValidationLosses:
         joint = loss_joint(intermediate, values["pose"], settings.lambda_c)
         return {**values, "intermediate": intermediate, "joint": joint}
 
-    def __call__(self, network) -> dict:
+    def __call__(self, network: torch.nn.Module) -> dict:
         sums, count = {}, 0
         for batch in self.batches:
             for name, value in self.of_batch(network, batch).items():
@@ -219,13 +236,13 @@ _SECOND_ONLY = {
 _PLAN = ("controls", "search")  # they choose which trainings there are
 
 
-def depends_on(settings: PiSettings, stage: str, data: ExperimentData) -> dict:
+def depends_on(settings: ExperimentSettings, stage: str, data: ExperimentData) -> dict:
     "What a training depends on; in stage 1 the settings of stage 2 are left out."
     without = () if settings.STAGES[stage].second else _SECOND_ONLY
     return shared.depends_on(settings, data, {*_PLAN, *without, "steps_same_time"}, stage=stage)
 
 # %% ../../nbs/privileged/04_experiment.ipynb #764f07af
-def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
+def start_network(settings: PiSettings, stage: str, folder: str | Path) -> BaseCNN:
     "The network that a training starts from: new, the Depth Net of `depth_first`, or the trained RGB Net."
     network = make_network(settings, stage)
     if stage == "depth" and settings.depth_first:
@@ -241,7 +258,9 @@ def start_network(settings: PiSettings, stage: str, folder) -> BaseCNN:
 _CALIBRATION_STEPS = 20
 
 
-def untrained_teacher(settings: PiSettings, data: ExperimentData, device="cpu") -> BaseCNN:
+def untrained_teacher(
+    settings: PiSettings, data: ExperimentData, device: str | torch.device = "cpu"
+) -> BaseCNN:
     "Depth Net's starting weights, with the batch statistics of the first training batches."
     network = on_device(make_network(settings, "depth"), pick_device(str(device)), settings.channels_last)
     for module in network.modules():
@@ -255,8 +274,12 @@ def untrained_teacher(settings: PiSettings, data: ExperimentData, device="cpu") 
 
 # %% ../../nbs/privileged/04_experiment.ipynb #4f0e40e7
 def teacher_network(
-    settings: PiSettings, stage: str, data: ExperimentData, folder, device="cpu"
-) -> BaseCNN:  # None if the stage has no teacher
+    settings: PiSettings,
+    stage: str,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+) -> BaseCNN | None:  # None if the stage has no teacher
     "The frozen teacher of a stage."
     kind = settings.STAGES[stage]
     if not kind.privileged:
@@ -267,15 +290,15 @@ def teacher_network(
 
 # %% ../../nbs/privileged/04_experiment.ipynb #76dfdc85
 def fit_stage(
-    network,
+    network: torch.nn.Module,
     loss: Callable,
     stage: str,
-    settings,
+    settings: ExperimentSettings,
     data: ExperimentData,
     here: Path,  # the stage's folder
-    device,
+    device: str | torch.device,
     steps: int = 0,  # 0 = as in the settings
-    **more,  # of `fit`
+    **more: Any,  # of `fit`
 ) -> dict:
     "Train a stage's network on its batches; returns its `finished.json`."
     batch_at, loop = training_batches(settings, data, stage, device), train_settings(settings, stage, steps)
@@ -287,11 +310,11 @@ def train_stage(
     stage: str,  # a key of STAGES
     settings: PiSettings,
     data: ExperimentData,
-    folder,  # the run folder; the stage has a folder in it
+    folder: str | Path,  # the run folder; the stage has a folder in it
     steps: int = 0,  # 0 = as in the settings
-    device="cpu",
+    device: str | torch.device = "cpu",
     into: str = "",  # the stage's folder within, by default its name
-    report: Callable = None,
+    report: Callable | None = None,
 ) -> dict:
     "Train one stage, or continue or load it; returns its `finished.json`."
     kind, here, device = settings.STAGES[stage], Path(folder) / (into or stage), pick_device(str(device))
@@ -311,7 +334,7 @@ def train_stage(
     return fit_stage(network, loss, stage, settings, data, here, device, steps, **more)
 
 # %% ../../nbs/privileged/04_experiment.ipynb #a3a5c5aa
-def _before_data(settings: PiSettings, show_progress: bool = True):
+def _before_data(settings: PiSettings, show_progress: bool = True) -> Prepared:
     "The prepared depth crops of `depth_first`, made if they do not exist yet."
     twin = settings.depth_first.startswith("sim-")
     reader = (
@@ -323,7 +346,12 @@ def _before_data(settings: PiSettings, show_progress: bool = True):
     return prepared.rooted(settings.origin)
 
 # %% ../../nbs/privileged/04_experiment.ipynb #cd8c2b4d
-def _train_before(settings: PiSettings, folder, device="cpu", report: Callable = None) -> dict:
+def _train_before(
+    settings: PiSettings,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    report: Callable | None = None,
+) -> dict:
     "Train Depth Net on `depth_first`, or continue or load that training; returns its `finished.json`."
     here, prepared = Path(folder) / "before", _before_data(settings, show_progress=False)
     batches = shared.augmented_batches(prepared, settings, device, modalities=("depth",))
@@ -348,8 +376,13 @@ def _train_before(settings: PiSettings, folder, device="cpu", report: Callable =
 
 # %% ../../nbs/privileged/04_experiment.ipynb #f89408f2
 def stage_jobs(
-    stages: dict, settings: PiSettings, data: ExperimentData, folder, device, train: Callable = train_stage
-) -> list:  # stages: {stage: steps, 0 = as in the settings}
+    stages: dict,  # {stage: steps, 0 = as in the settings}
+    settings: ExperimentSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device,
+    train: Callable = train_stage,
+) -> list:
     "A job for each stage."
     return [
         Job(
@@ -363,7 +396,13 @@ def stage_jobs(
     ]
 
 # %% ../../nbs/privileged/04_experiment.ipynb #46d79419
-def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
+def train_first(
+    settings: PiSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    show: bool = True,
+) -> dict:
     "Stage 1: Depth Net and RGB Net."
     settings = check_pi(settings)
     if settings.depth_first:
@@ -378,7 +417,10 @@ def train_first(settings: PiSettings, data: ExperimentData, folder, device="cpu"
 
 # %% ../../nbs/privileged/04_experiment.ipynb #fe72f6f6
 def start_sizes(
-    settings: PiSettings, data: ExperimentData, folder, device="cpu"
+    settings: PiSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
 ) -> dict:  # {term: {'value', 'gradient'}}
     "The sizes of Eq. 2's terms at the start of stage 2."
     device = pick_device(str(device))
@@ -393,8 +435,8 @@ def time_steps(
     stage: str,
     settings: PiSettings,
     data: ExperimentData,
-    device="cpu",
-    report: Callable = None,  # passed to every job; not used here
+    device: str | torch.device = "cpu",
+    report: Callable | None = None,  # passed to every job; not used here
 ) -> float:
     "The median seconds of a stage's training step, batch included."
     device = pick_device(str(device))
@@ -412,7 +454,9 @@ def time_steps(
     return float(np.median(times["batch"] + times["step"])) / 1000
 
 # %% ../../nbs/privileged/04_experiment.ipynb #f5b9e70f
-def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> float:
+def step_time_ratio(
+    settings: PiSettings, data: ExperimentData, folder: str | Path, device: str | torch.device = "cpu"
+) -> float:
     "Time of a privileged step over time of a control's: from the run folder, the project, or measured."
     path = Path(folder) / "step_time.json"
     if not path.exists():
@@ -420,7 +464,7 @@ def step_time_ratio(settings: PiSettings, data: ExperimentData, folder, device="
     return _read_step_time(folder)["ratio"]
 
 # %% ../../nbs/privileged/04_experiment.ipynb #bc614265
-def _read_step_time(folder) -> dict:  # {'seconds', 'ratio'}
+def _read_step_time(folder: str | Path) -> dict:  # {'seconds', 'ratio'}
     "The step times that a run folder records."
     path, fix = Path(folder) / "step_time.json", "delete it and run the notebook again, which writes it"
     found = read_json(path, ("seconds", "ratio"), fix)
@@ -429,7 +473,7 @@ def _read_step_time(folder) -> dict:  # {'seconds', 'ratio'}
     return found
 
 # %% ../../nbs/privileged/04_experiment.ipynb #b38450a0
-def _noted_times(settings, data, device) -> dict:
+def _noted_times(settings: PiSettings, data: ExperimentData, device: str | torch.device) -> dict:
     "The step times in the project's file; measured and added if they are not there."
     settings_of_time = {
         name: value
@@ -451,7 +495,7 @@ _NO_TIME = {
 }  # a step's time does not depend on these
 
 # %% ../../nbs/privileged/04_experiment.ipynb #8393a33a
-def _measured_times(settings, data, device) -> dict:
+def _measured_times(settings: PiSettings, data: ExperimentData, device: str | torch.device) -> dict:
     "The times of both kinds of step, measured at the same time."
     jobs = [
         Job(stage, time_steps, dict(stage=stage, settings=settings, data=data, device=str(device)))
@@ -461,7 +505,12 @@ def _measured_times(settings, data, device) -> dict:
     return {"seconds": seconds, "ratio": max(1.0, seconds["rgb_pi"] / seconds["rgb_steps"])}
 
 # %% ../../nbs/privileged/04_experiment.ipynb #9fdebb15
-def second_steps(settings: PiSettings, data: ExperimentData, folder, device="cpu") -> dict:  # {stage: steps}
+def second_steps(
+    settings: PiSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+) -> dict:  # {stage: steps}
     "The networks of stage 2, the longest trainings first; 0 steps: as in the settings."
     measured = round(settings.steps_second * step_time_ratio(settings, data, folder, device))
     same_time = settings.steps_same_time or measured
@@ -483,10 +532,10 @@ def unused_settings(kind: Stage) -> set:
 def _search_second(
     settings: PiSettings,
     data: ExperimentData,
-    folder,
-    device="cpu",
+    folder: str | Path,
+    device: str | torch.device = "cpu",
     show: bool = True,
-    candidates: list = None,  # [{setting: value}]; None: `settings.search` of them, drawn at random
+    candidates: list | None = None,  # [{setting: value}]; None: `settings.search` of them, drawn at random
 ) -> dict:  # {stage: {setting: value}}
     "Train every network of stage 2 with every candidate; returns the settings of the best ones."
     draw = None if candidates else partial(draw_candidate, settings, SEARCHED, seed=settings.seed)
@@ -505,7 +554,13 @@ def _search_second(
     return chosen_settings(found)
 
 # %% ../../nbs/privileged/04_experiment.ipynb #f90c513e
-def train_second(settings: PiSettings, data: ExperimentData, folder, device="cpu", show: bool = True) -> dict:
+def train_second(
+    settings: PiSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    show: bool = True,
+) -> dict:
     "Stage 2: RGB PI Net and the controls of equal time and of equal steps."
     settings = check_pi(settings)
     chosen = _search_second(settings, data, folder, device, show) if settings.search else {}
@@ -520,10 +575,10 @@ def train_second(settings: PiSettings, data: ExperimentData, folder, device="cpu
 
 # %% ../../nbs/privileged/04_experiment.ipynb #09076336
 def predict(
-    network,  # a trained BaseCNN
-    prepared,  # prepared crops
+    network: BaseCNN,  # a trained BaseCNN
+    prepared: Prepared,  # prepared crops
     modality: str = "image",  # 'image' or 'depth'
-    device="cpu",
+    device: str | torch.device = "cpu",
     batch_size: int = 64,
 ) -> np.ndarray:  # (N, 21, 3) mm
     "Poses in mm at the true root and scale, in 32-bit precision."
@@ -539,9 +594,9 @@ def predict(
 def predict_all(
     settings: PiSettings,
     data: ExperimentData,  # gives the mean pose of the training frames
-    folder,  # the run folder
-    prepared=None,  # other crops than the test split's
-    device="cpu",
+    folder: str | Path,  # the run folder
+    prepared: Prepared | None = None,  # other crops than the test split's
+    device: str | torch.device = "cpu",
 ) -> dict:  # {stage: (N, 21, 3) mm}
     "The predictions of every network and of the mean pose; Depth Net only if the frames have depth."
     prepared = (data.test if prepared is None else prepared).rooted(settings.origin)
@@ -569,7 +624,7 @@ def _scale_settings(settings: PiSettings, name: str) -> PiSettings:
     return replace(settings, inter_reduction=inter, inter_weight=weight, pose_reduction=pose)
 
 # %% ../../nbs/privileged/04_experiment.ipynb #ad3572b1
-def _scale_job(name: str, settings: PiSettings, **arguments) -> Job:
+def _scale_job(name: str, settings: PiSettings, **arguments: Any) -> Job:
     "The training of RGB PI Net with a candidate scale, or of the 'control'."
     stage, own = ("rgb_steps", settings) if name == "control" else ("rgb_pi", _scale_settings(settings, name))
     into = f"scale/{name.replace(', ', '-').replace(' ', '_')}"
@@ -579,10 +634,10 @@ def _scale_job(name: str, settings: PiSettings, **arguments) -> Job:
 def choose_scale(
     settings: PiSettings,
     data: ExperimentData,
-    folder,  # the run folder
-    names=tuple(_SCALES),
+    folder: str | Path,  # the run folder
+    names: Iterable[str] = tuple(_SCALES),
     steps: int = 0,  # 0 = as in the settings
-    device="cpu",
+    device: str | torch.device = "cpu",
     show: bool = True,
 ) -> dict:
     "Train stage 2 with each candidate scale; returns the validation EPE (mm) of each and the best."
@@ -595,7 +650,7 @@ def choose_scale(
     return chosen
 
 # %% ../../nbs/privileged/04_experiment.ipynb #061abaae
-def _rows(path, stage: str, split: str) -> list:
+def _rows(path: str | Path, stage: str, split: str) -> list:
     "The rows of a stage's loss table, with the stage's name."
     table = read_losses(path, split)
     columns = {name: column.tolist() for name, column in table.items()}
@@ -604,7 +659,7 @@ def _rows(path, stage: str, split: str) -> list:
     return [{**named, **dict(zip(columns, row))} for row in zip(*columns.values())]
 
 # %% ../../nbs/privileged/04_experiment.ipynb #ab7716af
-def gather_losses(folder, stages=STAGES):
+def gather_losses(folder: str | Path, stages: Iterable[str] = STAGES):
     "Write the loss tables of all stages as one, with a column that names the network."
     path = Path(folder)
     rows = [
@@ -617,13 +672,13 @@ def gather_losses(folder, stages=STAGES):
 
 # %% ../../nbs/privileged/04_experiment.ipynb #9a30311a
 def write_run(
-    folder,
+    folder: str | Path,
     settings: PiSettings,
     data: ExperimentData,
     predictions: dict,  # {stage: (N, 21, 3) mm}
     values: dict,  # {stage: scores}
-    seconds: dict = None,
-    **more,
+    seconds: dict | None = None,
+    **more: Any,
 ) -> dict:
     "Write the run folder's files, `metrics.json` last; returns its content."
     folder, stages = Path(folder), stages_of(settings)

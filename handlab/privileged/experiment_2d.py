@@ -13,12 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..core import read_json
+from ..data.batches import Batch
+from ..data.prepare import Prepared
 from ..hand.camera import image_uv
 from ..hand.metrics import measures_2d, thresholds_2d
 from ..machine import pick_device
@@ -156,7 +158,9 @@ def make_machine(settings: Pi2dSettings, stage: str) -> PoseMachine:
     )
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #e1e840ba
-def trained_machine(settings: Pi2dSettings, stage: str, folder, device="cpu") -> PoseMachine:
+def trained_machine(
+    settings: Pi2dSettings, stage: str, folder: str | Path, device: str | torch.device = "cpu"
+) -> PoseMachine:
     "A stage's trained network, frozen, in evaluation mode."
     return trained_network(settings, stage, folder, device, make_machine)
 
@@ -164,13 +168,13 @@ def trained_machine(settings: Pi2dSettings, stage: str, folder, device="cpu") ->
 class MapLoss(PiLoss):
     "The loss of each stage: of the maps, and in stage 2 also Eq. 1 or Eq. 3 if the stage has it."
 
-    def __init__(self, settings: Pi2dSettings, stage: str, depth_net: PoseMachine = None):
+    def __init__(self, settings: Pi2dSettings, stage: str, depth_net: PoseMachine | None = None):
         super().__init__(settings, depth_net)
         self.kind = settings.STAGES[stage]
         self.weight = settings.lambda_c if self.kind.second else 1.0  # of Loss_C
         self.carrying = SimpleNamespace(mask_share=self.kind.mask_share, seed=settings.seed)
 
-    def terms(self, network, batch) -> dict:
+    def terms(self, network: PoseMachine, batch: Batch) -> dict:
         "The weighted terms of the sum."
         settings, (maps, features) = self.settings, network(getattr(batch, self.kind.modality))
         terms = {"pose": self.weight * maps_error(maps, batch, settings)}
@@ -183,7 +187,7 @@ class MapLoss(PiLoss):
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #603c57a9
 def maps_error(
     maps: torch.Tensor,  # (T, B, 21, s, s)
-    batch,
+    batch: Batch,
     settings: Pi2dSettings,
 ) -> torch.Tensor:
     "Loss_C of a batch."
@@ -199,7 +203,14 @@ def _joints_of(maps: torch.Tensor, settings: Pi2dSettings) -> torch.Tensor:  # (
 class ValidationMaps(ValidationLosses):
     "Losses and EPE (px of the original image) over the validation split."
 
-    def __init__(self, settings: Pi2dSettings, prepared, stage: str, depth_net=None, device="cpu"):
+    def __init__(
+        self,
+        settings: Pi2dSettings,
+        prepared: Prepared,
+        stage: str,
+        depth_net: PoseMachine | None = None,
+        device: str | torch.device = "cpu",
+    ):
         self.settings, self.modality = settings, settings.STAGES[stage].modality
         self.depth_net, self.privileged = depth_net, PiLoss(settings, depth_net)
         seen = (self.modality,) if depth_net is None else ("image", "depth", "mask")
@@ -207,7 +218,7 @@ class ValidationMaps(ValidationLosses):
         zoom = np.asarray(prepared.box)[:, 2] / settings.crop  # px of the original image per px of the crop
         self.zoom = torch.from_numpy(zoom).float().to(device)
 
-    def of_batch(self, network, batch) -> dict:
+    def of_batch(self, network: PoseMachine, batch: Batch) -> dict:
         "One batch's losses and the mean error of its visible joints."
         maps, features = network(getattr(batch, self.modality))
         offsets = (_joints_of(maps, self.settings) - batch.uv).norm(dim=-1)
@@ -219,7 +230,7 @@ class ValidationMaps(ValidationLosses):
         return {**values, "intermediate": intermediate, "mask": self.privileged.mask(batch, features)}
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #5e7b43c4
-def start_machine(settings: Pi2dSettings, stage: str, folder) -> PoseMachine:
+def start_machine(settings: Pi2dSettings, stage: str, folder: str | Path) -> PoseMachine:
     "The network that a training starts from: new, or the trained Baseline RGB."
     network = make_machine(settings, stage)
     return (
@@ -233,10 +244,10 @@ def train_stage_2d(
     stage: str,  # a key of STAGES_2D
     settings: Pi2dSettings,
     data: ExperimentData,
-    folder,  # the run folder; the stage has a folder in it
+    folder: str | Path,  # the run folder; the stage has a folder in it
     steps: int = 0,  # 0 = as in the settings
-    device="cpu",
-    report: Callable = None,
+    device: str | torch.device = "cpu",
+    report: Callable | None = None,
 ) -> dict:
     "Train one stage, or continue or load it; returns its `finished.json`."
     kind, here, device = settings.STAGES[stage], Path(folder) / stage, pick_device(str(device))
@@ -254,7 +265,12 @@ def train_stage_2d(
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #8fe3d3dc
 def train_stages_2d(
-    second: bool, settings: Pi2dSettings, data: ExperimentData, folder, device="cpu", show: bool = True
+    second: bool,
+    settings: Pi2dSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    show: bool = True,
 ) -> dict:
     "All trainings of stage 1, or of stage 2, side by side."
     settings = check_pi_2d(settings)
@@ -268,7 +284,10 @@ def train_stages_2d(
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #cce3d1d4
 def start_sizes_2d(
-    settings: Pi2dSettings, data: ExperimentData, folder, device="cpu"
+    settings: Pi2dSettings,
+    data: ExperimentData,
+    folder: str | Path,
+    device: str | torch.device = "cpu",
 ) -> dict:  # {term: {'value', 'gradient'}}
     "The sizes of the terms at the start of stage 2, with the mask loss on all images."
     device, sizes = pick_device(str(device)), {}
@@ -284,7 +303,7 @@ def start_sizes_2d(
     return sizes
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #8e0b0002
-def speed_case_2d(settings: Pi2dSettings, data: ExperimentData, device="cpu") -> Case:
+def speed_case_2d(settings: Pi2dSettings, data: ExperimentData, device: str | torch.device = "cpu") -> Case:
     "The training of Baseline RGB, to measure a device's speed."
     return Case(
         f"pose machine, {settings.crop} px",
@@ -297,11 +316,11 @@ def speed_case_2d(settings: Pi2dSettings, data: ExperimentData, device="cpu") ->
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #ca5d356a
 def predict_2d(
-    network,  # a trained PoseMachine
-    prepared,  # prepared crops
+    network: PoseMachine,  # a trained PoseMachine
+    prepared: Prepared,  # prepared crops
     settings: Pi2dSettings,
     modality: str = "image",  # 'image' or 'depth'
-    device="cpu",
+    device: str | torch.device = "cpu",
     batch_size: int = 32,
 ) -> np.ndarray:  # (N, 21, 2) px
     "Joints in px of the original image, in 32-bit precision."
@@ -320,7 +339,10 @@ def mean_position(data: ExperimentData) -> np.ndarray:  # (21, 2) px of the crop
     return np.nanmean(shared.in_order(data.train, lambda batch: batch.uv.double()).numpy(), 0)
 
 
-def place_position(position: np.ndarray, prepared) -> np.ndarray:  # (N, 21, 2) px of the original image
+def place_position(
+    position: np.ndarray,
+    prepared: Prepared,
+) -> np.ndarray:  # (N, 21, 2) px of the original image
     "The same position in every frame's crop, in px of the original image."
     everywhere = np.broadcast_to(position, (len(prepared), 21, 2))
     return image_uv(everywhere, np.asarray(prepared.box, float), prepared.settings.size).astype(np.float32)
@@ -329,9 +351,9 @@ def place_position(position: np.ndarray, prepared) -> np.ndarray:  # (N, 21, 2) 
 def predict_all_2d(
     settings: Pi2dSettings,
     data: ExperimentData,  # gives the mean position in the training frames
-    folder,  # the run folder
-    prepared=None,  # other crops than the test split's
-    device="cpu",
+    folder: str | Path,  # the run folder
+    prepared: Prepared | None = None,  # other crops than the test split's
+    device: str | torch.device = "cpu",
 ) -> dict:  # {stage: (N, 21, 2) px of the original image}
     "The predictions of every network and of the mean position; Baseline Depth only if the frames have depth."
     prepared = data.test if prepared is None else prepared
@@ -347,7 +369,8 @@ def predict_all_2d(
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #46cb803d
 def evaluate_2d(
-    prepared, predictions: dict
+    prepared: Prepared,
+    predictions: dict,
 ) -> dict:  # {stage: {protocol: {'epe_mean', 'epe_median', 'auc', 'pck'}}}
     "The scores of several sets of predictions on visible joints, under each protocol."
     return {
@@ -356,7 +379,7 @@ def evaluate_2d(
     }
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #d140ac0c
-def other_frames(dataset: str, root: str, settings: Pi2dSettings):
+def other_frames(dataset: str, root: str, settings: Pi2dSettings) -> Prepared:
     "The prepared evaluation crops of another dataset, cropped by its finger tips."
     reader = evaluation_reader(
         dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip
@@ -365,14 +388,14 @@ def other_frames(dataset: str, root: str, settings: Pi2dSettings):
 
 # %% ../../nbs/privileged/07_experiment_2d.ipynb #c5a426c7
 def write_run_2d(
-    folder,
+    folder: str | Path,
     settings: Pi2dSettings,
     data: ExperimentData,
     predictions: dict,  # {stage: (N, 21, 2) px}
     values: dict,  # {stage: {protocol: scores}}
-    seconds: dict = None,
-    others: dict = None,  # {set: (prepared, predictions)}
-    **more,
+    seconds: dict | None = None,
+    others: dict | None = None,  # {set: (prepared, predictions)}
+    **more: Any,
 ) -> dict:
     "Write the run folder's files, `metrics.json` last; returns its content."
     folder, stages, others = Path(folder), settings.STAGES, others or {}

@@ -8,13 +8,17 @@ __all__ = ['PANELS', 'batch_at', 'images_of', 'picture_grid', 'label_rows', 'fig
            'fig_predictions', 'overlay_grid', 'fig_overlays']
 
 # %% ../../nbs/privileged/05_figures.ipynb #9674dacd
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import LogLocator
+from mpl_toolkits.mplot3d import Axes3D
 
+from ..data.batches import Batch
+from ..data.prepare import Prepared
 from ..hand.camera import project
 from handlab.hand.draw import (
     COLOURS,
@@ -32,17 +36,25 @@ from ..train.experiment import ordered_batches
 from ..train.files import read_losses
 
 # %% ../../nbs/privileged/05_figures.ipynb #eed53336
-def batch_at(prepared, indices, modalities=("image", "depth", "mask")):
+def batch_at(
+    prepared: Prepared,
+    indices: Sequence[int] | np.ndarray,
+    modalities: Collection[str] = ("image", "depth", "mask"),
+) -> Batch:
     "Some of the prepared crops as one batch, without augmentation."
     return next(iter(ordered_batches(prepared.subset(np.asarray(indices)), len(indices), "cpu", modalities)))
 
 
-def images_of(batch) -> np.ndarray:  # (B, S, S, 3), 0 to 1
+def images_of(batch: Batch) -> np.ndarray:  # (B, S, S, 3), 0 to 1
     "The batch's images, as `imshow` takes them."
     return (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
 
 # %% ../../nbs/privileged/05_figures.ipynb #33d1dbff
-def picture_grid(rows: int, columns: int, height: float = 1.6):  # height: inch per row
+def picture_grid(
+    rows: int,
+    columns: int,
+    height: float = 1.6,  # inch per row
+) -> tuple[plt.Figure, np.ndarray]:
     "A figure of small pictures without ticks, and its axes (rows, columns)."
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.5 * columns, height * rows), dpi=85, squeeze=False, layout="tight"
@@ -52,13 +64,13 @@ def picture_grid(rows: int, columns: int, height: float = 1.6):  # height: inch 
     return figure, axes
 
 
-def label_rows(axes, labels, size: float = 8):
+def label_rows(axes: np.ndarray, labels: Iterable[str], size: float = 8):
     "A label to the left of each row of pictures."
     for axis, label in zip(axes[:, 0], labels):
         axis.set_ylabel(label, fontsize=size)
 
 # %% ../../nbs/privileged/05_figures.ipynb #cb517bc5
-def fig_samples(prepared, count: int = 8):
+def fig_samples(prepared: Prepared, count: int = 8) -> plt.Figure:
     "Crops with their joints, depth and mask, one column per sample."
     batch = batch_at(prepared, np.linspace(0, len(prepared) - 1, count).astype(int))
     figure, axes = picture_grid(3, count, 1.4)
@@ -71,12 +83,12 @@ def fig_samples(prepared, count: int = 8):
 
 # %% ../../nbs/privileged/05_figures.ipynb #fb1e3d46
 def draw_pck(
-    axis,
-    thresholds,  # (T,) mm or px
+    axis: plt.Axes,
+    thresholds: np.ndarray,  # (T,) mm or px
     curves: dict,  # {stage: (label, shares (T,))}, in the order of the legend
     title: str = "",  # the name of the data
     areas: str = "",  # title of the legend: the AUC in the labels
-):
+) -> plt.Figure:
     "PCK curves of several networks, with grid and legend."
     for stage, (label, shares) in curves.items():
         axis.plot(thresholds, shares, **line_of(stage), linewidth=1.8, label=label)
@@ -91,7 +103,7 @@ def draw_pck(
 def fig_pck(
     values: dict,  # {stage: scores with 'pck', 'auc_0_50', 'auc_20_50'}, as in metrics.json
     title: str = "",  # the name of the data
-):
+) -> plt.Figure:
     "3D PCK of the networks, the best first."
     _, axis = plt.subplots(figsize=(5.2, 4), dpi=85)
     best_first = sorted(set(values) & set(STAGES), key=lambda stage: -values[stage]["auc_0_50"])
@@ -113,13 +125,13 @@ PANELS = {
 }
 
 
-def stage_curves(folder, stage: str, offset: int) -> tuple:
+def stage_curves(folder: str | Path, stage: str, offset: int) -> tuple:
     "A stage's validation and training losses, with `offset` added to its steps."
     tables = [read_losses(Path(folder) / stage / "losses.csv", split) for split in ("validation", "training")]
     return tuple({**table, "step": table["step"] + offset} if table else {} for table in tables)
 
 # %% ../../nbs/privileged/05_figures.ipynb #575317ba
-def draw_loss(axis, curves: tuple, stage: str, name: str, label: str):  # curves: of `stage_curves`
+def draw_loss(axis: plt.Axes, curves: tuple, stage: str, name: str, label: str):  # curves: of `stage_curves`
     "One network's curve of one loss, if the network has it."
     validation, training = curves
     if name in validation:
@@ -129,11 +141,11 @@ def draw_loss(axis, curves: tuple, stage: str, name: str, label: str):  # curves
 
 # %% ../../nbs/privileged/05_figures.ipynb #dee9de30
 def fig_losses(
-    folder,  # of the run
+    folder: str | Path,  # of the run
     steps_first: int,  # where stage 2 begins
     stages: dict = STAGES,
     panels: dict = PANELS,  # {column of losses.csv: title}
-):
+) -> plt.Figure:
     "The losses of the networks over the training, one panel per loss."
     figure, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.2), dpi=85)
     for stage, kind in stages.items():
@@ -155,7 +167,12 @@ def fig_losses(
     return figure
 
 # %% ../../nbs/privileged/05_figures.ipynb #45592d22
-def draw_map(axis, background, values, text: str):  # (S, S) grey, (h, w)
+def draw_map(
+    axis: plt.Axes,
+    background: np.ndarray,  # (S, S) grey
+    values: np.ndarray,  # (h, w)
+    text: str,
+):
     "An activation map, enlarged, over the grey image."
     axis.imshow(background, cmap="gray", vmin=0, vmax=1)
     edge = background.shape[0] - 0.5
@@ -164,7 +181,7 @@ def draw_map(axis, background, values, text: str):  # (S, S) grey, (h, w)
     axis.set_xlabel(text, fontsize=8)
 
 
-def features_of(network, batch, modality: str) -> torch.Tensor:  # (B, C, h, w)
+def features_of(network: torch.nn.Module, batch: Batch, modality: str) -> torch.Tensor:  # (B, C, h, w)
     "The mid-level features of a batch."
     with torch.no_grad():
         return network.eval()(getattr(batch, modality))[1]
@@ -172,10 +189,10 @@ def features_of(network, batch, modality: str) -> torch.Tensor:  # (B, C, h, w)
 # %% ../../nbs/privileged/05_figures.ipynb #53ff3e02
 def fig_activations(
     networks: dict,  # {stage: trained network}
-    prepared,  # prepared crops
+    prepared: Prepared,  # prepared crops
     count: int = 5,  # how many of them
     stages: dict = STAGES,
-):
+) -> plt.Figure:
     "The image, the networks' activation maps with their energy on the hand, and the depth."
     batch = batch_at(prepared, np.linspace(0, len(prepared) - 1, count).astype(int))
     figure, axes = picture_grid(len(networks) + 2, count)
@@ -194,7 +211,10 @@ def fig_activations(
 
 # %% ../../nbs/privileged/05_figures.ipynb #c64647de
 def activation_energy(
-    networks: dict, prepared, device="cpu", stages: dict = STAGES
+    networks: dict,
+    prepared: Prepared,
+    device: str | torch.device = "cpu",
+    stages: dict = STAGES,
 ) -> dict:  # {stage: share, 'hand': the share of the crop that the hand covers}
     "The mean share of activation energy on the hand over all samples."
     shares = {stage: [] for stage in (*networks, "hand")}
@@ -206,7 +226,13 @@ def activation_energy(
     return {stage: float(torch.cat(parts).mean()) for stage, parts in shares.items()}
 
 # %% ../../nbs/privileged/05_figures.ipynb #b7e8b93c
-def _draw_pose(axis, true, predicted, stage: str, title: str):  # (21, 3) mm both
+def _draw_pose(
+    axis: Axes3D,
+    true: np.ndarray,  # (21, 3) mm
+    predicted: np.ndarray,  # (21, 3) mm
+    stage: str,
+    title: str,
+):
     draw_hand_3d(axis, true, COLOURS["truth"], width=1.2)
     draw_hand_3d(axis, predicted, COLOURS[stage], width=1.6)
     frame_hands_3d(axis, np.stack([true, predicted]))
@@ -214,10 +240,10 @@ def _draw_pose(axis, true, predicted, stage: str, title: str):  # (21, 3) mm bot
 
 # %% ../../nbs/privileged/05_figures.ipynb #acbdf5e8
 def fig_predictions(
-    prepared,  # prepared crops
+    prepared: Prepared,  # prepared crops
     predictions: dict,  # {stage: (N, 21, 3) mm}
-    indices,  # which samples
-):
+    indices: Sequence[int] | np.ndarray,  # which samples
+) -> plt.Figure:
     "Images, and each network's 3D pose with the ground truth."
     stages = [stage for stage in STAGES if stage in predictions]
     figure = plt.figure(figsize=(1.7 * len(indices), 1.8 * (len(stages) + 1)), dpi=85)
@@ -237,11 +263,11 @@ def fig_predictions(
 
 # %% ../../nbs/privileged/05_figures.ipynb #bb3bc90a
 def overlay_grid(
-    images,  # (n, S, S, 3)
+    images: np.ndarray,  # (n, S, S, 3)
     hands: dict,  # {'truth' or a stage: (n, 21, 2) px of the crop}
     labels: dict,  # {stage: name}
-    texts: dict = None,  # {stage: n texts, one under each crop}
-):
+    texts: dict | None = None,  # {stage: n texts, one under each crop}
+) -> plt.Figure:
     "Hands over their crops, one row for the truth and one per network."
     figure, axes = picture_grid(len(hands), len(images), 1.7)
     for row, (name, uv) in zip(axes, hands.items()):
@@ -253,7 +279,11 @@ def overlay_grid(
     return figure
 
 # %% ../../nbs/privileged/05_figures.ipynb #80f842c8
-def fig_overlays(prepared, predictions: dict, indices):  # predictions {stage: (N, 21, 3) mm}
+def fig_overlays(
+    prepared: Prepared,
+    predictions: dict,  # {stage: (N, 21, 3) mm}
+    indices: Sequence[int] | np.ndarray,
+) -> plt.Figure:
     "Truth and predictions projected into the crops."
     batch = batch_at(prepared, indices, ("image",))
     joints = {"truth": np.asarray(prepared.joints)}

@@ -7,11 +7,14 @@ __all__ = ['PROTOCOL_NAMES', 'LABELS_2D', 'PANELS_2D', 'draw_maps', 'fig_maps', 
            'fig_shares', 'fig_predictions_2d']
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #15dd83d9
+from collections.abc import Iterable, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch.nn import functional
 
+from ..data.prepare import Prepared
 from ..hand.camera import crop_matrix, transform_uv
 from ..hand.draw import COLOURS, draw_over, legend_below, line_of
 from ..hand.metrics import thresholds_2d
@@ -24,14 +27,14 @@ from handlab.privileged.figures import (
     overlay_grid,
     picture_grid,
 )
-from .pose_machine import target_maps
+from .pose_machine import PoseMachine, target_maps
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #d3f276f7
 PROTOCOL_NAMES = {"zb": "hand3d's EvalUtil", "mmpose": "mmpose", "pooled": "pooled"}
 LABELS_2D = {"mean_pose": MEAN_POSITION, **{stage: kind.label for stage, kind in STAGES_2D.items()}}
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #bfdc1ff3
-def draw_maps(axis, image: np.ndarray, maps: torch.Tensor):  # image (S, S, 3), maps (21, s, s)
+def draw_maps(axis: plt.Axes, image: np.ndarray, maps: torch.Tensor):  # image (S, S, 3), maps (21, s, s)
     "The largest of the 21 maps over the grey image."
     size = image.shape[0]
     large = functional.interpolate(
@@ -42,11 +45,11 @@ def draw_maps(axis, image: np.ndarray, maps: torch.Tensor):  # image (S, S, 3), 
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #4ceb263b
 def fig_maps(
-    network,  # a pose machine
-    prepared,  # prepared crops
-    indices,  # which of them
+    network: PoseMachine,  # a pose machine
+    prepared: Prepared,  # prepared crops
+    indices: Sequence[int] | np.ndarray,  # which of them
     modality: str = "image",
-):
+) -> plt.Figure:
     "Images with their true joints, the true maps, and the maps of each stage."
     batch = batch_at(prepared, indices, ("image", modality))
     with torch.no_grad():
@@ -66,7 +69,7 @@ def fig_pck_2d(
     values: dict,  # {stage: {protocol: scores}}
     protocol: str = "zb",  # hand3d's, which the paper follows
     title: str = "",  # the name of the data
-):
+) -> plt.Figure:
     "2D PCK of the networks, the best first."
     _, axis = plt.subplots(figsize=(5.2, 4), dpi=85)
     rows = {stage: values[stage][protocol] for stage in STAGES_2D if stage in values}
@@ -112,7 +115,7 @@ def share_of(stage: str) -> float:
     return STAGES_2D[stage].mask_share
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #96eafa7c
-def _draw_energy(axis, stages, energy: dict):
+def _draw_energy(axis: plt.Axes, stages: Iterable[str], energy: dict):
     "The energy on the hand over the share of masks; that of the networks without a mask as lines."
     shares, on_hand = [share_of(stage) for stage in stages], [energy[stage] for stage in stages]
     style = line_of("mask_1") | dict(markevery=None)
@@ -127,7 +130,7 @@ def fig_shares(
     values: dict,  # {stage: {protocol: scores}}
     energy: dict,  # {stage: share on the hand, 'hand': ...}, of `activation_energy`
     protocol: str = "zb",
-):
+) -> plt.Figure:
     "Energy on the hand and EPE over the share of masks."
     stages = sorted(("rgb_steps", *MASKS), key=share_of)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=85)
@@ -146,10 +149,10 @@ def fig_shares(
 
 # %% ../../nbs/privileged/08_figures_2d.ipynb #1ef85b96
 def fig_predictions_2d(
-    prepared,  # prepared crops
+    prepared: Prepared,  # prepared crops
     predictions: dict,  # {stage: (N, 21, 2) px of the original image}
-    indices,  # which samples
-):
+    indices: Sequence[int] | np.ndarray,  # which samples
+) -> plt.Figure:
     "Truth and predictions over the crops, one row per network."
     indices = np.asarray(indices)
     batch = batch_at(prepared, indices, ("image",))

@@ -7,6 +7,8 @@ __all__ = ['REDUCTIONS', 'REFERENCE_UNITS', 'squared_norm', 'loss_inter', 'loss_
            'inter_weight_for', 'term_sizes']
 
 # %% ../../nbs/privileged/02_losses.ipynb #995a2617
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -79,7 +81,7 @@ def loss_mask(
     mask: torch.Tensor,  # (B, 1, S, S), 1 on the hand
     reduction: str = "sum",
     pooling: str = "area",
-    carries: torch.Tensor = None,  # (B,) bool: the images that have the loss, None = all
+    carries: torch.Tensor | None = None,  # (B,) bool: the images that have the loss, None = all
 ) -> torch.Tensor:
     "Eq. 3, the mean over the batch."
     norms = squared_norm(features.float() * off_hand(mask, features.shape[-2:], pooling), reduction)
@@ -96,7 +98,7 @@ def inter_weight_for(units: int) -> float:
 # %% ../../nbs/privileged/02_losses.ipynb #4ff08095
 def term_sizes(
     terms: dict,  # {name: scalar tensor with its graph}
-    parameters,  # that all terms share
+    parameters: Iterable[torch.Tensor],  # that all terms share
 ) -> dict:  # {name: {'value', 'gradient'}}
     "Value and gradient norm of each term with respect to the parameters."
     parameters, sizes = list(parameters), {}

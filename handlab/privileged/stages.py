@@ -7,6 +7,7 @@ __all__ = ['STAGES', 'CONTROLS', 'ARMS', 'CHOICES', 'POSITIVE', 'Stage', 'named_
            'train_settings']
 
 # %% ../../nbs/privileged/03_stages.ipynb #57a9e003
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,7 +68,7 @@ def named_controls(names: str) -> set:  # as in the settings: names separated by
     return wanted | (teachers & set(CONTROLS))
 
 # %% ../../nbs/privileged/03_stages.ipynb #689bb69c
-def stages_of(settings) -> dict:  # PiSettings
+def stages_of(settings: "PiSettings") -> dict:  # PiSettings
     "The trainings that the settings ask for."
     wanted = named_controls(settings.controls)
     return STAGES | {stage: kind for stage, kind in CONTROLS.items() if stage in wanted}
@@ -148,7 +149,9 @@ CHOICES = {
 POSITIVE = ("steps_first", "steps_second")
 
 
-def _requirements(settings):  # (setting, whether it holds, what is wrong, what to do)
+def _requirements(
+    settings: PiSettings,  # (setting, whether it holds, what is wrong, what to do)
+) -> Iterator[tuple]:
     mixes = settings.depth_first.startswith("sim-") and not settings.dataset.startswith("sim-")
     problem = (
         f"Depth Net would train on simulated depth maps first, then on the real ones of {settings.dataset}"
@@ -176,7 +179,7 @@ def check_pi(settings: PiSettings) -> PiSettings:
 
 # %% ../../nbs/privileged/03_stages.ipynb #60a64570
 def train_settings(
-    settings: PiSettings,
+    settings: ExperimentSettings,
     stage: str,
     steps: int = 0,  # 0 = as in the settings
 ) -> TrainSettings:

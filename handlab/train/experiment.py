@@ -11,9 +11,10 @@ __all__ = ['SMOKE', 'LONG', 'FULL', 'NOT_TRAINING', 'ExperimentSettings', 'check
 
 # %% ../../nbs/train/05_experiment.ipynb #b72884a4
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -30,7 +31,8 @@ from handlab.core import (
 )
 from ..data.batches import Augment, Batches
 from ..data.files import check_source, skip_names
-from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
+from ..data.prepare import CropSettings, Prepared, open_prepared, prepare, reader_identity
+from ..data.sample import Frames
 from ..hand.skeleton import ROOT, denormalise
 from ..machine import pick_device, process_share, provenance, stop_after
 from ..settings import check_settings, make_settings
@@ -134,7 +136,7 @@ _SHARED_POSITIVE = ("train_frames", "test_frames", "crop", "width", "batch_size"
 
 def check_experiment(
     settings: ExperimentSettings,
-    choices: dict = None,  # {field: the values it may have}, of the experiment's own fields
+    choices: dict | None = None,  # {field: the values it may have}, of the experiment's own fields
     positive: tuple = (),
     not_negative: tuple = (),
 ) -> ExperimentSettings:
@@ -149,7 +151,7 @@ def check_experiment(
     return require_settings(settings, _requirements(settings))
 
 
-def _requirements(settings):
+def _requirements(settings: ExperimentSettings) -> Iterator[tuple]:
     batch, frames, processes = settings.batch_size, settings.train_frames, settings.num_processes
     problem = f"a batch is larger than the {frames} training frames"
     yield "batch_size", batch <= frames, problem, f"give at most {frames}"
@@ -157,10 +159,13 @@ def _requirements(settings):
     yield "num_processes", batch % processes == 0, problem, "give a divisor of batch_size"
 
 # %% ../../nbs/train/05_experiment.ipynb #25499219
+_Settings = TypeVar("_Settings")
+
+
 def require_settings(
-    settings,
-    requirements,  # (setting, whether it holds, what is wrong, what to do)
-):
+    settings: _Settings,
+    requirements: Iterable[tuple],  # (setting, whether it holds, what is wrong, what to do)
+) -> _Settings:
     "The settings; an error for the first requirement that does not hold."
     for name, holds, problem, remedy in requirements:
         if not holds:
@@ -169,10 +174,10 @@ def require_settings(
 
 # %% ../../nbs/train/05_experiment.ipynb #96336382
 def part_of(
-    cls,  # a dataclass
-    settings,  # with some of its fields
-    **changes,  # the fields that differ
-):
+    cls: type[_Settings],  # a dataclass
+    settings: Any,  # with some of its fields
+    **changes: Any,  # the fields that differ
+) -> _Settings:
     "The settings of a part, from fields of the same names."
     known = {
         field.name: getattr(settings, field.name) for field in fields(cls) if hasattr(settings, field.name)
@@ -195,10 +200,10 @@ def side_by_side(settings: ExperimentSettings) -> dict:
 
 # %% ../../nbs/train/05_experiment.ipynb #69cb2a71
 def settings_given(
-    cls,  # the experiment's settings
+    cls: type[_Settings],  # the experiment's settings
     profile: str,
     given: dict,  # of `check_parameters`; None: the profile's value
-):
+) -> _Settings:
     "A profile's settings with a notebook's parameters; `skip` may be a number or a list there."
     names = {field.name for field in fields(cls)}
     chosen = {name: value for name, value in given.items() if name in names and value is not None}
@@ -212,7 +217,7 @@ def settings_given(
     return settings
 
 # %% ../../nbs/train/05_experiment.ipynb #d6422d73
-def _left_out_text(prepared, shown: int = 3) -> str:
+def _left_out_text(prepared: Prepared, shown: int = 3) -> str:
     "The frames that are missing in prepared crops, in brackets; empty if none is missing."
     left_out, texts = prepared.left_out, []
     if left_out:
@@ -223,7 +228,7 @@ def _left_out_text(prepared, shown: int = 3) -> str:
     return f" ({', '.join(texts)})" if texts else ""
 
 
-def _left_out_record(prepared) -> dict:
+def _left_out_record(prepared: Prepared) -> dict:
     "The number of frames that are missing, and the first ones with their reasons."
     left_out = prepared.left_out
     return {"count": len(left_out), "first": left_out[:20], "without_images": prepared.missing}
@@ -239,20 +244,20 @@ class ExperimentData:
     origin: str = "middle_mcp"  # of the batches' poses, depth and clouds
 
     @property
-    def train(self):
+    def train(self) -> Prepared:
         whole = open_prepared(self.training_folder).rooted(self.origin)
         return whole.subset(slice(len(whole) - self.validation_frames))
 
     @property
-    def validation(self):
+    def validation(self) -> Prepared:
         whole = open_prepared(self.training_folder).rooted(self.origin)
         return whole.subset(slice(len(whole) - self.validation_frames, None))
 
     @property
-    def test(self):
+    def test(self) -> Prepared:
         return open_prepared(self.test_folder).rooted(self.origin)
 
-    def __str__(self):
+    def __str__(self) -> str:
         "The source of the frames, their numbers and which were left out."
         training, test = open_prepared(self.training_folder), self.test
         counts = f"{len(self.train)} training, {len(self.validation)} validation{_left_out_text(training)}"
@@ -273,7 +278,7 @@ class ExperimentData:
         return fingerprint(self.training_fingerprint, self.test.fingerprint)
 
 # %% ../../nbs/train/05_experiment.ipynb #45e9334f
-def prepared_folder(reader, crops: CropSettings) -> Path:
+def prepared_folder(reader: Frames, crops: CropSettings) -> Path:
     "The folder of a reader's prepared crops; its name contains a digest of what they depend on."
     check_source(type(reader).__name__, reader.source)
     return (
@@ -282,7 +287,7 @@ def prepared_folder(reader, crops: CropSettings) -> Path:
     )
 
 
-def prepared_reader(reader, crops: CropSettings, show_progress: bool = True):
+def prepared_reader(reader: Frames, crops: CropSettings, show_progress: bool = True) -> Prepared:
     "The prepared crops of a reader, made if they do not exist yet."
     return prepare(reader, prepared_folder(reader, crops), crops, show_progress=show_progress)
 
@@ -308,7 +313,7 @@ def experiment_data(
     return ExperimentData(*places, settings.validation_frames, settings.origin)
 
 # %% ../../nbs/train/05_experiment.ipynb #2e5cd3da
-def _require_depth(settings, split: str, reader, depth_for: str):
+def _require_depth(settings: ExperimentSettings, split: str, reader: Frames, depth_for: str):
     "Raise an error for a dataset without depth, before anything is prepared or trained."
     if not reader.has_depth:
         what = f"{split} of {reader.source} has no depth images, and {depth_for} needs them"
@@ -316,29 +321,29 @@ def _require_depth(settings, split: str, reader, depth_for: str):
         raise HandlabError(settings.data_root, what, fix)
 
 # %% ../../nbs/train/05_experiment.ipynb #d1af6f50
-def _has_root(prepared) -> bool:
+def _has_root(prepared: Prepared) -> bool:
     "Whether the root joint is annotated."
     return bool(np.isfinite(prepared.joints[:1, ROOT]).all())
 
 
-def has_depth(prepared) -> bool:
+def has_depth(prepared: Prepared) -> bool:
     "Whether the frames have depth, and the root that it is relative to."
     return "depth" in prepared.arrays and _has_root(prepared)
 
 # %% ../../nbs/train/05_experiment.ipynb #6bad0001
-def prefetch_on(device) -> int:
+def prefetch_on(device: str | torch.device) -> int:
     "How many batches are made ahead; none on a CPU, where this would take the core that trains."
     return 2 * (pick_device(str(device)).type != "cpu")
 
 # %% ../../nbs/train/05_experiment.ipynb #b5d2769b
 def ordered_batches(
-    prepared,
+    prepared: Prepared,
     batch_size: int,
-    device,
-    modalities=("image", "depth", "mask"),
+    device: str | torch.device,
+    modalities: Collection[str] = ("image", "depth", "mask"),
     cloud_points: int = 0,
-    resident=False,  # 'auto' if the same samples are needed many times
-):
+    resident: bool | str = False,  # 'auto' if the same samples are needed many times
+) -> Batches:
     "Every sample once, in order, without augmentation; without a root, the mean of the tips replaces it."
     return Batches(
         prepared,
@@ -355,8 +360,11 @@ def ordered_batches(
 
 # %% ../../nbs/train/05_experiment.ipynb #5a4ed002
 def augmented_batches(
-    prepared, settings: ExperimentSettings, device, **more
-) -> Batches:  # more: of `Batches`
+    prepared: Prepared,
+    settings: ExperimentSettings,
+    device: str | torch.device,
+    **more: Any,  # of `Batches`
+) -> Batches:
     "Shuffled and augmented batches of training frames, without end."
     common = dict(
         batch_size=settings.batch_size,
@@ -378,11 +386,11 @@ def at_root(
 
 # %% ../../nbs/train/05_experiment.ipynb #5207bc28
 def in_order(
-    prepared,
+    prepared: Prepared,
     function: Callable,  # batch -> tensor (B, ...)
     modalities: tuple = (),  # what the batches hold besides the joints
     batch_size: int = 256,
-    device="cpu",
+    device: str | torch.device = "cpu",
     cloud_points: int = 0,
 ) -> torch.Tensor:  # (N, ...) on the CPU
     "What a function returns for every sample, in order, without gradients."
@@ -398,7 +406,7 @@ def mean_pose(data: ExperimentData) -> np.ndarray:  # (21, 3) relative to the ro
 # %% ../../nbs/train/05_experiment.ipynb #cb23d2ee
 def place_pose(
     pose: np.ndarray,  # (21, 3) relative to the root, in hand scales
-    prepared,
+    prepared: Prepared,
 ) -> np.ndarray:  # (N, 21, 3) mm
     "One pose at each frame's true root and scale."
     pose = torch.as_tensor(np.asarray(pose, np.float32))
@@ -408,9 +416,9 @@ def place_pose(
 
 # %% ../../nbs/train/05_experiment.ipynb #f7551c91
 def open_network(
-    path,  # model.safetensors
+    path: str | Path,  # model.safetensors
     network: torch.nn.Module,  # of the same architecture
-    device="cpu",
+    device: str | torch.device = "cpu",
     channels_last: bool = False,  # memory order of the convolutions
 ) -> torch.nn.Module:
     "A network with trained weights, frozen, in evaluation mode."
@@ -424,8 +432,8 @@ def step_times(
     batch_at: Callable,  # as `fit`'s
     loop: TrainSettings,
     count: int,  # steps to time
-    device="cpu",
-    before_step: Callable = None,  # (watch, network, batch): times something else, before each step
+    device: str | torch.device = "cpu",
+    before_step: Callable | None = None,  # (watch, network, batch): times something else, before each step
 ) -> dict:  # {'batch': (count,), 'step': (count,), ...} ms
     "The times of training steps, and separately of making their batches."
     device, warm_up = pick_device(str(device)), 3
@@ -465,8 +473,8 @@ NOT_TRAINING = {
 def depends_on(
     settings: ExperimentSettings,
     data: ExperimentData,
-    without=(),  # settings that this network does not depend on
-    **more,  # what else it depends on
+    without: Iterable[str] = (),  # settings that this network does not depend on
+    **more: Any,  # what else it depends on
 ) -> dict:
     "What a trained network depends on."
     left_out = NOT_TRAINING | set(without)
@@ -475,10 +483,11 @@ def depends_on(
 
 # %% ../../nbs/train/05_experiment.ipynb #e0798049
 def write_predictions(
-    path,
-    prepared,
+    path: str | Path,
+    prepared: Prepared,
     predictions: dict,  # {name: (N, 21, D)}
-    true=None,  # by default the joints in mm; `prepared.uv` where the predictions are pixels
+    true: np.ndarray
+    | None = None,  # by default the joints in mm; `prepared.uv` where the predictions are pixels
 ):
     "Write ground truth and predictions as one .npz, atomically."
     truth = {
@@ -492,7 +501,7 @@ def write_predictions(
 _NOTED = ("*.npz", "*.csv", "*.safetensors", "*/losses.csv", "*/model.safetensors")  # files of a run
 
 
-def close_run(folder, metrics: dict) -> dict:
+def close_run(folder: str | Path, metrics: dict) -> dict:
     "Write `metrics.json`, sealed, with size and digest of the run's other files; returns its content."
     folder = Path(folder)
     paths = sorted(path for pattern in _NOTED for path in folder.glob(pattern) if path.name[0] != ".")
@@ -510,12 +519,12 @@ def this_sitting() -> dict:
 
 
 def write_metrics(
-    folder,  # the run folder
+    folder: str | Path,  # the run folder
     experiment: str,  # the notebook's name
     settings: ExperimentSettings,
     data: ExperimentData,
-    seconds: dict = None,  # {part of the notebook: seconds}
-    **content,  # values, labels and what else belongs to the experiment
+    seconds: dict | None = None,  # {part of the notebook: seconds}
+    **content: Any,  # values, labels and what else belongs to the experiment
 ) -> dict:
     "Write a run's `metrics.json`; returns its content."
     counts = {split: len(getattr(data, split)) for split in ("train", "validation", "test")}

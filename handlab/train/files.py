@@ -11,6 +11,7 @@ __all__ = ['AGAIN', 'RUN', 'CHECKPOINT', 'LOSSES', 'WEIGHTS', 'FINISHED', 'write
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ RUN, CHECKPOINT, LOSSES, WEIGHTS = "run.json", "checkpoint.pt", "losses.csv", "m
 FINISHED = "finished.json"  # written last; it records the digests of the other files
 
 # %% ../../nbs/train/00_files.ipynb #0c9e4e6a
-def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and losses
+def write_losses(path: str | Path, rows: list):  # rows: dicts with 'step', 'split' and losses
     "Write the rows as CSV, atomically; a column is empty where a row lacks it."
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -51,9 +52,9 @@ def write_losses(path, rows: list):  # rows: dicts with 'step', 'split' and loss
 
 # %% ../../nbs/train/00_files.ipynb #e430fdaf
 def read_losses(
-    path,  # a losses.csv
-    split: str = "training",
-):  # 'training' or 'validation'
+    path: str | Path,  # a losses.csv
+    split: str = "training",  # 'training' or 'validation'
+) -> dict:
     "The table's columns of one split: {name: (n,) array}; NaN where a cell is empty."
     try:
         with read_errors_named(path, AGAIN), open(path, newline="", encoding="utf-8") as file:
@@ -82,20 +83,20 @@ def weights_fingerprint(network: nn.Module) -> str:
     )
 
 # %% ../../nbs/train/00_files.ipynb #9c167c51
-def save_network(path, network: nn.Module):
+def save_network(path: str | Path, network: nn.Module):
     "Write the network's weights as safetensors, atomically."
     data = save_tensors(state_on_cpu(network))
     with atomic_file(path) as file:
         file.write(data)
 
 # %% ../../nbs/train/00_files.ipynb #d620c2b2
-def training_of(folder) -> str:
+def training_of(folder: str | Path) -> str:
     "The digest of a folder's `run.json`, or '' if it has none."
     path = Path(folder) / RUN
     return fingerprint(read_json(path, (), f"delete it and {AGAIN}")) if path.exists() else ""
 
 # %% ../../nbs/train/00_files.ipynb #82a3da01
-def _noted_beside(path) -> dict:  # of `note_files`
+def _noted_beside(path: Path) -> dict:  # of `note_files`
     "Size and digest of a file, as `finished.json` or `metrics.json` records them; {} if neither does."
     path, fix = path.absolute(), f"delete it and {AGAIN}"
     of = training_of(path.parent)
@@ -115,7 +116,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 # %% ../../nbs/train/00_files.ipynb #306bca0d
-def load_network(path, network: nn.Module) -> nn.Module:
+def load_network(path: str | Path, network: nn.Module) -> nn.Module:
     "Read safetensors weights into the network; they must match the digest that the folder records."
     path = Path(path)
     if not path.exists():
@@ -139,7 +140,7 @@ def load_network(path, network: nn.Module) -> nn.Module:
     return network
 
 # %% ../../nbs/train/00_files.ipynb #60ef59b3
-def _content_digest(state) -> str:
+def _content_digest(state: Any) -> str:
     "A digest of nested containers of tensors, numbers and strings."
 
     def parts(value, name):
@@ -154,7 +155,7 @@ def _content_digest(state) -> str:
     return fingerprint(*parts(state, ""))
 
 # %% ../../nbs/train/00_files.ipynb #cc39bbf8
-def save_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: dict):
+def save_checkpoint(path: str | Path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: dict):
     "Write weights, optimiser, random state and `progress` (step, rows, sums, ...), atomically."
     random = {
         "cpu": torch.get_rng_state(),
@@ -173,7 +174,7 @@ def save_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer, 
         file.write(content.getbuffer())
 
 # %% ../../nbs/train/00_files.ipynb #7dd4563b
-def _check_checkpoint(path, state: dict):
+def _check_checkpoint(path: Path, state: dict):
     "Raise an error if a checkpoint is damaged, or belongs to another training than its folder."
     fix = "delete the file to train from the start"
     noted, of = state.pop(SEAL, None), training_of(path.parent)
@@ -183,11 +184,15 @@ def _check_checkpoint(path, state: dict):
         raise HandlabError(path, "it is the checkpoint of another training", fix)
 
 # %% ../../nbs/train/00_files.ipynb #df57a1e1
-def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) -> dict:  # `progress`
+def load_checkpoint(
+    path: str | Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+) -> dict:  # `progress`
     "Restore the network, the optimiser and the random state from a checkpoint."
-    fix = "delete the file to train from the start"
+    path, fix = Path(path), "delete the file to train from the start"
     with read_errors_named(path, fix):
-        content = io.BytesIO(Path(path).read_bytes())
+        content = io.BytesIO(path.read_bytes())
     try:
         state = torch.load(content, map_location="cpu", weights_only=True)
         _check_checkpoint(path, state)
@@ -204,7 +209,7 @@ def load_checkpoint(path, network: nn.Module, optimiser: torch.optim.Optimizer) 
     return state["progress"]
 
 # %% ../../nbs/train/00_files.ipynb #1dc93825
-def _dotted(value, prefix: str = "") -> dict:
+def _dotted(value: Any, prefix: str = "") -> dict:
     "Nested dicts as one dict with dotted names."
     if not isinstance(value, dict):
         return {prefix: value}
@@ -215,7 +220,7 @@ def _dotted(value, prefix: str = "") -> dict:
     }
 
 # %% ../../nbs/train/00_files.ipynb #a989d650
-def bind_folder(folder: Path, made_with: dict):
+def bind_folder(folder: str | Path, made_with: dict) -> None:
     "Record in `run.json` what a folder is made with, or check that it was made with the same."
     path, made_with = Path(folder) / RUN, plain(made_with)
     if not path.exists():
@@ -230,7 +235,7 @@ def bind_folder(folder: Path, made_with: dict):
             )
 
 # %% ../../nbs/train/00_files.ipynb #97087118
-def is_finished(folder) -> bool:
+def is_finished(folder: str | Path) -> bool:
     "Whether a training is complete; if one of its files was deleted, that is printed and it is not."
     last = Path(folder) / FINISHED
     if not last.exists():

@@ -6,14 +6,16 @@
 __all__ = ['SomeFrames', 'FramesOnDemand', 'data_on_demand', 'real_frames']
 
 # %% ../../nbs/train/09_frames.ipynb #f4a3e003
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core import HandlabError, fingerprint, project_path
 from ..data.files import real_root
-from ..data.prepare import CropSettings, open_prepared, prepare, reader_identity
+from ..data.prepare import CropSettings, Prepared, open_prepared, prepare, reader_identity
 from ..data.rhd import RHD
+from ..data.sample import Frames, Sample
 from .experiment import ExperimentSettings, crop_settings, prepared_folder, prepared_reader
 from .sets import reader_of, skip_of
 
@@ -25,10 +27,10 @@ class SomeFrames:
     reader: object
     rows: tuple  # numbers of frames
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Sample:
         return self.reader[self.rows[index]]
 
     @property
@@ -46,16 +48,16 @@ class SomeFrames:
 class FramesOnDemand:
     "A split whose frames are prepared only when they are asked for."
 
-    def __init__(self, reader, crops: CropSettings, count: int = 0, known: dict = None):
+    def __init__(self, reader: Frames, crops: CropSettings, count: int = 0, known: dict | None = None):
         self.reader, self.crops = reader, crops
         self.count = count or len(reader)  # how many, from the first
         self.known = known  # 'name' and 'true' of every frame, (N,21,3) mm or (N,21,2) px; None: unknown
         self.source = reader.source
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def subset(self, indices):
+    def subset(self, indices: slice | Sequence[int]) -> Prepared:
         "The prepared crops of some frames: a slice, or a list of numbers."
         rows = np.arange(self.count)[indices]
         whole = prepared_folder(self.reader, self.crops)
@@ -69,7 +71,7 @@ class FramesOnDemand:
             self._check(rows, chosen)
         return chosen
 
-    def _check(self, rows, chosen):
+    def _check(self, rows: np.ndarray, chosen: Prepared):
         true = self.known["true"][rows]
         now = np.asarray(chosen.joints if true.shape[-1] == 3 else chosen.uv)
         named = list(np.asarray(chosen.name, str)) == list(self.known["name"][rows])
@@ -103,7 +105,7 @@ _REAL_MISSING = (
 def real_frames(
     crops: CropSettings,
     root: str = "",  # empty: data/rhd or HANDLAB_REAL_RHD
-    skip="",  # frames to leave out, as 'evaluation/00003'
+    skip: str | int | Iterable = "",  # frames to leave out, as 'evaluation/00003'
 ) -> tuple:  # the prepared crops or None, and a line that says what was found
     "The real evaluation frames on this machine."
     root = project_path(root) if root else real_root("rhd")

@@ -14,10 +14,11 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -50,8 +51,8 @@ def practice_job(
     steps: int = 3,  # how many
     seconds: float = 0.01,  # length of a step
     fail: str = "",  # fail with this message after the last step
-    report: Callable = None,
-):
+    report: Callable | None = None,
+) -> dict:
     "A dummy training, to try `run_jobs` with."
     for step in range(1, steps + 1):
         time.sleep(seconds)
@@ -61,7 +62,7 @@ def practice_job(
     return {"steps": steps, "threads": torch.get_num_threads(), "process": os.getpid()}
 
 # %% ../../nbs/train/02_jobs.ipynb #c4a6e320
-def _start_process(board, leash, threads: int, memory: float):
+def _start_process(board: Any, leash: Any, threads: int, memory: float):
     "Runs once in a job's process."
     global _board
     _board = board
@@ -72,18 +73,18 @@ def _start_process(board, leash, threads: int, memory: float):
         torch.cuda.set_per_process_memory_fraction(memory)
 
 
-def _write_state(*state):
+def _write_state(*state: float):
     _board[:] = state
 
 # %% ../../nbs/train/02_jobs.ipynb #654f05ab
-def _run_job(job: Job):
+def _run_job(job: Job) -> Any:
     return job.function(**job.arguments, report=_write_state)
 
 # %% ../../nbs/train/02_jobs.ipynb #5fd4cb8c
 class Together:
     "The states of several jobs and the line that shows them."
 
-    def __init__(self, jobs, seconds: float = 10.0, show: bool = True):
+    def __init__(self, jobs: Sequence[Job], seconds: float = 10.0, show: bool = True):
         context = multiprocessing.get_context("spawn")
         self.boards = {job.name: context.RawArray("d", 5) for job in jobs}
         self.seconds, self.show, self.ended = seconds, show, set()
@@ -129,7 +130,12 @@ class Place:
     memory: float = 1.0  # largest share of the GPU's memory per process
     on_gpu: bool = False
 
-    def started(self, job: Job, board, leash) -> list:  # of (future, pool), in the order of the processes
+    def started(
+        self,
+        job: Job,
+        board: Any,
+        leash: Any,
+    ) -> list:  # of (future, pool), in the order of the processes
         "Start the job's processes."
         if self.on_gpu and "device" in job.arguments:  # its process sees only its GPU, as number 0
             job = replace(job, arguments={**job.arguments, "device": "cuda"})
@@ -149,7 +155,7 @@ def _free_port() -> str:
         return str(free.getsockname()[1])
 
 # %% ../../nbs/train/02_jobs.ipynb #9b1d0002
-def _members(processes: int, **more) -> tuple:  # of environments
+def _members(processes: int, **more: Any) -> tuple:  # of environments
     "Environment variables for each of several processes that train one network together."
     if processes == 1:
         return (more,)
@@ -219,7 +225,11 @@ def _outcome(job: Job, future: Future, pool: WorkerPool) -> tuple:  # ('result' 
     return "error", error
 
 # %% ../../nbs/train/02_jobs.ipynb #1b8e627e
-def _side_by_side(jobs, places: list, view: Together) -> dict:  # {name: ('result' or 'error', value)}
+def _side_by_side(
+    jobs: Sequence[Job],
+    places: list,
+    view: Together,
+) -> dict:  # {name: ('result' or 'error', value)}
     "Run jobs in processes, one at each place at a time."
     leash, held = multiprocessing.Pipe(duplex=False)
     waiting, free, running, outcomes = list(jobs), list(places), [], {}
@@ -252,7 +262,7 @@ def _side_by_side(jobs, places: list, view: Together) -> dict:  # {name: ('resul
 _NOT_BEGUN = "the time limit is reached before it began", "make the same call again to continue"
 
 # %% ../../nbs/train/02_jobs.ipynb #de0214c3
-def _one_by_one(jobs, show: bool = True, threads: int = 1) -> dict:
+def _one_by_one(jobs: Sequence[Job], show: bool = True, threads: int = 1) -> dict:
     "Run jobs one after the other in this process; on a CPU with one thread, as in processes of their own."
     outcomes, before = {}, torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -270,12 +280,12 @@ def _one_by_one(jobs, show: bool = True, threads: int = 1) -> dict:
     return outcomes
 
 # %% ../../nbs/train/02_jobs.ipynb #70b704fd
-def _names_of(device) -> list:
+def _names_of(device: torch.device) -> list:
     names = gpu_names()
     return names if device.index is None else names[device.index : device.index + 1]
 
 
-def _results(jobs, outcomes: dict) -> dict:
+def _results(jobs: Sequence[Job], outcomes: dict) -> dict:
     "The jobs' results; or the error of the first job in the list that failed is raised, the others printed."
     errors = [outcomes[job.name][1] for job in jobs if outcomes[job.name][0] == "error"]
     for error in errors[1:]:
@@ -286,8 +296,8 @@ def _results(jobs, outcomes: dict) -> dict:
 
 # %% ../../nbs/train/02_jobs.ipynb #70b704fc
 def run_jobs(
-    jobs,  # the Jobs, the longest first
-    device="cpu",  # 'cuda': all GPUs; 'cuda:1': that one
+    jobs: Iterable[Job],  # the Jobs, the longest first
+    device: str | torch.device = "cpu",  # 'cuda': all GPUs; 'cuda:1': that one
     places: int = 0,  # how many at once on a CPU; 0 = one per core
     seconds: float = 10.0,  # between two lines of progress
     show: bool = True,

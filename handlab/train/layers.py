@@ -6,21 +6,25 @@
 __all__ = ['LAYERS', 'output_shape', 'observe', 'parameters_of', 'multiplications', 'layer_table', 'part_table']
 
 # %% ../../nbs/train/06_layers.ipynb #71da7f60
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 from torch import nn
 
 # %% ../../nbs/train/06_layers.ipynb #15625c59
-def output_shape(output) -> tuple:  # a tensor (B,...), or a tuple of tensors: the first is used
+def output_shape(
+    output: torch.Tensor | tuple,
+) -> tuple:  # a tensor (B,...), or a tuple of tensors: the first is used
     "The shape of a module's output for one sample."
     return tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else output_shape(output[0])
 
 # %% ../../nbs/train/06_layers.ipynb #ecc6210b
 @torch.no_grad()
 def observe(
-    network,
-    example,  # its input
-    chosen,  # (name, module) -> whether to record the module's outputs
+    network: torch.nn.Module,
+    example: torch.Tensor,  # its input
+    chosen: Callable,  # (name, module) -> whether to record the module's outputs
 ) -> list:  # (name, module, output shape) in the order of the computation; the network itself comes last
     "The output shapes of the chosen modules, with the network in evaluation mode."
     seen, handles = [], []
@@ -39,7 +43,7 @@ def observe(
     return seen
 
 # %% ../../nbs/train/06_layers.ipynb #6e922fae
-def parameters_of(module) -> int:
+def parameters_of(module: torch.nn.Module) -> int:
     "The number of a module's parameters, including its submodules'."
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -54,7 +58,10 @@ def multiplications(layer: nn.Module, shape: tuple) -> int:  # shape of its outp
     return layer.weight.numel() if isinstance(layer, nn.Linear) else 0
 
 # %% ../../nbs/train/06_layers.ipynb #a95babe5
-def layer_table(network, example) -> list:  # dicts: layer, output ('64x32x32'), parameters, gmac
+def layer_table(
+    network: torch.nn.Module,
+    example: torch.Tensor,
+) -> list:  # dicts: layer, output ('64x32x32'), parameters, gmac
     "One row per convolution, pooling and fully connected layer."
     seen = observe(network, example, lambda name, module: isinstance(module, LAYERS))
     return [
@@ -70,9 +77,9 @@ def layer_table(network, example) -> list:  # dicts: layer, output ('64x32x32'),
 
 # %% ../../nbs/train/06_layers.ipynb #73b91a15
 def part_table(
-    network,
-    example,  # its input
-    depth=2,  # levels of submodules to show
+    network: torch.nn.Module,
+    example: torch.Tensor,  # its input
+    depth: int = 2,  # levels of submodules to show
 ) -> pd.DataFrame:  # by part: output, parameters; last row 'all'
     "Output shape and number of parameters of each part that has parameters."
     seen = observe(network, example, lambda name, module: name.count(".") < depth and parameters_of(module))

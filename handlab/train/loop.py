@@ -13,11 +13,11 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -156,7 +156,7 @@ class Lines:
 class RunningMeans:
     "Sums of named losses, kept on the device until they are read."
 
-    def __init__(self, sums: dict = None, count: int = 0):
+    def __init__(self, sums: dict | None = None, count: int = 0):
         self.sums, self.count = sums or {}, count
 
     def add(self, losses: dict):
@@ -173,7 +173,7 @@ class RunningMeans:
         self.sums, self.count = {}, 0
         return means
 
-    def average(self, team):  # Team
+    def average(self, team: "Team"):  # Team
         "Replace each sum by its mean over the processes."
         if team.count > 1 and self.sums:
             self.sums = dict(zip(self.sums, team.mean(torch.stack([*self.sums.values()]))))
@@ -202,7 +202,7 @@ def faster_precision(device: torch.device) -> str:  # 'bf16' or 'fp32'
     return measured_once("precision", about, lambda: _faster_on_cpu(device))
 
 # %% ../../nbs/train/01_loop.ipynb #dfaf6f67
-def _faster_on_cpu(device):
+def _faster_on_cpu(device: torch.device) -> str:
     seconds = {bf16: [] for bf16 in (False, True)}
     for _ in range(4):  # alternating, so that another program's load affects both
         for bf16, measured in seconds.items():
@@ -210,7 +210,11 @@ def _faster_on_cpu(device):
     return "bf16" if min(seconds[True][1:]) < 0.8 * min(seconds[False][1:]) else "fp32"
 
 # %% ../../nbs/train/01_loop.ipynb #ab688b55
-def _chosen_precision(settings: TrainSettings, folder, device: torch.device) -> str:  # 'bf16' or 'fp32'
+def _chosen_precision(
+    settings: TrainSettings,
+    folder: str | Path,
+    device: torch.device,
+) -> str:  # 'bf16' or 'fp32'
     "The precision of a training; with 'auto' a training that was begun keeps its precision."
     if settings.precision != "auto":
         return settings.precision
@@ -222,7 +226,7 @@ def _chosen_precision(settings: TrainSettings, folder, device: torch.device) -> 
     return faster_precision(device)
 
 # %% ../../nbs/train/01_loop.ipynb #c4c827ec
-def precision_of(settings: TrainSettings, device: torch.device):
+def precision_of(settings: TrainSettings, device: torch.device) -> torch.autocast:
     "The autocast context of the settings."
     precision = faster_precision(device) if settings.precision == "auto" else settings.precision
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
@@ -238,7 +242,7 @@ def train_step(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     loss_function: Callable,
-    batch,
+    batch: Any,
     rate: float,
     settings: TrainSettings,
     device: torch.device,
@@ -262,7 +266,7 @@ def train_step(
 def compiled(
     network: nn.Module,
     loss_function: Callable,  # as `fit`'s
-    batch,  # of a step, to try it with
+    batch: Any,  # of a step, to try it with
     settings: TrainSettings,
     device: torch.device,
     compiler: Callable = torch.compile,
@@ -287,7 +291,7 @@ def compiled(
     return faster
 
 
-def _gpus(device) -> list:
+def _gpus(device: torch.device) -> list:
     return [device] if device.type == "cuda" else []
 
 # %% ../../nbs/train/01_loop.ipynb #afa1bc7b
@@ -334,7 +338,7 @@ class Team:
         "The mean over the processes."
         return values if self.count == 1 else self.accelerator.reduce(values, "mean")
 
-    def agree(self, value):
+    def agree(self, value: Any) -> Any:
         "The first process's value, in every process."
         if self.count == 1:
             return value
@@ -350,7 +354,7 @@ class Training:
         self,
         network: nn.Module,
         settings: TrainSettings,
-        folder,
+        folder: str | Path,
         device: torch.device,
         report: Callable,
         team: Team,
@@ -400,7 +404,7 @@ def _save(run: Training):
     save_checkpoint(run.checkpoint, run.network, run.optimiser, state)
 
 # %% ../../nbs/train/01_loop.ipynb #7911598f
-def _resume(run):
+def _resume(run: Training):
     "Continue from the last checkpoint, with the loss table as it was then."
     state = load_checkpoint(run.checkpoint, run.network, run.optimiser)
     run.step, run.rows, run.seconds = state["step"], state["rows"], state["seconds"]
@@ -411,7 +415,7 @@ def _resume(run):
         write_losses(run.folder / LOSSES, run.rows)
 
 # %% ../../nbs/train/01_loop.ipynb #63f59216
-def _check_finite(run):
+def _check_finite(run: Training):
     "Raise an error if a loss or a weight is not finite."
     weights = torch.stack(
         [parameter.detach().isfinite().all() for parameter in run.network.parameters()]
@@ -451,7 +455,7 @@ def _log_row(run: Training):
     )
 
 # %% ../../nbs/train/01_loop.ipynb #6b1d0a42
-def _board(run: Training):
+def _board(run: Training) -> Any:
     "A writer of TensorBoard events; events after the checkpoint's step are discarded."
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -485,7 +489,7 @@ def _validate_row(run: Training, validate: Callable):
     )
 
 # %% ../../nbs/train/01_loop.ipynb #d207c5ce
-def finish(run: Training):
+def finish(run: Training) -> None:
     "Write the weights and, last, `finished.json`: the training is complete; with the digests of its files."
     if not run.team.first:
         return run.team.wait()
@@ -509,7 +513,9 @@ def finish(run: Training):
     run.team.wait()
 
 # %% ../../nbs/train/01_loop.ipynb #27662fae
-def _step_through(run: Training, loss_function: Callable, batch_at: Callable, validate: Callable = None):
+def _step_through(
+    run: Training, loss_function: Callable, batch_at: Callable, validate: Callable | None = None
+):
     "Do the remaining steps of a training, with their rows and checkpoints."
     settings, validate = run.settings, validate if run.team.first else None
     network = run.network
@@ -539,7 +545,7 @@ def _step_through(run: Training, loss_function: Callable, batch_at: Callable, va
 
 # %% ../../nbs/train/01_loop.ipynb #5ea10021
 @contextlib.contextmanager
-def _memory_errors_named(where, settings: TrainSettings, device: torch.device):
+def _memory_errors_named(where: str | Path, settings: TrainSettings, device: torch.device) -> Iterator[None]:
     "Turn 'out of memory' into one line that names the settings which need less."
     try:
         yield
@@ -557,11 +563,11 @@ def fit(
     loss_function: Callable,  # (network, batch) -> {'loss': scalar tensor, other named scalars}
     batch_at: Callable,  # step -> batch on the device, a pure function of the step
     settings: TrainSettings,
-    folder,  # the run folder: a stopped training in it is continued, a finished one is loaded
-    device="cpu",  # a device or its name
-    validate: Callable = None,  # network -> {name: number}, called every settings.validate_every steps
-    about: dict = None,  # what else the result depends on, e.g. the data's fingerprint
-    report: Callable = None,  # (step, total, loss, images/s, seconds left); by default prints lines
+    folder: str | Path,  # the run folder: a stopped training in it is continued, a finished one is loaded
+    device: str | torch.device = "cpu",  # a device or its name
+    validate: Callable | None = None,  # network -> {name: number}, called every settings.validate_every steps
+    about: dict | None = None,  # what else the result depends on, e.g. the data's fingerprint
+    report: Callable | None = None,  # (step, total, loss, images/s, seconds left); by default prints lines
     name: str = "training",
 ) -> nn.Module:  # the trained network, in evaluation mode
     "Train a network; continue or load the training that the folder already holds."
@@ -583,7 +589,7 @@ def fit(
     return network.eval()
 
 
-def _begin(folder, made_with: dict) -> bool:
+def _begin(folder: str | Path, made_with: dict) -> bool:
     "Bind the folder to its settings; returns whether its training is complete."
     bind_folder(folder, made_with)
     return is_finished(folder)

@@ -9,11 +9,13 @@ __all__ = ['MEAN_POSE', 'evaluate', 'evaluate_on', 'evaluate_tips', 'table_tips'
 # %% ../../nbs/train/04_scores.ipynb #2cf91a06
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ..data.prepare import Prepared
 from ..hand.metrics import ALIGNMENTS, pck, scores_3d, scores_split, scores_tips, thresholds_3d
 from ..machine import hardware, pick_device
 
@@ -22,7 +24,8 @@ def evaluate(
     predicted: np.ndarray,  # (N, 21, 3) mm
     true: np.ndarray,  # (N, 21, 3) mm
     protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
-    visible=None,  # (N, 21) bool, for the errors of visible and of hidden joints; all annotated joints count
+    visible: np.ndarray
+    | None = None,  # (N, 21) bool, for the errors of visible and of hidden joints; all annotated joints count
 ) -> dict:  # 'epe_mean', 'epe_median', 'auc_0_50', 'auc_20_50', 'pck', and those of `scores_split`
     "The scores of a set of predictions, with the PCK curve."
     return {
@@ -33,7 +36,7 @@ def evaluate(
 
 # %% ../../nbs/train/04_scores.ipynb #4bcf7bf3
 def evaluate_on(
-    prepared,  # anything with `joints` (N, 21, 3) mm and `visible` (N, 21)
+    prepared: Any,  # anything with `joints` (N, 21, 3) mm and `visible` (N, 21)
     predictions: dict,  # {name: (N, 21, 3) mm}
     protocol: str = "pooled",
 ) -> dict:  # {name: scores}
@@ -43,7 +46,7 @@ def evaluate_on(
 
 # %% ../../nbs/train/04_scores.ipynb #29ee2959
 def evaluate_tips(
-    prepared,  # prepared crops, named <sequence>/<frame>
+    prepared: Prepared,  # prepared crops, named <sequence>/<frame>
     predictions: dict,  # {name: (N, 21, 3) mm}
 ) -> dict:  # {name: {alignment: scores}}
     "The scores of several sets of predictions on finger tips, under every alignment."
@@ -79,7 +82,7 @@ MEAN_POSE = "mean training pose"  # a prediction that ignores the image
 def table_scores(
     values: dict,  # {stage: scores}, as of `evaluate`
     source: str,  # the data, profile and seed
-    labels: dict = None,  # {stage: its name in the table}, where it differs from the key
+    labels: dict | None = None,  # {stage: its name in the table}, where it differs from the key
 ) -> str:
     "Two Markdown tables, one row per network: EPE, AUC, articulation and rotation; the errors by joint."
     columns = {
@@ -102,10 +105,10 @@ def table_scores(
 class Stopwatch:
     "Times of named pieces of work, in ms."
 
-    def __init__(self, device="cpu"):
+    def __init__(self, device: str | torch.device = "cpu"):
         self.device, self.times = pick_device(str(device)), {}
 
-    def __call__(self, name: str, work: Callable):
+    def __call__(self, name: str, work: Callable) -> Any:
         "Do the work, record how long it took and return its result."
         self.wait()
         begun = time.perf_counter()
@@ -120,7 +123,7 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 # %% ../../nbs/train/04_scores.ipynb #11eecef9
-def device_name(device="cpu") -> str:
+def device_name(device: str | torch.device = "cpu") -> str:
     "The GPU's name, or the processor's name with the number of threads used."
     device = pick_device(str(device))
     if device.type == "cuda":
@@ -132,9 +135,9 @@ def device_name(device="cpu") -> str:
 def forward_times(
     network: torch.nn.Module,
     image: torch.Tensor,  # (B, ...), the network's input
-    device="cpu",
+    device: str | torch.device = "cpu",
     repeats: int = 10,
-    forward: Callable = None,  # image -> output, where it is not network(image)
+    forward: Callable | None = None,  # image -> output, where it is not network(image)
 ) -> list:  # ms of each pass
     "The times of forward passes, in evaluation mode and without gradients; the first ones are not counted."
     watch, warm_up = Stopwatch(device), min(3, repeats)

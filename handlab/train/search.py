@@ -7,11 +7,13 @@ __all__ = ['draw_candidate', 'draw_candidates', 'trials_of', 'final_error', 'sea
 
 # %% ../../nbs/train/07_search.ipynb #6bdf04f8
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..core import HandlabError, write_json
 from ..settings import numpy_generator
@@ -19,7 +21,11 @@ from .files import read_losses
 from .jobs import Job, run_jobs
 
 # %% ../../nbs/train/07_search.ipynb #a33c6c8f
-def _drawn_value(value, choice, uniform: float):  # from -1 to 1
+def _drawn_value(
+    value: Any,
+    choice: Any,
+    uniform: float,  # from -1 to 1
+) -> Any:
     "A setting's value in a candidate."
     if isinstance(choice, (int, float)):
         return float(value * choice**uniform)
@@ -27,7 +33,7 @@ def _drawn_value(value, choice, uniform: float):  # from -1 to 1
 
 
 def draw_candidate(
-    settings,  # a dataclass
+    settings: Any,  # a dataclass
     space: dict,  # {field: values}, or {field: factor}: value / factor to value * factor, log-uniform
     number: int,  # 0: the settings as they are
     seed: int = 0,
@@ -41,7 +47,7 @@ def draw_candidate(
     return {name: _drawn_value(as_they_are[name], choice, at) for (name, choice), at in draws}
 
 
-def draw_candidates(settings, space: dict, count: int, seed: int = 0) -> list:  # of `draw_candidate`
+def draw_candidates(settings: Any, space: dict, count: int, seed: int = 0) -> list:  # of `draw_candidate`
     "The settings as they are and `count - 1` random draws."
     if count < 1:
         raise HandlabError(f"budget {count}", "there is nothing to try", "give 1 candidate or more")
@@ -51,11 +57,11 @@ def draw_candidates(settings, space: dict, count: int, seed: int = 0) -> list:  
 _ATTEMPTS = 1000  # draws for one trial that differs
 
 
-def _without(candidate: dict, names) -> dict:
+def _without(candidate: dict, names: Collection[str]) -> dict:
     return {name: value for name, value in candidate.items() if name not in names}
 
 
-def _another_trial(arm: str, trials: list, names, further) -> dict:
+def _another_trial(arm: str, trials: list, names: Collection[str], further: Iterable) -> dict:
     "The first of some further candidates that differs from all trials of the arm."
     for candidate in itertools.islice(further, _ATTEMPTS):
         if (trial := _without(candidate, names)) not in trials:
@@ -71,7 +77,8 @@ def _another_trial(arm: str, trials: list, names, further) -> dict:
 def trials_of(
     candidates: list,  # of `draw_candidates`, or your own list
     unused: dict,  # {arm: the names of the settings that have no effect on it}
-    draw: Callable = None,  # number -> candidate, to replace equal trials; None: equal trials are an error
+    draw: Callable
+    | None = None,  # number -> candidate, to replace equal trials; None: equal trials are an error
 ) -> dict:  # {arm: [{field: value}]}
     "The same candidates for every arm, without the settings that it does not have; no two trials are equal."
     found = {}
@@ -84,7 +91,7 @@ def trials_of(
     return found
 
 # %% ../../nbs/train/07_search.ipynb #86d0145a
-def final_error(folder) -> float:
+def final_error(folder: str | Path) -> float:
     "The validation EPE at the end of the training in a folder."
     errors = read_losses(Path(folder) / "losses.csv", "validation").get("epe", ())
     if not len(errors):
@@ -105,9 +112,9 @@ def _check_budget(trials: dict):
 def search(
     trials: dict,  # {arm: [{field: value}]}, of `trials_of` or given; the same number for every arm
     job_of: Callable,  # (arm, number, changes) -> (Job, the folder of its training); its result has 'seconds'
-    folder,  # where 'search.json' is written
-    device="cpu",
-    **more,  # of `run_jobs`
+    folder: str | Path,  # where 'search.json' is written
+    device: str | torch.device = "cpu",
+    **more: Any,  # of `run_jobs`
 ) -> dict:  # {'split', 'candidates', 'epe': {arm: [mm]}, 'seconds': {arm: [s]}, 'chosen': {arm: number}}
     "Train every arm with each of its candidates; the lowest validation error is chosen for each arm."
     _check_budget(trials)
@@ -128,7 +135,7 @@ def chosen_settings(found: dict) -> dict:  # of `search`; {arm: {field: value}}
 # %% ../../nbs/train/07_search.ipynb #686fb3e8
 def search_table(
     found: dict,  # of `search`
-    labels: dict = None,  # {arm: its name in the table}
+    labels: dict | None = None,  # {arm: its name in the table}
     kind: str = "arm",  # what the arms are: 'network', 'strategy'
 ) -> pd.DataFrame:
     "One row per trial: its arm and settings, the validation EPE in mm, the seconds, and which was chosen."

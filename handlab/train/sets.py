@@ -9,7 +9,10 @@ __all__ = ['TWINS', 'READERS', 'DATASETS', 'REAL', 'TEST_SETS', 'FEW_PERSONS', '
 # %% ../../nbs/train/03_sets.ipynb #e367d762
 import re
 from collections import ChainMap
+from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from ..data.bighand import BigHand
 from ..data.dexter_object import DexterObject
 from ..data.files import skip_names
 from ..data.rhd import RHD
+from ..data.sample import Frames, Reader
 from ..data.stb import STB
 from ..sim.bighand import FRAMES_PER_PERSON as BIGHAND_FRAMES_PER_PERSON
 from ..sim.bighand import SimBigHand
@@ -37,7 +41,10 @@ REAL = ChainMap(READERS, {"dexter-object": DexterObject})
 TEST_SETS = ("sim-dexter-object", "dexter-object")  # to test on; only finger tips are annotated
 
 
-def skip_of(dataset: str, skip) -> list:  # skip: as for a reader, but frames of several sets
+def skip_of(
+    dataset: str,
+    skip: str | int | Iterable,  # as for a reader, but frames of several sets
+) -> list:
     "The names of frames of this set; a name that fits no dataset is an error."
     names = skip_names(skip)
     for name in names:
@@ -47,16 +54,18 @@ def skip_of(dataset: str, skip) -> list:  # skip: as for a reader, but frames of
     return [name for name in names if re.fullmatch(REAL[dataset].frame_form, name, re.ASCII)]
 
 # %% ../../nbs/train/03_sets.ipynb #4f7b5dfd
-def open_real(dataset: str, root, split: str = "", partial: bool = False, skip=""):
+def open_real(
+    dataset: str, root: str | Path, split: str = "", partial: bool = False, skip: str | int | Iterable = ""
+) -> Reader:
     "The reader of a real set; `skip` may name frames of other sets as well."
     options = {"split": split} if split else {}
     return REAL[dataset](project_path(root), partial=partial, skip=skip_of(dataset, skip), **options).check()
 
 # %% ../../nbs/train/03_sets.ipynb #aa8af612
 def reader_of(
-    settings,  # of an experiment
+    settings: Any,  # of an experiment
     split: str,  # 'training' or 'evaluation'
-):
+) -> Frames:
     "The reader of a split of the dataset."
     if settings.dataset not in DATASETS:
         raise HandlabError(
@@ -97,8 +106,8 @@ def evaluation_reader(
     frames: int = 600,  # number of frames of a twin
     seed: int = 0,
     partial: bool = False,  # of a real set: take the frames whose images are there
-    skip="",  # ... frames to leave out, by name
-):
+    skip: str | int | Iterable = "",  # ... frames to leave out, by name
+) -> Frames:
     "The reader of a dataset's test frames; those of Dexter+Object's twin are spread over all its sequences."
     if dataset not in (*DATASETS, *TEST_SETS):
         known = (*TEST_SETS, *DATASETS)
@@ -136,7 +145,7 @@ _PERSON_OF = {  # source: the person of a frame, from its name
 _PICTURES = ("sim-rhd", "rhd")  # no videos
 
 
-def persons_of(source: str, names) -> np.ndarray | None:  # (N,) numbers from 0; None: unknown
+def persons_of(source: str, names: np.ndarray) -> np.ndarray | None:  # (N,) numbers from 0; None: unknown
     "Whose hand each frame shows."
     if source not in _PERSON_OF:
         return None
@@ -147,7 +156,7 @@ FEW_PERSONS = 5  # with fewer, stretches are resampled: so few say little about 
 STRETCHES = 40  # about as many per set of videos
 
 
-def drawn_together(source: str, names) -> np.ndarray:  # (N,) group numbers
+def drawn_together(source: str, names: np.ndarray) -> np.ndarray:  # (N,) group numbers
     "Groups of frames to resample together: persons; if few or unknown, stretches of recordings, or frames."
     persons = persons_of(source, names)
     if persons is not None and persons.max() + 1 >= FEW_PERSONS:

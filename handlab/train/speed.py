@@ -8,6 +8,7 @@ __all__ = ['matrix_rate', 'step_operations', 'Case', 'speed_table', 'device_note
 # %% ../../nbs/train/08_speed.ipynb #8e0a0003
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from .scores import Stopwatch, device_name, forward_times
 # %% ../../nbs/train/08_speed.ipynb #8e0a0011
 def matrix_rate(
     loop: TrainSettings,
-    device="cpu",
+    device: str | torch.device = "cpu",
     size: int = 0,  # of the matrices; 0: 8192 on a GPU, 1024 on a CPU
     repeats: int = 10,
 ) -> float:  # floating point operations per second
@@ -38,7 +39,7 @@ def matrix_rate(
     return 2 * size**3 / (min(watch.times["product"][3:]) / 1000)
 
 # %% ../../nbs/train/08_speed.ipynb #8e0a0021
-def step_operations(network: torch.nn.Module, loss_function: Callable, batch) -> int:
+def step_operations(network: torch.nn.Module, loss_function: Callable, batch: Any) -> int:
     "The floating point operations of matrix products and convolutions in a step, forward and backward."
     with FlopCounterMode(display=False) as counter:
         loss_function(network, batch)["loss"].backward()
@@ -58,7 +59,11 @@ class Case:
     image: torch.Tensor = None  # (1, 3, S, S), the input of a forward pass
     forward: Callable = None  # image -> output, where it is not network(image)
 
-    def images_per_second(self, device, count: int) -> dict:  # {'bare', 'with data': median}
+    def images_per_second(
+        self,
+        device: str | torch.device,
+        count: int,
+    ) -> dict:  # {'bare', 'with data': median}
         "The median speed of steps on a ready batch, and of steps that make their batch."
         one, rounds = self.batch_at(0), {"bare": [], "with data": []}
         for _ in range(2):
@@ -71,7 +76,11 @@ class Case:
         }
 
 # %% ../../nbs/train/08_speed.ipynb #8e0a0032
-def speed_table(cases: list, device="cpu", count: int = 20) -> pd.DataFrame:  # a row for each case
+def speed_table(
+    cases: list,
+    device: str | torch.device = "cpu",
+    count: int = 20,
+) -> pd.DataFrame:  # a row for each case
     "Speeds of training steps and forward passes on a device, and their share of its matrix rate."
     device, rows = pick_device(str(device)), {}
     for case in cases:
@@ -94,7 +103,7 @@ def speed_table(cases: list, device="cpu", count: int = 20) -> pd.DataFrame:  # 
     return pd.DataFrame(rows).T.rename_axis(f"on {device_name(device)}")
 
 # %% ../../nbs/train/08_speed.ipynb #8e0a0041
-def device_note(device="cpu") -> str:
+def device_note(device: str | torch.device = "cpu") -> str:
     "A line that says on what device a table was measured, and what that means for GPUs."
     if pick_device(str(device)).type != "cpu":
         return f"Measured on {device_name(device)}."
