@@ -499,6 +499,26 @@ def test_the_results_of_another_training_are_noticed(tmp_path, name):
         _ = RunFolder(tmp_path / "train_aligned-S1-sim-rhd-seed0").metrics
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train_aligned-S4-sim-rhd", "not of sim"),
+        ("train_aligned-S4-labelled0.25-rhd", "not of labelled0.25"),
+        ("train_aligned-S4-batch3-alone-rhd", "not of alone, batch3"),
+        ("train_aligned-S1-apart-rhd", "of S4 and it is not of apart"),
+    ],
+)
+def test_a_copy_of_a_run_is_not_taken_for_what_its_name_says(tmp_path, name, said):
+    settings = {"strategy": "S4", "dataset": "rhd"}  # a run of the real set, with all its labels
+    about = {"experiment": "train_aligned", "source": "rhd", "seed": 0, "settings": settings}
+    for folder in (f"{name}-seed0", "train_aligned-S4-rhd-seed0", "train_aligned-S4-mine-rhd-seed0"):
+        close_run(tmp_path / folder, about)
+    with pytest.raises(HandlabError, match=f"metrics.json: it is {said}: another run's; delete it and"):
+        _ = RunFolder(tmp_path / f"{name}-seed0").metrics
+    for folder in ("train_aligned-S4-rhd-seed0", "train_aligned-S4-mine-rhd-seed0"):
+        assert RunFolder(tmp_path / folder).metrics["source"] == "rhd"
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", "null", '{"source": ', "\0\0"])
 def test_a_run_without_its_content_is_one_line(run, content):
     (run / "metrics.json").write_text(content)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from handlab.core import HandlabError, project_path, project_root, read_json
-from handlab.pages import claims, paper_aligned
+from handlab.pages import claims, paper_aligned, paper_pi
 from handlab.pages.front import with_outputs
 from handlab.pages.output import choose_folder, markdown_table, save_table
 from handlab.pages.page import _too_few
@@ -162,3 +162,18 @@ def test_an_item_that_is_left_out_names_what_it_compares_and_what_is_there():
         "can be read here: train_aligned-S1-sim-rhd, train_aligned-S4-sim-rhd"
     )
     assert {"S4-labelled0.25", "S4-labelled0.25-alone"} < set(names)  # named, though they are not trained
+
+
+@pytest.mark.parametrize("page", [paper_pi.pi_page, paper_aligned.aligned_page])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(size="Full"), "size 'Full': networks have no such size; did you mean full?"),
+        (dict(device="gpu"), "device 'gpu': there is no such device"),
+        (dict(device="cuda:99"), "device 'cuda:99': this machine has"),
+    ],
+)
+def test_an_option_that_cannot_be_is_an_error_before_the_first_item(page, options, said):
+    with pytest.raises(HandlabError, match=said):
+        page("runs/shipped", options)
+    assert page("runs/shipped", dict(size="quick", device="cpu"), figures="").options["size"] == "quick"

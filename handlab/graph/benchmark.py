@@ -40,6 +40,7 @@ from ..pages.output import markdown_table, save_figure
 from ..privileged import experiment_2d
 from ..privileged.experiment import pi_data
 from ..privileged.networks import BaseCNN
+from ..results.catalogue import PROFILES
 from ..settings import make_settings, numpy_generator
 from ..sim.bighand import SimBigHand
 from ..sim.rhd import actor_of, pool_background
@@ -87,6 +88,12 @@ class Place:
     small: int = 1000  # frames of the small set
     frames: int = 10000  # frames of the large set
     steps: int = 50  # batches of either set
+
+    def __post_init__(self):
+        if self.profile not in PROFILES:
+            raise HandlabError(
+                f"profile {self.profile!r}", "there is no such profile", choose(self.profile, PROFILES)
+            )
 
 # %% ../../nbs/graph/07_benchmark.ipynb #eeed29a7
 def _clock_of(device: torch.device) -> Callable:

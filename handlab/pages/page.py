@@ -14,10 +14,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import Markdown, display
 
 from ..core import HandlabError, choose, project_path, project_root, read_json
 from ..hand.metrics import scores_split
+from ..machine import pick_device
 from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.catalogue import BUDGETS, PROFILES, page_folder
 from ..results.evidence import frame_scores
@@ -195,6 +197,13 @@ def _keep(page, item: Item, thing, runs: list) -> None:
 # %% ../../nbs/pages/03_page.ipynb #41dc8912
 SETS = {"rhd": "sim-rhd", "stereo": "sim-stb", "dexter": "sim-dexter-object"}  # {role: data set}
 
+# %% ../../nbs/pages/03_page.ipynb #5a2c7e10
+def _check_options(size: str = "full", device: str | torch.device = "cpu", **more):  # of the page's items
+    "A size or a device that there is not is an error before the first item."
+    if size not in PROFILES:
+        raise HandlabError(f"size {size!r}", "networks have no such size", choose(size, PROFILES))
+    pick_device(str(device))
+
 # %% ../../nbs/pages/03_page.ipynb #11c8a904
 @dataclass
 class Page:
@@ -217,6 +226,7 @@ class Page:
             known = (SETS[role], SETS[role].removeprefix("sim-"))
             if name not in known:
                 raise HandlabError(f"data set {name!r}", f"this page has no such {role}", choose(name, known))
+        _check_options(**self.options)
         if self.figures == "auto":
             self.figures = figures_folder(self.folder)
 

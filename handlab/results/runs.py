@@ -121,6 +121,17 @@ def _words_of(metrics: dict) -> set:  # metrics: of a run
         return set()
     return {*name_of(metrics["experiment"], settings).split("-")}
 
+
+_OF_A_REGIME = re.compile(r"sim|alone|frames|pretrained|apart|own_view|(labelled|batch|pairs)[\d.]+")
+
+
+def _not_of_name(metrics: dict, name: str) -> str:  # name: of the run's folder, without its seed
+    "What in a run's settings does not fit its folder's name, or what of the name its settings lack."
+    own, named = _words_of(metrics), {*name.split("-")}
+    lacking = {word for word in named if _OF_A_REGIME.fullmatch(word)} - own if own else set()
+    parts = ("it is of", own - named), ("it is not of", lacking)
+    return " and ".join(f"{what} {', '.join(sorted(words))}" for what, words in parts if words)
+
 # %% ../../nbs/results/03_runs.ipynb #0de51c9d
 class RunFolder:
     "The results of a finished run; arrays are read on first use."
@@ -151,8 +162,8 @@ class RunFolder:
         found = read_json(path, ("source",) if seed else (), fix)
         if seed and found.get("seed", int(seed[1])) != int(seed[1]):
             raise HandlabError(path, f"it is of seed {found['seed']}: another run's", fix)
-        if seed and (words := _words_of(found) - {*self.name[: seed.start()].split("-")}):
-            raise HandlabError(path, f"it is of {', '.join(sorted(words))}: another run's", fix)
+        if seed and (what := _not_of_name(found, self.name[: seed.start()])):
+            raise HandlabError(path, f"{what}: another run's", fix)
         return found
 
     def file(self, name: str) -> Path:  # from the run's folder
