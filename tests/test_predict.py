@@ -36,9 +36,11 @@ from handlab.predict.command import (
     frames_of,
     main,
     parser,
+    questions,
     read_image,
     short_names,
 )
+from handlab.predict.command import run as run_command
 from handlab.predict.detect import HandDetector, Palm, decode_palms, hand_square
 from handlab.predict.networks import find_network, load, read_calibration
 from handlab.predict.picture import (
@@ -358,6 +360,42 @@ def test_command_line_errors_are_one_line(run, tmp_path):
     ).stdout
     assert all(option in help_text for option in ("--detect", "--scale", "--network", "--every"))
     assert parser().parse_args(["a.png", "--detect"]).detect
+
+
+def test_a_mask_may_be_a_jpeg_and_may_not_hold_labels(sample, tmp_path):
+    def edges(image, name="mask.png"):
+        Image.fromarray(image).save(tmp_path / name)
+        given = parser().parse_args(["a.png", "--mask", str(tmp_path / name)])
+        return questions("a.png", sample.image, given)[0].edges
+
+    expected = edges_of_mask(sample.mask)
+    assert edges(sample.mask.astype(np.uint8)) == edges(sample.mask * np.uint8(255)) == expected
+    np.testing.assert_allclose(edges(sample.mask * np.uint8(255), "mask.jpg"), expected, atol=2)
+    labels = sample.mask.astype(np.uint8)  # 1: a person, then the parts of the hands, as in RHD
+    labels[:2, :4] = np.arange(4)
+    with pytest.raises(HandlabError, match="4 labels.*black but for the hand"):
+        edges(labels)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_image(run, sample, tmp_path):
+    Image.fromarray(sample.image).save(tmp_path / "a.png")
+    words = [f"{tmp_path}/a.png", "--box", "0", "0", "90", "90", "--out", f"{tmp_path}/a.png"]
+    with pytest.raises(HandlabError, match="could not be written.*another folder"):
+        run_command(parser().parse_args(words), report=pytest.fail)
+
+
+def test_small_hands_are_shown_enlarged(network, sample):
+    for size, whole in ((10, False), (200, True)):
+        corner = np.array([30.0, 20.0])
+        uv = np.concatenate([[corner, corner + size], np.tile(corner + size / 2, (19, 1))])
+        figure = fig_answers([replace(predict(network, question(sample)), uv=uv)])
+        limits = np.array([figure.axes[0].get_xlim(), figure.axes[0].get_ylim()[::-1]])
+        height, width = sample.image.shape[:2]
+        if whole:
+            np.testing.assert_allclose(limits, [[-0.5, width - 0.5], [-0.5, height - 0.5]])
+        else:
+            np.testing.assert_allclose(limits, corner[:, None] + [-size - 0.5, 2 * size - 0.5])
+        plt.close(figure)
 
 
 def test_palms_are_decoded_without_overlaps():
