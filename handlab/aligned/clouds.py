@@ -7,7 +7,9 @@ __all__ = ['ROW_NAMES', 'cloud_distances', 'mean_cloud', 'cloud_scores', 'table_
            'train_alone', 'score_alone', 'fig_alone']
 
 # %% ../../nbs/aligned/13_clouds.ipynb #63333edc
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,8 +25,9 @@ from handlab.aligned.experiment import (
     train_settings,
 )
 from .losses import LossSettings, chamfer, emd, reconstruction_terms, subsets
-from .strategies import MODALITIES, NetworkSettings
-from ..data.batches import Batches
+from .strategies import MODALITIES, AlignedNetwork, NetworkSettings
+from ..data.batches import Batch, Batches
+from ..data.prepare import Prepared
 from ..hand.draw import bare_3d, draw_cloud
 from ..machine import pick_device
 from ..settings import torch_generator
@@ -40,15 +43,19 @@ from ..train.loop import fit
 
 # %% ../../nbs/aligned/13_clouds.ipynb #ec430d73
 def cloud_distances(
-    predicted,  # (B,N,3) in hand scales
-    true,  # (B,N,3)
-    scale,  # (B,) mm
+    predicted: torch.Tensor,  # (B,N,3) in hand scales
+    true: torch.Tensor,  # (B,N,3)
+    scale: torch.Tensor,  # (B,) mm
 ) -> dict:  # {'emd' | 'chamfer': (B,) mm}
     "Eq. 9 with exact matching and Eq. 8 of each cloud, in mm."
     return {"emd": emd(predicted, true) * scale, "chamfer": chamfer(predicted, true) * scale}
 
 # %% ../../nbs/aligned/13_clouds.ipynb #e291d2ac
-def mean_cloud(settings, data: ExperimentData, steps: int = 60) -> torch.Tensor:  # (points, 3) in hand scales
+def mean_cloud(
+    settings: AlignedSettings,
+    data: ExperimentData,
+    steps: int = 60,
+) -> torch.Tensor:  # (points, 3) in hand scales
     "The cloud with the smallest mean EMD and Chamfer distance to the training clouds."
     batches = Batches(
         data.train, 32, augment=None, seed=settings.seed, cloud_points=settings.points, modalities=()
@@ -65,7 +72,7 @@ def mean_cloud(settings, data: ExperimentData, steps: int = 60) -> torch.Tensor:
     return cloud.detach()
 
 # %% ../../nbs/aligned/13_clouds.ipynb #1a98cb3e
-def _clouds(batch, settings):
+def _clouds(batch: Batch, settings: AlignedSettings) -> torch.Tensor:
     "The batch's clouds in the corrected view, (B,points,3)."
     return modality_tensors(batch, "C", settings)["C"]
 
@@ -75,11 +82,11 @@ ROW_NAMES = {"resampled": "floor: the true cloud, drawn again", "mean_cloud": "o
 
 @torch.no_grad()
 def cloud_scores(
-    network,
-    prepared,
-    settings,
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
     data: ExperimentData,  # gives the mean cloud
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> dict:  # {row: {'emd' | 'chamfer': mm, 'frames': count}}; empty without depth or a decoder of clouds
     "The distances of the decoded clouds to the true ones, from each encoder, with lower bound and baseline."
     if "C" not in network.decoders or not has_depth(prepared):
@@ -101,7 +108,7 @@ def cloud_scores(
     return {row: _means(parts) for row, parts in found.items()}
 
 # %% ../../nbs/aligned/13_clouds.ipynb #03d7e0db
-def _means(parts):  # a list of {measure: (B,)}
+def _means(parts: list[dict]) -> dict:  # parts: a list of {measure: (B,)}
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {**{name: value.mean().item() for name, value in values.items()}, "frames": len(values["emd"])}
 
@@ -123,7 +130,7 @@ class DecoderAlone(nn.Module):
         super().__init__()
         self.decoder = MODALITIES["C"].decoder(part_of(NetworkSettings, settings, latent=63))
 
-    def forward(self, pose):  # (B, 21, 3)
+    def forward(self, pose: torch.Tensor) -> torch.Tensor:  # pose: (B, 21, 3)
         return self.decoder(pose.flatten(1))  # (B, points, 3)
 
 # %% ../../nbs/aligned/13_clouds.ipynb #4ac7052b
@@ -133,7 +140,7 @@ class CloudLoss:
     def __init__(self, settings: AlignedSettings):
         self.settings = part_of(LossSettings, settings)
 
-    def __call__(self, network, views):
+    def __call__(self, network: DecoderAlone, views: dict) -> dict:
         terms = reconstruction_terms("C", network(views["P"]), views["C"], self.settings, views["chosen"])
         means = {name: value.mean() for name, (value, _) in terms.items()}
         return {"loss": sum(means[name] * weight for name, (_, weight) in terms.items()), **means}
@@ -142,9 +149,9 @@ class CloudLoss:
 def train_alone(
     settings: AlignedSettings,  # width, rate, steps, matched points ... as for a strategy
     data: ExperimentData,
-    folder,
-    device="cpu",
-    report=None,  # as `fit`'s
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    report: Callable | None = None,  # as `fit`'s
 ) -> DecoderAlone:
     "Train the cloud decoder on true poses, or load it if the folder holds it."
     batches = augmented_batches(
@@ -168,7 +175,11 @@ def train_alone(
 
 # %% ../../nbs/aligned/13_clouds.ipynb #8b661a15
 @torch.no_grad()
-def score_alone(network: DecoderAlone, prepared, settings) -> dict:  # {'emd' | 'chamfer': mm, 'frames'}
+def score_alone(
+    network: DecoderAlone,
+    prepared: Prepared,
+    settings: AlignedSettings,
+) -> dict:  # {'emd' | 'chamfer': mm, 'frames'}
     "The distances of the clouds that are decoded from true poses."
     parts = []
     for batch in ordered_batches(prepared, 64, "cpu", (), settings.points):
@@ -178,7 +189,12 @@ def score_alone(network: DecoderAlone, prepared, settings) -> dict:  # {'emd' | 
 
 # %% ../../nbs/aligned/13_clouds.ipynb #83869c6f
 @torch.no_grad()
-def fig_alone(networks: dict, prepared, settings, indices):  # {label: DecoderAlone}; frames of `prepared`
+def fig_alone(
+    networks: dict,  # {label: DecoderAlone}
+    prepared: Prepared,
+    settings: AlignedSettings,
+    indices: Sequence[int] | np.ndarray,  # frames of `prepared`
+) -> plt.Figure:
     "True clouds, and below them the clouds that each decoder makes from the true poses."
     chosen = prepared.subset(np.asarray(indices))
     batch = next(iter(ordered_batches(chosen, len(chosen), "cpu", (), settings.points)))

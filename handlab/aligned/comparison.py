@@ -7,6 +7,7 @@ __all__ = ['TABLE_1', 'seed_variants', 'strategies_as_variants', 'step_times', '
            'frame_errors', 'validation_curves', 'fig_validation', 'fig_budgets']
 
 # %% ../../nbs/aligned/09_comparison.ipynb #ab1f9824
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from .experiment import predict, strategy_jobs, time_parts, trained_network
+from .experiment import AlignedSettings, predict, strategy_jobs, time_parts, trained_network
 from ..core import read_json, write_json
+from ..data.prepare import Prepared
 from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.metrics import joint_errors
-from ..train.experiment import side_by_side
+from ..train.experiment import ExperimentData, side_by_side
 from ..train.files import read_losses
-from ..train.jobs import run_jobs
+from ..train.jobs import Job, run_jobs
 
 # %% ../../nbs/aligned/09_comparison.ipynb #4fb9e3b4
 TABLE_1 = ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4")  # the paper's rows; R2HP to R2CHP are S2
@@ -28,7 +30,7 @@ TABLE_1 = ("S1", "R2HP", "R2CP", "R2CHP", "S3", "S4")  # the paper's rows; R2HP 
 
 def seed_variants(
     variants: dict,  # {name: {setting: value}}
-    seeds,
+    seeds: Iterable[int],
 ) -> dict:  # {"name, seed k": {setting: value}}
     "Each variant with each seed."
     return {
@@ -38,16 +40,16 @@ def seed_variants(
     }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #66f57385
-def strategies_as_variants(strategies=TABLE_1) -> dict:
+def strategies_as_variants(strategies: Iterable[str] = TABLE_1) -> dict:
     return {strategy: {"strategy": strategy} for strategy in strategies}
 
 # %% ../../nbs/aligned/09_comparison.ipynb #9c8dcee2
 def step_times(
-    settings,  # AlignedSettings
-    data,
-    folder,  # of the comparison
-    strategies=TABLE_1,
-    device="cpu",
+    settings: AlignedSettings,  # AlignedSettings
+    data: ExperimentData,
+    folder: str | Path,  # of the comparison
+    strategies: Iterable[str] = TABLE_1,
+    device: str | torch.device = "cpu",
 ) -> dict:  # {strategy: {'step', 'batch', 'emd'}} milliseconds
     "The time of a step of each strategy, and of its parts."
     path = Path(folder) / "times.json"
@@ -66,13 +68,13 @@ def step_times(
 
 # %% ../../nbs/aligned/09_comparison.ipynb #a8a68906
 def train_variants(
-    settings,  # AlignedSettings
-    data,
-    folder,
+    settings: AlignedSettings,  # AlignedSettings
+    data: ExperimentData,
+    folder: str | Path,
     variants: dict,  # {name: {setting: value}}
-    seeds,
-    device="cpu",
-    steps: dict = None,  # {name: steps}, if they differ from the settings
+    seeds: Iterable[int],
+    device: str | torch.device = "cpu",
+    steps: dict | None = None,  # {name: steps}, if they differ from the settings
     show: bool = True,
 ) -> dict:  # {name: (seeds, N, 21, 3) mm}
     "Train every variant with every seed; returns the predictions for the test frames, from RGB alone."
@@ -84,7 +86,12 @@ def train_variants(
 
 # %% ../../nbs/aligned/09_comparison.ipynb #aedb8e74
 def predict_variants(
-    settings, folder, prepared, variants: dict, seeds, device="cpu"
+    settings: AlignedSettings,
+    folder: str | Path,
+    prepared: Prepared,
+    variants: dict,
+    seeds: Iterable[int],
+    device: str | torch.device = "cpu",
 ) -> dict:  # {name: (seeds, N, 21, 3) mm}
     "The predictions of the trained networks for some frames, from RGB alone."
     jobs = {
@@ -100,7 +107,7 @@ def predict_variants(
     }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #c4e5cbab
-def job_size(job) -> float:
+def job_size(job: Job) -> float:
     "The relative time of a job; the longest is started first."
     settings = job.arguments["settings"]
     return (job.arguments["steps"] or settings.steps) * {"S1": 1, "R2HP": 1.2, "S3": 3, "S4": 3}.get(
@@ -109,7 +116,8 @@ def job_size(job) -> float:
 
 # %% ../../nbs/aligned/09_comparison.ipynb #b8c45b00
 def frame_errors(
-    predictions: dict, prepared
+    predictions: dict,
+    prepared: Prepared,
 ) -> dict:  # {name: (seeds, N, 21, 3) mm} -> {name: (seeds, N) mm}
     "The mean joint error of each test frame; its mean is the mean EPE."
     true = np.asarray(prepared.joints)
@@ -134,14 +142,20 @@ def validation_curves(
     }
 
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa8
-def _draw_errors(axis, x, errors, style: dict, label: str):  # errors (seeds, T)
+def _draw_errors(
+    axis: plt.Axes,
+    x: np.ndarray,  #
+    errors: np.ndarray,  # (seeds, T)
+    style: dict,
+    label: str,
+):
     "The mean over the seeds, and a band from the lowest to the highest."
     axis.plot(x, errors.mean(0), label=label, **style)
     if len(errors) > 1:
         axis.fill_between(x, errors.min(0), errors.max(0), color=style["color"], alpha=0.15, lw=0)
 
 
-def _draw_apart(axis, curves: dict, styles: dict):
+def _draw_apart(axis: plt.Axes, curves: dict, styles: dict):
     "The difference of each curve from the first one, at the same steps."
     (first, (steps, base)), *others = curves.items()
     axis.axhline(0, **(styles[first] | dict(marker="", lw=1.2)))
@@ -154,9 +168,9 @@ def _draw_apart(axis, curves: dict, styles: dict):
 # %% ../../nbs/aligned/09_comparison.ipynb #550a4fa9
 def fig_validation(
     curves: dict,  # of `validation_curves`
-    times: dict = None,  # {name: milliseconds per step}
-    styles: dict = None,  # {name: of `line_of`}, for names that the palette does not have
-):
+    times: dict | None = None,  # {name: milliseconds per step}
+    styles: dict | None = None,  # {name: of `line_of`}, for names that the palette does not have
+) -> plt.Figure:
     "The validation error over steps, its differences from the first, and over time if `times` are given."
     styles = {
         name: (styles or {}).get(name) or line_of(name if name in STYLES else "published") for name in curves
@@ -183,7 +197,7 @@ def fig_validation(
 def fig_budgets(
     errors: dict,  # {budget: {name: (seeds, N) mm}}
     source: str,  # data, profile and seeds
-):
+) -> plt.Figure:
     "Mean EPE of each strategy under each budget: a line for the mean, a dot per seed."
     figure, axes = plt.subplots(1, len(errors), figsize=(4.6 * len(errors), 3.2), sharey=True, squeeze=False)
     for ax, (budget, rows) in zip(axes[0], errors.items()):

@@ -7,6 +7,8 @@ __all__ = ['CLOUD_GAIN', 'PoseDecoder', 'double_map', 'HeatmapDecoder', 'flat_gr
            'LayeredCloudDecoder', 'DepthDecoder']
 
 # %% ../../nbs/aligned/02_decoders.ipynb #15408f92
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -17,7 +19,13 @@ from ..core import HandlabError
 class PoseDecoder(nn.Sequential):
     "Three layers of 128 and one of 63."
 
-    def __init__(self, latent=64, units=128, joints=21, start="he"):  # start: 'he' or 'glorot'
+    def __init__(
+        self,
+        latent: int = 64,
+        units: int = 128,
+        joints: int = 21,
+        start: str = "he",  # 'he' or 'glorot'
+    ):
         super().__init__(
             nn.Linear(latent, units),
             nn.ReLU(),
@@ -36,12 +44,12 @@ class PoseDecoder(nn.Sequential):
             nn.init.zeros_(layer.bias)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #fd1e996c
-def double_map(channels_in, channels_out, bias=True):
+def double_map(channels_in: int, channels_out: int, bias: bool = True) -> nn.ConvTranspose2d:
     "A 5x5 transposed convolution of stride 2: (B, C, H, W) -> (B, C', 2H, 2W)."
     return nn.ConvTranspose2d(channels_in, channels_out, 5, stride=2, padding=2, output_padding=1, bias=bias)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #407f0ab7
-def _grow(widths) -> nn.Sequential:
+def _grow(widths: Sequence[int]) -> nn.Sequential:
     "Steps that each double the map: transposed convolution, batch norm, ReLU."
     steps = []
     for before, after in zip(widths, widths[1:]):
@@ -49,7 +57,7 @@ def _grow(widths) -> nn.Sequential:
     return nn.Sequential(*steps)
 
 
-def _check_map_size(map_size, multiple):
+def _check_map_size(map_size: int, multiple: int):
     if map_size % multiple:
         raise HandlabError(
             f"map_size {map_size}", f"it is not a multiple of {multiple}", "give 64 as in the paper, or 32"
@@ -59,7 +67,14 @@ def _check_map_size(map_size, multiple):
 class HeatmapDecoder(nn.Module):
     "DCGAN's generator with one map per joint."
 
-    def __init__(self, latent=64, width=1.0, joints=21, map_size=64, bias=-3.0):  # bias at the start
+    def __init__(
+        self,
+        latent: int = 64,
+        width: float = 1.0,
+        joints: int = 21,
+        map_size: int = 64,
+        bias: float = -3.0,  # at the start
+    ):
         super().__init__()
         _check_map_size(map_size, 8)
         side, widths = map_size // 8, [scaled(channels, width) for channels in (128, 64, 32)]
@@ -72,11 +87,11 @@ class HeatmapDecoder(nn.Module):
         self.maps = double_map(widths[-1], joints)
         nn.init.constant_(self.maps.bias, bias)
 
-    def forward(self, z):  # (B, latent)
+    def forward(self, z: torch.Tensor) -> torch.Tensor:  # z: (B, latent)
         return self.maps(self.grow(self.start(z))).sigmoid()  # (B, 21, map_size, map_size), 0..1
 
 # %% ../../nbs/aligned/02_decoders.ipynb #9279c44c
-def flat_grid(points=256):  # a square number
+def flat_grid(points: int = 256) -> torch.Tensor:  # points: a square number
     "Positions on a flat sheet, (points, 2) in -1..1."
     side = round(points**0.5)
     if side * side != points:
@@ -88,7 +103,14 @@ def flat_grid(points=256):  # a square number
 class Fold(nn.Module):
     "The same five layers for each point; their input is the point's position and z."
 
-    def __init__(self, latent, place, width=1.0, norm_output=True, gain=1.0):  # gain: of the output's norm
+    def __init__(
+        self,
+        latent: int,
+        place: int,
+        width: float = 1.0,
+        norm_output: bool = True,
+        gain: float = 1.0,  # of the output's norm
+    ):
         super().__init__()
         widths = [scaled(channels, width) for channels in (256, 512, 1024, 512)]
         self.from_z = nn.Linear(latent, widths[0], bias=False)
@@ -102,7 +124,11 @@ class Fold(nn.Module):
             nn.init.constant_(layer.weight, gain)
         self.out = nn.Sequential(nn.Linear(widths[-1], 3, bias=not norm_output), *norm)
 
-    def forward(self, z, places):  # (B, latent), (B, N, place)
+    def forward(
+        self,
+        z: torch.Tensor,  # (B, latent)
+        places: torch.Tensor,  # (B, N, place)
+    ) -> torch.Tensor:
         first = self.from_z(z)[:, None] + self.from_place(places)
         return self.out(self.hidden(first.flatten(0, 1))).unflatten(0, (-1, places.shape[1]))  # (B, N, 3)
 
@@ -113,25 +139,32 @@ CLOUD_GAIN = 0.25  # standard deviation of hand clouds before 3 tanh
 class CloudDecoder(nn.Module):
     "FoldingNet: a flat grid folded twice."
 
-    def __init__(self, latent=64, width=1.0, points=256, norm_output=True, gain=CLOUD_GAIN):
+    def __init__(
+        self,
+        latent: int = 64,
+        width: float = 1.0,
+        points: int = 256,
+        norm_output: bool = True,
+        gain: float = CLOUD_GAIN,
+    ):
         super().__init__()
         self.register_buffer("grid", flat_grid(points), persistent=False)
         self.first = Fold(latent, 2, width, norm_output)
         self.second = Fold(latent, 3, width, norm_output, gain)
 
-    def folds(self, z):  # (B, latent)
+    def folds(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # z: (B, latent)
         "Both stages, (B, points, 3) each."
         middle = self.first(z, self.grid.expand(len(z), -1, -1)).float().tanh()
         return middle, 3 * self.second(z, middle).float().tanh()
 
-    def forward(self, z):
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
         return self.folds(z)[1]  # (B, points, 3), root-relative, scale 1
 
 # %% ../../nbs/aligned/02_decoders.ipynb #fa19e621
 class LayeredCloudDecoder(nn.Sequential):
     "Two layers of 2048 units and one for all points' coordinates."
 
-    def __init__(self, latent=64, width=1.0, points=256):
+    def __init__(self, latent: int = 64, width: float = 1.0, points: int = 256):
         units = scaled(2048, width)
         layers = []
         for before in (latent, units):
@@ -142,7 +175,7 @@ class LayeredCloudDecoder(nn.Sequential):
 class DepthDecoder(nn.Module):
     "DCGAN's generator with one map."
 
-    def __init__(self, latent=64, width=1.0, map_size=64):
+    def __init__(self, latent: int = 64, width: float = 1.0, map_size: int = 64):
         super().__init__()
         _check_map_size(map_size, 16)
         side, widths = map_size // 16, [scaled(channels, width) for channels in (512, 256, 128, 64)]
@@ -155,5 +188,5 @@ class DepthDecoder(nn.Module):
         self.grow = _grow(widths)
         self.map = double_map(widths[-1], 1)
 
-    def forward(self, z):  # (B, latent)
+    def forward(self, z: torch.Tensor) -> torch.Tensor:  # z: (B, latent)
         return self.map(self.grow(self.start(z))).tanh()  # (B, 1, map_size, map_size), -1..1

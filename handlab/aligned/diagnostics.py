@@ -8,7 +8,9 @@ __all__ = ['DIAGNOSTICS', 'posteriors_of', 'kl_per_dimension', 'active_units', '
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #83fe1b71
 import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,13 +21,16 @@ from .encoders import Gaussian
 from handlab.aligned.experiment import (
     ENCODER_NAMES,
     AlignedLoss,
+    AlignedSettings,
     ViewsAt,
     modality_tensors,
     needed_pixels,
     to_camera,
 )
+from .losses import LossSettings
 from .posteriors import draw
-from .strategies import MODALITIES, make_recipe
+from .strategies import MODALITIES, AlignedNetwork, Views, make_recipe
+from ..data.prepare import Prepared
 from ..hand.metrics import epe
 from ..machine import pick_device
 from ..settings import torch_generator
@@ -34,7 +39,12 @@ from ..train.files import read_losses
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #b2a80ec1
 @torch.no_grad()
-def posteriors_of(network, prepared, settings, device="cpu") -> dict:  # {letter: Gaussian (N,latent)}
+def posteriors_of(
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    device: str | torch.device = "cpu",
+) -> dict:  # {letter: Gaussian (N,latent)}
     "The posterior of every frame from each encoder; only from RGB if the frames have no depth."
     network, device = network.to(device).eval(), pick_device(str(device))
     letters = [letter for letter in network.encoders if letter == "R" or has_depth(prepared)]
@@ -80,7 +90,13 @@ def retrieval(queries: torch.Tensor, codes: torch.Tensor) -> dict:  # (N,latent)
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #c5886905
 @torch.no_grad()
-def drawn_errors(network, q: Gaussian, prepared, settings, seed: int = 0) -> dict:  # {'mean' | 'drawn': mm}
+def drawn_errors(
+    network: AlignedNetwork,
+    q: Gaussian,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    seed: int = 0,
+) -> dict:  # {'mean' | 'drawn': mm}
     "The mean joint error of poses decoded from the means, and from samples."
     generator = torch_generator(seed, "diagnostics")
     noise = torch.randn(q.mean.shape, generator=generator).to(q.mean.device)
@@ -94,7 +110,9 @@ def drawn_errors(network, q: Gaussian, prepared, settings, seed: int = 0) -> dic
     return {name: float(epe(np.concatenate(parts), true).mean) for name, parts in found.items()}
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #623767a2
-def diagnose(network, prepared, settings, device="cpu") -> dict:
+def diagnose(
+    network: AlignedNetwork, prepared: Prepared, settings: AlignedSettings, device: str | torch.device = "cpu"
+) -> dict:
     "The diagnostics of a trained network: JSON-ready numbers; KL per dimension sorted, largest first."
     found = posteriors_of(network, prepared, settings, device)
     kl = {letter: kl_per_dimension(q).sort(descending=True).values for letter, q in found.items()}
@@ -111,7 +129,7 @@ def diagnose(network, prepared, settings, device="cpu") -> dict:
     return result
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #a3ee913f
-def _between(network, found):
+def _between(network: AlignedNetwork, found: dict) -> dict:
     "The measures between encoders: of the first, RGB, and the second; shares of all."
     rgb, other = list(found.values())[:2]
     another = Gaussian(other.mean.roll(1, 0), other.log_variance.roll(1, 0))
@@ -123,7 +141,7 @@ def _between(network, found):
     }
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #9eade51a
-def _value(result, *path):
+def _value(result: Any, *path: str) -> float:
     "An entry of a nested dict, or NaN if it is missing."
     for name in path:
         result = result.get(name, {}) if isinstance(result, dict) else {}
@@ -153,7 +171,7 @@ def table_diagnostics(results: dict) -> pd.DataFrame:  # {label: of `diagnose`}
     return pd.DataFrame(columns).dropna(how="all")
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #81cb1a7f
-def fig_kl(results: dict):  # {label: of `diagnose`}
+def fig_kl(results: dict) -> plt.Figure:  # results: {label: of `diagnose`}
     "KL divergence to the prior per dimension, largest first, of each encoder."
     figure, ax = plt.subplots(figsize=(5, 2.6), dpi=85)
     for label, result in results.items():
@@ -168,9 +186,9 @@ def fig_kl(results: dict):  # {label: of `diagnose`}
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #530b254c
 def term_gradients(
-    network,
-    views,  # Views of a step
-    settings,  # LossSettings
+    network: AlignedNetwork,
+    views: Views,  # Views of a step
+    settings: LossSettings,  # LossSettings
 ) -> dict:  # {term: mean norm of its weighted gradient in z}
     "The mean norm of the gradient in z of each term of Eq. 11."
     network = copy.deepcopy(network).train()
@@ -182,7 +200,9 @@ def term_gradients(
         return {name: _slope(loss, z) for name, loss in _weighted_terms(network, z, views, settings)}
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #4a26f961
-def _weighted_terms(network, z, views, settings):
+def _weighted_terms(
+    network: AlignedNetwork, z: torch.Tensor, views: Views, settings: LossSettings
+) -> Iterator[tuple]:
     "Each term's name and its sum over posteriors and samples."
     for letter, decoder in network.decoders.items():
         truth = torch.cat([views.tensors[letter]] * len(z))
@@ -192,7 +212,7 @@ def _weighted_terms(network, z, views, settings):
             yield name, weight * values.sum()
 
 
-def _slope(loss, z):
+def _slope(loss: torch.Tensor, z: torch.Tensor) -> float:
     (slope,) = torch.autograd.grad(loss, z, retain_graph=True)
     return slope.norm(dim=2).mean().item()
 
@@ -200,18 +220,23 @@ def _slope(loss, z):
 class Balance:
     "Each term's gradient in z, as more columns of a validation."
 
-    def __init__(self, settings, train, device="cpu"):  # train: prepared frames
+    def __init__(
+        self,
+        settings: AlignedSettings,
+        train: Prepared,  # prepared frames
+        device: str | torch.device = "cpu",
+    ):
         self.loss = AlignedLoss(settings).settings
         self.views = ViewsAt(settings, train, device, resident=False)(0)  # of one batch
         alignment = make_recipe(settings.strategy).alignment
         self.silent = alignment == "alternating"  # one modality per step, so there is no balance
 
-    def __call__(self, network) -> dict:
+    def __call__(self, network: AlignedNetwork) -> dict:
         pulls = {} if self.silent else term_gradients(network, self.views, self.loss)
         return {f"gradient_{name}": value for name, value in pulls.items()}
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #528fa895
-def fig_balance(folders: dict):  # {label: run folder}
+def fig_balance(folders: dict) -> plt.Figure:  # folders: {label: run folder}
     "The gradients in z over the training, one panel per run."
     figure, axes = plt.subplots(1, len(folders), figsize=(4 * len(folders), 2.8), squeeze=False, sharey=True)
     for ax, (label, folder) in zip(axes[0], folders.items()):

@@ -9,10 +9,10 @@ __all__ = ['SYMBOLS', 'ARROWS', 'PAPER_MODELS', 'model_edges', 'model_places', '
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .strategies import MODALITIES, make_recipe, posterior_names
+from .strategies import MODALITIES, Recipe, make_recipe, posterior_names
 
 # %% ../../nbs/aligned/11_diagram.ipynb #4c589ec9
-def model_edges(recipe) -> dict:  # {'encoders' | 'decoders' | 'alignments': [(from, to)]}
+def model_edges(recipe: Recipe) -> dict:  # {'encoders' | 'decoders' | 'alignments': [(from, to)]}
     "The edges of a recipe's graphical model; a posterior has the name of its modality, 'joint' or 'one'."
     latents, first = posterior_names(recipe), recipe.encoders[0]
     encoders = {
@@ -35,7 +35,7 @@ def model_edges(recipe) -> dict:  # {'encoders' | 'decoders' | 'alignments': [(f
 SYMBOLS = {"R": "x", "C": "w_1", "H": "w_2", "P": "y", "D": "w_1"}
 
 
-def model_places(recipe) -> dict:  # {('in' | 'z' | 'out', name): (x, y)}
+def model_places(recipe: Recipe) -> dict:  # {('in' | 'z' | 'out', name): (x, y)}
     "The positions of the nodes of a recipe's graphical model."
     latents = posterior_names(recipe)
     if recipe.alignment == "product":
@@ -54,7 +54,7 @@ def _node_text(column: str, name: str) -> str:
     return "$z$" if name == "one" else f"$z_{{{SYMBOLS.get(name, name)}}}$"
 
 # %% ../../nbs/aligned/11_diagram.ipynb #9d11281e
-def draw_node(axis, place, column: str, name: str):
+def draw_node(axis: plt.Axes, place: tuple, column: str, name: str):
     "Draw a node; a data node is shaded, with the modality's name beside it."
     face = "white" if column == "z" else "#cccccc"
     axis.add_patch(plt.Circle(place, 0.24, facecolor=face, edgecolor="black", zorder=3))
@@ -73,7 +73,7 @@ ARROWS = {  # {kind of edge: (columns of its ends, style)}
 }
 
 
-def draw_model(axis, strategy: str, title: str):
+def draw_model(axis: plt.Axes, strategy: str, title: str):
     "Draw the graphical model of a strategy."
     recipe = make_recipe(strategy)
     places = model_places(recipe)
@@ -99,7 +99,7 @@ PAPER_MODELS = {
 
 def fig_models(
     strategies: dict = PAPER_MODELS,  # {strategy: title}
-):
+) -> plt.Figure:
     "The graphical models of the strategies, two in a row."
     rows = -(-len(strategies) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(7.2, 2.35 * rows), squeeze=False)

@@ -8,7 +8,8 @@ __all__ = ['Gaussian', 'scaled', 'conv_bn', 'ResidualBlock', 'ResNet18', 'Permut
 
 # %% ../../nbs/aligned/01_encoders.ipynb #73936c1b
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ def scaled(
     return channels if width == 1 else max(8, round(channels * width / 8) * 8)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #64bc9c45
-def conv_bn(channels_in, channels_out, kernel, stride=1):
+def conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     "A convolution without bias, and batch norm."
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -46,21 +47,21 @@ def conv_bn(channels_in, channels_out, kernel, stride=1):
 class ResidualBlock(nn.Module):
     "Two 3x3 convolutions whose output is added to the block's input."
 
-    def __init__(self, channels_in, channels_out, stride=1):
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1):
         super().__init__()
         self.first = conv_bn(channels_in, channels_out, 3, stride)
         self.second = conv_bn(channels_out, channels_out, 3)
         same = stride == 1 and channels_in == channels_out
         self.around = nn.Identity() if same else conv_bn(channels_in, channels_out, 1, stride)
 
-    def forward(self, x):  # (B, C, H, W)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: (B, C, H, W)
         return F.relu(self.second(F.relu(self.first(x))) + self.around(x))
 
 # %% ../../nbs/aligned/01_encoders.ipynb #f2f591ee
 class ResNet18(nn.Module):
     "ResNet-18 up to its average pooling."
 
-    def __init__(self, width=1.0):  # 1: 64, 128, 256 and 512 channels
+    def __init__(self, width: float = 1.0):  # 1: 64, 128, 256 and 512 channels
         super().__init__()
         widths = [scaled(channels, width) for channels in (64, 64, 128, 256, 512)]
         self.stem = nn.Sequential(conv_bn(3, widths[0], 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
@@ -72,14 +73,14 @@ class ResNet18(nn.Module):
         )
         self.features = widths[-1]
 
-    def forward(self, image):  # (B, 3, S, S), -0.5..0.5
+    def forward(self, image: torch.Tensor) -> torch.Tensor:  # image: (B, 3, S, S), -0.5..0.5
         return self.stages(self.stem(image)).mean((2, 3))  # (B, features)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #26f261d9
 class PermutationEquivariant(nn.Module):
     "One layer on points, which share the maximum of each feature."
 
-    def __init__(self, channels_in, channels_out, norm=False):
+    def __init__(self, channels_in: int, channels_out: int, norm: bool = False):
         super().__init__()
         self.own = nn.Parameter(torch.ones(channels_in))  # lambda
         self.shared = nn.Parameter(torch.zeros(channels_in))  # gamma
@@ -87,7 +88,7 @@ class PermutationEquivariant(nn.Module):
         self.norm = nn.BatchNorm1d(channels_out) if norm else None
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
 
-    def forward(self, x):  # (B, N, C)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: (B, N, C)
         weight, top = self.linear.weight, x.max(1, keepdim=True).values
         y = F.linear(x, weight * self.own, self.linear.bias) + F.linear(top * self.shared, weight)
         return y if self.norm is None else self.norm(y.flatten(0, 1)).view_as(y)  # the caller applies f
@@ -96,47 +97,47 @@ class PermutationEquivariant(nn.Module):
 class ResidualPair(nn.Module):
     "Two permutation-equivariant layers whose output is added to the pair's input."
 
-    def __init__(self, channels, norm=False):
+    def __init__(self, channels: int, norm: bool = False):
         super().__init__()
         self.first, self.second = (PermutationEquivariant(channels, channels, norm) for _ in range(2))
         if not norm:
             self.second.linear.weight.data.mul_(0.1)
 
-    def forward(self, x):  # (B, N, C)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: (B, N, C)
         return F.relu(x + self.second(F.relu(self.first(x))))
 
 # %% ../../nbs/aligned/01_encoders.ipynb #2e979194
 class ResPELBlock(nn.Module):
     "Seven permutation-equivariant layers: one to the block's width, three residual pairs."
 
-    def __init__(self, channels_in, channels_out, norm=False):
+    def __init__(self, channels_in: int, channels_out: int, norm: bool = False):
         super().__init__()
         self.widen = PermutationEquivariant(channels_in, channels_out, norm)
         self.pairs = nn.Sequential(*(ResidualPair(channels_out, norm) for _ in range(3)))
 
-    def forward(self, x):  # (B, N, C)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: (B, N, C)
         return self.pairs(F.relu(self.widen(x)))
 
 # %% ../../nbs/aligned/01_encoders.ipynb #2d977c3b
 class PointVoting(nn.Module):
     "The mean of the points' estimates of every hidden unit, weighted by their confidence."
 
-    def __init__(self, channels_in, units):
+    def __init__(self, channels_in: int, units: int):
         super().__init__()
         self.estimate, self.sureness = nn.Linear(channels_in, units), nn.Linear(channels_in, units)
 
-    def weights(self, x):  # (B, N, C)
+    def weights(self, x: torch.Tensor) -> torch.Tensor:  # x: (B, N, C)
         "Each point's share in each hidden unit, (B, N, units); they sum to 1 over the points."
         return F.logsigmoid(self.sureness(x).float()).softmax(1)  # s / sum s, also if all s are nearly 0
 
-    def forward(self, x):  # (B, N, C)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # x: (B, N, C)
         return (self.weights(x) * self.estimate(x)).sum(1)  # (B, units)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #ca1f26df
 class ResPEL(nn.Module):
     "The point encoder's trunk: equivariant blocks, voting, one layer."
 
-    def __init__(self, width=1.0, norm=False):
+    def __init__(self, width: float = 1.0, norm: bool = False):
         super().__init__()
         self.features = 128
         widths = [3, *(scaled(channels, width) for channels in (64, 256, 512))]
@@ -145,14 +146,14 @@ class ResPEL(nn.Module):
         self.voting = PointVoting(widths[-1], 128)
         self.layer = nn.Sequential(nn.Linear(128, self.features), nn.BatchNorm1d(self.features), nn.ReLU())
 
-    def forward(self, cloud):  # (B, N, 3), root-relative, scale 1
+    def forward(self, cloud: torch.Tensor) -> torch.Tensor:  # cloud: (B, N, 3), root-relative, scale 1
         return self.layer(self.voting(self.blocks(cloud)))  # (B, 128)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #563ffdeb
 class DepthTrunk(nn.Module):
     "The depth encoder's trunk: DCGAN's discriminator without its last layer."
 
-    def __init__(self, width=1.0, map_size=64):
+    def __init__(self, width: float = 1.0, map_size: int = 64):
         super().__init__()
         if map_size % 16:
             raise HandlabError(
@@ -169,7 +170,7 @@ class DepthTrunk(nn.Module):
         )
         self.features = widths[-1] * (map_size // 16) ** 2
 
-    def forward(self, depth):  # (B, 1, map_size, map_size), -1..1
+    def forward(self, depth: torch.Tensor) -> torch.Tensor:  # depth: (B, 1, map_size, map_size), -1..1
         for conv, norm in zip(self.convs, self.norms):
             depth = F.leaky_relu(norm(conv(depth)), 0.2)
         return depth.flatten(1)  # (B, features)
@@ -178,13 +179,19 @@ class DepthTrunk(nn.Module):
 class Encoder(nn.Module):
     "A trunk with two heads: mean and log-variance."
 
-    def __init__(self, trunk, latent=64, bounded=False, spread=1.0):  # bounded: tanh on the mean
+    def __init__(
+        self,
+        trunk: nn.Module,
+        latent: int = 64,
+        bounded: bool = False,  # tanh on the mean
+        spread: float = 1.0,
+    ):
         super().__init__()
         self.trunk, self.bounded = trunk, bounded
         self.mean, self.log_variance = nn.Linear(trunk.features, latent), nn.Linear(trunk.features, latent)
         nn.init.constant_(self.log_variance.bias, 2 * math.log(spread))
 
-    def forward(self, x) -> Gaussian:
+    def forward(self, x: Any) -> Gaussian:
         features = self.trunk(x)
         mean = self.mean(features).float()  # mixed precision ends here: variances need float32
         return Gaussian(mean.tanh() if self.bounded else mean, self.log_variance(features).float())
@@ -193,9 +200,9 @@ class Encoder(nn.Module):
 class JointTrunk(nn.Module):
     "Several trunks; their features are concatenated."
 
-    def __init__(self, trunks):  # modules with .features
+    def __init__(self, trunks: Iterable[nn.Module]):  # modules with .features
         super().__init__()
         self.trunks, self.features = nn.ModuleList(trunks), sum(trunk.features for trunk in trunks)
 
-    def forward(self, views):  # one tensor per trunk
+    def forward(self, views: Iterable[torch.Tensor]) -> torch.Tensor:  # views: one tensor per trunk
         return torch.cat([trunk(view) for trunk, view in zip(self.trunks, views, strict=True)], 1)

@@ -10,9 +10,10 @@ __all__ = ['TENSORS', 'ENCODER_NAMES', 'AlignedSettings', 'check_aligned', 'trai
            'open_run']
 
 # %% ../../nbs/aligned/06_experiment.ipynb #88f0393f
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,13 +25,15 @@ from .posteriors import beta_at, interpolate
 from handlab.aligned.strategies import (
     AlignedNetwork,
     NetworkSettings,
+    Recipe,
     Views,
     aligned_loss,
     make_recipe,
     posterior_names,
 )
 from ..core import HandlabError, read_json
-from ..data.batches import Augment, Batches, own_part
+from ..data.batches import Augment, Batch, Batches, own_part
+from ..data.prepare import Prepared
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import ROOT, as_like, denormalise
@@ -166,7 +169,9 @@ _POSITIVE = (
 )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #776f2086
-def _requirements(settings):  # (setting, whether it holds, what is wrong, what to do)
+def _requirements(
+    settings: AlignedSettings,  # (setting, whether it holds, what is wrong, what to do)
+) -> Iterator[tuple]:
     recipe, points, share = make_recipe(settings.strategy), settings.points, settings.labelled_share
     yield "labelled_share", 0 < share <= 1, f"{share} is not a share", "give a number above 0, at most 1"
     frames = settings.batch_factor * settings.batch_size
@@ -200,16 +205,19 @@ def check_aligned(settings: AlignedSettings) -> AlignedSettings:
     return shared.require_settings(settings, _requirements(settings))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #8a856391
-def train_settings(settings, steps: int = 0) -> TrainSettings:  # steps: 0 = as in the settings
+def train_settings(
+    settings: AlignedSettings,
+    steps: int = 0,  # 0 = as in the settings
+) -> TrainSettings:
     "The loop's settings."
     return part_of(TrainSettings, settings, steps=steps or settings.steps)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ed3fdd89
 def viewpoint(
-    K,  # (B,3,3) of the crop, px
-    size,  # S, px
-    correct=True,  # False: no rotation
-):
+    K: torch.Tensor,  # (B,3,3) of the crop, px
+    size: int,  # S, px
+    correct: bool = True,  # False: no rotation
+) -> torch.Tensor:
     "Rotations (B,3,3) from the camera frame to the view along the crop's centre."
     if not correct:
         return torch.eye(3, device=K.device, dtype=K.dtype).expand(len(K), 3, 3)
@@ -226,28 +234,34 @@ TENSORS = {  # letter: (what the batches must hold, (batch, settings, turn) -> (
 
 
 def modality_tensors(
-    batch,  # data.batches.Batch
-    letters,  # of the modalities
-    settings,
-):
+    batch: Batch,  # data.batches.Batch
+    letters: Iterable[str],  # of the modalities
+    settings: AlignedSettings,
+) -> dict:
     "The batch's tensors by modality: {letter: (B,...)}."
     turn = viewpoint(batch.K, settings.crop, settings.viewpoint_correction)
     return {letter: TENSORS[letter][1](batch, settings, turn) for letter in letters}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7d04c1ae
-def _heat_maps(batch, settings):  # (B,21,s,s)
+def _heat_maps(
+    batch: Batch,
+    settings: AlignedSettings,
+) -> torch.Tensor:  # (B,21,s,s)
     memory = torch.channels_last if settings.channels_last else torch.contiguous_format
     sigma = settings.heat_sigma * settings.crop
     maps = heatmaps(batch.uv, settings.map_size, crop_size=settings.crop, sigma=sigma)
     return maps.contiguous(memory_format=memory)
 
 
-def _depth_maps(batch, settings):  # (B,1,s,s)
+def _depth_maps(
+    batch: Batch,
+    settings: AlignedSettings,
+) -> torch.Tensor:  # (B,1,s,s)
     hand = torch.where(batch.mask > 0.5, batch.depth, 1.0)
     return F.interpolate(hand, settings.map_size, mode="nearest-exact")
 
 # %% ../../nbs/aligned/06_experiment.ipynb #2342ae3f
-def needed_pixels(letters):
+def needed_pixels(letters: Iterable[str]) -> tuple:
     "What the batches must hold for these modalities."
     needed = {name for letter in letters for name in TENSORS[letter][0]}
     return tuple(name for name in ("image", "depth", "mask") if name in needed)
@@ -261,7 +275,9 @@ def aligned_data(settings: AlignedSettings, show_progress: bool = True) -> Exper
     return shared.experiment_data(settings, show_progress, depth_for)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #0e914328
-def _joined(parts):  # dicts {letter: (B,...)}
+def _joined(
+    parts: Sequence[dict],  # {letter: (B,...)} of each batch
+) -> dict:
     "Several batches as one larger batch."
     return (
         {letter: torch.cat([part[letter] for part in parts]) for letter in parts[0]}
@@ -270,7 +286,7 @@ def _joined(parts):  # dicts {letter: (B,...)}
     )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #8ef3bed5
-def _first_frames(train, settings, share: str, kind: str) -> int:
+def _first_frames(train: Prepared, settings: AlignedSettings, share: str, kind: str) -> int:
     "The number of frames in a share of the training frames; fewer than a batch are an error."
     count = max(1, round(getattr(settings, share) * len(train)))
     if count < settings.batch_factor * settings.batch_size:
@@ -279,7 +295,10 @@ def _first_frames(train, settings, share: str, kind: str) -> int:
     return count
 
 
-def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled': frames}
+def labelled_parts(
+    train: Prepared,
+    settings: AlignedSettings,
+) -> dict:  # {'labelled': frames, 'unlabelled': frames}
     "The training frames with labels and, if the settings use them, those without."
     count = _first_frames(train, settings, "labelled_share", "labelled")
     if count == len(train):
@@ -292,16 +311,16 @@ def labelled_parts(train, settings) -> dict:  # {'labelled': frames, 'unlabelled
     return {name: train.subset(np.sort(parts[name])) for name in used}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #082f0585
-def _paired_part(train, settings):
+def _paired_part(train: Prepared, settings: AlignedSettings) -> Prepared:
     "The training frames that have corresponding data."
     return train.subset(slice(0, _first_frames(train, settings, "paired_share", "paired")))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7170a9ba
 def _with_noise(
     views: Views,
-    recipe,
-    settings,
-    device,
+    recipe: Recipe,
+    settings: AlignedSettings,
+    device: torch.device,
     share: tuple = (0, 1),  # as in `Batches`
     parts: int = 1,  # number of batches in the views
 ) -> Views:
@@ -322,7 +341,9 @@ def _with_noise(
     return views
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3ccd29ba
-def _part_batches(train, settings, letters, device, resident) -> list:
+def _part_batches(
+    train: Prepared, settings: AlignedSettings, letters: str, device: torch.device, resident: bool | str
+) -> list:
     "The batches of the labelled frames and, if the settings use them, of the unlabelled ones."
     common = dict(
         batch_size=settings.batch_factor * settings.batch_size,
@@ -342,11 +363,11 @@ class ViewsAt:
 
     def __init__(
         self,
-        settings,
-        train,  # prepared frames
-        device="cpu",
-        steps=0,  # 0: as in the settings
-        resident="auto",  # as in `Batches`
+        settings: AlignedSettings,
+        train: Prepared,  # prepared frames
+        device: str | torch.device = "cpu",
+        steps: int = 0,  # 0: as in the settings
+        resident: bool | str = "auto",  # as in `Batches`
     ):
         self.settings, self.recipe, self.share = settings, make_recipe(settings.strategy), process_share()
         self.steps, self.device = steps or settings.steps, pick_device(str(device))
@@ -359,7 +380,7 @@ class ViewsAt:
         self.unpaired = batches_of(train) if settings.unpaired_steps or not few else ()
         self.batches = batches_of(_paired_part(train, settings)) if few else self.unpaired
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> Views:
         "The views of one step."
         unpaired = step < self.settings.unpaired_steps
         batches = [batches.at(step) for batches in (self.unpaired if unpaired else self.batches)]
@@ -373,7 +394,7 @@ class ViewsAt:
         return _with_noise(views, self.recipe, self.settings, self.device, self.share, len(batches))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #51947fb7
-def make_network(settings):
+def make_network(settings: AlignedSettings) -> AlignedNetwork:
     "The strategy's network with its starting weights."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -383,17 +404,17 @@ def make_network(settings):
 class AlignedLoss:
     "The loss of a strategy, as `fit` calls it."
 
-    def __init__(self, settings):
+    def __init__(self, settings: AlignedSettings):
         self.recipe, self.settings = make_recipe(settings.strategy), part_of(LossSettings, settings)
 
-    def __call__(self, network, views):
+    def __call__(self, network: AlignedNetwork, views: Views) -> dict:
         return aligned_loss(network, views, self.recipe, self.settings)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #693c8365
 class Validation:
     "Mean joint error in mm over the validation frames, from each encoder alone; `epe` is the first one's."
 
-    def __init__(self, settings, prepared, device="cpu"):
+    def __init__(self, settings: AlignedSettings, prepared: Prepared, device: str | torch.device = "cpu"):
         self.settings, self.encoders = settings, make_recipe(settings.strategy).encoders
         self.batches = Batches(
             prepared,
@@ -405,7 +426,7 @@ class Validation:
             modalities=needed_pixels(self.encoders),
         )
 
-    def __call__(self, network):
+    def __call__(self, network: AlignedNetwork) -> dict:
         sums, count = {}, 0
         for batch in self.batches:
             views, count = modality_tensors(batch, self.encoders + "P", self.settings), count + len(batch)
@@ -418,14 +439,14 @@ class Validation:
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ea87b368
 def train_strategy(
-    settings,  # AlignedSettings
-    data,  # of `experiment_data`
-    folder,  # the run folder
-    device="cpu",
-    steps=0,  # 0 = as in the settings
-    report=None,  # as `fit`'s
-    measure=None,  # network -> {name: number}: more columns at each validation (of one process), as `Balance`
-):
+    settings: AlignedSettings,  # AlignedSettings
+    data: ExperimentData,  # of `experiment_data`
+    folder: str | Path,  # the run folder
+    device: str | torch.device = "cpu",
+    steps: int = 0,  # 0 = as in the settings
+    report: Callable | None = None,  # as `fit`'s
+    measure: Callable | None = None,  # -> {name: number}, with each validation (one process's); a `Balance`
+) -> dict:
     "Train a strategy, or continue or load its training; returns its `finished.json`."
     settings = check_aligned(settings)
     if settings.num_processes > process_share()[1]:  # this process starts the processes that train
@@ -453,18 +474,20 @@ def train_strategy(
     return read_json(Path(folder) / "finished.json")
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ded34de3
-def trained_network(settings, folder, device="cpu") -> AlignedNetwork:
+def trained_network(
+    settings: AlignedSettings, folder: str | Path, device: str | torch.device = "cpu"
+) -> AlignedNetwork:
     "The trained network of a run folder, frozen, in evaluation mode."
     return shared.open_network(Path(folder) / "model.safetensors", make_network(settings), device)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7a516b44
 def strategy_jobs(
     settings: AlignedSettings,
-    data: ExperimentData,
-    folder,  # each run gets its own folder in this one
+    data: ExperimentData | None,
+    folder: str | Path,  # each run gets its own folder in this one
     variants: dict,  # {name: {setting: value}}, such as {'S1, seed 0': dict(strategy='S1', seed=0)}
-    device="cpu",
-    steps: dict = None,  # {name: steps}, if they differ from the settings
+    device: str | torch.device = "cpu",
+    steps: dict | None = None,  # {name: steps}, if they differ from the settings
 ) -> list:
     "A job for each variant of the settings."
     jobs = []
@@ -480,7 +503,11 @@ def strategy_jobs(
     return jobs
 
 # %% ../../nbs/aligned/06_experiment.ipynb #01e03ae8
-def to_camera(pose: torch.Tensor, batch, settings) -> torch.Tensor:  # (B, 21, 3) in the corrected view -> mm
+def to_camera(
+    pose: torch.Tensor,
+    batch: Batch,
+    settings: AlignedSettings,
+) -> torch.Tensor:  # (B, 21, 3) in the corrected view -> mm
     "Poses in the corrected view as joints in mm, in the camera frame, at the true root and scale."
     turn = viewpoint(batch.K, settings.crop, settings.viewpoint_correction)
     pose = rotate_back(shared.at_root(pose, settings.origin), turn)
@@ -490,10 +517,10 @@ def to_camera(pose: torch.Tensor, batch, settings) -> torch.Tensor:  # (B, 21, 3
 
 # %% ../../nbs/aligned/06_experiment.ipynb #614e19fd
 def predict(
-    network,  # a trained AlignedNetwork
-    prepared,  # prepared crops
-    settings,
-    device="cpu",
+    network: AlignedNetwork,  # a trained AlignedNetwork
+    prepared: Prepared,  # prepared crops
+    settings: AlignedSettings,
+    device: str | torch.device = "cpu",
     letter: str = "R",  # the encoder to use
     batch_size: int = 64,
 ) -> np.ndarray:  # (N, 21, 3) mm, camera frame
@@ -510,9 +537,9 @@ def predict(
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7376553a
 def predict_mean(
-    settings,
+    settings: AlignedSettings,
     data: ExperimentData,
-    prepared=None,  # by default the test frames
+    prepared: Prepared | None = None,  # by default the test frames
 ) -> np.ndarray:  # (N, 21, 3) mm
     "The mean training pose at each frame's viewpoint, root and scale."
     mean = shared.in_order(data.train, lambda batch: modality_tensors(batch, "P", settings)["P"]).mean(0)
@@ -526,11 +553,11 @@ ENCODER_NAMES = {"R": "RGB", "C": "cloud", "D": "depth"}
 
 
 def predict_all(
-    network,
-    prepared,
-    settings,
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
     data: ExperimentData,  # gives the mean pose
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> dict:  # {name: (N, 21, 3) mm}
     "Poses from each encoder alone, and the mean training pose."
     usable = [letter for letter in network.encoders if letter == "R" or shared.has_depth(prepared)]
@@ -542,7 +569,10 @@ def predict_all(
 
 # %% ../../nbs/aligned/06_experiment.ipynb #e8642aca
 @torch.no_grad()
-def decode_all(network, code):  # (N,latent)
+def decode_all(
+    network: AlignedNetwork,
+    code: torch.Tensor,  # (N,latent)
+) -> dict:
     "The output of every decoder for some codes, {letter: (N,...) array}."
     return {
         letter: decoder(code).float().cpu().numpy() for letter, decoder in network.eval().decoders.items()
@@ -550,7 +580,13 @@ def decode_all(network, code):  # (N,latent)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #f19a908f
 @torch.no_grad()
-def reconstruct(network, prepared, settings, device="cpu", letter="R"):  # a few prepared crops
+def reconstruct(
+    network: AlignedNetwork,
+    prepared: Prepared,  # a few crops
+    settings: AlignedSettings,
+    device: str | torch.device = "cpu",
+    letter: str = "R",
+) -> tuple:
     "Ground truth and reconstructions of some frames: ({letter: true}, {letter: decoded}, codes)."
     recipe = make_recipe(settings.strategy)
     letters = "".join(sorted({letter, *recipe.decoders, "R"}))
@@ -568,7 +604,7 @@ def reconstruct(network, prepared, settings, device="cpu", letter="R"):  # a few
     return {name: view.cpu().numpy() for name, view in views.items()}, decode_all(network, code), code
 
 # %% ../../nbs/aligned/06_experiment.ipynb #2b256ea1
-def _time_emd(watch, network, views):
+def _time_emd(watch: Callable, network: AlignedNetwork, views: Views):
     "Time the EMD of a batch's clouds, if the network decodes clouds."
     with torch.no_grad():
         clouds = network(views)[1].get("C")
@@ -577,7 +613,11 @@ def _time_emd(watch, network, views):
         watch("emd", lambda: emd(clouds.flatten(0, 1), true, views.chosen))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #f388c6cf
-def time_parts(settings, data: ExperimentData, device="cpu") -> dict:  # {'step', 'batch', 'emd'} ms
+def time_parts(
+    settings: AlignedSettings,
+    data: ExperimentData,
+    device: str | torch.device = "cpu",
+) -> dict:  # {'step', 'batch', 'emd'} ms
     "Median times of a training step (its batch included), of making its batch, and of its EMD."
     loss = AlignedLoss(settings)
     times = shared.step_times(
@@ -595,7 +635,7 @@ def time_parts(settings, data: ExperimentData, device="cpu") -> dict:  # {'step'
     return {**median, "step": median["step"] + median["batch"]}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #8e0b0001
-def speed_case(settings, data: ExperimentData, device="cpu") -> Case:
+def speed_case(settings: AlignedSettings, data: ExperimentData, device: str | torch.device = "cpu") -> Case:
     "The training of a strategy, to measure a device's speed."
     network = make_network(settings)
     return Case(
@@ -609,12 +649,16 @@ def speed_case(settings, data: ExperimentData, device="cpu") -> Case:
     )
 
 # %% ../../nbs/aligned/06_experiment.ipynb #82f363a0
-def equal_time_steps(settings, times, reference="S4"):  # times: {strategy: milliseconds per step}
+def equal_time_steps(
+    settings: AlignedSettings,
+    times: dict,  # {strategy: milliseconds per step}
+    reference: str = "S4",
+) -> dict:
     "The steps of each strategy that take as long as the reference's."
     return {name: max(1, round(settings.steps * times[reference] / own)) for name, own in times.items()}
 
 # %% ../../nbs/aligned/06_experiment.ipynb #d326c61a
-def run_name(settings):
+def run_name(settings: AlignedSettings) -> str:
     "The name of a run: strategy, conditions, dataset and seed."
     words, share = [settings.strategy.replace(":", "_")], settings.labelled_share
     if share < 1:
@@ -628,13 +672,13 @@ def run_name(settings):
 
 # %% ../../nbs/aligned/06_experiment.ipynb #076f218e
 def write_run(
-    folder,
+    folder: str | Path,
     settings: AlignedSettings,
     data: ExperimentData,
     predictions: dict,  # {name: (N, 21, 3) mm}
     values: dict,  # {name: scores}
-    seconds: dict = None,
-    **more,
+    seconds: dict | None = None,
+    **more: Any,
 ) -> dict:
     "Write the run folder's predictions and, last, `metrics.json`; returns its content."
     folder = Path(folder)
@@ -656,8 +700,8 @@ def write_run(
 
 # %% ../../nbs/aligned/06_experiment.ipynb #6faae385
 def open_run(
-    folder,
-    device="cpu",
+    folder: str | Path,
+    device: str | torch.device = "cpu",
     on_demand: bool = False,  # prepare no frame that is not asked for; always so for a shipped run
 ) -> tuple:  # settings, data, network
     "The settings, data and trained network of a finished run."

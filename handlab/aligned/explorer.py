@@ -10,17 +10,23 @@ __all__ = ['AHEAD', 'NEAR_TO_FAR', 'choose_pairs', 'plotly_places', 'middle', 's
 import base64
 import io
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from handlab.aligned.experiment import (
+    AlignedSettings,
     predict,
     train_strategy,
     trained_network,
     write_run,
 )
+from .figures import Walk
 from ..core import HandlabError
 from ..hand.solid import THICKNESS, hand_faces, hand_vertices
 from ..train.experiment import experiment_data
@@ -28,11 +34,11 @@ from ..train.scores import evaluate_on
 
 # %% ../../nbs/aligned/08_explorer.ipynb #7b35387c
 def choose_pairs(
-    codes,  # (N,latent)
-    errors,  # (N,) mm, smaller is better
-    count=3,
-    share=0.25,  # of the frames, those with the smallest errors
-):
+    codes: np.ndarray,  # (N,latent)
+    errors: np.ndarray,  # (N,) mm, smaller is better
+    count: int = 3,
+    share: float = 0.25,  # of the frames, those with the smallest errors
+) -> list[tuple[int, int]]:
     "Pairs of frame numbers, far apart among the best."
     best = np.argsort(errors, kind="stable")[: max(2 * count, round(share * len(errors)))]
     if len(best) < 2 * count:
@@ -53,18 +59,18 @@ AHEAD = dict(eye=dict(x=0.42, y=-1.2, z=0.3), up=dict(x=0, y=0, z=1))  # from sl
 NEAR_TO_FAR = "cividis"  # seen alike with any colour vision
 
 
-def plotly_places(points):  # (N,3) x right, y down, z ahead; in hand scales
+def plotly_places(points: ArrayLike) -> dict:  # points: (N,3) x right, y down, z ahead; in hand scales
     "Coordinates for plotly, whose third axis points up."
     x, y, z = (1000 * np.asarray(points)).round().clip(-32000, 32000).astype(np.int16).T
     return dict(x=x, y=z, z=-y)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #e3c025d6
-def middle(walk):
+def middle(walk: Walk) -> np.ndarray:
     "The middle (3,) of the space that the hand occupies during a walk."
     return (walk.poses.min((0, 1)) + walk.poses.max((0, 1))) / 2
 
 # %% ../../nbs/aligned/08_explorer.ipynb #306390c1
-def step_traces(walk, step):
+def step_traces(walk: Walk, step: int) -> list:
     "The parts of the figure that change with a step of a walk: the hand's vertices, and the cloud."
     traces = [go.Mesh3d(**plotly_places(hand_vertices(walk.poses[step]) - middle(walk)))]
     if walk.clouds is not None:
@@ -74,7 +80,7 @@ def step_traces(walk, step):
     return traces
 
 # %% ../../nbs/aligned/08_explorer.ipynb #6c1200f6
-def scene_reach(walks):
+def scene_reach(walks: Sequence[Walk]) -> int:
     "Half the edge of a cube around the hands and 99 % of the cloud points, in 1/1000 hand scales."
     spans = [np.abs(walk.poses - middle(walk)).max() + THICKNESS[0] for walk in walks]
     clouds = [walk for walk in walks if walk.clouds is not None]
@@ -82,7 +88,7 @@ def scene_reach(walks):
     return round(1000 * float(np.clip(max(spans), 0.5, 4)))
 
 # %% ../../nbs/aligned/08_explorer.ipynb #03a766e0
-def _scene(edge, **more):
+def _scene(edge: int, **more: Any) -> dict:
     "A cube of fixed size without frame or ticks."
     axis = dict(visible=False, range=[-edge, edge], autorange=False)
     return dict(
@@ -97,7 +103,7 @@ def _scene(edge, **more):
     )
 
 # %% ../../nbs/aligned/08_explorer.ipynb #0d64610d
-def _layout(walks, height):
+def _layout(walks: Sequence[Walk], height: int) -> dict:
     sides = [[0, 1]] if walks[0].clouds is None else [[0, 0.5], [0.5, 1]]
     edge = scene_reach(walks)
     scenes = [_scene(edge, domain=dict(x=side, y=[0, 1])) for side in sides]
@@ -112,7 +118,7 @@ def _layout(walks, height):
     )
 
 # %% ../../nbs/aligned/08_explorer.ipynb #f0bd6e2c
-def _first_traces(walk):
+def _first_traces(walk: Walk) -> list:
     "The traces of a walk's first step, with the parts that do not change: triangles, colours and light."
     faces, colours = hand_faces()
     hand, *clouds = step_traces(walk, 0)
@@ -131,9 +137,9 @@ def _first_traces(walk):
 
 # %% ../../nbs/aligned/08_explorer.ipynb #33e968ad
 def fig_explorer(
-    walks,  # all with clouds, or all without
-    height=460,  # px
-):
+    walks: Sequence[Walk],  # all with clouds, or all without
+    height: int = 460,  # px
+) -> go.Figure:
     "A plotly figure at the first step of the first walk; its frames, named 'walk:step', are all the others."
     traces = _first_traces(walks[0])
     numbers = list(range(len(traces)))
@@ -145,7 +151,10 @@ def fig_explorer(
     return go.Figure(traces, _layout(walks, height), frames)
 
 # %% ../../nbs/aligned/08_explorer.ipynb #03573cf5
-def as_url(image, edge=300):  # (S,S,3) uint8; edge: px
+def as_url(
+    image: np.ndarray,  # (S,S,3) uint8
+    edge: int = 300,  # px
+) -> str:
     "An image as a data URL."
     large = Image.fromarray(image).resize((edge, edge), Image.Resampling.BICUBIC)
     with io.BytesIO() as file:
@@ -153,7 +162,7 @@ def as_url(image, edge=300):  # (S,S,3) uint8; edge: px
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 # %% ../../nbs/aligned/08_explorer.ipynb #e8b6d7ef
-def practice_run(settings, folder):  # settings of the profile smoke
+def practice_run(settings: AlignedSettings, folder: str | Path):  # settings of the profile smoke
     "Train a tiny network and write its run folder, if there is none yet."
     data = experiment_data(settings, show_progress=False)
     train_strategy(settings, data, folder, report=lambda *state: None)

@@ -7,16 +7,27 @@ __all__ = ['DRAW', 'fig_rows', 'fig_modalities', 'fig_reconstructions', 'Walk', 
            'fig_walks', 'fig_walk', 'fig_training', 'fig_pck', 'fig_overlays', 'fig_weak']
 
 # %% ../../nbs/aligned/07_figures.ipynb #b1c653d7
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
-from .experiment import decode_all, modality_tensors, needed_pixels, reconstruct
+from handlab.aligned.experiment import (
+    AlignedSettings,
+    decode_all,
+    modality_tensors,
+    needed_pixels,
+    reconstruct,
+)
 from .posteriors import interpolate
+from .strategies import AlignedNetwork
 from ..core import HandlabError
 from ..data.batches import Batches
+from ..data.prepare import Prepared
 from ..hand.camera import project
 from handlab.hand.draw import (
     COLOURS,
@@ -35,7 +46,7 @@ from ..train.experiment import has_depth, ordered_batches
 from ..train.files import read_losses
 
 # %% ../../nbs/aligned/07_figures.ipynb #6ca894ab
-def _draw_image(ax, image):  # (3,S,S), -0.5..0.5
+def _draw_image(ax: plt.Axes, image: np.ndarray):  # (3,S,S), -0.5..0.5
     side = image.shape[-1]
     ax.imshow((image.transpose(1, 2, 0) + 0.5).clip(0, 1))
     ax.set(xlim=(-0.5, side - 0.5), ylim=(side - 0.5, -0.5))
@@ -50,7 +61,7 @@ DRAW = {  # {letter: (needs 3D axes, function of axes and values)}
 }
 
 # %% ../../nbs/aligned/07_figures.ipynb #87ef8736
-def _around(rows) -> dict:  # {letter: one array of points per column}
+def _around(rows: list) -> dict:  # {letter: one array of points per column}
     "All points of a column that share a letter: true and estimated are drawn to one scale."
     found = {}
     for _, letter, values, _ in rows:
@@ -60,9 +71,9 @@ def _around(rows) -> dict:  # {letter: one array of points per column}
 
 
 def fig_rows(
-    rows,  # (name, letter of the modality, a list of values, style)
-    gap,  # between the rows
-):
+    rows: list,  # (name, letter of the modality, a list of values, style)
+    gap: float,  # between the rows
+) -> tuple[plt.Figure, np.ndarray]:
     "A row per modality, a column per frame; returns the figure and its axes, (rows,columns)."
     around = _around(rows)
     columns = len(rows[0][2])
@@ -81,7 +92,9 @@ def fig_rows(
     return figure, axes
 
 # %% ../../nbs/aligned/07_figures.ipynb #4b5e3360
-def fig_modalities(prepared, settings, indices):
+def fig_modalities(
+    prepared: Prepared, settings: AlignedSettings, indices: Sequence[int] | np.ndarray
+) -> plt.Figure:
     "RGB, depth map, heat maps, cloud and pose of some frames, or what they have of these."
     chosen = prepared.subset(np.asarray(indices))
     names = dict(R="RGB and joints", D="depth map", H="heat maps", C="point cloud", P="pose")
@@ -99,7 +112,14 @@ def fig_modalities(prepared, settings, indices):
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #90c19185
-def fig_reconstructions(network, prepared, settings, indices, device="cpu", letter="R"):
+def fig_reconstructions(
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    indices: Sequence[int] | np.ndarray,
+    device: str | torch.device = "cpu",
+    letter: str = "R",
+) -> plt.Figure:
     "Image, true and estimated pose, true and reconstructed cloud of some frames."
     true, decoded, _ = reconstruct(network, prepared.subset(np.asarray(indices)), settings, device, letter)
     rows = [
@@ -125,13 +145,13 @@ class Walk:
 
 # %% ../../nbs/aligned/07_figures.ipynb #88a58da2
 def decode_walk(
-    network,
-    codes,  # (2,latent)
-    images=None,  # (2,S,S,3) uint8
-    count=41,  # steps, both ends included
-    names=("", ""),
-    true_poses=None,  # (2,21,3) of the images, in hand scales, where they are known
-    true_clouds=None,  # (2,N,3)
+    network: AlignedNetwork,
+    codes: torch.Tensor,  # (2,latent)
+    images: np.ndarray | None = None,  # (2,S,S,3) uint8
+    count: int = 41,  # steps, both ends included
+    names: tuple = ("", ""),
+    true_poses: np.ndarray | None = None,  # (2,21,3) of the images, in hand scales, where they are known
+    true_clouds: np.ndarray | None = None,  # (2,N,3)
 ) -> Walk:
     "The walk from one code to another."
     decoded = decode_all(network, interpolate(*codes, count))
@@ -142,15 +162,15 @@ def decode_walk(
 
 
 def make_walk(
-    network,
-    prepared,
-    settings,
-    first,  # frame of `prepared`
-    second,
-    count=41,  # steps, both ends included
-    device="cpu",
-    letter="R",
-):
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    first: int,  # frame of `prepared`
+    second: int,
+    count: int = 41,  # steps, both ends included
+    device: str | torch.device = "cpu",
+    letter: str = "R",
+) -> Walk:
     "The walk from one frame's code to another's."
     chosen = prepared.subset(np.array([first, second]))
     true, _, codes = reconstruct(network, chosen, settings, device, letter)
@@ -159,7 +179,16 @@ def make_walk(
     return decode_walk(network, codes, images, count, names, true.get("P"), true.get("C"))
 
 # %% ../../nbs/aligned/07_figures.ipynb #7a934634
-def _draw_row(figure, places, decoded, true, draw, true_style: dict, titled=False, **style):
+def _draw_row(
+    figure: plt.Figure,
+    places: list,
+    decoded: np.ndarray,
+    true: np.ndarray | None,
+    draw: Callable,
+    true_style: dict,
+    titled: bool = False,
+    **style: Any,
+):
     "One row of a walk: the true end, what is decoded, the other true end; both ends empty without truth."
     drawn, around = [("decoded", values, style) for values in decoded], decoded
     if true is None:
@@ -174,7 +203,7 @@ def _draw_row(figure, places, decoded, true, draw, true_style: dict, titled=Fals
             axis.set_title(title, fontsize=10, y=1)
 
 # %% ../../nbs/aligned/07_figures.ipynb #e2e7e9f6
-def _draw_walk(figure, grid, row: int, walk: Walk):
+def _draw_walk(figure: plt.Figure, grid: Any, row: int, walk: Walk):
     "Images over the height of a walk, hands, and clouds where they are decoded."
     rows = 1 + (walk.clouds is not None)
     for column, image in zip((0, -1), walk.images):
@@ -189,7 +218,7 @@ def _draw_walk(figure, grid, row: int, walk: Walk):
         _draw_row(figure, clouds, walk.clouds, walk.true_clouds, draw_cloud, {})
 
 
-def draw_walks(walks: list):  # of Walk, all of one length
+def draw_walks(walks: list) -> plt.Figure:  # walks: of Walk, all of one length
     "Several walks one below the other: two frames, and the decoded hands and clouds between them."
     rows, count = 1 + (walks[0].clouds is not None), len(walks[0].poses)
     figure = plt.figure(figsize=(1.25 * (count + 5), 1.25 * rows * len(walks)), dpi=85)
@@ -201,14 +230,31 @@ def draw_walks(walks: list):  # of Walk, all of one length
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #d440ce6d
-def fig_walks(network, prepared, settings, pairs, count=5, device="cpu", letter="R"):
+def fig_walks(
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    pairs: Iterable,
+    count: int = 5,
+    device: str | torch.device = "cpu",
+    letter: str = "R",
+) -> plt.Figure:
     "The walks between some pairs of frames."
     return draw_walks(
         [make_walk(network, prepared, settings, *pair, count, device, letter) for pair in pairs]
     )
 
 
-def fig_walk(network, prepared, settings, first, second, count=5, device="cpu", letter="R"):
+def fig_walk(
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    first: int,
+    second: int,
+    count: int = 5,
+    device: str | torch.device = "cpu",
+    letter: str = "R",
+) -> plt.Figure:
     "Two frames and the decoded hands and clouds between them."
     return fig_walks(network, prepared, settings, [(first, second)], count, device, letter)
 
@@ -218,7 +264,7 @@ def _style_of(label: str, number: int) -> dict:
     return line_of(label if label in STYLES else list(STYLES)[4 + number])
 
 
-def _draw_training(axes, folder, style, label):
+def _draw_training(axes: np.ndarray, folder: str | Path, style: dict, label: str):
     training, validation = (
         read_losses(Path(folder) / "losses.csv", split) for split in ("training", "validation")
     )
@@ -231,7 +277,7 @@ def _draw_training(axes, folder, style, label):
             axes[2].plot(validation["step"], validation[name], **(style | dict(linestyle=line)))
 
 # %% ../../nbs/aligned/07_figures.ipynb #9b43ade9
-def fig_training(folders):  # {label: run folder}
+def fig_training(folders: dict) -> plt.Figure:  # folders: {label: run folder}
     "Loss and validation error over the steps, one line per run."
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), dpi=85)
     for number, (label, folder) in enumerate(folders.items()):
@@ -248,10 +294,10 @@ def fig_training(folders):  # {label: run folder}
 
 # %% ../../nbs/aligned/07_figures.ipynb #705faec0
 def fig_pck(
-    values,  # {label: scores with 'pck', 'auc_0_50' and 'auc_20_50'}
-    title="",  # the data's name belongs here
-    ax=None,
-):
+    values: dict,  # {label: scores with 'pck', 'auc_0_50' and 'auc_20_50'}
+    title: str = "",  # the data's name belongs here
+    ax: plt.Axes | None = None,
+) -> plt.Figure:
     "3D PCK of several strategies, with AUC 0-50 and 20-50 mm."
     ax = ax or plt.subplots(figsize=(5, 3.6), dpi=85)[1]
     best_first = sorted(values.items(), key=lambda item: -item[1]["auc_0_50"])
@@ -268,10 +314,10 @@ def fig_pck(
 
 # %% ../../nbs/aligned/07_figures.ipynb #9b161794
 def fig_overlays(
-    prepared,  # prepared crops
-    predictions,  # {name: (N,21,3) mm}
-    indices,
-):
+    prepared: Prepared,  # prepared crops
+    predictions: dict,  # {name: (N,21,3) mm}
+    indices: Sequence[int] | np.ndarray,
+) -> plt.Figure:
     "True and predicted joints over the crops, one row each."
     figure, axes = plt.subplots(
         1 + len(predictions),
@@ -296,7 +342,7 @@ def fig_overlays(
     return figure
 
 # %% ../../nbs/aligned/07_figures.ipynb #cba78098
-def _draw_shares(axis, by_share: dict, label: str, style: dict):  # {share: [mm, one per seed]}
+def _draw_shares(axis: plt.Axes, by_share: dict, label: str, style: dict):  # {share: [mm, one per seed]}
     shares = sorted(by_share)
     middle, deviation = (np.array([f(by_share[share]) for share in shares]) for f in (np.mean, np.std))
     bars = dict(markersize=6, markevery=None, capsize=3, label=label)
@@ -304,10 +350,10 @@ def _draw_shares(axis, by_share: dict, label: str, style: dict):  # {share: [mm,
 
 
 def fig_weak(
-    errors,  # {'supervised': {share: [mm, one per seed]}, 'weakly supervised': {...}}
-    title="",
-    reference=None,  # {label: mm}: what to compare with, as horizontal lines
-):
+    errors: dict,  # {'supervised': {share: [mm, one per seed]}, 'weakly supervised': {...}}
+    title: str = "",
+    reference: dict | None = None,  # {label: mm}: what to compare with, as horizontal lines
+) -> plt.Figure:
     "Mean EPE over the labelled share, with the deviation over the seeds, and the regimes' difference."
     figure, (ax, below) = plt.subplots(2, 1, figsize=(5, 4.4), sharex=True, height_ratios=[2.2, 1])
     for (label, by_share), name in zip(errors.items(), ("S1-own_view", "S4")):

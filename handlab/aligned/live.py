@@ -12,25 +12,27 @@ import os
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from IPython.display import display
 
 from .explorer import as_url, fig_explorer, step_traces
-from .figures import decode_walk
+from .figures import Walk, decode_walk
+from .strategies import AlignedNetwork
 from ..train.scores import Stopwatch
 
 # %% ../../nbs/aligned/12_live.ipynb #6de57938
-def in_jupyterlab():
+def in_jupyterlab() -> bool:
     "Whether a Jupyter server has started this kernel for a notebook, rather than papermill or a test."
     return bool(os.environ.get("JPY_SESSION_NAME"))
 
 # %% ../../nbs/aligned/12_live.ipynb #f52ffd44
-def show_step(figure, walk, step):
+def show_step(figure: go.Figure | go.FigureWidget, walk: Walk, step: int):
     "Show a step of a walk in a figure."
     for trace, new in zip(figure.data, step_traces(walk, step)):
         trace.update(new.to_plotly_json() | {"type": trace.type})
 
 # %% ../../nbs/aligned/12_live.ipynb #f929e656
-def _frame_chooser(name, value, last):
+def _frame_chooser(name: str, value: int, last: int) -> widgets.BoundedIntText:
     style, layout = dict(description_width="40px"), dict(width="150px")
     return widgets.BoundedIntText(value=value, min=0, max=last, description=name, style=style, layout=layout)
 
@@ -40,12 +42,12 @@ class LiveExplorer:
 
     def __init__(
         self,
-        network,
-        codes,  # (n,latent) on the network's device
-        images,  # (n,S,S,3) uint8
-        first=0,  # numbers of images
-        second=1,
-        count=41,  # steps of a walk
+        network: AlignedNetwork,
+        codes: torch.Tensor,  # (n,latent) on the network's device
+        images: np.ndarray,  # (n,S,S,3) uint8
+        first: int = 0,  # numbers of images
+        second: int = 1,
+        count: int = 41,  # steps of a walk
     ):
         self.network, self.codes, self.images, self.count = network, codes, images, count
         last = len(images) - 1
@@ -82,7 +84,11 @@ class LiveExplorer:
         display(widgets.VBox([frames, self.figure, widgets.HBox([self.play, self.share])]))
 
 # %% ../../nbs/aligned/12_live.ipynb #b0e2f1a4
-def live_times(network, codes, count=41) -> dict:  # codes: (2,latent) -> ms, medians
+def live_times(
+    network: AlignedNetwork,
+    codes: torch.Tensor,  # (2,latent) -> ms, medians
+    count: int = 41,
+) -> dict:
     "How long a new walk is decoded, and how long a step of it takes to be shown."
     watch = Stopwatch(codes.device)
     walk = decode_walk(network, codes, count=count)  # the first decoding prepares the network

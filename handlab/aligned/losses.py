@@ -8,6 +8,7 @@ __all__ = ['pose_loss', 'map_loss', 'all_distances', 'pair_distances', 'nearest_
 
 # %% ../../nbs/aligned/03_losses.ipynb #7d3249b9
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,10 @@ from ..machine import compiled_once, to_device
 
 # %% ../../nbs/aligned/03_losses.ipynb #b74361cb
 def pose_loss(
-    prediction,  # (B,21,3) root-relative, scale 1
-    truth,  # (B,21,3)
-    norm="vector",  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
-):
+    prediction: torch.Tensor,  # (B,21,3) root-relative, scale 1
+    truth: torch.Tensor,  # (B,21,3)
+    norm: str = "vector",  # 'vector', Eq. 10 as printed, 'joints' or 'squared'
+) -> torch.Tensor:
     "Eq. 10: distance of two poses, (B,)."
     difference = prediction.float() - truth.float()
     if norm == "vector":
@@ -35,10 +36,10 @@ def pose_loss(
 
 # %% ../../nbs/aligned/03_losses.ipynb #324368a7
 def map_loss(
-    prediction,  # (B,J,H,W)
-    truth,  # (B,J,H,W)
-    norm="maps",  # 'maps', Eq. 7 as printed, or 'squared'
-):
+    prediction: torch.Tensor,  # (B,J,H,W)
+    truth: torch.Tensor,  # (B,J,H,W)
+    norm: str = "maps",  # 'maps', Eq. 7 as printed, or 'squared'
+) -> torch.Tensor:
     "Eq. 7: norms of the differences of J maps, summed, (B,)."
     difference = (prediction.float() - truth.float()).flatten(2)
     if norm == "maps":
@@ -50,18 +51,18 @@ def map_loss(
 # %% ../../nbs/aligned/03_losses.ipynb #8f89a337
 @torch.no_grad()
 def all_distances(
-    first,  # (B,N,3)
-    second,  # (B,M,3)
-):
+    first: torch.Tensor,  # (B,N,3)
+    second: torch.Tensor,  # (B,M,3)
+) -> torch.Tensor:
     "Distance of every point to every point, (B,N,M), without gradients."
     return torch.cdist(first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist")
 
 # %% ../../nbs/aligned/03_losses.ipynb #2625a7c8
 def pair_distances(
-    points,  # (B,N,3)
-    others,  # (B,M,3)
-    partner,  # (B,N) index among the others
-):
+    points: torch.Tensor,  # (B,N,3)
+    others: torch.Tensor,  # (B,M,3)
+    partner: torch.Tensor,  # (B,N) index among the others
+) -> torch.Tensor:
     "Distance of each point to its partner, (B,N)."
     chosen = others.float().gather(1, partner[..., None].expand(-1, -1, 3))
     return (points.float() - chosen).norm(dim=2)
@@ -91,9 +92,9 @@ def _search(first, second, forward, backward):  # (B,N,3), (B,M,3), f32; zeros (
 # %% ../../nbs/aligned/03_losses.ipynb #4cf446e8
 @torch.no_grad()
 def nearest_neighbours(
-    first,  # (B,N,3)
-    second,  # (B,M,3)
-):
+    first: torch.Tensor,  # (B,N,3)
+    second: torch.Tensor,  # (B,M,3)
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Index of the nearest point in the other cloud, for each point of the first (B,N) and the second (B,M)."
     if first.device.type != "cpu":
         distances = all_distances(first, second)
@@ -106,9 +107,9 @@ def nearest_neighbours(
 
 # %% ../../nbs/aligned/03_losses.ipynb #a1f0f771
 def chamfer(
-    prediction,  # (B,N,3)
-    truth,  # (B,M,3)
-):
+    prediction: torch.Tensor,  # (B,N,3)
+    truth: torch.Tensor,  # (B,M,3)
+) -> torch.Tensor:
     "Eq. 8: mean distance to the nearest point, in both directions, (B,)."
     forward, backward = nearest_neighbours(prediction, truth)
     back = pair_distances(truth, prediction, backward).mean(1)
@@ -116,9 +117,9 @@ def chamfer(
 
 # %% ../../nbs/aligned/03_losses.ipynb #cd6d1688
 def match_on_cpu(
-    cost,  # (B,N,N) tensor
-    threads=None,  # None: as many as torch uses
-):
+    cost: torch.Tensor,  # (B,N,N) tensor
+    threads: int | None = None,  # None: as many as torch uses
+) -> torch.Tensor:
     "The partner of each row, (B,N), solved exactly by lapx, one problem per thread."
     costs = cost.detach().float().cpu().numpy()
     if not np.isfinite(costs).all():  # the solver does not check this
@@ -129,7 +130,7 @@ def match_on_cpu(
 
 # %% ../../nbs/aligned/03_losses.ipynb #679c0fde
 @functools.cache
-def gpu_matcher():
+def gpu_matcher() -> Callable | None:
     "The batched solver of torch-linear-assignment; None if it cannot be used, which is printed."
     try:
         from torch_linear_assignment._triton import batch_linear_assignment
@@ -141,7 +142,7 @@ def gpu_matcher():
 
 # %% ../../nbs/aligned/03_losses.ipynb #f03c1573
 @torch.no_grad()
-def match(cost):  # (B,N,N)
+def match(cost: torch.Tensor) -> torch.Tensor:  # cost: (B,N,N)
     "The one-to-one partner of each row with the lowest total cost, (B,N)."
     solver = gpu_matcher() if cost.device.type != "cpu" else None
     if solver is None:
@@ -149,7 +150,7 @@ def match(cost):  # (B,N,N)
     return solver(cost.contiguous()).long().clamp_min(0)  # the solver gives -1 if costs are not finite
 
 # %% ../../nbs/aligned/03_losses.ipynb #1a37016f
-def ascending(keys):  # (...,N)
+def ascending(keys: torch.Tensor) -> torch.Tensor:  # keys: (...,N)
     "PyTorch's `argsort` of the last axis; on a CPU by NumPy, which is faster."
     if keys.device.type != "cpu":
         return keys.argsort(-1)
@@ -162,21 +163,21 @@ def ascending(keys):  # (...,N)
 
 
 def subsets(
-    batch,  # samples
-    points,  # per cloud
-    count,  # points to match
-    generator,  # torch.Generator
-):
+    batch: int,  # samples
+    points: int,  # per cloud
+    count: int,  # points to match
+    generator: torch.Generator,  # torch.Generator
+) -> torch.Tensor:
     "Indices of the points of prediction and truth to match, (2,B,count), random for each cloud."
     keys = torch.rand(2, batch, points, generator=generator, device=generator.device)
     return ascending(keys)[..., :count]
 
 # %% ../../nbs/aligned/03_losses.ipynb #29784036
 def emd(
-    prediction,  # (B,N,3)
-    truth,  # (B,N,3)
-    chosen=None,  # (2,B,M) from `subsets`; None: all points
-):
+    prediction: torch.Tensor,  # (B,N,3)
+    truth: torch.Tensor,  # (B,N,3)
+    chosen: torch.Tensor | None = None,  # (2,B,M) from `subsets`; None: all points
+) -> torch.Tensor:
     "Eq. 9: mean distance under the best one-to-one matching, (B,)."
     if chosen is not None:
         prediction, truth = (
@@ -206,12 +207,12 @@ class LossSettings:
 
 # %% ../../nbs/aligned/03_losses.ipynb #af1b74ca
 def reconstruction_terms(
-    letter,  # of the modality: P, H, C or D
-    prediction,  # (B,...)
-    truth,  # (B,...)
-    settings=LossSettings(),
-    chosen=None,  # of `subsets`, for C
-):  # {name: ((B,), weight)}
+    letter: str,  # of the modality: P, H, C or D
+    prediction: torch.Tensor,  # (B,...)
+    truth: torch.Tensor,  # (B,...)
+    settings: LossSettings = LossSettings(),
+    chosen: torch.Tensor | None = None,  # of `subsets`, for C
+) -> dict:  # {name: ((B,), weight)}
     "The terms of Eq. 11 that belong to one modality."
     if letter == "P":
         return {"pose": (pose_loss(prediction, truth, settings.pose_norm), 1.0)}

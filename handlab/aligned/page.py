@@ -13,29 +13,38 @@ import base64
 import gzip
 import html
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from string import Template
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
-from .decoders import HeatmapDecoder, LayeredCloudDecoder
+from .decoders import Fold, HeatmapDecoder, LayeredCloudDecoder
 from .encoders import Gaussian
-from .experiment import ENCODER_NAMES, modality_tensors, needed_pixels
+from .experiment import ENCODER_NAMES, AlignedSettings, modality_tensors, needed_pixels
 from .explorer import as_url
 from .figures import Walk, decode_walk
 from .posteriors import product_of_experts
+from .strategies import AlignedNetwork
 from ..core import HandlabError, atomic_file
+from ..data.batches import Batch
+from ..data.prepare import Prepared
 from ..hand import solid
 from ..hand.draw import FINGER_COLOURS
 from ..hand.skeleton import BONES, JOINTS
-from ..train.experiment import at_root, ordered_batches
+from ..train.experiment import ExperimentData, at_root, ordered_batches
 
 # %% ../../nbs/aligned/16_page.ipynb #81c41d19
-def fused(layers, first: tuple = None) -> list:  # modules; first: (weight, bias) -> [(weight, bias)]
+def fused(
+    layers: Iterable[nn.Module],
+    first: tuple | None = None,
+) -> list:  # modules; first: (weight, bias) -> [(weight, bias)]
     "Linear layers, with the batch norms after them merged into the weights; a ReLU is between any two."
     found = [first] if first else []
     for layer in layers:
@@ -54,22 +63,27 @@ def fused(layers, first: tuple = None) -> list:  # modules; first: (weight, bias
     return found
 
 # %% ../../nbs/aligned/16_page.ipynb #7c70d281
-def fold_layers(fold) -> list:  # of decoders.CloudDecoder -> [(weight, bias)]
+def fold_layers(fold: Fold) -> list:  # of decoders.CloudDecoder -> [(weight, bias)]
     "A fold's layers; the input of the first is the code, followed by the point's position."
     weight = torch.cat([fold.from_z.weight, fold.from_place.weight], 1).detach().double()
     return fused([*fold.hidden, *fold.out], (weight, torch.zeros(len(weight)).double()))
 
 
-def numbers(values) -> str:
+def numbers(values: ArrayLike) -> str:
     "32-bit numbers in base64."
     return base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes()).decode()
 
 
-def _packed_layers(layers) -> list:
+def _packed_layers(layers: Iterable) -> list:
     return [{"weight": numbers(weight), "bias": numbers(bias)} for weight, bias in layers]
 
 # %% ../../nbs/aligned/16_page.ipynb #a8def871
-def _normed(weight, bias, norm, axis: int) -> tuple:  # axis: the channels' axis of the weights
+def _normed(
+    weight: torch.Tensor,
+    bias: torch.Tensor | float,
+    norm: nn.Module,
+    axis: int,  # the channels' axis of the weights
+) -> tuple:
     "Weight and bias of a layer, with the batch norm after it merged into them."
     size = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double()
     shape = [-1 if each == axis else 1 for each in range(weight.dim())]
@@ -109,7 +123,7 @@ class Atlas:
     maps: dict  # {name: (n,2)} positions computed beforehand, such as UMAP's
 
 # %% ../../nbs/aligned/16_page.ipynb #ea6a23ca
-def encode_all(network, views: dict) -> dict:  # {letter: (B,...)} -> {letter: Gaussian}
+def encode_all(network: AlignedNetwork, views: dict) -> dict:  # {letter: (B,...)} -> {letter: Gaussian}
     "Every encoder's posterior, and their product if the strategy has one."
     found = {
         letter: network.encoders[letter](view) for letter, view in views.items() if letter in network.encoders
@@ -119,7 +133,7 @@ def encode_all(network, views: dict) -> dict:  # {letter: (B,...)} -> {letter: G
     return found
 
 # %% ../../nbs/aligned/16_page.ipynb #a6d9b9bb
-def _of_batch(network, batch, settings) -> dict:
+def _of_batch(network: AlignedNetwork, batch: Batch, settings: AlignedSettings) -> dict:
     "One batch's part of an atlas."
     letters = "".join(dict.fromkeys("RP" + "".join(network.encoders) + "C" * ("C" in network.decoders)))
     views = modality_tensors(batch, letters, settings)
@@ -150,12 +164,12 @@ def _joined_codes(parts: list, letter: str) -> Gaussian:  # of (n,latent) arrays
 # %% ../../nbs/aligned/16_page.ipynb #2582290b
 @torch.no_grad()
 def make_atlas(
-    network,  # a trained AlignedNetwork
-    prepared,
-    settings,
+    network: AlignedNetwork,  # a trained AlignedNetwork
+    prepared: Prepared,
+    settings: AlignedSettings,
     count: int = 150,  # images, spread evenly over the set
-    device="cpu",
-    maps=(),  # ('UMAP',) if umap-learn is installed
+    device: str | torch.device = "cpu",
+    maps: Iterable[str] = (),  # ('UMAP',) if umap-learn is installed
 ) -> Atlas:
     "Codes, ground truth and errors of some test images."
     if "P" not in network.decoders:
@@ -191,7 +205,10 @@ def make_atlas(
 # %% ../../nbs/aligned/16_page.ipynb #c9a9e18f
 @torch.no_grad()
 def add_photographs(
-    atlas: Atlas, network, crops: torch.Tensor, names: list
+    atlas: Atlas,
+    network: AlignedNetwork,
+    crops: torch.Tensor,
+    names: list,
 ) -> Atlas:  # (B,3,S,S), -0.5 to 0.5
     "The atlas with further images, of which only the first encoder's code is known."
     count = len(crops)
@@ -221,9 +238,9 @@ def add_photographs(
 
 # %% ../../nbs/aligned/16_page.ipynb #b15d7a08
 def atlas_walk(
-    network,
+    network: AlignedNetwork,
     atlas: Atlas,
-    pair,  # the numbers of two images
+    pair: Sequence[int],  # the numbers of two images
     count: int = 41,  # steps, both ends included
     letter: str = "R",  # of the encoder
 ) -> Walk:
@@ -296,7 +313,7 @@ PALETTE = [
 LETTERS = {**ENCODER_NAMES, "joint": "both (product)"}
 
 
-def _model(network, device="cpu") -> dict:
+def _model(network: AlignedNetwork, device: str | torch.device = "cpu") -> dict:
     "The decoders as the page's script needs them."
     network = network.to(device).eval()
     content = dict(latent=network.settings.latent, priorExpert=float(network.settings.prior_expert))
@@ -383,7 +400,7 @@ def _colours(atlas: Atlas) -> dict:
     }
 
 
-def page_content(network, atlas: Atlas, ends=(0, 1), directions: int = 6) -> str:
+def page_content(network: AlignedNetwork, atlas: Atlas, ends: tuple = (0, 1), directions: int = 6) -> str:
     "All data of the page's script, as JSON."
     centre, reach = scene_cube(atlas)
     content = dict(
@@ -411,7 +428,14 @@ def _own_file(name: str) -> str:
     return (files("handlab.aligned") / name).read_text(encoding="utf-8")
 
 # %% ../../nbs/aligned/16_page.ipynb #dab234c4
-def explorer_page(network, atlas: Atlas, title: str, lead: str, note: str, ends=(0, 1)) -> str:  # lead: HTML
+def explorer_page(
+    network: AlignedNetwork,
+    atlas: Atlas,
+    title: str,
+    lead: str,  # HTML
+    note: str,
+    ends: tuple = (0, 1),
+) -> str:
     "The page as one string."
     return Template(_own_file("explorer.html")).substitute(
         title=html.escape(title),
@@ -437,7 +461,11 @@ LEAD = (
 )
 
 
-def note_on(settings, data, source: str) -> str:  # source: data, strategy, profile and seed
+def note_on(
+    settings: AlignedSettings,
+    data: ExperimentData,
+    source: str,  # data, strategy, profile and seed
+) -> str:
     "The page's footnote."
     return (
         f"{source}, {settings.steps} training steps. The images are spread evenly over the {len(data.test)} "
@@ -448,7 +476,13 @@ def note_on(settings, data, source: str) -> str:  # source: data, strategy, prof
 
 # %% ../../nbs/aligned/16_page.ipynb #288c4abe
 def write_explorer(
-    path, network, atlas: Atlas, title: str = TITLE, lead: str = LEAD, note: str = "", ends=(0, 1)
+    path: str | Path,
+    network: AlignedNetwork,
+    atlas: Atlas,
+    title: str = TITLE,
+    lead: str = LEAD,
+    note: str = "",
+    ends: tuple = (0, 1),
 ) -> float:
     "Write the page, atomically; returns its size in MB."
     page = explorer_page(network, atlas, title, lead, note, ends).encode()

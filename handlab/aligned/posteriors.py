@@ -7,6 +7,7 @@ __all__ = ['draw', 'kl_to_prior', 'kl_between', 'product_of_experts', 'beta_at',
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #1f7ee821
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -14,25 +15,28 @@ from .encoders import Gaussian
 from ..core import HandlabError
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #b1646bae
-def draw(q: Gaussian, noise=None):  # (B,latent) standard normal; None: the mean
+def draw(
+    q: Gaussian,
+    noise: torch.Tensor | None = None,  # (B,latent) standard normal; None: the mean
+) -> torch.Tensor:
     "A sample z (B,latent) of a Gaussian."
     return q.mean if noise is None else q.mean + (q.log_variance / 2).exp() * noise
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #f9626e69
-def kl_to_prior(q: Gaussian):
+def kl_to_prior(q: Gaussian) -> torch.Tensor:
     "KL divergence from a Gaussian to N(0, I), (B,) nats."
     return (q.mean**2 + q.log_variance.exp() - q.log_variance - 1).sum(1) / 2
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #f9f1bfe3
-def kl_between(q: Gaussian, p: Gaussian):
+def kl_between(q: Gaussian, p: Gaussian) -> torch.Tensor:
     "KL divergence D(q||p) between two Gaussians, (B,) nats."
     difference = q.log_variance - p.log_variance
     return (difference.exp() + (q.mean - p.mean) ** 2 * (-p.log_variance).exp() - difference - 1).sum(1) / 2
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #5f5840b4
 def product_of_experts(
-    experts,  # Gaussians of one shape
-    prior=False,  # N(0, I) as one more expert
+    experts: Sequence[Gaussian],  # Gaussians of one shape
+    prior: bool = False,  # N(0, I) as one more expert
 ) -> Gaussian:
     "Eq. 5 and 6: the normalised product of Gaussians."
     if len(experts) == 0:
@@ -46,11 +50,11 @@ def product_of_experts(
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #ad1fdd65
 def beta_at(
-    step,  # from 0
-    steps,  # of the whole training
-    first=1e-5,  # at the start
-    last=1e-3,  # at the last step
-):
+    step: int,  # from 0
+    steps: int,  # of the whole training
+    first: float = 1e-5,  # at the start
+    last: float = 1e-3,  # at the last step
+) -> float:
     "The weight of the KL divergence to the prior, log-linear over the steps."
     if min(first, last) <= 0:
         raise HandlabError("beta", f"{min(first, last)} is not positive", "give a small number such as 1e-5")
@@ -58,10 +62,10 @@ def beta_at(
 
 # %% ../../nbs/aligned/04_posteriors.ipynb #94f3a5b3
 def interpolate(
-    first,  # (latent,)
-    second,  # (latent,)
-    count=7,  # number of codes, both ends included
-):
+    first: torch.Tensor,  # (latent,)
+    second: torch.Tensor,  # (latent,)
+    count: int = 7,  # number of codes, both ends included
+) -> torch.Tensor:
     "Codes (count,latent) on the straight line from one to the other."
     share = torch.linspace(0, 1, count, device=first.device)[:, None]
     return (1 - share) * first + share * second

@@ -6,11 +6,15 @@
 __all__ = ['SPACE', 'DECODERS', 'unused_settings', 'search_strategies']
 
 # %% ../../nbs/aligned/15_search.ipynb #b5114ea5
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
-from .experiment import strategy_jobs
+import torch
+
+from .experiment import AlignedSettings, strategy_jobs
 from .strategies import make_recipe
-from ..train.experiment import side_by_side
+from ..train.experiment import ExperimentData, side_by_side
 from ..train.search import draw_candidate, draw_candidates, search, trials_of
 
 # %% ../../nbs/aligned/15_search.ipynb #71de73c0
@@ -36,12 +40,12 @@ def unused_settings(strategy: str) -> set:
 
 # %% ../../nbs/aligned/15_search.ipynb #f0b62bc4
 def search_strategies(
-    settings,  # AlignedSettings
-    data,
-    folder,  # each trial gets its own folder in this one
-    strategies=("S1", "R2HP", "R2CHP", "S3", "S4"),
-    candidates=4,  # how many are drawn from SPACE, or your own list: [{setting: value}]
-    device="cpu",
+    settings: AlignedSettings,  # AlignedSettings
+    data: ExperimentData,
+    folder: str | Path,  # each trial gets its own folder in this one
+    strategies: Iterable[str] = ("S1", "R2HP", "R2CHP", "S3", "S4"),
+    candidates: int | list = 4,  # how many are drawn from SPACE, or your own list: [{setting: value}]
+    device: str | torch.device = "cpu",
     show: bool = True,
 ) -> dict:  # of `search`; for `search_table` and `chosen_settings`
     "Train every strategy with the same candidates; the lowest validation error is chosen for each."

@@ -8,13 +8,16 @@ __all__ = ['MEASURES', 'WALK_LABELS', 'NEIGHBOURS', 'CLOUD_LABELS', 'step_length
            'latent_smoothness', 'stack_seeds', 'fig_smoothness', 'surface_variation', 'cloud_variation']
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #b539f62c
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from .experiment import modality_tensors, needed_pixels
-from .strategies import LABELS
+from .experiment import AlignedSettings, modality_tensors, needed_pixels
+from .strategies import LABELS, AlignedNetwork
+from ..data.prepare import Prepared
 from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.skeleton import BONES, hand_scale
 from ..settings import numpy_generator
@@ -30,12 +33,12 @@ MEASURES = {
 }
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #d2bbad44
-def step_lengths(walks):  # (...,T,J,3)
+def step_lengths(walks: np.ndarray) -> np.ndarray:  # walks: (...,T,J,3)
     "The mean distance that the joints move in every step, (...,T-1)."
     return np.linalg.norm(np.diff(walks, axis=-3), axis=-1).mean(-1)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #ff5b2be4
-def bone_drift(walks):  # (...,T,21,3)
+def bone_drift(walks: np.ndarray) -> np.ndarray:  # walks: (...,T,21,3)
     "Difference of bone lengths from a linear change between the two ends, (...,T) per cent of their sum."
     lengths = np.linalg.norm(walks[..., BONES[:, 1], :] - walks[..., BONES[:, 0], :], axis=-1)
     share = np.linspace(0, 1, lengths.shape[-2])[:, None]
@@ -43,7 +46,10 @@ def bone_drift(walks):  # (...,T,21,3)
     return 100 * np.abs(lengths - between).sum(-1) / between.sum(-1).clip(1e-9)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #9eee25a6
-def nearest_distance(poses, real):  # (...,21,3), (N,21,3)
+def nearest_distance(
+    poses: np.ndarray,  # (...,21,3)
+    real: np.ndarray,  # (N,21,3)
+) -> np.ndarray:
     "The smallest RMS distance of the joints to any of the real poses, (...,)."
     rows = torch.as_tensor(np.asarray(poses, np.float32)).reshape(-1, 63)
     others = torch.as_tensor(np.asarray(real, np.float32)).reshape(-1, 63)
@@ -52,8 +58,8 @@ def nearest_distance(poses, real):  # (...,21,3), (N,21,3)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #8bfea600
 def walk_measures(
-    walks,  # (K,T,21,3) in hand scales
-    real=None,  # (N,21,3) training poses in hand scales
+    walks: np.ndarray,  # (K,T,21,3) in hand scales
+    real: np.ndarray | None = None,  # (N,21,3) training poses in hand scales
     scale: float = 1.0,  # mm per hand scale
 ) -> dict:  # {measure: (K,)}
     "The measures of each walk."
@@ -70,7 +76,7 @@ def walk_measures(
     return {**found, "from_real": away[:, 1:-1].mean(-1), "from_real_ends": away[:, [0, -1]].mean(-1)}
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #c0d3ef4f
-def walk_profiles(walks) -> dict:  # (K,T,21,3)
+def walk_profiles(walks: np.ndarray) -> dict:  # (K,T,21,3)
     "Means over the walks: each step's length over the mean step, (T-1,), and the bone drift, (T,)."
     steps = step_lengths(walks)
     return {"step": (steps / steps.mean(-1, keepdims=True)).mean(0), "bone_drift": bone_drift(walks).mean(0)}
@@ -85,9 +91,9 @@ def random_pairs(count: int, pairs: int, seed: int = 0) -> np.ndarray:  # (pairs
 # %% ../../nbs/aligned/10_smoothness.ipynb #62ff862b
 @torch.no_grad()
 def pose_walks(
-    decoder,  # codes (N,latent) -> poses (N,21,3)
-    codes,  # (N,latent)
-    pairs,  # (K,2) frame numbers
+    decoder: Callable,  # codes (N,latent) -> poses (N,21,3)
+    codes: torch.Tensor,  # (N,latent)
+    pairs: np.ndarray,  # (K,2) frame numbers
     steps: int = 32,
 ) -> np.ndarray:  # (K,steps+1,21,3)
     "The decoded poses on the straight lines between pairs of codes."
@@ -97,14 +103,20 @@ def pose_walks(
     return walks.float().cpu().numpy().reshape(len(pairs), steps + 1, 21, 3).astype(np.float64)
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #7ccb110b
-def straight_walks(walks):  # (K,T,21,3)
+def straight_walks(walks: np.ndarray) -> np.ndarray:  # walks: (K,T,21,3)
     "Walks with the same ends, on which every joint moves on a straight line."
     share = np.linspace(0, 1, walks.shape[1])[:, None, None]
     return (1 - share) * walks[:, :1] + share * walks[:, -1:]
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #f2423544
 @torch.no_grad()
-def codes_of(network, prepared, settings, device="cpu", letter="R"):
+def codes_of(
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    device: str | torch.device = "cpu",
+    letter: str = "R",
+) -> torch.Tensor:
     "The code of every frame (N,latent), from one encoder."
     points = settings.points if letter == "C" else 0
     batches = ordered_batches(prepared, 64, device, needed_pixels(letter), points)
@@ -113,20 +125,20 @@ def codes_of(network, prepared, settings, device="cpu", letter="R"):
     )
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #cc4468a0
-def _poses_of(prepared, settings) -> np.ndarray:  # (N,21,3) in hand scales
+def _poses_of(prepared: Prepared, settings: AlignedSettings) -> np.ndarray:  # (N,21,3) in hand scales
     batches = ordered_batches(prepared, 256, "cpu", ())
     return torch.cat([modality_tensors(batch, "P", settings)["P"] for batch in batches]).numpy()
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #2c11acfe
 def latent_smoothness(
-    network,
-    prepared,
-    settings,
-    train=None,  # training frames, for the distance to training poses; None: not measured
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    train: Prepared | None = None,  # training frames, for the distance to training poses; None: not measured
     pairs: int = 200,
     steps: int = 32,
     seed: int = 0,
-    device="cpu",
+    device: str | torch.device = "cpu",
     letter: str = "R",
 ) -> dict:  # {'latent' | 'joints': {'measures': {measure: (pairs,)}, 'profiles': {...}}}
     "Measures of walks between random pairs of frames; 'joints': the straight walks between the same ends."
@@ -140,7 +152,7 @@ def latent_smoothness(
     }
 
 # %% ../../nbs/aligned/10_smoothness.ipynb #9f7a31d5
-def stack_seeds(each: list) -> dict:  # nested dicts of arrays, one per seed
+def stack_seeds(each: list) -> dict | np.ndarray:  # nested dicts of arrays, one per seed
     "The same nested dict with the seeds as the arrays' first axis."
     first = each[0]
     if not isinstance(first, dict):
@@ -154,7 +166,7 @@ WALK_LABELS = {**LABELS, "joints": "joints moved straight"}
 def fig_smoothness(
     measured: dict,  # {row: of `latent_smoothness`, stacked over seeds}
     source: str,
-):
+) -> plt.Figure:
     "Left: the length of each step along the path; right: the bone drift."
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
     for row, parts in measured.items():
@@ -180,7 +192,7 @@ NEIGHBOURS = 8
 
 
 def surface_variation(
-    cloud,  # (N,3)
+    cloud: np.ndarray,  # (N,3)
     neighbours: int = NEIGHBOURS,
 ) -> np.ndarray:  # (N,)
     "The surface variation at each point, 0 (plane) to 1/3."
@@ -195,7 +207,12 @@ CLOUD_LABELS = {"put_in": "clouds put in", "reconstructed": "reconstructed from 
 
 
 @torch.no_grad()
-def cloud_variation(network, prepared, settings, device="cpu") -> dict:  # {'put_in' | 'reconstructed': (N,)}
+def cloud_variation(
+    network: AlignedNetwork,
+    prepared: Prepared,
+    settings: AlignedSettings,
+    device: str | torch.device = "cpu",
+) -> dict:  # {'put_in' | 'reconstructed': (N,)}
     "The mean surface variation of each frame's clouds."
     found = {name: [] for name in CLOUD_LABELS}
     for batch in ordered_batches(prepared, 64, device, needed_pixels("R"), settings.points):

@@ -129,11 +129,11 @@ class Recipe:
     decoders: str  # letters
     alignment: str  # 'none', 'kl' (Eq. 3), 'product' (Eq. 4) or 'alternating' (Spurr et al.)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.encoders}2{self.decoders}" + (f":{self.alignment}" if len(self.encoders) > 1 else "")
 
 # %% ../../nbs/aligned/05_strategies.ipynb #11e8bf56
-def _sound(recipe) -> bool:
+def _sound(recipe: Recipe) -> bool:
     "Whether every letter is known, none occurs twice, and the alignment fits the number of encoders."
     encoders, decoders = recipe.encoders, recipe.decoders
     return (
@@ -146,7 +146,9 @@ def _sound(recipe) -> bool:
     )
 
 # %% ../../nbs/aligned/05_strategies.ipynb #52834c71
-def make_recipe(strategy):  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
+def make_recipe(
+    strategy: str,  # 'S1' to 'S4', 'alternating', or the paper's notation, such as 'R2CP' or 'RD2DHP'
+) -> Recipe:
     "The recipe of a strategy."
     notation, _, alignment = STRATEGIES.get(strategy, strategy).partition(":")
     encoders, _, decoders = notation.partition("2")
@@ -199,11 +201,11 @@ class Views:
     beta: float = 1e-3  # weight of the KL divergence to the prior
     step: int = 0  # of the training
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
 # %% ../../nbs/aligned/05_strategies.ipynb #1506a266
-def posterior_names(recipe):
+def posterior_names(recipe: Recipe) -> tuple:
     "The posteriors that a training step samples from; the first is used at test time."
     if recipe.alignment == "none":
         return (recipe.encoders,)
@@ -214,7 +216,7 @@ def posterior_names(recipe):
     return ("one",)  # alternating: one encoder per step
 
 # %% ../../nbs/aligned/05_strategies.ipynb #5fe073de
-def alternating_pair(recipe, step):
+def alternating_pair(recipe: Recipe, step: int) -> tuple:
     "The encoder and the decoder that step number `step` trains."
     pairs = list(itertools.product(recipe.encoders, recipe.decoders))
     return pairs[step % len(pairs)]
@@ -237,7 +239,7 @@ def make_joint_encoder(recipe: Recipe, settings: NetworkSettings, alone: Encoder
 class AlignedNetwork(nn.Module):
     "Encoders and decoders of a recipe."
 
-    def __init__(self, recipe, settings=NetworkSettings()):
+    def __init__(self, recipe: Recipe, settings: NetworkSettings = NetworkSettings()):
         super().__init__()
         self.recipe, self.settings = recipe, settings
         self.trains_parts = recipe.alignment == "alternating"  # each step trains a part of the network
@@ -248,7 +250,7 @@ class AlignedNetwork(nn.Module):
         if recipe.alignment == "kl":
             self.joint = make_joint_encoder(recipe, settings, self.encoders[alone])
 
-    def posteriors(self, views):
+    def posteriors(self, views: Views) -> dict:
         "The Gaussians that this step samples from, by name."
         if self.recipe.alignment == "alternating":
             letter, _ = alternating_pair(self.recipe, views.step)
@@ -260,7 +262,7 @@ class AlignedNetwork(nn.Module):
             found["joint"] = product_of_experts(list(found.values()), self.settings.prior_expert)
         return found
 
-    def forward(self, views):
+    def forward(self, views: Views) -> tuple[dict, dict]:
         "The posteriors, and the decoded samples {letter: (posteriors,B,...)}; of clouds (k,B,...)."
         found = self.posteriors(views)
         noise = [None] * len(found) if views.noise is None else views.noise
@@ -269,23 +271,32 @@ class AlignedNetwork(nn.Module):
         letters = alternating_pair(self.recipe, views.step)[1] if alternating else self.decoders
         return found, {letter: self._decode(letter, z, views) for letter in letters}
 
-    def _decode(self, letter, z, views):  # (posteriors,B,latent)
+    def _decode(
+        self,
+        letter: str,
+        z: torch.Tensor,  # (posteriors,B,latent)
+        views: Views,
+    ) -> torch.Tensor:
         "The decoded samples of all posteriors, or of those chosen for this step: (k,B,...)."
         if views.drawn is not None and MODALITIES[letter].costly:
             z = z.gather(0, views.drawn[..., None].expand(-1, -1, z.shape[2]))
         return self.decoders[letter](z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
-    def encode(self, view, letter=None):  # (B,...) of the modality; letter None: the first encoder, RGB
+    def encode(
+        self,
+        view: torch.Tensor,  # (B,...) of the modality
+        letter: str | None = None,  # None: the first encoder, RGB
+    ) -> torch.Tensor:
         "The mean of a posterior, (B,latent): the code of each sample."
         return self.encoders[letter or self.recipe.encoders[0]](view).mean
 
 # %% ../../nbs/aligned/05_strategies.ipynb #7cb5b5e0
 def carries(
-    views,  # Views
-    recipe,  # Recipe
-    posterior,  # its name
-    letter=None,  # of the decoded modality; None: the KL divergences
-):
+    views: Views,  # Views
+    recipe: Recipe,  # Recipe
+    posterior: str,  # its name
+    letter: str | None = None,  # of the decoded modality; None: the KL divergences
+) -> torch.Tensor | None:
     "Which samples have this term, (B,) bool; None: all."
     if posterior == "one":  # alternating training has every label and both sensors
         return None
@@ -297,7 +308,7 @@ def carries(
     return seen if labelled is None else labelled & seen
 
 # %% ../../nbs/aligned/05_strategies.ipynb #1c0d7df4
-def _seen_by(views, recipe, posterior, sensor):
+def _seen_by(views: Views, recipe: Recipe, posterior: str, sensor: str) -> torch.Tensor:
     "The samples with the data that this posterior needs, and with the decoded sensor's ('': any)."
     both = views.sensor == -1
     if posterior == "joint" or (sensor and MODALITIES[posterior].sensor != sensor):
@@ -305,12 +316,15 @@ def _seen_by(views, recipe, posterior, sensor):
     return both | (views.sensor == recipe.encoders.find(posterior))
 
 # %% ../../nbs/aligned/05_strategies.ipynb #6bb2930d
-def mean_over(values, has=None):  # (B,), (B,) bool
+def mean_over(
+    values: torch.Tensor,  # (B,)
+    has: torch.Tensor | None = None,  # (B,) bool
+) -> torch.Tensor:
     "The mean over the samples that have a term; 0 if none has."
     return values.mean() if has is None else (values * has).sum() / has.sum().clamp(min=1)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #a5720c9b
-def divergences(found, views, recipe, settings):
+def divergences(found: dict, views: Views, recipe: Recipe, settings: LossSettings) -> dict:
     "The KL terms, unweighted: {'kl': to the prior, 'align': of Eq. 3}."
     joint_counts = recipe.alignment == "kl" or settings.kl_on_joint
     penalised = [name for name in found if name != "joint" or joint_counts]
@@ -322,14 +336,20 @@ def divergences(found, views, recipe, settings):
     return terms
 
 # %% ../../nbs/aligned/05_strategies.ipynb #512ae2b8
-def rows_of_all(values, count, drawn):  # (k,B), number of posteriors, (k,B) or None
+def rows_of_all(
+    values: torch.Tensor,  # (k,B)
+    count: int,  # number of posteriors
+    drawn: torch.Tensor | None,  # (k,B)
+) -> torch.Tensor:
     "The values of all posteriors, (count,B): those not decoded are 0, the k decoded ones times count/k."
     if len(values) == count:
         return values
     return values.new_zeros(count, values.shape[1]).scatter(0, drawn, values * (count / len(values)))
 
 # %% ../../nbs/aligned/05_strategies.ipynb #96124541
-def reconstructions(found, drawn, views, recipe, settings):
+def reconstructions(
+    found: dict, drawn: dict, views: Views, recipe: Recipe, settings: LossSettings
+) -> tuple[dict, torch.Tensor]:
     "Eq. 11's terms for each posterior: ({name: mean}, their weighted sum)."
     means, total = {}, 0.0
     for letter, prediction in drawn.items():
@@ -345,11 +365,11 @@ def reconstructions(found, drawn, views, recipe, settings):
 
 # %% ../../nbs/aligned/05_strategies.ipynb #13d02616
 def aligned_loss(
-    network,  # AlignedNetwork
-    views,  # Views
-    recipe,  # Recipe
-    settings=LossSettings(),
-):  # {'loss': Eq. 1, 3 or 4, and its parts by name}
+    network: AlignedNetwork,  # AlignedNetwork
+    views: Views,  # Views
+    recipe: Recipe,  # Recipe
+    settings: LossSettings = LossSettings(),  # {'loss': Eq. 1, 3 or 4, and its parts by name}
+) -> dict:
     "The loss of one training step; parts without a suffix are those of the test-time encoder."
     found, drawn = network(views)
     means, total = reconstructions(found, drawn, views, recipe, settings)

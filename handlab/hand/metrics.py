@@ -288,8 +288,7 @@ def align_root_scale(
     pred: ArrayLike,  # (N,21,3) in any unit
     true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
     visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
-    groups: ArrayLike
-    | None = None,  # (N,) names: one scale for all frames of a name; None: a scale for each frame
+    groups: ArrayLike | None = None,  # (N,) names: one scale for all frames of a name; None: one each
 ) -> np.ndarray:
     "Predictions (N,21,3) mm moved and scaled to fit best."
     centred, true_centred, target, counted = _centred(pred, true, visible)

@@ -562,8 +562,7 @@ def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarra
 def sample_pose(
     generator: np.random.Generator,
     person: Person,
-    kind: str
-    | None = None,  # None for the usual mix, 'gesture', 'blend', 'together', 'free', or the name of a gesture
+    kind: str | None = None,  # 'gesture', 'blend', 'together', 'free', a gesture's name; None: the usual mix
     wrist: float = 1.0,  # factor on wrist articulation
     variation: float = 1.0,  # factor on the variation within a gesture
     tries: int = 24,

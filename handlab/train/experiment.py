@@ -486,8 +486,7 @@ def write_predictions(
     path: str | Path,
     prepared: Prepared,
     predictions: dict,  # {name: (N, 21, D)}
-    true: np.ndarray
-    | None = None,  # by default the joints in mm; `prepared.uv` where the predictions are pixels
+    true: np.ndarray | None = None,  # None: the joints in mm; `prepared.uv` where predictions are px
 ):
     "Write ground truth and predictions as one .npz, atomically."
     truth = {

@@ -24,8 +24,7 @@ def evaluate(
     predicted: np.ndarray,  # (N, 21, 3) mm
     true: np.ndarray,  # (N, 21, 3) mm
     protocol: str = "pooled",  # 'zb', 'mmpose' or 'pooled'
-    visible: np.ndarray
-    | None = None,  # (N, 21) bool, for the errors of visible and of hidden joints; all annotated joints count
+    visible: np.ndarray | None = None,  # (N, 21) bool, to tell errors of hidden joints; all annotated count
 ) -> dict:  # 'epe_mean', 'epe_median', 'auc_0_50', 'auc_20_50', 'pck', and those of `scores_split`
     "The scores of a set of predictions, with the PCK curve."
     return {

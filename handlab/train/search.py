@@ -77,8 +77,7 @@ def _another_trial(arm: str, trials: list, names: Collection[str], further: Iter
 def trials_of(
     candidates: list,  # of `draw_candidates`, or your own list
     unused: dict,  # {arm: the names of the settings that have no effect on it}
-    draw: Callable
-    | None = None,  # number -> candidate, to replace equal trials; None: equal trials are an error
+    draw: Callable | None = None,  # number -> candidate, in place of an equal trial; None: an error
 ) -> dict:  # {arm: [{field: value}]}
     "The same candidates for every arm, without the settings that it does not have; no two trials are equal."
     found = {}
