@@ -59,6 +59,8 @@ def test_what_fails_in_a_new_process_is_one_line():
 
 
 def test_unknown_groups_are_errors_and_the_notebook_names_all():
+    with pytest.raises(HandlabError, match="profile 'Quick': there is no such profile; did you mean quick"):
+        benchmark.Place("", profile="Quick")
     with pytest.raises(HandlabError, match="there is no group 'stepps'; did you mean steps"):
         benchmark.chosen_groups("stepps")
     source = (project_root() / "nbs/benchmark.ipynb").read_text(encoding="utf-8")

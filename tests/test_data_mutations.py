@@ -161,6 +161,31 @@ def test_a_video_or_a_set_with_frames_of_others(kind, where):
     videos.check()
 
 
+def test_lines_of_one_text_in_another_order(tmp_path):
+    opened = SETS["bighand"](tmp_path)
+    opened().check()
+    text = sorted((tmp_path / "full_annotation").rglob("*.txt"))[0]
+    lines = [line.split("\t", 1) for line in text.read_text().splitlines(True)]
+    moved = [label for _, label in lines[1:] + lines[:1]]
+    text.write_text("".join(f"{number}\t{label}" for (number, _), label in zip(lines, moved)))
+    refused(opened().check, "3 frames tried of Subject_1/1 75", "fit better than its own")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (lambda flags: 0 * flags, "no joint is flagged as visible"),
+        (lambda flags: 1 - flags, "a joint outside the picture is flagged as visible"),
+        (lambda flags: 2 * flags, "a flag of visibility is neither 0 nor 1"),
+    ],
+)
+def test_flags_of_visibility_that_cannot_be(tmp_path, flags, said):
+    opened = SETS["rhd"](tmp_path)
+    opened()
+    changed(tmp_path, uv_vis=lambda uv: np.column_stack([uv[:, :2], flags(uv[:, 2])]))
+    refused(opened, "all its 3 frames are left out", said)
+
+
 def test_hidden_and_still_hands_are_no_fault():
     still = Videos()
     still.drawn = [still.drawn[0]] * 18

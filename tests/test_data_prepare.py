@@ -780,7 +780,7 @@ def test_a_disk_that_fills_up_on_the_way(tmp_path, monkeypatch):
 def test_too_little_room_is_seen_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     reader = Drawn(3)
-    with pytest.raises(HandlabError, match="0.0 GB are free; free some space or name another folder"):
+    with pytest.raises(HandlabError, match="0.0 MB are free; free some space or name another folder"):
         quiet(reader, tmp_path / "crops")
     assert reader.read == [0] and left_in(tmp_path) == []
 

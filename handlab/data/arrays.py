@@ -183,7 +183,7 @@ def check_space(folder: str | Path, need: int):
         room_taken(path) for path in Path(folder).iterdir() if path.is_file()
     )
     if need > free:
-        what = f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+        what = f"{need / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
         raise HandlabError(folder, what, "free some space or name another folder")
 
 

@@ -298,18 +298,29 @@ _AGREE_PX = 1.0
 
 def disagreeing(frames: np.ndarray, labels: dict) -> dict:  # as of `read_annotation`
     "{frame: reason} of frames whose camera, hands in view and pixels do not fit each other."
-    frames, flags, wrong = np.asarray(frames), labels["uv_vis"][..., 2], {}
+    frames, wrong = np.asarray(frames), {}
     for index, (pixels, zoom) in enumerate(zip(_away_px(labels), _resized(labels))):
         if not pixels < _AGREE_PX:  # NaN as well
             wrong[index] = f"a joint is {pixels:.1f} px from its own projection"
         if not pixels < _AGREE_PX and np.isfinite(zoom):
             wrong[index] += f": uv is {zoom:.3g} times K's projection, as of resized images without their K"
-    wrong |= dict.fromkeys(
-        np.flatnonzero(~np.isin(flags, (0, 1)).all(1)).tolist(), "a flag of visibility is neither 0 nor 1"
-    )
-    wrong |= _wrong_units(labels) | camera_faults(labels["K"], (SIZE, SIZE))
+    wrong |= _wrong_flags(labels) | _wrong_units(labels) | camera_faults(labels["K"], (SIZE, SIZE))
     broken = not_finite(labels)  # a label that is not a number is an error of its own
     return {int(frames[index]): wrong[index] for index in sorted(wrong) if not broken[index]}
+
+# %% ../../nbs/data/03_rhd.ipynb #e1188b88
+def _wrong_flags(labels: dict) -> dict:
+    "{index: reason} of frames whose flags of visibility cannot be."
+    pixels, flags = labels["uv_vis"][..., :2], labels["uv_vis"][..., 2]
+    outside = ((pixels < -_AGREE_PX) | (pixels > SIZE - 1 + _AGREE_PX)).any(-1)
+    faults = {}
+    for wrong, what in (
+        (~np.isin(flags, (0, 1)).all(1), "a flag of visibility is neither 0 nor 1"),
+        (~(flags == 1).any(1), "no joint is flagged as visible"),
+        (((flags == 1) & outside).any(1), "a joint outside the picture is flagged as visible"),
+    ):
+        faults = dict.fromkeys(np.flatnonzero(wrong).tolist(), what) | faults
+    return faults
 
 # %% ../../nbs/data/03_rhd.ipynb #b270b2ce
 def _in_view(labels: dict) -> np.ndarray:

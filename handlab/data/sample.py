@@ -277,7 +277,7 @@ def check_places(reader: Reader, tried: dict):  # of `read_tried`
     refuse_below(reader, near, FEWEST_NEAR, what, fix)
     refuse_below(reader, near, FEWEST_OF_EACH, what, fix, each=True)
     others = spread(sound) if (sound := [key for key, sample in tried.items() if sample]) else []
-    worse = {key: _share_worse(tried, key, others) for key in sound}
+    worse = {key: _share_worse(tried, key, others) if sample else 0.0 for key, sample in tried.items()}
     for each in (False, True):
         what = "labels of other frames fit better than its own"
         refuse_below(reader, worse, FEWEST_WORSE, what, fix, each)
