@@ -95,7 +95,7 @@ def test_no_saved_output_names_a_folder_of_a_machine():
 
 
 def test_saved_outputs_are_short_and_without_faults():
-    "No error, nothing on stderr, no wall of lines, no table of more columns than a page holds."
+    "No error, nothing on stderr, no wall of lines, no table longer or wider than a page, no `np.float64(`."
     found, wrong = 0, []
     for path in (path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -113,6 +113,10 @@ def faults_of(output):
         yield f"an error or a warning: {text[:60]!r}"
     if text.count("\n") > 60:
         yield f"{text.count(chr(10))} lines of text"
+    if re.search(r"np\.(float|int|uint|True|False)", text):
+        yield f"numbers as NumPy names them: {text[:60]!r}"
+    if (rows := "".join(data.get("text/html", "")).count("<tr")) > 50:
+        yield f"a table of {rows} rows"
     header = re.search(r"<thead>.*?</tr>", "".join(data.get("text/html", "")), re.S)
     columns = header[0].count("<th") if header else 0
     for rule in re.findall(r"^[|\s:-]*-{3}[|\s:-]*$", "".join(data.get("text/markdown", "")), re.M):
@@ -131,7 +135,10 @@ def test_faults_of_outputs_are_found():
     }
     warned = {"output_type": "stream", "name": "stderr", "text": ["UserWarning"]}
     failed = {"output_type": "error", "ename": "KeyError", "evalue": "", "traceback": []}
-    assert [len(list(faults_of(each))) for each in (lines, table, markdown, warned, failed)] == [1] * 5
+    named = {"output_type": "execute_result", "data": {"text/plain": ["{'S1': np.float64(55.62)}"]}}
+    long = {"output_type": "execute_result", "data": {"text/html": ["<tr></tr>"] * 51, "text/plain": [""]}}
+    every = (lines, table, markdown, warned, failed, named, long)
+    assert [len(list(faults_of(each))) for each in every] == [1] * 7
     assert not list(faults_of(lines | {"text": ["step\n"] * 60}))
 
 

@@ -186,6 +186,7 @@ def fig_validation(
         _draw_apart(axes[0, 1], curves, styles)
     if times:
         axes[0, -1].set(xlabel="training time (minutes)", ylabel="validation EPE (mm)")
+        axes[0, -1].locator_params(axis="x", nbins=5)
     for ax in axes.flat:
         ax.grid(alpha=0.3)
     figure.tight_layout()
