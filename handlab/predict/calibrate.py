@@ -6,13 +6,15 @@
 __all__ = ['validation_samples', 'measure', 'factor_of', 'judge', 'calibrate', 'main']
 
 # %% ../../nbs/predict/06_calibrate.ipynb #250b71c9
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from ..core import CommandLine, HandlabError, file_digest, one_line_errors, write_json
+from ..data.sample import Sample
 from ..hand.skeleton import ROOT, normalise
 from ..machine import progress
 from .networks import HandNetwork, load
@@ -20,7 +22,7 @@ from .picture import predict, question_of
 from ..train.sets import reader_of
 
 # %% ../../nbs/predict/06_calibrate.ipynb #f8da7ca0
-def validation_samples(settings, count: int = 240) -> Iterator:  # settings: of an experiment; of Sample
+def validation_samples(settings: Any, count: int = 240) -> Iterator:  # settings: of an experiment; of Sample
     "Frames of the validation split, spread evenly over its persons."
     held = settings.validation_frames
     if not held:
@@ -30,7 +32,7 @@ def validation_samples(settings, count: int = 240) -> Iterator:  # settings: of 
     return (reader[int(row)] for row in rows)
 
 # %% ../../nbs/predict/06_calibrate.ipynb #118d6166
-def measure(network: HandNetwork, samples, samples_drawn: int = 64) -> tuple:
+def measure(network: HandNetwork, samples: Iterable[Sample], samples_drawn: int = 64) -> tuple:
     "Errors (n,21) and spreads (n,21) or None, in hand scales, and the mean errors (n,) in mm."
     errors, spreads, millimetres = [], [], []
     for sample in samples:
@@ -89,7 +91,7 @@ def calibrate(network: HandNetwork, count: int = 240) -> dict:
     return found
 
 # %% ../../nbs/predict/06_calibrate.ipynb #a296cd0d
-def main(words=None) -> None:
+def main(words: list[str] | None = None) -> None:
     "The command line."
     about = "Measure on validation frames which error to expect of networks; written beside their weights."
     parser = CommandLine("python -m handlab.predict.calibrate", description=about)

@@ -8,12 +8,13 @@ __all__ = ['IMAGES', 'VIDEOS', 'LARGEST', 'COLUMNS', 'SMALL', 'files_named', 'sh
            'questions', 'ask', 'run', 'save_picture', 'main']
 
 # %% ../../nbs/predict/04_command.ipynb #63b10b8c
+import argparse
 import csv
 import dataclasses
 import glob
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -29,11 +30,12 @@ from handlab.core import (
     one_line_errors,
     write_json,
 )
+from ..data.sample import Sample
 from ..hand.draw import bare_3d, draw_hand_2d, draw_hand_3d, plain_axes
 from ..hand.skeleton import JOINTS, normalise
 from ..machine import progress
 from .detect import HandDetector
-from .networks import load
+from .networks import HandNetwork, load
 from .picture import Answer, Question, edges_of_mask, predict
 
 # %% ../../nbs/predict/04_command.ipynb #f375672c
@@ -42,7 +44,7 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
 LARGEST = 100_000_000  # pixels of an image: more is an error rather than a full memory
 
 
-def files_named(words) -> list:  # paths, folders and patterns -> paths of images and videos
+def files_named(words: Iterable[str]) -> list:  # paths, folders and patterns -> paths of images and videos
     "The files that the words of a command line name."
     found = []
     for word in map(str, words):
@@ -75,7 +77,7 @@ def short_names(files: list) -> list:  # paths -> names, all different
     return [path.absolute().relative_to(root).as_posix() for path in files]
 
 # %% ../../nbs/predict/04_command.ipynb #757e8d92
-def read_image(path) -> np.ndarray:  # (H,W,3) uint8 RGB
+def read_image(path: str | Path) -> np.ndarray:  # (H,W,3) uint8 RGB
     "An image file as RGB, upright."
     try:
         with Image.open(path) as image:
@@ -90,11 +92,11 @@ def read_image(path) -> np.ndarray:  # (H,W,3) uint8 RGB
         raise HandlabError(path, f"it cannot be read ({error})", "give a complete image file") from None
 
 # %% ../../nbs/predict/04_command.ipynb #d2b6d4eb
-def is_video(path) -> bool:
+def is_video(path: str | Path) -> bool:
     return Path(path).suffix.lower() in VIDEOS
 
 
-def frame_count(path, every: int = 1) -> int:  # of a video as its file states it
+def frame_count(path: str | Path, every: int = 1) -> int:  # of a video as its file states it
     "How many images `frames_of` will give."
     if not is_video(path):
         return 1
@@ -102,7 +104,7 @@ def frame_count(path, every: int = 1) -> int:  # of a video as its file states i
     return max(1, -(-int(stated) // every))
 
 
-def frames_of(path, every: int = 1, name: str = "") -> Iterator:  # of (name, (H,W,3) uint8 RGB)
+def frames_of(path: str | Path, every: int = 1, name: str = "") -> Iterator:  # of (name, (H,W,3) uint8 RGB)
     "The image of a file, or every n-th frame of a video."
     name = name or Path(path).name
     if not is_video(path):
@@ -125,7 +127,7 @@ def frames_of(path, every: int = 1, name: str = "") -> Iterator:  # of (name, (H
         )
 
 # %% ../../nbs/predict/04_command.ipynb #97612ac0
-def record(answer: Answer, network) -> dict:
+def record(answer: Answer, network: HandNetwork) -> dict:
     "An answer as plain values for JSON."
     asked = answer.question
     return {
@@ -165,7 +167,7 @@ def rows(answer: Answer) -> list:  # of tuples as COLUMNS
     ]
 
 # %% ../../nbs/predict/04_command.ipynb #c50d024c
-def write_table(path, answers):
+def write_table(path: str | Path, answers: Iterable[Answer]):
     "Answers as CSV, atomically."
     text = io.StringIO()
     table = csv.writer(text)
@@ -175,7 +177,7 @@ def write_table(path, answers):
         file.write(text.getvalue().encode())
 
 # %% ../../nbs/predict/04_command.ipynb #1a081fb8
-def fig_answers(answers: list, title: str = ""):  # of one image
+def fig_answers(answers: list, title: str = "") -> plt.Figure:  # answers: of one image
     "The joints over the image, and each hand in space from the camera's side."
     image, count = answers[0].question.image, sum(answer.pose is not None for answer in answers)
     figure = plt.figure(figsize=(4.2 * (1 + count), 4.2), dpi=100, layout="constrained")
@@ -211,7 +213,7 @@ def _window(answers: list) -> tuple:  # -> left, top, right, bottom, px
     return (*(low - 0.5), *(low + edge - 0.5))
 
 # %% ../../nbs/predict/04_command.ipynb #166d2630
-def error_line(answer: Answer, sample) -> str:  # sample: of data.sample, with the truth
+def error_line(answer: Answer, sample: Sample) -> str:  # sample: of data.sample, with the truth
     "The mean error against a frame's true joints, as a title."
     if answer.pose is None:
         return f"{np.linalg.norm(answer.uv - sample.uv, axis=1).mean():.1f} px"
@@ -219,14 +221,14 @@ def error_line(answer: Answer, sample) -> str:  # sample: of data.sample, with t
     return f"{np.linalg.norm(answer.pose - true, axis=1).mean() * scale:.1f} mm"
 
 
-def _rings(answer) -> str:
+def _rings(answer: Answer) -> str:
     "What the rings around the joints are."
     if answer.expected is not None:
         return "rings: error to expect on simulated hands (on photographs larger)"
     return "" if answer.spread is None else "rings: the posterior's spread, far smaller than the error"
 
 
-def _draw_spread(axis, answer):
+def _draw_spread(axis: plt.Axes, answer: Answer):
     size = answer.spread if answer.expected is None else answer.expected
     if size is None:
         return
@@ -261,7 +263,12 @@ def parser() -> CommandLine:
     return words
 
 # %% ../../nbs/predict/04_command.ipynb #99a04b2f
-def questions(name: str, image: np.ndarray, given, detector=None) -> list:  # given: the parsed command line
+def questions(
+    name: str,
+    image: np.ndarray,
+    given: argparse.Namespace,  # the parsed command line
+    detector: HandDetector | None = None,
+) -> list:
     "The hands of an image that the command line asks about."
     K = (
         None
@@ -276,7 +283,7 @@ def questions(name: str, image: np.ndarray, given, detector=None) -> list:  # gi
     return [Question(image, edges, side=given.side or "right", **known)]
 
 # %% ../../nbs/predict/04_command.ipynb #c781df3e
-def _mask(path, shape) -> np.ndarray:  # (H,W) bool
+def _mask(path: str | Path, shape: tuple) -> np.ndarray:  # (H,W) bool
     mask = read_image(path).max(-1)
     if mask.shape != shape[:2]:
         what = f"the mask has {mask.shape[1]} x {mask.shape[0]} px, the image {shape[1]} x {shape[0]}"
@@ -288,11 +295,17 @@ def _mask(path, shape) -> np.ndarray:  # (H,W) bool
     return mask > values[-1] / 2  # a JPEG is not quite black
 
 # %% ../../nbs/predict/04_command.ipynb #87ea328c
-def _answers(network, given, detector, name: str, image: np.ndarray) -> list:
+def _answers(
+    network: HandNetwork,
+    given: argparse.Namespace,
+    detector: HandDetector | None,
+    name: str,
+    image: np.ndarray,
+) -> list:
     return [predict(network, asked) for asked in questions(name, image, given, detector)]
 
 
-def ask(network, words: list) -> list:  # words: as of the command line -> Answers
+def ask(network: HandNetwork, words: list) -> list:  # words: as of the command line -> Answers
     "The answers on some images, with nothing written; an image that fails is an error."
     given = parser().parse_args(words)
     detector = HandDetector() if given.detect else None
@@ -304,10 +317,10 @@ def ask(network, words: list) -> list:  # words: as of the command line -> Answe
 
 # %% ../../nbs/predict/04_command.ipynb #f2b8d6e4
 def run(
-    given,  # the parsed command line
-    network=None,  # a loaded HandNetwork; None: as `given` names it
-    report=print,
-    show=plt.close,  # what is done with each picture after it is saved
+    given: argparse.Namespace,  # the parsed command line
+    network: HandNetwork | None = None,  # a loaded HandNetwork; None: as `given` names it
+    report: Callable = print,
+    show: Callable = plt.close,  # what is done with each picture after it is saved
 ) -> list:  # of records
     "Predict every named image and write the results; an image that fails costs one line."
     files, out = files_named(given.images), Path(given.out)
@@ -343,7 +356,7 @@ def run(
     return records
 
 # %% ../../nbs/predict/04_command.ipynb #cb878b72
-def save_picture(path, answers: list):
+def save_picture(path: str | Path, answers: list) -> plt.Figure:
     "Save the picture of an image's answers as PNG, atomically; returns the figure."
     figure = fig_answers(answers)
     with atomic_file(path) as file:
@@ -351,13 +364,13 @@ def save_picture(path, answers: list):
     return figure
 
 
-def _without_image(answer):
+def _without_image(answer: Answer) -> Answer:
     "The answer, its image replaced by one that takes no memory."
     empty = np.broadcast_to(np.uint8(0), answer.question.image.shape)
     return dataclasses.replace(answer, question=dataclasses.replace(answer.question, image=empty))
 
 # %% ../../nbs/predict/04_command.ipynb #aa3fa22d
-def main(words=None):
+def main(words: list[str] | None = None):
     "The command line."
     with one_line_errors():
         run(parser().parse_args(words))

@@ -9,7 +9,8 @@ __all__ = ['FOLDER', 'PALM', 'JOINTS', 'HOW', 'PALM_SIZE', 'HAND_SIZE', 'network
 # %% ../../nbs/predict/03_detect.ipynb #4025bda0
 import os
 import zipfile
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ HOW = (
 )
 
 
-def network_bytes(name: str, place=None) -> bytes:  # place: the wheel or a folder
+def network_bytes(name: str, place: str | Path | None = None) -> bytes:  # place: the wheel or a folder
     "The bytes of one of the two networks, from a folder or out of the wheel."
     place = project_path(place or os.environ.get("HANDLAB_MEDIAPIPE") or FOLDER)
     if (place / name).is_file():
@@ -116,7 +117,10 @@ class Detected(NamedTuple):
 class HandDetector:
     "Hands in images, by MediaPipe's two networks."
 
-    def __init__(self, place=None):  # the wheel, or a folder; None: HANDLAB_MEDIAPIPE or data/mediapipe
+    def __init__(
+        self,
+        place: str | Path | None = None,  # the wheel, or a folder; None: HANDLAB_MEDIAPIPE or data/mediapipe
+    ):
         self.palms, self.joints = (
             cv2.dnn.readNetFromTFLite(np.frombuffer(network_bytes(name, place), np.uint8))
             for name in (PALM, JOINTS)
@@ -139,7 +143,7 @@ class HandDetector:
         return sorted((hand for hand in found if hand.score > threshold), key=lambda hand: -hand.score)
 
 # %% ../../nbs/predict/03_detect.ipynb #c7131d0b
-def outputs(network, square: np.ndarray, names: tuple) -> list:  # (S,S,3) uint8
+def outputs(network: Any, square: np.ndarray, names: tuple) -> list:  # (S,S,3) uint8
     "Some outputs of a network; OpenCV gives these only one at a time."
     network.setInput(cv2.dnn.blobFromImage(square, 1 / 255))
     return [network.forward(name) for name in names]

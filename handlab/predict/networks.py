@@ -7,14 +7,16 @@ __all__ = ['FOLDERS', 'NO_WEIGHTS', 'STAGES', 'Found', 'available', 'find_networ
            'HandNetwork', 'load']
 
 # %% ../../nbs/predict/01_networks.ipynb #9b6ef651
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..aligned import experiment as aligned
+from ..aligned.encoders import Gaussian
 from ..core import HandlabError, file_digest, project_path, read_json
 from ..data.prepare import crop_colour
 from ..hand.camera import crop_matrix, rotate_back
@@ -42,7 +44,7 @@ class Found(NamedTuple):
     name: str  # as the papers call it
 
 # %% ../../nbs/predict/01_networks.ipynb #3ea4cf9d
-def _networks_in(folder) -> list:  # of Found
+def _networks_in(folder: Path) -> list:  # of Found
     "The networks of a run folder that see RGB images and have their weights there."
     metrics = read_json(folder / "metrics.json")
     experiment = metrics.get("experiment")
@@ -55,7 +57,7 @@ def _networks_in(folder) -> list:  # of Found
     return [each for each in found if (folder / each.stage / "model.safetensors").exists()]
 
 # %% ../../nbs/predict/01_networks.ipynb #7093d701
-def available(folders=FOLDERS) -> list:  # of Found, the preferred ones first
+def available(folders: Iterable[str | Path] = FOLDERS) -> list:  # of Found, the preferred ones first
     "Every trained RGB network on this machine."
     places = [
         path.parent for folder in folders for path in sorted(project_path(folder).glob("*/metrics.json"))
@@ -63,7 +65,10 @@ def available(folders=FOLDERS) -> list:  # of Found, the preferred ones first
     return [each for place in places for each in _networks_in(place)]
 
 # %% ../../nbs/predict/01_networks.ipynb #25f65807
-def find_network(name: str, folders=FOLDERS) -> Found:  # a network's name, or a run folder
+def find_network(
+    name: str,
+    folders: Iterable[str | Path] = FOLDERS,
+) -> Found:  # a network's name, or a run folder
     "The weights that a name stands for; the first in the order of `folders`, `sim-rhd` and seed 0 first."
     if (project_path(name) / "metrics.json").exists():
         inside = _networks_in(project_path(name))
@@ -102,7 +107,7 @@ def read_calibration(found: Found) -> dict:
 class HandNetwork(nn.Module):
     "A trained network that sees RGB crops, with its preprocessing."
 
-    def __init__(self, found: Found, device="cpu"):
+    def __init__(self, found: Found, device: str | torch.device = "cpu"):
         super().__init__()
         self.found, metrics = found, read_json(found.folder / "metrics.json")
         self.source = metrics["source"]  # what it was trained on
@@ -115,7 +120,7 @@ class HandNetwork(nn.Module):
         usual = None if usual is None else torch.tensor(usual, device=self.device)
         self.register_buffer("usual_errors", usual, persistent=False)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"HandNetwork({self.found.name}, {self.size} px, trained on {self.source})"
 
     @property
@@ -124,11 +129,11 @@ class HandNetwork(nn.Module):
         return self.settings.crop
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return next(self.parameters()).device
 
 # %% ../../nbs/predict/01_networks.ipynb #91daeefd
-def _open(found, settings, device):
+def _open(found: Found, settings: Any, device: str | torch.device) -> torch.nn.Module:
     if found.experiment == "train_aligned":
         return aligned.trained_network(settings, found.folder, device)
     opener = privileged.trained_network if found.experiment == "train_pi" else privileged_2d.trained_machine
@@ -146,7 +151,11 @@ def _expected(self, spread: torch.Tensor | None, count: int) -> torch.Tensor | N
 HandNetwork.expected = _expected
 
 # %% ../../nbs/predict/01_networks.ipynb #87adda09
-def _crop(self, image: np.ndarray, box) -> torch.Tensor:  # (H,W,3) uint8; Box in px -> (1,3,S,S)
+def _crop(
+    self: HandNetwork,
+    image: np.ndarray,
+    box: Sequence[float],
+) -> torch.Tensor:  # (H,W,3) uint8; Box in px -> (1,3,S,S)
     "The network's input: a square of a photograph, values from -0.5 to 0.5."
     pixels = crop_colour(image, crop_matrix(np.array(box, float), self.size), self.size)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).sub(0.5).to(self.device)
@@ -155,7 +164,9 @@ def _crop(self, image: np.ndarray, box) -> torch.Tensor:  # (H,W,3) uint8; Box i
 HandNetwork.crop = _crop
 
 # %% ../../nbs/predict/01_networks.ipynb #f1d0c0df
-def _finder(self):  # a HandNetwork, or None: none is needed, or there is none here
+def _finder(
+    self: HandNetwork,
+) -> HandNetwork | None:  # a HandNetwork, or None: none is needed, or there is none here
     "The network that finds the middle MCP for this one's crop, S4 if it is there; loaded when first used."
     if "_found_finder" not in self.__dict__:
         able = [] if self.settings.crop_by != "zb" else [each for each in available() if _by_mask(each)]
@@ -165,7 +176,7 @@ def _finder(self):  # a HandNetwork, or None: none is needed, or there is none h
     return self._found_finder
 
 
-def _by_mask(found) -> bool:
+def _by_mask(found: Found) -> bool:
     return read_json(found.folder / "metrics.json")["settings"].get("crop_by") == "mask"
 
 
@@ -175,7 +186,7 @@ HandNetwork.finder = property(_finder)
 def _forward(
     self,
     crops: torch.Tensor,  # (B,3,S,S) from -0.5 to 0.5
-    K: torch.Tensor = None,  # (B,3,3) intrinsics of the crops; None: the camera looks at the crop's centre
+    K: torch.Tensor | None = None,  # (B,3,3) intrinsics of the crops; None: towards the crop's centre
     samples: int = 0,  # poses drawn from the posterior, for the spread
 ) -> Prediction:
     "Pose, spread or pixels of each crop's right hand."
@@ -197,11 +208,11 @@ def _forward(
 HandNetwork.forward = _forward
 
 # %% ../../nbs/predict/01_networks.ipynb #d7aff73b
-def _crop_pixels(maps, settings):
+def _crop_pixels(maps: torch.Tensor, settings: Any) -> torch.Tensor:
     return maps_to_uv(maps[-1], settings.crop, settings.upsampled, settings.upsampling)
 
 # %% ../../nbs/predict/01_networks.ipynb #67af3916
-def _spread(posterior, decode, samples: int) -> torch.Tensor:  # (B,21) in hand scales
+def _spread(posterior: Gaussian, decode: Callable, samples: int) -> torch.Tensor:  # (B,21) in hand scales
     "Root mean square distance of the joints from their mean, over samples of the posterior."
     generator = torch.Generator(posterior.mean.device).manual_seed(0)  # the same image, the same answer
     shape = (samples, *posterior.mean.shape)

@@ -8,12 +8,14 @@ __all__ = ['FOCAL', 'FLESH', 'assumed_camera', 'borders', 'place_root', 'Questio
 
 # %% ../../nbs/predict/02_picture.ipynb #0ad882db
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.optimize import least_squares
 
 from ..core import HandlabError
+from ..data.sample import Sample
 from handlab.hand.camera import (
     Box,
     crop_intrinsics,
@@ -26,18 +28,21 @@ from handlab.hand.camera import (
 )
 from ..hand.solid import hand_vertices
 
+if TYPE_CHECKING:
+    from handlab.predict.networks import HandNetwork
+
 # %% ../../nbs/predict/02_picture.ipynb #9af40521
 FOCAL = 0.88  # of the longer side of the image: RHD's camera
 
 
-def assumed_camera(shape) -> np.ndarray:  # (height, width) px -> (3,3) px
+def assumed_camera(shape: tuple) -> np.ndarray:  # (height, width) px -> (3,3) px
     "Intrinsics for an image of which nothing else is known."
     height, width = shape[:2]
     focal = FOCAL * max(height, width)
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
 # %% ../../nbs/predict/02_picture.ipynb #341fa8c5
-def borders(uv) -> np.ndarray:  # (N,2) px -> (4,) left, top, right, bottom
+def borders(uv: np.ndarray) -> np.ndarray:  # (N,2) px -> (4,) left, top, right, bottom
     "The tight box around some pixels."
     return np.concatenate([uv.min(0), uv.max(0)])
 
@@ -45,8 +50,8 @@ def borders(uv) -> np.ndarray:  # (N,2) px -> (4,) left, top, right, bottom
 def place_root(
     pose: np.ndarray,  # (21,3) relative to the root, in hand scales
     K: np.ndarray,  # (3,3) px
-    edges: np.ndarray = None,  # (4,) px: left, top, right, bottom of the hand
-    uv: np.ndarray = None,  # (21,2) px: known joints, instead of the edges
+    edges: np.ndarray | None = None,  # (4,) px: left, top, right, bottom of the hand
+    uv: np.ndarray | None = None,  # (21,2) px: known joints, instead of the edges
 ) -> np.ndarray:  # (3,) in hand scales
     "The root at which the projected hand lies as it does in the image."
     points = pose if edges is None else hand_vertices(pose)
@@ -149,7 +154,7 @@ def mirrored(question: Question) -> Question:
     )
 
 # %% ../../nbs/predict/02_picture.ipynb #14ff0a99
-def question_of(sample) -> Question:  # sample: of data.sample
+def question_of(sample: Sample) -> Question:  # sample: of data.sample
     "A frame of a dataset, asked as a user asks: by the box around its mask; without one, by its joints."
     known = dict(side=sample.side, K=sample.K, name=sample.name)
     if sample.mask is None:
@@ -168,7 +173,7 @@ def tight_square(question: Question) -> Box:
     return Box((left + right) / 2, (top + bottom) / 2, size)
 
 # %% ../../nbs/predict/02_picture.ipynb #a09cc4ee
-def look(network, question: Question, box: Box, samples: int) -> Answer:
+def look(network: "HandNetwork", question: Question, box: Box, samples: int) -> Answer:
     "A network's answer for a right hand in one square."
     K = crop_intrinsics(question.camera, np.array(box, float), network.size)
     with torch.no_grad():
@@ -182,7 +187,7 @@ def look(network, question: Question, box: Box, samples: int) -> Answer:
     return Answer(question, box, pose, root, project(pose + root, question.camera), spread, expected)
 
 # %% ../../nbs/predict/02_picture.ipynb #dedfe1e5
-def crop_box(network, question: Question) -> Box:  # question: about a right hand
+def crop_box(network: "HandNetwork", question: Question) -> Box:  # question: about a right hand
     "The square that the network's training would make of this hand."
     if network.settings.crop_by != "zb":
         return tight_square(question)
@@ -193,7 +198,7 @@ def crop_box(network, question: Question) -> Box:  # question: about a right han
 
 
 def predict(
-    network,  # as `networks.load` gives it
+    network: "HandNetwork",  # as `networks.load` gives it
     question: Question,
     samples: int = 64,  # poses drawn from the posterior, for the spread
 ) -> Answer:
@@ -212,7 +217,7 @@ def unmirrored(answer: Answer, question: Question) -> Answer:
     return replace(answer, question=question, pose=pose, root=root, uv=uv)
 
 # %% ../../nbs/predict/02_picture.ipynb #3c41e0b7
-def seen_crop(network, answer: Answer) -> torch.Tensor:  # (1,3,S,S) from -0.5 to 0.5
+def seen_crop(network: "HandNetwork", answer: Answer) -> torch.Tensor:  # (1,3,S,S) from -0.5 to 0.5
     "What the network saw of an answer's hand."
     question = answer.question
     image = mirrored(question).image if question.side == "left" else question.image

@@ -9,6 +9,7 @@ __all__ = ['OTHER', 'LABELLED_SHARES', 'PROFILES', 'TABLE_1', 'TRIALS', 'STEPS',
 
 # %% ../../nbs/results/00_catalogue.ipynb #59dcd351
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -255,7 +256,7 @@ REAL_SETS = {  # name: what its folder holds
 OPTIONAL_SETS = {"bighand": "BigHand2.2M, on which paper 1's Depth Net begins"}
 
 
-def real_roots(folder) -> dict:  # {'rhd': folder, ...}, without the sets that are not there
+def real_roots(folder: str | Path) -> dict:  # {'rhd': folder, ...}, without the sets that are not there
     "The folders of the real sets within one folder; one that networks are trained on must be there."
     roots = {name: Path(folder).expanduser().absolute() / name for name in (*REAL_SETS, *OPTIONAL_SETS)}
     found = {name: root.as_posix() for name, root in roots.items() if root.is_dir()}
@@ -264,7 +265,7 @@ def real_roots(folder) -> dict:  # {'rhd': folder, ...}, without the sets that a
     return found
 
 # %% ../../nbs/results/00_catalogue.ipynb #dbd490c5
-def left_out_line(folder) -> str:  # '' where all are there
+def left_out_line(folder: str | Path) -> str:  # '' where all are there
     "One line on the real sets that are not in a folder."
     missing = [name for name in REAL_SETS if name not in real_roots(folder)]
     if not missing:
@@ -272,7 +273,7 @@ def left_out_line(folder) -> str:  # '' where all are there
     return f"{folder} holds no {' and no '.join(missing)}: what needs them is left out; {_put_there(missing)}"
 
 
-def _put_there(names) -> str:
+def _put_there(names: Collection[str]) -> str:
     return "put or link there: " + ", ".join(f"{name} ({REAL_SETS[name]})" for name in names)
 
 # %% ../../nbs/results/00_catalogue.ipynb #a1303873

@@ -135,7 +135,7 @@ def _read_row(row: dict) -> Claim:
 # %% ../../nbs/results/07_claims.ipynb #f88e4370
 def read_claims(
     profile: str = "quick",  # the claims whose runs this profile trains
-    path=None,  # None: the table of the package
+    path: str | Path | None = None,  # None: the table of the package
 ) -> list[Claim]:
     "The claims of a table; every row is checked, those of other profiles too."
     path = Path(path or resources.files("handlab.results") / "claims.csv")
@@ -249,7 +249,10 @@ def _measured(claim: Claim, world: World) -> dict:
     }
 
 # %% ../../nbs/results/07_claims.ipynb #a5cb7fad
-def claims_table(world: World, claims=None) -> pd.DataFrame:  # claims: None for all of the world's profile
+def claims_table(
+    world: World,
+    claims: list | None = None,  # None for all of the world's profile
+) -> pd.DataFrame:
     "One row per claim."
     claims = read_claims(world.graph_profile) if claims is None else claims
     table = pd.DataFrame([weigh(claim, world) for claim in claims]).set_index("id")

@@ -9,6 +9,7 @@ __all__ = ['LAST', 'STANDS', 'fall_at_end', 'verdict_of', 'curves_of', 'table_co
 # %% ../../nbs/results/09_convergence.ipynb #354b6135
 import re
 import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,15 +20,15 @@ from ..core import HandlabError
 from ..hand.draw import BLUE, DARK, PURPLE, VERMILION
 from ..privileged.experiment_2d import STAGES_2D
 from ..privileged.stages import ARMS
-from .runs import source_line, unseeded
+from .runs import RunFolder, source_line, unseeded
 
 # %% ../../nbs/results/09_convergence.ipynb #3f9457da
 LAST, STANDS = 0.25, 0.02  # share of the steps; relative fall
 
 
 def fall_at_end(
-    steps,  # (n,) of the validation
-    errors,  # (n,)
+    steps: np.ndarray,  # (n,) of the validation
+    errors: np.ndarray,  # (n,)
 ) -> float:  # negative where the error rises; NaN with fewer than two points
     "The relative fall of an error over the last quarter of the steps."
     steps, errors = np.asarray(steps, float), np.asarray(errors, float)
@@ -48,7 +49,7 @@ def verdict_of(fall: float) -> str:
     return "falls" if fall >= STANDS else "rises" if fall <= -STANDS else "stands"
 
 # %% ../../nbs/results/09_convergence.ipynb #9c4de48e
-def curves_of(run) -> dict:  # of a RunFolder -> {network: (steps, errors)}
+def curves_of(run: RunFolder) -> dict:  # of a RunFolder -> {network: (steps, errors)}
     "The validation errors of each of a run's networks; of paper 2's one network under the name ''."
     found = {}
     inside = sorted(path.parent.name for path in Path(run.path).glob("*/losses.csv"))
@@ -65,7 +66,9 @@ def curves_of(run) -> dict:  # of a RunFolder -> {network: (steps, errors)}
     return found
 
 
-def _groups(runs) -> dict:  # RunFolders -> {(run without seed, network): [(steps, errors)]}
+def _groups(
+    runs: Iterable[RunFolder],
+) -> dict:  # RunFolders -> {(run without seed, network): [(steps, errors)]}
     groups = {}
     for run in {run.path: run for run in runs}.values():
         name = unseeded(run.name).removeprefix("train_")
@@ -74,7 +77,7 @@ def _groups(runs) -> dict:  # RunFolders -> {(run without seed, network): [(step
     return groups
 
 # %% ../../nbs/results/09_convergence.ipynb #bd56ffbe
-def table_convergence(runs) -> pd.DataFrame:  # RunFolders
+def table_convergence(runs: Iterable[RunFolder]) -> pd.DataFrame:  # RunFolders
     "One row per network: its errors at the end, their fall over the last quarter, and how many seeds stand."
     rows = []
     for (name, network), curves in _groups(runs).items():
@@ -93,7 +96,7 @@ def table_convergence(runs) -> pd.DataFrame:  # RunFolders
     return pd.DataFrame(rows).set_index(["network", "data"]) if rows else pd.DataFrame()
 
 
-def convergence_sentence(runs, paper: str = "") -> str:  # paper: whose networks they are
+def convergence_sentence(runs: Sequence[RunFolder], paper: str = "") -> str:  # paper: whose networks they are
     "How many networks have stopped improving."
     verdicts = [verdict_of(fall_at_end(*curve)) for each in _groups(runs).values() for curve in each]
     if not verdicts:
@@ -111,7 +114,10 @@ _GAPS = {"wspace": 0.03, "hspace": 0.03}
 _COLOURS = {"stands": BLUE, "falls": VERMILION, "rises": PURPLE, "too few points": DARK}
 
 
-def fig_convergence_of(runs, columns: int = 4):  # RunFolders; the most panels in a row
+def fig_convergence_of(
+    runs: Iterable[RunFolder],
+    columns: int = 4,  # the most panels in a row
+) -> plt.Figure:
     "The validation error of every network over its steps, a panel each; the last quarter is shaded."
     runs = list(runs)
     if not (groups := _groups(runs)):
@@ -165,7 +171,7 @@ def _unit(name: str) -> str:  # of a run without its seed
     return "px" if name.startswith("pi_2d") else "mm"
 
 
-def _draw_panel(axis, name: str, curves: list):
+def _draw_panel(axis: plt.Axes, name: str, curves: list):
     "One network, a line per seed."
     fall = float(np.mean([fall_at_end(*curve) for curve in curves]))
     verdict = verdict_of(fall)

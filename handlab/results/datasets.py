@@ -6,6 +6,8 @@
 __all__ = ['READERS', 'published_datasets', 'count_frames', 'table_datasets']
 
 # %% ../../nbs/results/02_datasets.ipynb #f7775b4e
+from pathlib import Path
+
 import pandas as pd
 
 from ..core import HandlabError, project_path
@@ -32,7 +34,7 @@ READERS = {
 
 def count_frames(
     dataset: str,  # 'rhd', 'stb', 'dexter-object' or 'bighand'
-    root,
+    root: str | Path,
 ) -> dict:  # {split: (usable, left out)}, and 'source'
     "What a folder holds, as its reader counts; a split that is not there is None."
     if dataset not in READERS:
@@ -54,7 +56,7 @@ def count_frames(
 
 # %% ../../nbs/results/02_datasets.ipynb #a6cda7f3
 def table_datasets(
-    roots: dict = None,  # {dataset: folder}; others are looked for where real data usually lie
+    roots: dict | None = None,  # {dataset: folder}; others are looked for where real data usually lie
 ) -> pd.DataFrame:
     "Paper 1's Table 1: published counts, beside those of the folders that are here, if any."
     found = {name: (roots or {}).get(name) or real_root(name) for name in READERS}

@@ -7,16 +7,16 @@ __all__ = ['Network', 'read_networks', 'published_value', 'Missing', 'Unfit', 'W
 
 # %% ../../nbs/results/05_evidence.ipynb #fe432119
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
 from .catalogue import PROFILES
 from .published import published_curves, published_numbers
-from .runs import open_runs, profile_of, unseeded
+from .runs import RunFolder, open_runs, profile_of, unseeded
 from handlab.results.statistics import (
     Estimate,
     known,
@@ -114,7 +114,7 @@ class World:
         "A run's name, without the seed."
         return pattern.format(**{name: self.set_name(name) for name in ("rhd", "stb")})
 
-    def keep(self, key, make: Callable):
+    def keep(self, key: Any, make: Callable) -> Any:
         "A value that is computed once."
         if key not in self.kept:
             self.kept[key] = make()
@@ -154,12 +154,12 @@ def frame_scores(
     return has_joints * np.trapezoid(curves, marks, axis=1) / (marks[-1] - marks[0])
 
 # %% ../../nbs/results/05_evidence.ipynb #657005b3
-def _name_of(run) -> str:
+def _name_of(run: RunFolder) -> str:
     "A run's name, without the seed."
     return unseeded(run.name)
 
 
-def _predictions(run, other: str = "") -> dict:
+def _predictions(run: RunFolder, other: str = "") -> dict:
     "A run's predictions, on its own test set or on another."
     try:
         return run.predictions_on(other) if other else run.predictions
@@ -167,7 +167,7 @@ def _predictions(run, other: str = "") -> dict:
         raise Missing(f"{_name_of(run)}: predictions on {other or 'its test set'}") from None
 
 # %% ../../nbs/results/05_evidence.ipynb #0852d05f
-def _common_runs(world: World, networks) -> tuple:  # seeds, {pattern: [RunFolder]}
+def _common_runs(world: World, networks: Sequence[Network]) -> tuple:  # seeds, {pattern: [RunFolder]}
     "The runs of some networks, of the seeds that all of them have; raises Missing or Unfit."
     patterns = dict.fromkeys(network.run for network in networks if not network.published)
     found = {pattern: world.runs(world.run_name(pattern)) for pattern in patterns}
@@ -188,7 +188,12 @@ def _common_runs(world: World, networks) -> tuple:  # seeds, {pattern: [RunFolde
 class Evidence:
     "The runs of a claim, opened."
 
-    def __init__(self, world: World, networks, paper: str = ""):  # paper: of the published numbers
+    def __init__(
+        self,
+        world: World | None,
+        networks: Sequence[Network],
+        paper: str = "",  # of the published numbers
+    ):
         self.world, self.paper, self.frames, self.names = world, paper, None, None
         self.seeds, self.by_pattern = _common_runs(world, networks)
 
@@ -206,11 +211,11 @@ class Evidence:
         names = self._names_of(run, network.other)
         return self.world.keep((source, names), lambda: drawn_together(source, names))
 
-    def _arrays_of(self, run, other: str) -> dict:
+    def _arrays_of(self, run: RunFolder, other: str) -> dict:
         other_set = self.world.set_name(other) if other else ""
         return self.world.keep((run.name, other), lambda: _predictions(run, other_set))
 
-    def _names_of(self, run, other: str) -> tuple:
+    def _names_of(self, run: RunFolder, other: str) -> tuple:
         arrays = self._arrays_of(run, other)
         return self.world.keep((run.name, other, "names"), lambda: tuple(arrays["name"].tolist()))
 
@@ -218,7 +223,7 @@ class Evidence:
         "What each frame scored, as `frame_scores` has it."
         return np.stack([self._scores_of(run, network, of) for run in self.runs_of(network)])
 
-    def _scores_of(self, run, network: Network, of: str) -> np.ndarray:
+    def _scores_of(self, run: RunFolder, network: Network, of: str) -> np.ndarray:
         world, other = self.world, network.other
         arrays, names = self._arrays_of(run, other), self._names_of(run, other)
         if network.key not in arrays:

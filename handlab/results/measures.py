@@ -10,9 +10,11 @@ __all__ = ['MEASURES', 'Measured', 'read_measure', 'error_steps', 'median_steps'
 
 # %% ../../nbs/results/06_measures.ipynb #0a6bb0a4
 import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..core import project_path, read_arrays
 from ..machine import pick_device
@@ -46,14 +48,15 @@ class Measured:
 MEASURES = {}  # name in claims.csv -> function (evidence, *networks, **options) -> Measured
 
 
-def _measure(function):
+def _measure(function: Callable) -> Callable:
     "Enter a function into the table."
     MEASURES[function.__name__] = function
     return function
 
 # %% ../../nbs/results/06_measures.ipynb #7ed4de0c
 def read_measure(
-    text: str, networks
+    text: str,
+    networks: Sequence[Network],
 ) -> tuple:  # 'loss_falls start=0.75' -> (function, options); raises ValueError
     "A measure and its options, checked against the networks that it is given."
     name, *words = text.split()
@@ -69,7 +72,7 @@ def read_measure(
     return MEASURES[name], options
 
 # %% ../../nbs/results/06_measures.ipynb #1a9916a7
-def _steps(evidence: Evidence, networks, of: str) -> Measured:
+def _steps(evidence: Evidence, networks: Sequence[Network], of: str) -> Measured:
     each = [evidence.estimate(network, of) for network in networks]
     return Measured([worse - better for worse, better in zip(each, each[1:])], each[0].value)
 
@@ -100,7 +103,7 @@ def gap_closed(evidence: Evidence, first: Network, second: Network, best: Networ
     return Measured([(errors[0] - errors[1]) / abs(errors[0] - errors[2])])
 
 # %% ../../nbs/results/06_measures.ipynb #f7d2e2e5
-def _relative(evidence: Evidence, networks, sign: float) -> Measured:
+def _relative(evidence: Evidence, networks: Sequence[Network], sign: float) -> Measured:
     errors = [evidence.estimate(network) for network in networks]
     pairs = zip(errors[::2], errors[1::2], strict=True)
     return Measured([(worse - better) / worse * sign for worse, better in pairs])
@@ -132,7 +135,10 @@ def area_above_best(evidence: Evidence, other: Network, *others_and_ours: Networ
     return Measured([(best - areas[-1]) * -1.0])
 
 # %% ../../nbs/results/06_measures.ipynb #34f5f80f
-def _on_its_set(evidence: Evidence, networks) -> Estimate:  # one network, or a worse and a better one
+def _on_its_set(
+    evidence: Evidence,
+    networks: Sequence[Network],
+) -> Estimate:  # one network, or a worse and a better one
     "A network's mean error, or one network's gain over another, on their own test set."
     own = Evidence(evidence.world, networks, evidence.paper)
     each = [own.estimate(network) for network in networks]
@@ -150,7 +156,7 @@ def across_sets(evidence: Evidence, first: Network, second: Network, *further: N
     return Measured([one - shuffled], abs(one.value) or 1.0)
 
 # %% ../../nbs/results/06_measures.ipynb #c440b431
-def _curve(run, stage: str, column: str) -> tuple:  # (steps, values)
+def _curve(run: RunFolder, stage: str, column: str) -> tuple:  # (steps, values)
     "A validation curve of a run."
     name, where = unseeded(run.name), stage or "the training"
     try:
@@ -162,14 +168,16 @@ def _curve(run, stage: str, column: str) -> tuple:  # (steps, values)
     return table["step"], table[column]
 
 # %% ../../nbs/results/06_measures.ipynb #54d96543
-def _loss_at(run, network: Network, share: float) -> float:
+def _loss_at(run: RunFolder, network: Network, share: float) -> float:
     "The validation loss when a share of a stage's steps is done, linear between its points."
     steps, values = _curve(run, *network.key.split("/"))
     return float(np.interp(share * steps[-1], steps, values))
 
 # %% ../../nbs/results/06_measures.ipynb #96392f0d
 @_measure
-def loss_falls(evidence: Evidence, first: Network, last: Network = None, *, start=0.0) -> Measured:
+def loss_falls(
+    evidence: Evidence, first: Network, last: Network | None = None, *, start: float = 0.0
+) -> Measured:
     "Which share of a loss has gone between a share `start` of its stage and the end of the (last) stage."
 
     def fall(run):
@@ -179,7 +187,7 @@ def loss_falls(evidence: Evidence, first: Network, last: Network = None, *, star
     return Measured([evidence.over_seeds(first, fall)])
 
 # %% ../../nbs/results/06_measures.ipynb #2512816d
-def steps_to(steps, errors, goal: float) -> float:  # inf if it is never reached
+def steps_to(steps: np.ndarray, errors: np.ndarray, goal: float) -> float:  # inf if it is never reached
     "The step at which the lowest error so far first comes down to a goal, linear between the points."
     steps, errors = np.asarray(steps, float), np.minimum.accumulate(np.asarray(errors, float))
     if errors[-1] > goal:
@@ -206,7 +214,10 @@ def training_saved(evidence: Evidence, slow: Network, fast: Network) -> Measured
     return Measured([seeds_estimate([saved(*pair) for pair in pairs])])
 
 # %% ../../nbs/results/06_measures.ipynb #e589070f
-def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {stage: (N,)}
+def activation_shares(
+    run: RunFolder,
+    stages: Iterable[str] = ("rgb", "rgb_pi", "rgb_steps"),
+) -> dict:  # {stage: (N,)}
     "The share of activation energy on the hand, for each test frame of a run of `train_pi`."
     settings = pi_experiment.check_pi(make_settings(pi_experiment.PiSettings, **run.metrics["settings"]))
     data, device = experiment_data(settings, show_progress=False), pick_device()
@@ -225,7 +236,7 @@ def activation_shares(run, stages=("rgb", "rgb_pi", "rgb_steps")) -> dict:  # {s
     return {stage: shares(stage).double().numpy() for stage in stages}
 
 # %% ../../nbs/results/06_measures.ipynb #0a146cd7
-def _shares_of(run) -> dict:
+def _shares_of(run: RunFolder) -> dict:
     try:
         return run.measured("activations", lambda: activation_shares(run))
     except FileNotFoundError:
@@ -248,7 +259,7 @@ def on_hand(evidence: Evidence, before: Network, after: Network) -> Measured:
 _TIMINGS = 40
 
 
-def _median_time(times) -> Estimate:  # (n,) ms
+def _median_time(times: ArrayLike) -> Estimate:  # (n,) ms
     "The median of some times; each time is drawn like a frame."
     return median_estimate(np.asarray(times)[None, :, None])
 

@@ -20,7 +20,7 @@ PAPERS = {
 }
 
 
-def facts(name) -> pd.DataFrame:  # of a file in handlab/results
+def facts(name: str) -> pd.DataFrame:  # of a file in handlab/results
     "Published facts, as they lie in the package."
     with resources.files("handlab.results").joinpath(name).open(encoding="utf-8") as file:
         return pd.read_csv(file, keep_default_na=False, na_values=[""])
@@ -29,8 +29,8 @@ def facts(name) -> pd.DataFrame:  # of a file in handlab/results
 def published_numbers(
     paper: str,  # 'privileged_depth' or 'aligned_latent_spaces'
     table: str = "",  # such as 'Table 1'; empty: all
-    test: str = "",
-):  # 'rhd', 'stb' or 'dexter_object'; empty: all
+    test: str = "",  # 'rhd', 'stb' or 'dexter_object'; empty: all
+) -> pd.DataFrame:
     "Rows of the papers' tables."
     if paper not in PAPERS:
         raise HandlabError(
@@ -65,8 +65,8 @@ def published_strategies() -> dict:  # {strategy: mm}
 # %% ../../nbs/results/01_published.ipynb #22dde847
 def published_curves(
     benchmark: str,  # 'rhd', 'stb' or 'dexter_object'
-    auc_range: str = "20-50 mm",
-):  # or '0-50 mm', '0-100 mm'
+    auc_range: str = "20-50 mm",  # or '0-50 mm', '0-100 mm'
+) -> dict:
     "PCK curves as {method: its rows}, with threshold in mm, pck, reference, published_auc, source and note."
     rows = facts("published_pck.csv")
     rows = rows[(rows.benchmark == benchmark) & (rows.auc_range == auc_range)]
@@ -80,7 +80,7 @@ def published_curves(
 
 # %% ../../nbs/results/01_published.ipynb #701a4d9f
 def curve_auc(
-    rows,  # of `published_curves`
+    rows: pd.DataFrame,  # of `published_curves`
     low: float = 20.0,  # mm
     high: float = 50.0,
 ) -> float:

@@ -12,10 +12,11 @@ __all__ = ['SHIPPED', 'COMMON', 'is_shipped', 'profile_of', 'page_home', 'figure
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,12 @@ from .catalogue import PROFILES, TRIALS, aligned_controls, name_of
 SHIPPED = "runs/shipped"
 
 
-def is_shipped(folder) -> bool:
+def is_shipped(folder: Any) -> bool:
     "Whether a folder of runs is the one that is shipped."
     return Path(folder).name == Path(SHIPPED).name
 
 
-def profile_of(folder) -> str:
+def profile_of(folder: str | Path) -> str:
     "The profile of a folder of runs."
     if is_shipped(folder):
         for path in sorted(project_path(folder).glob("*/metrics.json")):
@@ -49,17 +50,17 @@ def profile_of(folder) -> str:
     return Path(folder).name
 
 
-def page_home(folder) -> Path:
+def page_home(folder: str | Path) -> Path:
     "Where the pages of a folder of runs lie."
     return Path(folder).with_name("papers") if is_shipped(folder) else Path(folder)
 
 
-def figures_folder(folder) -> str:
+def figures_folder(folder: str | Path) -> str:
     "Where the tables and figures of a folder of runs go; those of shipped runs are the project's own."
     return "figures" if is_shipped(folder) else f"{folder}/figures"
 
 
-def seeds_in(folder) -> int:
+def seeds_in(folder: str | Path) -> int:
     "How many seeds the finished runs of a folder have, at least 1."
     names = [path.parent.name for path in project_path(folder).glob("*-seed*/metrics.json")]
     seeds = [re.search(r"-seed(\d+)$", name) for name in names]  # a copy may be named 'seed0 (old)'
@@ -74,12 +75,15 @@ def runs_to_show(profile: str = "", runs: str = "", seeds: int = 0) -> tuple:  #
     return folder, seeds or seeds_in(folder)
 
 # %% ../../nbs/results/03_runs.ipynb #e6c83a04
-def has_controls(folder, name: str) -> bool:  # name: of a control's run, without its seed
+def has_controls(folder: str | Path, name: str) -> bool:  # name: of a control's run, without its seed
     "Whether the profile of a folder trains a control, or the folder has it."
     return profile_of(folder) in TRIALS or any(project_path(folder).glob(f"{name}-seed*/metrics.json"))
 
 # %% ../../nbs/results/03_runs.ipynb #de97d97c
-def control_variants(folder, dataset: str = "sim-rhd") -> dict:  # {variant: run's name without its seed}
+def control_variants(
+    folder: str | Path,
+    dataset: str = "sim-rhd",
+) -> dict:  # {variant: run's name without its seed}
     "Paper 2's controls that a profile trains, or that its folder has."
     names = [name_of("train_aligned", each | {"dataset": dataset}) for each in aligned_controls("quick")]
     return {
@@ -136,10 +140,10 @@ def _not_of_name(metrics: dict, name: str) -> str:  # name: of the run's folder,
 class RunFolder:
     "The results of a finished run; arrays are read on first use."
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"RunFolder({self.name})"
 
     @property
@@ -216,7 +220,7 @@ class RunFolder:
 # %% ../../nbs/results/03_runs.ipynb #7c5e89a3
 def open_runs(
     name: str,  # without the seed, such as 'train_pi-sim-rhd'
-    folder="runs/quick",
+    folder: str | Path = "runs/quick",
     seeds: int = 1,
 ) -> list[RunFolder]:
     "The finished runs of the first seeds."
@@ -224,26 +228,34 @@ def open_runs(
     return [RunFolder(path) for path in paths if (path / "metrics.json").exists()]
 
 # %% ../../nbs/results/03_runs.ipynb #09101c3d
-def missing_runs(names, folder="runs/quick", seeds: int = 1) -> list:  # names without seeds
+def missing_runs(
+    names: Iterable[str],
+    folder: str | Path = "runs/quick",
+    seeds: int = 1,
+) -> list:  # names without seeds
     "The runs that are not finished, with their seeds."
     wanted = [(name, f"{name}-seed{seed}") for name in names for seed in range(seeds)]
     finished = {run.name for name in names for run in open_runs(name, folder, seeds)}
     return [run for _, run in wanted if run not in finished]
 
 
-def make_command(folder="runs/quick", seeds: int = 1, real: bool = False) -> str:  # real: on the real sets
+def make_command(
+    folder: str | Path = "runs/quick",
+    seeds: int = 1,
+    real: bool = False,  # on the real sets
+) -> str:
     "The command that makes every run of a profile."
     if is_shipped(folder) or Path(folder).name == page_home(SHIPPED).name:
         return "make papers"
     return f"make figures PROFILE={Path(folder).name} SEEDS={seeds}{' REAL=<folder of the real sets>' * real}"
 
 # %% ../../nbs/results/03_runs.ipynb #cf50fea0
-def command_of(names, folder="runs/quick", seeds: int = 1) -> str:
+def command_of(names: Iterable[str], folder: str | Path = "runs/quick", seeds: int = 1) -> str:
     "The command that makes some runs, and all others with them."
     return make_command(folder, seeds, not any("-sim-" in name for name in names))
 
 
-def _by_run(missing, most: int = 6) -> str:  # names with seeds
+def _by_run(missing: Iterable[str], most: int = 6) -> str:  # names with seeds
     "The runs with the seeds of each; many are cut off and counted."
     seeds = {}
     for name in missing:
@@ -252,7 +264,11 @@ def _by_run(missing, most: int = 6) -> str:  # names with seeds
     return ", ".join(named[:most]) + f" and {len(named) - most} more" * (len(named) > most)
 
 
-def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where nothing is missing
+def missing_line(
+    names: Iterable[str],
+    folder: str | Path = "runs/quick",
+    seeds: int = 1,
+) -> str:  # '' where nothing is missing
     "One line on what is missing and how to make it."
     missing = missing_runs(names, folder, seeds)
     if not missing:
@@ -265,7 +281,7 @@ def missing_line(names, folder="runs/quick", seeds: int = 1) -> str:  # '' where
     return f"{count} not in {place}: {', '.join(missing)}; make with: {command}"
 
 # %% ../../nbs/results/03_runs.ipynb #16b4ee01
-def require(names, folder="runs/quick", seeds: int = 1):
+def require(names: Iterable[str], folder: str | Path = "runs/quick", seeds: int = 1):
     "Raise an error that names every missing run, if there is one."
     missing = missing_runs(names, folder, seeds)
     if missing:
@@ -277,7 +293,7 @@ def require(names, folder="runs/quick", seeds: int = 1):
         raise HandlabError(folder, f"no finished run of {', '.join(missing)}", made)
 
 # %% ../../nbs/results/03_runs.ipynb #f8677eaa
-def data_sources(runs) -> list:  # RunFolders
+def data_sources(runs: Iterable[RunFolder]) -> list:  # RunFolders
     "The datasets of some runs, each marked as twin or real data."
     names = sorted({run.metrics["source"] for run in runs})
     return [f"{name} twin" if name.startswith("sim-") else f"{name}, real data" for name in names]
@@ -288,7 +304,7 @@ def unseeded(name: str) -> str:  # such as 'train_pi-sim-rhd-seed0'
     return name.rsplit("-seed", 1)[0]
 
 
-def seed_text(counts) -> str:  # numbers of seeds
+def seed_text(counts: Iterable[int]) -> str:  # numbers of seeds
     "'3 seeds', or '1 to 3 seeds'."
     if not (counts := sorted(set(counts))):
         return "no seeds"
@@ -296,12 +312,12 @@ def seed_text(counts) -> str:  # numbers of seeds
     return f"{fewest}{counts[-1]} seed{'s' * (counts[-1] > 1)}"
 
 
-def seed_count(runs) -> int:
+def seed_count(runs: Iterable[RunFolder]) -> int:
     "The number of different seeds."
     return len({re.search(r"-seed(\d+)$", run.name)[1] for run in runs})
 
 # %% ../../nbs/results/03_runs.ipynb #36ff8442
-def source_line(runs) -> str:  # RunFolders
+def source_line(runs: Sequence[RunFolder]) -> str:  # RunFolders
     "Data, profile and seeds in one line."
     runs = list(runs)
     if not runs:
@@ -311,12 +327,12 @@ def source_line(runs) -> str:  # RunFolders
     return f"{' and '.join(data_sources(runs))}, profile {', '.join(profiles)}, {seed_text(counts.values())}"
 
 # %% ../../nbs/results/03_runs.ipynb #4171955f
-def _many(each, shown: int = 4) -> str:
+def _many(each: Iterable[str], shown: int = 4) -> str:
     names = sorted(set(each))
     return ", ".join(names[:shown]) + f" and {len(names) - shown} more" * (len(names) > shown)
 
 
-def shipped_line(runs) -> str:  # RunFolders; '' where none is shipped
+def shipped_line(runs: Iterable[RunFolder]) -> str:  # RunFolders; '' where none is shipped
     "Which shipped runs were read: profile, commits, hours, energy and machines."
     runs = [run for run in {run.path: run for run in runs}.values() if run.shipped]
     if not runs:
@@ -333,7 +349,7 @@ def shipped_line(runs) -> str:  # RunFolders; '' where none is shipped
     return f"{len(runs)} shipped run{'s' * (len(runs) > 1)}: {', '.join(made)}; {cost}"
 
 
-def origin_line(runs, folder) -> str:  # folder: of the runs
+def origin_line(runs: Sequence[RunFolder], folder: str | Path) -> str:  # folder: of the runs
     "Where a page's numbers are from."
     runs = list(runs)
     if not runs or runs[0].shipped:
@@ -342,7 +358,7 @@ def origin_line(runs, folder) -> str:  # folder: of the runs
     return f"{len({run.path for run in runs})} runs made here: profile {profile_of(folder)}, commit {commits}"
 
 
-def untrained_line(names, folder, seeds: int = 1) -> str:  # names: without seeds
+def untrained_line(names: Iterable[str], folder: str | Path, seeds: int = 1) -> str:  # names: without seeds
     "Which runs are not trained yet, in one line."
     counts = {name: len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)}
     none = [name for name, count in counts.items() if not count]
@@ -357,7 +373,7 @@ def untrained_line(names, folder, seeds: int = 1) -> str:  # names: without seed
     )
 
 # %% ../../nbs/results/03_runs.ipynb #6670bb00
-def _date(run) -> str:
+def _date(run: RunFolder) -> str:
     "The day on which a run was made."
     made = datetime.fromtimestamp((run.path / "metrics.json").stat().st_mtime, UTC)
     return run.shipped.get("date") or f"{made:%Y-%m-%d}"
@@ -367,7 +383,7 @@ def about_item(
     item: str,  # as in the paper: 'Fig. 3', 'Table 2'
     paper: str,  # 'privileged depth' or 'aligned latent spaces'
     notebook: str,  # that makes it: 'paper_pi'
-    runs=(),  # RunFolders that it is made of
+    runs: Sequence[RunFolder] = (),  # RunFolders that it is made of
 ) -> dict:
     "The manifest's facts about a table or figure, for `save_figure` and `save_table`."
     runs = list(runs)

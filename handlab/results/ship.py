@@ -14,6 +14,7 @@ import io
 import shlex
 import shutil
 import zipfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def compact(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:  # (N,21,D) 
     )  # beyond, float16 is coarser
 
 # %% ../../nbs/results/08_ship.ipynb #3eaf9c25
-def write_packed(path, arrays: dict):
+def write_packed(path: str | Path, arrays: dict):
     "Write arrays as one .npz, atomically; bzip2 packs them a tenth smaller than deflate does."
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -250,7 +251,7 @@ def _fill(run: RunFolder, folder: Path, frames: Path):
 LIMIT = 60  # MiB, of all shipped runs
 
 
-def size_of(folder) -> int:  # bytes
+def size_of(folder: str | Path) -> int:  # bytes
     "The size of a folder's files."
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
@@ -264,7 +265,11 @@ def _check_place(run: RunFolder, place: Path):
         raise HandlabError(run.path, what, f"delete {place} to ship this one")
 
 # %% ../../nbs/results/08_ship.ipynb #f23fa58e
-def ship(run: RunFolder, folder=SHIPPED, limit: float = LIMIT) -> bool:  # limit: MiB; whether it was written
+def ship(
+    run: RunFolder,
+    folder: str | Path = SHIPPED,
+    limit: float = LIMIT,  # MiB; whether it was written
+) -> bool:
     "Ship a finished run."
     folder = project_path(folder)
     place, frames = folder / run.name, folder / "frames"
@@ -294,13 +299,13 @@ def ship(run: RunFolder, folder=SHIPPED, limit: float = LIMIT) -> bool:  # limit
 LOOKED_IN = ("runs/full", "runs/long")  # for runs that are given by name
 
 
-def finished_in(folder) -> list:  # of RunFolder
+def finished_in(folder: str | Path) -> list:  # of RunFolder
     "The finished trainings of a folder."
     paths = sorted(project_path(folder).glob("train_*/metrics.json"))
     return [RunFolder(path.parent) for path in paths]
 
 
-def named_runs(words) -> list:  # of RunFolder
+def named_runs(words: Sequence[str]) -> list:  # of RunFolder
     "The runs that the words of a command name; none: all of `long` and `full`."
     found = []
     for word in words or [folder for folder in LOOKED_IN if project_path(folder).is_dir()]:
@@ -324,7 +329,11 @@ def _line(run: RunFolder, written: bool, folder: Path, limit: float) -> str:
     return f"{run.name}: {', '.join(filter(None, parts))}; {size_of(folder) / 2**20:.1f} of {limit:g} MiB"
 
 
-def ship_all(runs, folder=SHIPPED, limit: float = LIMIT) -> list:  # of HandlabError
+def ship_all(
+    runs: Sequence[RunFolder],
+    folder: str | Path = SHIPPED,
+    limit: float = LIMIT,
+) -> list:  # of HandlabError
     "Ship runs, with a line for each; what is wrong with some."
     folder, wrong = project_path(folder), []
     for run in runs:
@@ -339,7 +348,7 @@ def ship_all(runs, folder=SHIPPED, limit: float = LIMIT) -> list:  # of HandlabE
     return wrong
 
 # %% ../../nbs/results/08_ship.ipynb #2079308a
-def remove_unused(folder=SHIPPED):
+def remove_unused(folder: str | Path = SHIPPED):
     "Delete files of frames that no shipped run is of."
     folder = project_path(folder)
     notes = [read_json(path, ("files",))["files"] for path in folder.glob("*/metrics.json")]
@@ -349,7 +358,7 @@ def remove_unused(folder=SHIPPED):
             path.unlink()
 
 # %% ../../nbs/results/08_ship.ipynb #c9c55986
-def main(arguments=None):
+def main(arguments: list[str] | None = None):
     "The command line."
     text = "Make small copies of finished runs, with which every page can be made."
     parser = CommandLine(prog="python -m handlab.results.ship", description=text)

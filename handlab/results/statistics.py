@@ -10,11 +10,13 @@ __all__ = ['LEVEL', 'DRAWS', 'BOOTSTRAP_SEED', 'POWER', 'MOST_SEEDS', 'VERDICTS'
 
 # %% ../../nbs/results/04_statistics.ipynb #22cd3620
 import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from ..core import HandlabError
@@ -38,7 +40,7 @@ def _drawn(sizes: tuple, draws: int) -> tuple:  # (draws, G) float32, (draws, 1)
 
 # %% ../../nbs/results/04_statistics.ipynb #3f9536e0
 def frame_weights(
-    groups,  # (frames,) what is drawn together: equal numbers or names; or how many frames, drawn singly
+    groups: ArrayLike,  # (frames,) equal numbers or names are drawn together; or how many single frames
     draws: int = DRAWS,
 ) -> tuple:  # (draws, frames) float32, each row sums to 1; (draws, 1) factors, NaN for a single group
     "The weight of each frame in each draw, and the factor by which the result is stretched around its mean."
@@ -68,7 +70,7 @@ class Estimate:
     fixed: np.ndarray = np.nan  # (DRAWS,) with the seeds as they are: the frames' part
     by_seed: np.ndarray = np.nan  # (seeds,) the number of each seed
 
-    def _with(self, other, operation):
+    def _with(self, other: Any, operation: Callable) -> "Estimate":
         parts = ("value", "draws", "fixed", "by_seed")
         others = [getattr(other, part) if isinstance(other, Estimate) else other for part in parts]
         if np.size(others[-1]) not in (1, np.size(self.by_seed)) and np.size(self.by_seed) > 1:
@@ -77,19 +79,19 @@ class Estimate:
             made = [operation(getattr(self, part), each) for part, each in zip(parts, others)]
         return Estimate(float(made[0]), *made[1:])
 
-    def __add__(self, other):
+    def __add__(self, other: Any) -> "Estimate":
         return self._with(other, operator.add)
 
-    def __sub__(self, other):
+    def __sub__(self, other: Any) -> "Estimate":
         return self._with(other, operator.sub)
 
-    def __mul__(self, other):
+    def __mul__(self, other: Any) -> "Estimate":
         return self._with(other, operator.mul)
 
-    def __truediv__(self, other):
+    def __truediv__(self, other: Any) -> "Estimate":
         return self._with(other, np.divide)
 
-    def __abs__(self):
+    def __abs__(self) -> "Estimate":
         return Estimate(abs(self.value), np.abs(self.draws), np.abs(self.fixed), np.abs(self.by_seed))
 
     def interval(self, level: float = LEVEL) -> tuple:  # low, high
@@ -112,7 +114,11 @@ def known(value: float) -> Estimate:  # such as a count of weights
     return Estimate(float(value), same, same, np.array([float(value)]))
 
 # %% ../../nbs/results/04_statistics.ipynb #3f36f2d7
-def _over_frames_and_seeds(values, drawn, stretch) -> Estimate:  # (seeds,), (draws, seeds), (draws, 1)
+def _over_frames_and_seeds(
+    values: ArrayLike,
+    drawn: np.ndarray,
+    stretch: np.ndarray,
+) -> Estimate:  # (seeds,), (draws, seeds), (draws, 1)
     "The mean over seeds of numbers that were drawn over frames."
     values, drawn = np.asarray(values, float), np.asarray(drawn, float)
     drawn = values + (drawn - values) * stretch
@@ -120,8 +126,8 @@ def _over_frames_and_seeds(values, drawn, stretch) -> Estimate:  # (seeds,), (dr
 
 # %% ../../nbs/results/04_statistics.ipynb #e1ca2c36
 def mean_estimate(
-    values,  # (seeds, frames); a frame that is NaN for a seed is left out
-    groups=None,  # (frames,) what is drawn together; None: each frame alone
+    values: ArrayLike,  # (seeds, frames); a frame that is NaN for a seed is left out
+    groups: ArrayLike | None = None,  # (frames,) what is drawn together; None: each frame alone
 ) -> Estimate:
     "The mean over frames, then over seeds."
     values = np.atleast_2d(np.asarray(values, float))
@@ -131,7 +137,7 @@ def mean_estimate(
     return _over_frames_and_seeds(values.mean(1), weights @ values.T.astype(np.float32), stretch)
 
 # %% ../../nbs/results/04_statistics.ipynb #0e09346e
-def seeds_estimate(values) -> Estimate:  # (seeds,)
+def seeds_estimate(values: ArrayLike) -> Estimate:  # (seeds,)
     "The mean over seeds of one number per run."
     values = np.asarray(values, float)
     draws = seed_weights(len(values)) @ values if len(values) > 1 else np.full(DRAWS, np.nan)
@@ -147,9 +153,9 @@ class Interval(NamedTuple):
 
 # %% ../../nbs/results/04_statistics.ipynb #8e877c63
 def difference(
-    first,  # (seeds, frames) error of each frame, or (frames,)
-    second,  # the same frames; seed k of both belong together
-    groups=None,  # (frames,) what is drawn together; None: each frame alone
+    first: ArrayLike,  # (seeds, frames) error of each frame, or (frames,)
+    second: ArrayLike,  # the same frames; seed k of both belong together
+    groups: ArrayLike | None = None,  # (frames,) what is drawn together; None: each frame alone
 ) -> Interval:  # mean of first - second, in the errors' unit
     "How much larger the first errors are, and the interval; with one seed it is about the frames alone."
     first, second = (np.atleast_2d(np.asarray(errors, float)) for errors in (first, second))
@@ -164,8 +170,8 @@ def difference(
 
 # %% ../../nbs/results/04_statistics.ipynb #2fcb87ac
 def weighted_medians(
-    errors,  # (frames, joints), NaN where a joint does not count
-    weights,  # (draws, frames)
+    errors: np.ndarray,  # (frames, joints), NaN where a joint does not count
+    weights: np.ndarray,  # (draws, frames)
 ) -> np.ndarray:  # (draws,)
     "The median of all joints' errors under each draw's weights."
     frame, joint = np.nonzero(~np.isnan(errors))
@@ -180,8 +186,8 @@ def weighted_medians(
 
 # %% ../../nbs/results/04_statistics.ipynb #b4f4bdd0
 def median_estimate(
-    errors,  # (seeds, frames, joints)
-    groups=None,  # (frames,) what is drawn together; None: each frame alone
+    errors: np.ndarray,  # (seeds, frames, joints)
+    groups: ArrayLike | None = None,  # (frames,) what is drawn together; None: each frame alone
 ) -> Estimate:
     "The median over all frames' joints, then the mean over seeds."
     weights, stretch = frame_weights(len(errors[0]) if groups is None else groups)
@@ -235,7 +241,10 @@ class Rule:
             return [edge for edge in (self.lower, self.upper) if np.isfinite(edge)]
         return [self.lower if value <= self.lower else self.upper]
 
-    def weigh(self, estimates) -> tuple:  # (verdict, the estimate that stands for all, low, high)
+    def weigh(
+        self,
+        estimates: Sequence[Estimate],
+    ) -> tuple:  # (verdict, the estimate that stands for all, low, high)
         "The verdict on some estimates, and the one that is shown: the smallest of all, or the best."
         plain = [self.one(*each.interval()) for each in estimates]
         strict = [self.one(*each.interval(1 - (1 - LEVEL) / len(estimates))) for each in estimates]
@@ -244,26 +253,32 @@ class Rule:
         shown = (np.argmax if self.several == "best" else np.argmin)([each.value for each in estimates])
         return verdict, estimates[shown], *estimates[shown].interval()
 
-    def _which(self, estimates) -> tuple:  # (the estimates that decide, whether all of them must)
+    def _which(
+        self,
+        estimates: Sequence[Estimate],
+    ) -> tuple:  # (the estimates that decide, whether all of them must)
         inside = [each for each in estimates if self.contains(each.value)]
         outside = [each for each in estimates if not self.contains(each.value)]
         if self.several == "all":
             return (outside, False) if outside else (inside, True)
         return (inside, False) if inside else (outside, True)
 
-    def chance(self, estimates) -> float:
+    def chance(self, estimates: Sequence[Estimate]) -> float:
         "The p value of the verdict to which the estimates point."
         deciding, all_must = self._which(estimates)
         each = [np.max([one.chance(edge) for edge in self.edges(one.value)]) for one in deciding]
         return float(np.max(each) if all_must else np.minimum(1, len(estimates) * np.min(each)))
 
-    def seeds_needed(self, estimates) -> float:  # NaN: unknown; inf: no number of seeds is enough
+    def seeds_needed(
+        self,
+        estimates: Sequence[Estimate],
+    ) -> float:  # NaN: unknown; inf: no number of seeds is enough
         "How many seeds would answer it, if the effects are what they seem to be."
         deciding, all_must = self._which(estimates)
         each = [np.max([seeds_needed(one, edge) for edge in self.edges(one.value)]) for one in deciding]
         return float((np.max if all_must else np.min)(each))
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.lower == -np.inf:
             text = f"below {self.upper:g}"
         elif self.upper == np.inf:
@@ -295,7 +310,7 @@ def read_rule(text: str) -> Rule:  # such as 'more' or 'about 2 1'; raises Value
         raise ValueError(f"rule {text!r} has wrong numbers; write for example 'about 2 1'") from None
 
 # %% ../../nbs/results/04_statistics.ipynb #300a7be7
-def holm(chances) -> np.ndarray:  # (n,) p values, NaN where there is none -> (n,) bool
+def holm(chances: ArrayLike) -> np.ndarray:  # (n,) p values, NaN where there is none -> (n,) bool
     "Which p values are significant together."
     chances = np.asarray(chances, float)
     counted = np.flatnonzero(~np.isnan(chances))

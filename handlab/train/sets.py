@@ -9,7 +9,7 @@ __all__ = ['TWINS', 'READERS', 'DATASETS', 'REAL', 'TEST_SETS', 'FEW_PERSONS', '
 # %% ../../nbs/train/03_sets.ipynb #e367d762
 import re
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,7 +145,10 @@ _PERSON_OF = {  # source: the person of a frame, from its name
 _PICTURES = ("sim-rhd", "rhd")  # no videos
 
 
-def persons_of(source: str, names: np.ndarray) -> np.ndarray | None:  # (N,) numbers from 0; None: unknown
+def persons_of(
+    source: str,
+    names: Sequence[str] | np.ndarray,
+) -> np.ndarray | None:  # (N,) numbers from 0; None: unknown
     "Whose hand each frame shows."
     if source not in _PERSON_OF:
         return None
@@ -156,7 +159,7 @@ FEW_PERSONS = 5  # with fewer, stretches are resampled: so few say little about 
 STRETCHES = 40  # about as many per set of videos
 
 
-def drawn_together(source: str, names: np.ndarray) -> np.ndarray:  # (N,) group numbers
+def drawn_together(source: str, names: Sequence[str] | np.ndarray) -> np.ndarray:  # (N,) group numbers
     "Groups of frames to resample together: persons; if few or unknown, stretches of recordings, or frames."
     persons = persons_of(source, names)
     if persons is not None and persons.max() + 1 >= FEW_PERSONS:
