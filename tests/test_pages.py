@@ -15,6 +15,7 @@ from handlab.pages.output import choose_folder, markdown_table, save_table
 from handlab.pages.page import _too_few
 from handlab.results.claims import World, claims_table
 from handlab.results.published import curve_auc, published_curves, published_numbers
+from handlab.sim.write import _Compiling
 
 
 def test_published_numbers_are_the_papers():
@@ -131,6 +132,15 @@ def test_saved_outputs_do_not_say_where_the_project_lies():
     line = {"output_type": "stream", "name": "stdout", "text": [f"{project_root()}/runs/a: it is missing\n"]}
     (filled,) = with_outputs({"cells": [cell]}, {"cells": [cell | {"outputs": [line]}]})["cells"]
     assert filled["outputs"][0]["text"] == ["runs/a: it is missing\n"]
+
+
+def test_saved_outputs_do_not_say_what_only_the_first_run_on_a_machine_does(capsys):
+    _Compiling().on_start(None)
+    said = {"output_type": "stream", "name": "stdout", "text": [capsys.readouterr().out]}
+    both = said | {"text": [*said["text"], "Fig. 4\n"]}
+    cell = {"id": "a", "cell_type": "code", "source": ["show()"], "outputs": []}
+    (filled,) = with_outputs({"cells": [cell]}, {"cells": [cell | {"outputs": [said, both]}]})["cells"]
+    assert said["text"][0] and [output["text"] for output in filled["outputs"]] == [["Fig. 4\n"]]
 
 
 @pytest.mark.parametrize(
