@@ -35,12 +35,14 @@ from handlab.aligned.encoders import (
 )
 from handlab.aligned.losses import (
     LossSettings,
+    all_distances,
     ascending,
     chamfer,
     emd,
     map_loss,
     match,
     match_on_cpu,
+    nearest_neighbours,
     pose_loss,
     reconstruction_terms,
     subsets,
@@ -652,3 +654,19 @@ def test_modalities_are_a_table():
     assert set(MODALITIES) == set("RCDHP") and [
         letter for letter in "RCDHP" if MODALITIES[letter].needs_label
     ] == ["H", "P"]
+
+
+@pytest.mark.parametrize("counts", [(7, 40), (40, 7), (64, 64), (1, 1)])
+def test_distances_and_neighbours_are_pytorchs(counts):
+    generator = torch.Generator().manual_seed(sum(counts))
+    first, second = (torch.randn(3, count, 3, generator=generator, dtype=torch.float16) for count in counts)
+    second[:, : counts[1] // 2] = second[:, counts[1] // 2 : counts[1] // 2 * 2]  # equally near ones
+    expected = torch.cdist(first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(all_distances(first, second), expected, rtol=2e-7, atol=0)
+    squares = (first.double()[:, :, None] - second.double()[:, None]).square().sum(-1)
+    forward, backward = nearest_neighbours(first, second)
+    for found, axis in ((forward, 2), (backward, 1)):
+        assert found.dtype == torch.long
+        least = squares.gather(axis, found.unsqueeze(axis)).squeeze(axis)
+        torch.testing.assert_close(least, squares.min(axis).values, rtol=1e-6, atol=0)
+    assert counts[1] % 2 or (forward < counts[1] // 2).all()  # the first of equally near ones

@@ -1,5 +1,6 @@
 "Frames hang together: joints, depth, parts, visibility, cameras; looks and backgrounds differ."
 
+import cv2
 import numpy as np
 import pytest
 
@@ -262,3 +263,36 @@ def test_visibility_follows_what_real_frames_show():
                 if pixel(parts, uv[joint]) in part_ids(side)[:16]
             ]
     assert len(own) > 500 and np.mean(own) > 0.99 and len(outside) > 100 and np.mean(outside) < 0.02
+
+
+@pytest.mark.parametrize("side", scene.SIDES)
+def test_the_parts_of_a_hand_are_those_without_its_forearm(side):
+    ids = np.arange(256, dtype=np.uint8)
+    assert (scene._of_hand(ids, side) == np.isin(ids, part_ids(side)[:16])).all()
+
+
+def test_shares_are_drawn_as_numpy_draws_them():
+    ours, numpys = numpy_generator(0, "shares"), numpy_generator(0, "shares")
+    shares = [share for share, _ in scene._SETUPS.values()]
+    for _ in range(500):
+        assert scene._sample_setup(ours)[0] == list(scene._SETUPS)[numpys.choice(len(shares), p=shares)]
+    assert ours.random() == numpys.random()
+
+
+def test_a_background_is_a_window_with_a_gain_per_channel():
+    pool, flipped = places.pool_background(7, "training", 0), 0
+    for number in range(12):
+        image = places.take_background(numpy_generator(number, "window"), pool, 64)
+        draw = numpy_generator(number, "window")
+        side = int(320 * draw.uniform(0.6, 1.0))
+        x, y = draw.integers(0, 320 - side + 1, 2)
+        window = pool[y : y + side, x : x + side]
+        if draw.random() < 0.5:
+            window, flipped = window[:, ::-1], flipped + 1
+        plain = cv2.resize(np.ascontiguousarray(window), (64, 64), interpolation=cv2.INTER_LINEAR)
+        if draw.random() < 0.12:
+            plain = cv2.GaussianBlur(plain, (0, 0), 64 * draw.uniform(0.002, 0.012))
+        gain = np.float32(draw.uniform(0.75, 1.2) / 255)
+        gains = gain * (1 + 0.06 * draw.standard_normal(3)).astype(np.float32)
+        assert (image == plain.astype(np.float32) * gains).all()  # to the bit
+    assert 0 < flipped < 12

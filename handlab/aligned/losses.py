@@ -8,6 +8,7 @@ __all__ = ['pose_loss', 'map_loss', 'all_distances', 'pair_distances', 'nearest_
 
 # %% ../../nbs/aligned/03_losses.ipynb #7d3249b9
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,13 +50,31 @@ def map_loss(
     raise HandlabError("map_norm", f"unknown norm {norm!r}", "use 'maps' or 'squared'")
 
 # %% ../../nbs/aligned/03_losses.ipynb #8f89a337
+@compiled_once
+def _fill_distances(first, second, distances):  # (B,N,3), (B,M,3), (B,N,M), all f32
+    "PyTorch's distances to the bit, which adds each square without rounding it before."
+    for b in range(len(first)):
+        x, y, z = second[b, :, 0].copy(), second[b, :, 1].copy(), second[b, :, 2].copy()
+        for i in range(first.shape[1]):
+            for j in range(len(x)):
+                dx, dy, dz = first[b, i, 0] - x[j], first[b, i, 1] - y[j], first[b, i, 2] - z[j]
+                square = np.float32(np.float64(dy) * np.float64(dy) + dx * dx)
+                square = np.float32(np.float64(dz) * np.float64(dz) + square)
+                distances[b, i, j] = math.sqrt(square)
+
+
 @torch.no_grad()
 def all_distances(
     first: torch.Tensor,  # (B,N,3)
     second: torch.Tensor,  # (B,M,3)
 ) -> torch.Tensor:
     "Distance of every point to every point, (B,N,M), without gradients."
-    return torch.cdist(first.float(), second.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    first, second = first.detach().float(), second.detach().float()
+    if first.device.type != "cpu":
+        return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.empty(*first.shape[:2], second.shape[1])
+    _fill_distances(first.contiguous().numpy(), second.contiguous().numpy(), distances.numpy())
+    return distances
 
 # %% ../../nbs/aligned/03_losses.ipynb #2625a7c8
 def pair_distances(
@@ -69,25 +88,28 @@ def pair_distances(
 
 # %% ../../nbs/aligned/03_losses.ipynb #ee85a166
 @compiled_once(fastmath=True)
-def _search(first, second, forward, backward):  # (B,N,3), (B,M,3), f32; zeros (B,N), (B,M), int64
+def _search_one_way(points, others, least, found):  # (N,3), (M,3), f32; to fill: (N,), f32, (N,), i32
+    "Fill in each point's nearest neighbour among the others, the first of equally near ones."
+    x, y, z = points[:, 0].copy(), points[:, 1].copy(), points[:, 2].copy()
+    least[:], found[:] = 1e30, 0  # not infinity: fast arithmetic assumes finite numbers
+    for j in range(len(others)):
+        u, v, w = others[j, 0], others[j, 1], others[j, 2]
+        for i in range(len(x)):  # the same for all points, so many at once
+            dx, dy, dz = x[i] - u, y[i] - v, z[i] - w
+            square = dx * dx + dy * dy + dz * dz
+            found[i] = j if square < least[i] else found[i]
+            least[i] = min(least[i], square)
+
+
+@compiled_once
+def _search(first, second, forward, backward):  # (B,N,3), (B,M,3), f32; to fill: (B,N), (B,M), int64
     "Fill in each point's nearest neighbour in the other cloud."
-    squares, least = np.empty(second.shape[1], np.float32), np.empty(second.shape[1], np.float32)
-    for b in range(len(first)):
-        x, y, z = second[b, :, 0].copy(), second[b, :, 1].copy(), second[b, :, 2].copy()
-        least[:] = 1e30  # not infinity: fast arithmetic assumes finite numbers
-        for i in range(first.shape[1]):
-            nearest = np.float32(1e30)
-            for j in range(len(squares)):
-                dx, dy, dz = x[j] - first[b, i, 0], y[j] - first[b, i, 1], z[j] - first[b, i, 2]
-                squares[j] = dx * dx + dy * dy + dz * dz
-                nearest = min(nearest, squares[j])
-            for j in range(len(squares)):
-                backward[b, j] = i if squares[j] < least[j] else backward[b, j]
-                least[j] = min(least[j], squares[j])
-            for j in range(len(squares)):
-                if squares[j] == nearest:
-                    forward[b, i] = j
-                    break
+    for points, others, nearest in ((first, second, forward), (second, first, backward)):
+        least = np.empty(points.shape[1], np.float32)
+        found = np.empty(points.shape[1], np.int32)
+        for b in range(len(points)):
+            _search_one_way(points[b], others[b], least, found)
+            nearest[b] = found
 
 # %% ../../nbs/aligned/03_losses.ipynb #4cf446e8
 @torch.no_grad()

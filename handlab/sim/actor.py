@@ -322,34 +322,43 @@ def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _bend_elbow(shoulder: np.ndarray, wrist: np.ndarray, hint: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Elbow and wrist (moved into reach) of an arm; the elbow leans towards `hint`."
     way = wrist - shoulder
-    reach = np.clip(np.linalg.norm(way), 130, 0.985 * (UPPER_ARM + FOREARM))
+    reach = min(max(math.sqrt(way @ way), 130.0), 0.985 * (UPPER_ARM + FOREARM))
     along = unit_vector(way)
     x = (reach**2 + UPPER_ARM**2 - FOREARM**2) / (2 * reach)
     off = unit_vector(hint - along * (hint @ along))
     return shoulder + along * x + off * math.sqrt(max(UPPER_ARM**2 - x**2, 0)), shoulder + along * reach
 
 # %% ../../nbs/sim/07_actor.ipynb #b1dad4aa
+_IN_FRONT = np.array([-400.0, -430, 170]), np.array([530.0, 620, 370])  # mm, low corner and size of a box
+_HINT = np.array([-0.7, -1, -0.35])
+
+
 def sample_arm(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Shoulder, elbow and wrist (3,) mm of a right arm."
     if generator.random() < 0.16:
         target = SHOULDER + np.array([generator.uniform(-120, -20), -500, generator.uniform(-40, 120)])
     else:
-        target = np.array(
-            [generator.uniform(-400, 130), generator.uniform(-430, 190), generator.uniform(170, 540)]
-        )
-    hint = np.array([-0.7, -1, -0.35]) + 0.3 * generator.standard_normal(3)
+        target = _IN_FRONT[0] + _IN_FRONT[1] * generator.random(3)
+    hint = _HINT + 0.3 * generator.standard_normal(3)
     return SHOULDER, *_bend_elbow(SHOULDER, target, hint)
 
 # %% ../../nbs/sim/07_actor.ipynb #50fe613e
+_WISH, _ROLL = np.array([-0.65, 0.6, 0.1]), math.radians(52)
+
+
 def sample_roll(generator: np.random.Generator, along: np.ndarray) -> np.ndarray:
     "Axes (3,3) of a right forearm (columns lateral, along, dorsal); its back faces roughly up and outwards."
-    wish = np.array([-0.65, 0.6, 0.1])
-    dorsal = unit_vector(wish - along * (wish @ along))
-    lateral, angle = cross(along, dorsal), generator.normal() * np.radians(52)
+    dorsal = unit_vector(_WISH - along * (_WISH @ along))
+    lateral, angle = cross(along, dorsal), generator.normal() * _ROLL
     dorsal = math.cos(angle) * dorsal + math.sin(angle) * lateral
-    return np.stack([cross(along, dorsal), along, dorsal], 1)
+    axes = np.empty((3, 3))
+    axes[:, 0], axes[:, 1], axes[:, 2] = cross(along, dorsal), along, dorsal
+    return axes
 
 # %% ../../nbs/sim/07_actor.ipynb #8f558171
+_MIRRORS = {"left": np.array([-1.0, 1, 1]), "right": np.array([1.0, 1, 1])}
+
+
 @dataclass(frozen=True)
 class Arm:
     "One arm and its hand in the body's frame, as a right one."
@@ -365,7 +374,7 @@ class Arm:
 
     @property
     def mirror(self) -> np.ndarray:
-        return np.array([-1.0 if self.side == "left" else 1.0, 1, 1])
+        return _MIRRORS[self.side]
 
     def world(self, points: np.ndarray) -> np.ndarray:  # points: (N,3) palm's frame
         "Points of the palm's frame in the body's frame."

@@ -9,6 +9,7 @@ __all__ = ['FINGER_DIRECTION', 'FINGER_FLEXION', 'THUMB_ABDUCTION', 'THUMB_FLEXI
            'overlap', 'contact_depths', 'penetration_depth', 'gesture_style', 'sample_pose', 'pose_path']
 
 # %% ../../nbs/sim/02_pose.ipynb #50dadca8
+import functools
 import math
 from dataclasses import dataclass
 
@@ -514,15 +515,19 @@ def _free_style(noise, uniform, low, high, style):
     style[20] = 0.12 + 0.22 * noise[27] + 0.3 * style[1]
 
 # %% ../../nbs/sim/02_pose.ipynb #efbd5ca0
+_ACROSS, _ODD_ENDS = np.linspace(-1, 1, 4)[:, None], np.cumsum([0.65, 0.25, 0.1])
+_BEND, _BEND_RANGE = np.radians([-15.0, -4]), np.radians([88.0, 104]) - np.radians([-15.0, -4])  # MCP and PIP
+_FANNED, _OWN_BEND = np.radians([10, 12]), np.radians([6, 8])
+
+
 def _together_style(generator: np.random.Generator) -> np.ndarray:  # (25,)
     "Fingers that bend together, but for one or two; any thumb."
-    style, across = np.zeros(25), np.linspace(-1, 1, 4)
-    low, high = np.radians([-15.0, -4]), np.radians([88.0, 104])  # of knuckle (MCP) and middle joint (PIP)
-    bends = generator.uniform(low, high)[None] + np.radians([10, 12]) * across[:, None] * generator.normal()
-    bends = bends + np.radians([6, 8]) * generator.standard_normal((4, 2))
-    for _ in range(generator.choice(3, p=[0.65, 0.25, 0.1])):
+    style, bends = np.zeros(25), _BEND + _BEND_RANGE * generator.random(2)
+    bends = bends[None] + _FANNED * _ACROSS * generator.normal()
+    bends = bends + _OWN_BEND * generator.standard_normal((4, 2))
+    for _ in range(np.searchsorted(_ODD_ENDS / _ODD_ENDS[-1], generator.random(), "right")):
         odd = 0 if generator.random() < 0.4 else generator.integers(4)
-        bends[odd] = generator.uniform(low, high)
+        bends[odd] = _BEND + _BEND_RANGE * generator.random(2)
         if generator.random() < 0.4:  # straight from a bent base
             bends[odd, 1] = np.radians(abs(generator.normal()) * 10)
     fingers = style[4:20].reshape(4, 4)
@@ -540,11 +545,14 @@ _WRIST_DEVIATIONS = np.radians([22, 9, 6])
 _MIX = dict(gesture=0.3, blend=0.1, together=0.5, free=0.1)  # shares
 
 
+_MIX_ENDS = np.cumsum(list(_MIX.values()))[:-1]
+
+
 def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarray, high: np.ndarray) -> tuple:
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
     if kind is None:
-        kind = list(_MIX)[int(np.searchsorted(np.cumsum(list(_MIX.values()))[:-1], uniform[2], "right"))]
+        kind = list(_MIX)[int(np.searchsorted(_MIX_ENDS, uniform[2], "right"))]
     if kind == "gesture":
         kind = names[generator.integers(len(names))]
     if kind == "blend":
@@ -559,6 +567,9 @@ def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarra
     return gesture_style(kind), kind, 0.3 + 0.7 * uniform[4]
 
 # %% ../../nbs/sim/02_pose.ipynb #648b8251
+_limits = functools.cache(joint_limits)
+
+
 def sample_pose(
     generator: np.random.Generator,
     person: Person,
@@ -568,7 +579,7 @@ def sample_pose(
     tries: int = 24,
 ) -> Pose:
     "Draw a pose within human limits in which no finger is inside another; the least bad one if `tries` fail."
-    low, high = joint_limits()
+    low, high = _limits()
     vector, posed, transforms = np.empty(24), np.empty((21, 3)), np.empty((17, 3, 4))
     hand = person.joints, person.frames, person.radii, person.rest_abduction, person.palm
     best, depth, style = None, 1e3, None
@@ -578,9 +589,8 @@ def sample_pose(
         varied = style.copy()
         _vary(varied, generator.standard_normal(32), amount * variation * (1 + 0.1 * attempt))
         if best is None or attempt % 8 == 0:
-            varied_wrist = np.clip(
-                wrist * _WRIST_DEVIATIONS * generator.standard_normal(3), low[21:], high[21:]
-            )
+            varied_wrist = wrist * _WRIST_DEVIATIONS * generator.standard_normal(3)
+            varied_wrist = np.minimum(np.maximum(varied_wrist, low[21:]), high[21:])
         varied[21:24] = varied_wrist
         depths = _try_style(varied, *hand, _GATHER, low, high, vector, posed, transforms)
         if max(depths) < depth:

@@ -54,11 +54,14 @@ class Camera(NamedTuple):
     size: tuple  # px, height and width
 
 # %% ../../nbs/sim/08_scene.ipynb #c45f086e
+_STEPS, _HEAD = np.linspace(0, 0.93, 12)[:, None], np.array([0.0, 175, 10])
+
+
 def hidden_by_body(eye: np.ndarray, target: np.ndarray) -> bool:
     "Does trunk or head stand between two points (3,)?"
-    way = eye + np.linspace(0, 0.93, 12)[:, None] * (target - eye)
+    way = eye + _STEPS * (target - eye)
     trunk = ((way[:, 0] / 215) ** 2 + (way[:, 2] / 150) ** 2 < 1) & (way[:, 1] < 20) & (way[:, 1] > -680)
-    return bool((trunk | (np.linalg.norm(way - [0, 175, 10], axis=1) < 135)).any())
+    return bool((trunk | (np.linalg.norm(way - _HEAD, axis=1) < 135)).any())
 
 # %% ../../nbs/sim/08_scene.ipynb #24f86599
 def look(eye_direction: np.ndarray, roll: float) -> np.ndarray:
@@ -124,9 +127,12 @@ _SETUPS = {  # share of the frames; sun, sky, ground, fill, umbra
 }
 
 
+_SETUP_ENDS = np.cumsum([share for share, _ in _SETUPS.values()])
+
+
 def _sample_setup(generator: np.random.Generator) -> tuple:
     "The name of a set-up of lights, and its numbers."
-    name = list(_SETUPS)[generator.choice(len(_SETUPS), p=[share for share, _ in _SETUPS.values()])]
+    name = list(_SETUPS)[np.searchsorted(_SETUP_ENDS / _SETUP_ENDS[-1], generator.random(), "right")]
     return name, _SETUPS[name][1]
 
 # %% ../../nbs/sim/08_scene.ipynb #141ec7e8
@@ -283,16 +289,22 @@ def project_joints(joints: np.ndarray, K: np.ndarray) -> np.ndarray:
     return joints[..., :2] / z * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
 
 
+def _of_hand(parts: np.ndarray, side: str) -> np.ndarray:
+    "Which of these parts (RHD's ids) belong to a hand without its forearm."
+    first = 2 if side == "left" else 18
+    return (parts >= first) & (parts < first + 16)
+
+
 def visible_joints(
     joints: np.ndarray, uv: np.ndarray, depth: np.ndarray, parts: np.ndarray, side: str
 ) -> np.ndarray:
     "Which joints (21,) count as visible."
-    size = len(depth)
-    column, row = np.clip(np.rint(uv), 0, size - 1).astype(int).T
-    inside = (np.rint(uv) >= 0).all(1) & (np.rint(uv) < size).all(1) & (joints[:, 2] > 60)
-    own = np.isin(parts[row, column], part_ids(side)[:16])
-    behind = (depth[row, column] > 0) & (depth[row, column] < joints[:, 2] - HIDDEN_BY)
-    return inside & (own | ~behind)
+    size, spots = len(depth), np.rint(uv)
+    column, row = np.clip(spots, 0, size - 1).astype(int).T
+    inside = ((spots >= 0) & (spots < size)).all(1) & (joints[:, 2] > 60)
+    nearest = depth[row, column]
+    behind = (nearest > 0) & (nearest < joints[:, 2] - HIDDEN_BY)
+    return inside & (_of_hand(parts[row, column], side) | ~behind)
 
 # %% ../../nbs/sim/08_scene.ipynb #7080cd57
 def _see_body(pieces: Piece, camera: Camera) -> tuple[Body, np.ndarray]:
@@ -359,8 +371,7 @@ def hand_pixels(geometry: Geometry, number: int) -> int:
     x0, y0, x1, y1 = geometry.boxes[number]
     if x1 <= x0:
         return 0
-    ids, window = part_ids(geometry.drawn.placed[number].side), geometry.parts[y0:y1, x0:x1]
-    return int(((window >= ids[1:16].min()) & (window <= ids[0])).sum())
+    return int(np.count_nonzero(_of_hand(geometry.parts[y0:y1, x0:x1], geometry.drawn.placed[number].side)))
 
 # %% ../../nbs/sim/08_scene.ipynb #d34746c9
 def _acceptable(geometry: Geometry, size: int) -> bool:
@@ -433,15 +444,15 @@ def _fitted_shadow(placed: _Placed, light: Light) -> Shadow:
 def shade_geometry(geometry: Geometry, actor: Actor, light: Light, image: np.ndarray) -> np.ndarray:
     "Colour body and hands on `image` (H,W,3) f32, in place; a copy with soft outlines."
     drawn, bones, _, boxes = geometry
-    shadows, first = [_fitted_shadow(each, light) for each in drawn.placed], 0
-    focal = float(drawn.camera.K[0, 0])
-    for each, box, shadow in zip(drawn.placed, boxes, shadows):
+    on_body, first, focal = _fitted_shadow(drawn.placed[0], light), 0, float(drawn.camera.K[0, 0])
+    for each, box in zip(drawn.placed, boxes):
         if box[2] > box[0]:
+            shadow = on_body if first == 0 else _fitted_shadow(each, light)
             mesh, look_of = (first, each.screen, box, each.hand), (actor.skin, _noise(), light, shadow, focal)
             shade_hand(image, drawn.nearness, drawn.triangle, bones, *mesh, *look_of)
         first += len(each.hand.faces)
     body = first, drawn.body_screen, drawn.body
-    shade_body(image, drawn.triangle, *body, actor.materials, _noise(), light, shadows[0])
+    shade_body(image, drawn.triangle, *body, actor.materials, _noise(), light, on_body)
     return soften_outlines(image, drawn.nearness)
 
 # %% ../../nbs/sim/08_scene.ipynb #0f07958c
