@@ -195,7 +195,10 @@ def full_disk_named(path: str | Path) -> Iterator[None]:  # path: the file or fo
 def make_folder(path: str | Path):
     "Make a folder and those above it; where the machine refuses, one line says why."
     with full_disk_named(path):
-        Path(path).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # as below /proc
+            raise HandlabError(path, "the folder cannot be made", "name another folder") from None
 
 # %% ../nbs/00_core.ipynb #eeca4fc9
 @contextlib.contextmanager
@@ -205,8 +208,8 @@ def atomic_file(
 ) -> Iterator[IO]:
     "Open a temporary file beside `path`, renamed to it when the block ends well."
     path = Path(path)
+    make_folder(path.parent)
     with full_disk_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         try:
             with open(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
@@ -232,8 +235,8 @@ def _umask() -> int:
 def atomic_folder(path: str | Path) -> Iterator[Path]:  # path: where the finished folder goes
     "Yield a temporary folder beside `path`, renamed to it when the block ends well."
     path = Path(path)
+    make_folder(path.parent)
     with full_disk_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
             yield temporary

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import nbformat
 import numba
@@ -21,11 +22,12 @@ from handlab.data.bighand import BigHand, write_drawn
 from handlab.data.dexter_object import DexterObject
 from handlab.data.files import real_root, write_image
 from handlab.data.rhd import RHD
-from handlab.data.stb import STB
+from handlab.data.stb import STB, write_labels
+from handlab.graph.run import become_snakemake
 from handlab.pages.page import SETS
 from handlab.pages.paper_aligned import aligned_page
 from handlab.privileged.stages import PiSettings
-from handlab.results.catalogue import graph_runs, run_command
+from handlab.results.catalogue import graph_runs, real_roots, run_command
 from handlab.results.runs import runs_to_show
 from handlab.settings import check_parameters, make_settings, notebook_parameters
 from handlab.sim import write
@@ -167,7 +169,25 @@ def test_a_file_in_the_way_of_a_folder_is_one_line(tmp_path):
             call()
 
 
-def test_names_that_are_nearly_right_are_said():
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where no folder can be made")
+def test_a_folder_that_cannot_be_made_is_one_line():
+    for call in (
+        lambda: make_folder("/proc/here"),
+        lambda: write_json("/proc/here/run/metrics.json", {}),
+        lambda: write_drawn("/proc/here"),
+        lambda: write_labels("/proc/here", "B1Counting", np.zeros((3, 21, 1))),
+    ):
+        with pytest.raises(HandlabError, match="/proc/here.*: the folder cannot be made; name another"):
+            call()
+
+
+def test_names_that_are_nearly_right_are_said(tmp_path):
+    (tmp_path / "rhd").mkdir()
+    assert real_roots(tmp_path) == {"rhd": (tmp_path / "rhd").as_posix()}
+    with pytest.raises(HandlabError, match=f"rhd: holds no folder rhd or stb; did you mean {tmp_path}?"):
+        real_roots(tmp_path / "rhd")
+    with pytest.raises(HandlabError, match="cores: -1 is no number of cores; give 1 or more, or 0 for all"):
+        become_snakemake("smoke", 1, cores=-1)
     with pytest.raises(HandlabError, match="strategy 's4': it is not known; did you mean S4?"):
         make_recipe("s4")
     with pytest.raises(HandlabError, match="profile 'quik': there is no such profile; did you mean quick?"):

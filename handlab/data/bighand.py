@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..core import HandlabError, full_disk_named, project_path, read_errors_named
+from ..core import HandlabError, full_disk_named, make_folder, project_path, read_errors_named
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (
     check_choice,
@@ -416,7 +416,7 @@ def _identity(reader: BigHand) -> str:
 def write_frame(root: str | Path, part: str, frame: int, millimetres: np.ndarray):  # (480,640) u16
     "Write the image of one frame in the official layout."
     path = Path(root) / part / image_name(frame)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with full_disk_named(path):
         path.write_bytes(_encode_depth(millimetres))
 
@@ -434,5 +434,6 @@ def write_drawn(
             write_frame(root, part, frame, depth)
             lines.append(format_line(frame, joints))
         path = Path(root) / ANNOTATION / f"{part}_drawn.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(lines))
+        make_folder(path.parent)
+        with full_disk_named(path):
+            path.write_bytes(b"".join(lines))

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import scipy.io
 
-from ..core import HandlabError, full_disk_named, project_path, write_json
+from ..core import HandlabError, full_disk_named, make_folder, project_path, write_json
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (
     SOURCE_FILE,
@@ -273,7 +273,7 @@ def write_frame(root: str | Path, sequence: str, index: int, color: np.ndarray, 
 def write_labels(root: str | Path, sequence: str, stored: np.ndarray):  # (3,21,N) mm
     "Write a sequence's label file."
     path = label_path(root, sequence)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name("." + path.name + ".partial")
     with full_disk_named(path):
         scipy.io.savemat(

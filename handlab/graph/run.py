@@ -19,6 +19,7 @@ from handlab.core import (
     CommandLine,
     HandlabError,
     full_disk_named,
+    make_folder,
     nearest,
     one_line_errors,
     project_path,
@@ -40,8 +41,8 @@ from ..results.catalogue import PROFILES, REAL_SETS, left_out_line, page_folder,
 # %% ../../nbs/graph/05_run.ipynb #be037fe3
 def hold_lock(path: Path):
     "Lock a file until this process ends, also after it has become another program."
+    make_folder(path.parent)
     with full_disk_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
         _lock(descriptor)
@@ -81,7 +82,7 @@ def _quoted(name: str, value: str) -> list[str]:
 def settle():
     "The environment of the graph: no other workflow's profile, a cache that can be written."
     os.environ.pop("SNAKEMAKE_PROFILE", None)
-    os.environ.setdefault("PYTHONUTF8", "1")  # Windows writes logs in its own encoding otherwise
+    os.environ["PYTHONUTF8"] = "1"  # also in locales with another encoding of logs and names
     if not _can_write(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")):
         os.environ["XDG_CACHE_HOME"] = str(project_path(".snakemake/cache"))
 
@@ -128,6 +129,8 @@ def _made_again(names: list[str]) -> list[str]:
 # %% ../../nbs/graph/05_run.ipynb #827b13b6
 def become_snakemake(profile: str, seeds: int, cores: int = 0, more=(), real: str = ""):
     "Run the graph; more: names of runs, then options of Snakemake."
+    if cores < 0:
+        raise HandlabError("cores", f"{cores} is no number of cores", "give 1 or more, or 0 for all")
     more = named_targets(more, profile, seeds, real)  # first, so that a wrong value is reported at once
     hold_lock(project_path(f"runs/{profile}/.lock"))
     forget_incomplete_pages(profile)

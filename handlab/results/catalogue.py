@@ -261,7 +261,10 @@ def real_roots(folder: str | Path) -> dict:  # {'rhd': folder, ...}, without the
     roots = {name: Path(folder).expanduser().absolute() / name for name in (*REAL_SETS, *OPTIONAL_SETS)}
     found = {name: root.as_posix() for name, root in roots.items() if root.is_dir()}
     if not found.keys() & {"rhd", "stb"}:
-        raise HandlabError(folder, "holds no folder rhd or stb", _put_there(REAL_SETS))
+        within = Path(folder).expanduser().absolute().parent
+        near = any((within / name).is_dir() for name in ("rhd", "stb"))
+        fix = f"did you mean {within}?" if near else _put_there(REAL_SETS)
+        raise HandlabError(folder, "holds no folder rhd or stb", fix)
     return found
 
 # %% ../../nbs/results/00_catalogue.ipynb #dbd490c5

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..core import HandlabError, fingerprint
+from ..core import HandlabError, fingerprint, full_disk_named, make_folder
 from ..data import dexter_object as files
 from ..data.files import write_digests
 from ..data.sample import Sample
@@ -817,8 +817,9 @@ def _frames_of(count: int | None, sequences: str | Iterable[str]) -> dict:
 # %% ../../nbs/sim/12_dexter_object.ipynb #e40ef425
 def _write_bytes(path: Path, data: bytes):
     "Write a file, and the folders it lies in."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    make_folder(path.parent)
+    with full_disk_named(path):
+        path.write_bytes(data)
 
 # %% ../../nbs/sim/12_dexter_object.ipynb #995f38cb
 class SimDexterObject(SimReader):
