@@ -187,3 +187,17 @@ def test_an_option_that_cannot_be_is_an_error_before_the_first_item(page, option
     with pytest.raises(HandlabError, match=said):
         page("runs/shipped", options)
     assert page("runs/shipped", dict(size="quick", device="cpu"), figures="").options["size"] == "quick"
+
+
+def _printed(cell) -> int:
+    "Lines of text that a cell has printed."
+    outputs = [output for output in cell.get("outputs", ()) if output["output_type"] == "stream"]
+    return sum("".join(output["text"]).count("\n") for output in outputs)
+
+
+@pytest.mark.parametrize("path", sorted(project_path("nbs").glob("*.ipynb")), ids=lambda path: path.name)
+def test_logs_are_folded_in_the_notebooks_that_people_run(path):
+    "A saved log of many lines is folded, so that results are near; JupyterLab unfolds it when the cell runs."
+    for cell in read_json(path)["cells"]:
+        folded = cell["metadata"].get("jupyter", {}).get("outputs_hidden", False)
+        assert folded or _printed(cell) <= 12, "".join(cell["source"])[:100]

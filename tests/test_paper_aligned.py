@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from looks import check_looks
 from scipy.spatial.transform import Rotation
 
 from handlab.aligned import diagram, smoothness
@@ -282,6 +283,12 @@ def test_tip_curves_give_the_named_areas():
         assert auc(thresholds_100(), curve) == pytest.approx(
             scores_tips(predicted, joints, prepared.visible, alignment, groups)["auc_0_100"]
         )
+    tips = {kind: [curve] for kind, curve in figures.tip_curves(predicted, prepared).items()}
+    both = {"S1": tips, "S4": tips}
+    figure = figures.fig_tips(both, "12 frames of made-up", "nothing")
+    apart = [line.get_ydata() for line in figure.axes[1].lines if len(line.get_xdata()) > 2]
+    assert [np.ptp(each) for each in apart] == [0, 0]  # S4 less S1, at either scale
+    check_looks(figure)
     drawn = styles(
         figures.fig_tips(
             {"S4": {name: [curve] for name, curve in figures.tip_curves(predicted, prepared).items()}},

@@ -252,7 +252,9 @@ def test_error_over_the_share_of_masks(tmp_path):
             labels=LABELS_2D,
             energy_on_hand={"rgb_steps": 0.2, "mask_0.8": 0.4 + 0.2 * seed, "hand": 0.3},
         )
-    left, right = pi_scores.fig_mask_share(open_runs("train_pi_2d-sim-stb", tmp_path / "quick", 2)).axes
+    figure = pi_scores.fig_mask_share(open_runs("train_pi_2d-sim-stb", tmp_path / "quick", 2))
+    left, right, change = figure.axes
+    assert np.allclose(change.lines[0].get_ydata(), np.array([0, -3, -2, -1]) * 7.5 * 2)  # from no mask
     lines = {line.get_label(): line for line in left.lines}
     assert list(lines["ours, EPE mean"].get_xdata()) == [0, 0.2, 0.8, 1]
     assert np.allclose(
@@ -266,6 +268,41 @@ def test_error_over_the_share_of_masks(tmp_path):
     assert list(right.lines[0].get_xdata()) == [0, 0.8] and np.allclose(
         right.lines[0].get_ydata(), [0.2, 0.5]
     )
+    check_looks(figure)
+
+
+def test_stereos_published_errors_are_not_drawn_beside_those_of_rhd(tmp_path):
+    write_run(tmp_path / "quick", "train_pi_2d-sim-rhd", arrays_2d(), labels=LABELS_2D)
+    figure = pi_scores.fig_mask_share(open_runs("train_pi_2d-sim-rhd", tmp_path / "quick"))
+    labels = [line.get_label() for axis in figure.axes for line in axis.lines]
+    assert "ours, EPE mean" in labels and not [label for label in labels if PUBLISHED in label]
+
+
+def test_2d_errors_apart_are_of_visible_joints(tmp_path):
+    "A hand turned by 30 degrees, moved and twice as large has its shape; a hidden joint does not count."
+    true = np.random.default_rng(0).normal(100, 20, (6, 21, 2))
+    visible = np.ones((6, 21), bool)
+    visible[::2, 4] = False
+    turn = np.exp(1j * np.pi / 6)
+    turned = 2 * turn * (true[..., 0] + 1j * true[..., 1]) + 5
+    turned = np.stack([turned.real, turned.imag], -1)
+    wrong = true + [3, 4]
+    for each in (turned, wrong):
+        each[::2, 4] += 1000
+    arrays = {
+        "true": true,
+        "visible": visible,
+        "name": np.arange(6).astype(str),
+        "rgb": turned,
+        "rgb_pi": wrong,
+    }
+    write_run(tmp_path / "quick", "train_pi_2d-sim-rhd", arrays, labels=LABELS_2D)
+    table = pi_scores.table_2_split(open_runs("train_pi_2d-sim-rhd", tmp_path / "quick"))
+    assert list(table.columns[:2]) == ["Procrustes EPE (px)", "rotation (degrees)"]
+    assert not [name for name in table if "joints" in name or "mm" in name]
+    first, second = (table.loc[("RHD", LABELS_2D[name])] for name in ("rgb", "rgb_pi"))
+    assert np.allclose(first[["Procrustes EPE (px)", "rotation (degrees)"]], [0, 30], atol=1e-4)
+    assert np.allclose(second, [0, 0, 5, 5, 5, 5, 5], atol=1e-4)  # the wrist and the four kinds
 
 
 # ---- curves

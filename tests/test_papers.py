@@ -1,5 +1,7 @@
 "The pages of shipped runs: numbers and frames of the fresh ones, and plain lines for what is not shipped."
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from handlab.aligned.explorer import practice_run
 from handlab.core import HandlabError, project_root, read_json, write_json
 from handlab.graph import plan
 from handlab.hand.metrics import epe
-from handlab.pages import aligned_figures, manifest, output
+from handlab.pages import aligned_figures, manifest, output, paper_aligned
 from handlab.pages.aligned_scores import opened, smoothness_of, table_test_time
 from handlab.pages.page import _smaller_links
 from handlab.pages.paper_aligned import aligned_page
@@ -231,3 +233,26 @@ def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):
     assert len(plan.shipped_files(pages[2])) == 2
     assert plan.files_made(plan.PAPERS, 3)["claims"] == "runs/papers/claims/finished.json"
     assert read_json(shipped / "train_pi-sim-rhd-seed0/metrics.json")["profile"] == "long"
+
+
+def test_times_are_measured_once_per_machine_and_set_of_runs(folders, tmp_path, monkeypatch):
+    "Another pass would differ by chance, and so would the tracked table; another machine measures anew."
+    made = []
+
+    def measured(runs, page):
+        made.append(runs)
+        return pd.DataFrame(
+            {"ms": [1.0 / 3 + len(made)], "passes": [3]}, index=pd.Index(["S1"], name="strategy")
+        )
+
+    (item,) = (item for item in paper_aligned.ITEMS if item.name == "test_time")
+    page = aligned_page(folders[0], figures=str(tmp_path))
+    page.items = (replace(item, make=measured),)
+    page.show("test_time")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    page.show("test_time")
+    assert len(made) == 1 and len(before) == 3
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    monkeypatch.setattr("handlab.pages.page.hardware", lambda: {"processor": "another"})
+    page.show("test_time")
+    assert len(made) == 2 and page.tables["test_time"].loc["S1", "ms"] == pytest.approx(7 / 3)

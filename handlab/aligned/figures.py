@@ -77,7 +77,9 @@ def fig_rows(
     "A row per modality, a column per frame; returns the figure and its axes, (rows,columns)."
     around = _around(rows)
     columns = len(rows[0][2])
-    figure = plt.figure(figsize=(1.35 * columns, 1.35 * len(rows)), dpi=85)
+    names = 1.05  # inch, to the left of the pictures
+    width = 1.35 * columns + names
+    figure = plt.figure(figsize=(width, 1.35 * len(rows)), dpi=85)
     axes = np.empty((len(rows), columns), object)
     for row, (name, letter, values, style) in enumerate(rows):
         solid, draw = DRAW[letter]
@@ -87,8 +89,10 @@ def fig_rows(
             draw(bare_3d(ax, around=around[letter][column]) if solid else ax, value, **style)
             ax.axis("off")
             axes[row, column] = ax
-        axes[row, 0].set_title(name, fontsize=10, pad=2, loc="left", y=0.86 if solid else None)
-    figure.subplots_adjust(0, 0, 1, 0.97, 0, gap)
+    figure.subplots_adjust(names / width, 0, 1, 0.97, 0, gap)
+    for (name, *_), first in zip(rows, axes[:, 0]):
+        box = first.get_subplotspec().get_position(figure)
+        figure.text(0, (box.y0 + box.y1) / 2, name, fontsize=10, va="center")
     return figure, axes
 
 # %% ../../nbs/aligned/07_figures.ipynb #4b5e3360

@@ -177,7 +177,7 @@ def fig_smoothness(
             axis.plot(grid, values.mean(0), label=WALK_LABELS.get(row, row), **style)
             if len(values) > 1:
                 axis.fill_between(grid, values.min(0), values.max(0), color=style["color"], alpha=0.2, lw=0)
-    for axis, label in zip(axes, ("step / mean step of the walk", "bone lengths off (%)")):
+    for axis, label in zip(axes, ("step / mean step\nof the walk", "bone lengths off (%)")):
         axis.set(xlabel="share of the path (%)", ylabel=label, xlim=(0, 100), ylim=(0, None))
         axis.grid(alpha=0.3)
     figure.suptitle(f"Walks between random test images; {source}", fontsize=9)

@@ -61,7 +61,7 @@ STYLES = {  # {name: (colour, line, marker)}
     "Spurr et al.": (GREY, "--", "X"),
     "Iqbal et al.": (DARK, "--", "<"),
     "Panteleris et al.": (GREY, "--", ">"),
-    "Aligned latent spaces (RC2CHP)": (BLACK, "--", "*"),
+    "Aligned latent spaces (RC2CHP)": (DARK, "--", "*"),
     "Yang and Yao (disentangled)": (GREY, "--", "p"),
     "Sridhar et al. (RGB-D)": (DARK, "--", "h"),
 }

@@ -359,10 +359,10 @@ def scores_tips(
 
 # %% ../../nbs/hand/03_metrics.ipynb #2caf78ce
 def _best_rotation(
-    pred: np.ndarray,  # (N,21,3) centred, 0 where a joint does not count
+    pred: np.ndarray,  # (N,21,D) centred, 0 where a joint does not count
     true: np.ndarray,  # the same
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Rotation (N,3,3) and scale (N,) that bring the prediction nearest to the truth."
+    "Rotation (N,D,D) and scale (N,) that bring the prediction nearest to the truth."
     left, sizes, right = np.linalg.svd(np.swapaxes(pred, 1, 2) @ true)
     mirrored = np.linalg.det(left) * np.linalg.det(right) < 0
     sizes[mirrored, -1] *= -1
@@ -373,26 +373,27 @@ def _best_rotation(
 
 # %% ../../nbs/hand/03_metrics.ipynb #2ade430b
 def align_procrustes(
-    pred: ArrayLike,  # (N,21,3) in any unit
-    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    pred: ArrayLike,  # (N,21,D) in any unit; D: 3, or 2 in an image
+    true: ArrayLike,  # (N,21,D) mm or px, NaN where not annotated
     visible: ArrayLike | None = None,  # (N,21) bool; None: all that are annotated
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Predictions (N,21,3) mm turned, scaled and moved to fit best, and the angle (N,) of the turn in degrees."
+    "Predictions turned, scaled and moved to fit best (N,21,D), and the angle (N,) of the turn in degrees."
     centred, true_centred, target, counted = _centred(pred, true, visible)
     rotation, scale = _best_rotation(np.where(counted[..., None], centred, 0), true_centred)
     aligned = scale[:, None, None] * centred @ np.swapaxes(rotation, 1, 2) + target
-    angle = np.degrees(np.arccos(np.clip((np.trace(rotation, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    cosine = (np.trace(rotation, axis1=1, axis2=2) - (rotation.shape[-1] - 2)) / 2
+    angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     few = counted.sum(1) < 3
     aligned[few], angle[few] = np.nan, np.nan
     return aligned, angle
 
 # %% ../../nbs/hand/03_metrics.ipynb #faef97d0
 def scores_split(
-    pred: ArrayLike,  # (N,21,3) mm
-    true: ArrayLike,  # (N,21,3) mm, NaN where not annotated
+    pred: ArrayLike,  # (N,21,D) mm or px
+    true: ArrayLike,  # (N,21,D) mm or px, NaN where not annotated
     visible: ArrayLike | None = None,  # (N,21) bool; None: unknown
 ) -> dict:
-    "Procrustes EPE in mm, rotation in degrees, EPE of visible, hidden and each joint; None: no such joint."
+    "Procrustes EPE, rotation in degrees, EPE of visible, hidden and each joint; None: no such joint."
     errors = joint_errors(pred, true)
     aligned, angle = align_procrustes(pred, true)
     seen = np.ones(errors.shape, bool) if visible is None else _numbers(visible) > 0

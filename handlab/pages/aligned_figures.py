@@ -109,7 +109,7 @@ def fig_walks_of(
     ends = list(zip(frames[:pairs], frames[pairs:]))
     figure = fig_walks(network, prepared, settings, ends, count, device)
     name = "evaluation" if split == "test" else "training"
-    return _sign(figure, run, f"frames of the {name} split, from RGB alone")
+    return _sign(figure, run, f"frames of the {name} split, from RGB alone; clouds: dark is near")
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #6a41e9de
 def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu"):
@@ -178,7 +178,8 @@ def fig_tips(
     source: str,  # of the networks
 ):
     "3D PCK of finger tips under both alignments, and published curves."
-    figure, axis = plt.subplots(figsize=(5.6, 4.6))
+    figure = plt.figure(figsize=(5.6, 5.4))
+    axis, below = panel_axes(figure, {"S1", "S4"} <= set(curves))
     known = published_curves("dexter_object", "0-100 mm")
     for method in COMPARED["dexter_object"]:
         draw_published(axis, known[method], method)
@@ -189,8 +190,19 @@ def fig_tips(
             style = style_of(variant) | ({} if alignment == "root_scale" else {"linestyle": ":"})
             draw_ours(axis, thresholds_100(), each, label, style)
     tested = f"tested on {frames};\ntrained on {source}"
-    finish_pck(axis, "Dexter+Object, finger tips", tested, limits=(0, 100), auc_range="0-100 mm")
+    if below:
+        _draw_tip_differences(below, axis)
+    finish_pck(axis, "Dexter+Object, finger tips", tested, limits=(0, 100), auc_range="0-100 mm", below=below)
     return figure
+
+
+def _draw_tip_differences(below, axis):
+    "S4 less S1, each pair under the same alignment."
+    ours = {line.ours[0] for line in axis.lines if hasattr(line, "ours")}
+    for alignment in TIP_ALIGNMENTS.values():
+        first, second = (f"{LABELS[name]}, {alignment}" for name in ("S1", "S4"))
+        draw_differences(below, axis, first, ours - {first, second})
+    below.set_title("S4 less S1, at the same scale (percentage points)", fontsize=8, pad=3)
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #272de86f
 def fig_convergence(runs: dict):  # {variant: [RunFolder]}

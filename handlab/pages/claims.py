@@ -244,7 +244,7 @@ def fig_forest(table: pd.DataFrame, title: str, source: str):
     rows = in_percent(table.assign(claim=whole_claims(table)))
     rows = rows[rows.ours.notna()].iloc[::-1]
     source += f" Not drawn: {count_of(len(table) - len(rows), 'claim')} without an effect of ours."
-    figure, axis = plt.subplots(figsize=(5, 1.4 + 0.36 * len(rows)), dpi=100)
+    figure, axis = plt.subplots(figsize=(5, 1.4 + 0.43 * len(rows)), dpi=100)
     axis.axvline(0, color="black", linewidth=0.8)
     for place, row in enumerate(rows.itertuples()):
         _draw_claim(axis, place, row)

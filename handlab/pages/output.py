@@ -17,7 +17,7 @@ from ..results.catalogue import PROFILES
 
 # %% ../../nbs/pages/01_output.ipynb #cf2ad1a7
 REQUIRED = ("item", "paper", "notebook")
-ABOUT = (*REQUIRED, "source", "profile", "seeds", "runs", "date", "command")
+ABOUT = (*REQUIRED, "source", "profile", "seeds", "runs", "date", "command", "machine")
 
 
 def write_about(

@@ -19,7 +19,7 @@ from IPython.display import Markdown, display
 
 from ..core import HandlabError, choose, project_path, project_root, read_json
 from ..hand.metrics import scores_split
-from ..machine import pick_device
+from ..machine import hardware, pick_device
 from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.catalogue import BUDGETS, PROFILES, page_folder
 from ..results.evidence import frame_scores
@@ -70,6 +70,7 @@ class Item:
     ending: Callable = None  # page -> end of the file name, where it is not '<data>-<profile>'
     digits: int = 2  # of a table
     stored: str = ""  # a table's key in Page.tables; empty: its name
+    timed: bool = False  # a table of times: measured once on a machine, then shown from its file
 
 # %% ../../nbs/pages/03_page.ipynb #a4a52a9d
 def every_run(runs) -> list:  # {key: [RunFolder]}, nested or not, or [RunFolder]
@@ -140,7 +141,22 @@ def _made(page, item: Item) -> tuple | None:
         return None
     if item.first:
         runs = {key: each[:1] for key, each in runs.items()}
-    return item.make(runs, page), runs
+    known = _measured_before(page, item, every_run(runs)) if item.timed else None
+    return item.make(runs, page) if known is None else known, runs
+
+
+def _measured_before(page, item: Item, runs: list) -> pd.DataFrame | None:
+    "The table of times that this machine has measured of the same runs: another pass would differ by chance."
+    name = _file_name(page, item, runs)
+    table, note = (
+        project_path(page.figures or page.own_figures) / path
+        for path in (f"{name}.csv", f"about/{name}.json")
+    )
+    if not (table.exists() and note.exists()):
+        return None
+    before, now = read_json(note), _about(page, item, runs)
+    same = all(before.get(key) == value for key, value in now.items() if key != "date")
+    return pd.read_csv(table, index_col=0) if same else None
 
 # %% ../../nbs/pages/03_page.ipynb #bda9613c
 def _file_name(page, item: Item, runs: list) -> str:
@@ -161,7 +177,7 @@ def _about(page, item: Item, runs: list) -> dict:
         about["source"] = f"{page.sets[item.tested]}; trained on {about['source']}"
     if not runs:  # it belongs to the others of its page
         about["runs"] = len(page.all_runs())
-    return about
+    return about | ({"machine": hardware()["processor"]} if item.timed else {})
 
 # %% ../../nbs/pages/03_page.ipynb #d105af57
 def _smaller_links(page, name: str) -> str:  # as seen from nbs/; '' where there are none
@@ -297,22 +313,28 @@ def with_interval(runs, network: str, test_set: str = "") -> str:
     return "" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
 
 # %% ../../nbs/pages/03_page.ipynb #8f72bf0b
+def _split(arrays: dict, network: str) -> dict:  # {column: number}
+    true, visible = arrays["true"], arrays.get("visible")
+    flat = true.shape[-1] == 2
+    if flat:  # in 2D the hidden joints are neither learned nor counted
+        true, visible = np.where(np.asarray(visible, bool)[..., None], true, np.nan), None
+    scores = scores_split(arrays[network], true, visible)
+    shape = {f"Procrustes EPE ({'px' if flat else 'mm'})": scores["epe_procrustes"]}
+    parts = shape | {"rotation (degrees)": scores["rotation_mean"]} | split_columns(scores)
+    hidden = ("visible joints", "hidden joints") if flat else ()
+    return {name: value for name, value in parts.items() if name not in hidden}
+
+
 def split_means(each: list, network: str) -> dict:  # of arrays by name, one dict per seed -> {column: mean}
-    "Articulation, rotation, and the errors by visibility and kind of joint, of 3D predictions."
-    rows = []
-    for arrays in each:
-        scores = scores_split(arrays[network], arrays["true"], arrays.get("visible"))
-        parts = {
-            "Procrustes EPE (mm)": scores["epe_procrustes"],
-            "rotation (degrees)": scores["rotation_mean"],
-        }
-        rows.append(parts | split_columns(scores))
+    "Articulation, rotation, errors by visibility and kind of joint; in 2D in px, of the visible joints."
+    rows = [_split(arrays, network) for arrays in each]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def split_scores(runs, network: str) -> dict:  # {column: mean over the seeds}
-    "The same of a 3D network of some runs."
-    return split_means([run.predictions for run in runs], network)
+def split_scores(runs, network: str, test_set: str = "") -> dict:  # {column: mean over the seeds}
+    "The same of a network of some runs, on their own test set or another."
+    each = [run.predictions_on(test_set) if test_set else run.predictions for run in runs]
+    return split_means(each, network)
 
 # %% ../../nbs/pages/03_page.ipynb #c48e829e
 def compared(

@@ -152,6 +152,7 @@ ABLATION_TABLES = (
             runs, device=page.options["device"], repeats=page.options["repeats"]
         ),
         _ALL,
+        timed=True,
     ),
 )
 

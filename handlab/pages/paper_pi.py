@@ -152,12 +152,19 @@ TABLES = (
         digits=3,
     ),
     Item(
+        "table2-joints",
+        "Table 2, errors by joint",
+        lambda runs, page: pi_scores.table_2_split(**runs, test_set=page.sets["dexter"]),
+        _any("rhd_2d", "stereo_2d"),
+    ),
+    Item(
         "time",
         "Forward time",
         lambda runs, page: pi_figures.table_time(
             page.options["device"], page.options["repeats"], page.options["size"]
         ),
         ending=lambda page: f"{pick_device(page.options['device']).type}-{page.options['size']}",
+        timed=True,
     ),
 )
 

@@ -82,7 +82,8 @@ def fig_4(runs, root: str = "", count: int = 6):
     frames = test_frames(runs[0], root)
     some = frames.subset(even_frames(len(frames), count))
     figure = fig_activations(run_networks(runs[0]), some, len(some))
-    figure.suptitle(source_line(runs[:1]), fontsize=8, y=1.01)
+    scale = "maps: bright is large, each from 0 to its own largest value; depth: bright is near"
+    figure.suptitle(f"{source_line(runs[:1])}; {scale}", fontsize=8, y=1.01)
     return figure
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #b557d897
@@ -111,9 +112,11 @@ def table_4(rhd=(), stereo=(), rhd_2d=(), stereo_2d=()) -> pd.DataFrame:  # runs
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #a5aa7c2e
 def fig_5(runs):
-    "Fig. 5 of the first run: pose, intermediate and joint loss."
-    figure = fig_losses(runs[0].path, runs[0].metrics["settings"]["steps_first"])
-    legend = "thick: validation, thin: training; grey line: training with privileged information begins"
+    "Fig. 5 of the first run: pose, intermediate and joint loss, and the pose loss of stage 2 closer."
+    figure = fig_losses(runs[0].path, runs[0].metrics["settings"]["steps_first"], closer=True)
+    legend = (
+        "thick: validation, thin: training; upright grey line: training with privileged information begins"
+    )
     figure.suptitle(f"{source_line(runs[:1])}; {legend}", fontsize=8, y=1.02)
     return figure
 

@@ -6,7 +6,8 @@
 __all__ = ['CONTROLS', 'NOT_NETWORKS', 'STATE_OF_THE_ART', 'NETWORKS_2D', 'PANELS', 'TABLE_2', 'PRINTED', 'SHARES',
            'published_statements', 'curve_style', 'label_of', 'was_tested', 'predictions_of', 'networks_of',
            'on_test_set', 'draw_networks', 'panel_3d', 'panel_published', 'table_state_of_the_art', 'panel_2d',
-           'fig_panel', 'fig_3', 'table_3d', 'table_3d_split', 'our_2d', 'table_2', 'table_2_of', 'fig_mask_share']
+           'fig_panel', 'fig_3', 'table_3d', 'table_3d_split', 'our_2d', 'table_2', 'table_2_of', 'table_2_split',
+           'fig_mask_share']
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #029e2698
 import matplotlib.pyplot as plt
@@ -336,8 +337,23 @@ def table_2(tests: dict) -> pd.DataFrame:  # {'rhd' | 'stb' | 'dexter_object': (
 # %% ../../nbs/pages/04_pi_scores.ipynb #ead97720
 def table_2_of(rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object") -> pd.DataFrame:
     "Table 2 from the runs that exist; those of RHD are tested on `test_set`, too."
+    return table_2(_tests_2d(rhd_2d, stereo_2d, test_set))
+
+
+def _tests_2d(rhd_2d, stereo_2d, test_set: str) -> dict:  # of `table_2`
     tested = [run for run in rhd_2d if was_tested(run, test_set)]
-    return table_2({"rhd": (rhd_2d, ""), "stb": (stereo_2d, ""), "dexter_object": (tested, test_set)})
+    return {"rhd": (rhd_2d, ""), "stb": (stereo_2d, ""), "dexter_object": (tested, test_set)}
+
+
+def table_2_split(rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object") -> pd.DataFrame:
+    "The errors of Table 2's networks apart (px, visible joints): shape, turn in the image, kinds of joints."
+    rows = [
+        {"test": PRINTED[test], "network": label_of(runs, network)} | split_scores(runs, network, other)
+        for test, (runs, other) in _tests_2d(rhd_2d, stereo_2d, test_set).items()
+        if runs
+        for network in networks_of(runs, other)
+    ]
+    return pd.DataFrame(rows).set_index(["test", "network"]).dropna(axis="columns", how="all")
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #6ccae6f7
 SHARES = {"rgb_steps": 0.0, "mask_0.2": 0.2, "mask_0.8": 0.8, "mask_1": 1.0}
@@ -352,19 +368,25 @@ def _draw_over_shares(axis, shares, values, label: str, name: str):  # values (s
         axis.fill_between(shares, *edges, color=style["color"], alpha=0.2, linewidth=0)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #dc89436b
-def _draw_share_errors(axis, runs, shares: dict):
-    "Ours at every share, and the paper's two shares."
+def _draw_share_errors(axis, below, runs, shares: dict):
+    "Ours at every share, and the paper's two where the data are Stereo's; below, the change from no mask."
     errors = np.array([on_test_set(runs, name, lambda *arrays: epe(*arrays, "zb")) for name in shares])
+    stereo = runs[0].metrics["source"].endswith("stb")
     published = published_numbers("privileged_depth", "Table 2", "stb").pivot_table(
         index="method", columns="metric", values="value"
     )
     for column, (name, network) in enumerate({"mean": "mask_1", "median": "mask_0.8"}.items()):
         _draw_over_shares(axis, list(shares.values()), errors[:, :, column], f"ours, EPE {name}", network)
+        _draw_over_shares(below, list(shares.values()), (errors - errors[:1])[:, :, column], "", network)
+        if not stereo:
+            continue
         printed = [published.loc[f"RGB + PI training ({share})", f"2D EPE {name}"] for share in (0.2, 0.8)]
         label = f"EPE {name} on Stereo, {PUBLISHED}"
         style = line_of("published") | dict(marker="sD"[column], markevery=None, linewidth=1.1)
         axis.plot([0.2, 0.8], printed, label=label, **style)
     axis.set(ylabel="EPE (px)", ylim=(0, 1.08 * axis.dataLim.ymax))
+    below.set(ylabel="change from\nno mask (px)")
+    below.axhline(0, color="0.4", linewidth=0.8)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #709252a0
 def _draw_share_energy(axis, runs, shares: dict):
@@ -376,21 +398,26 @@ def _draw_share_energy(axis, runs, shares: dict):
         _draw_over_shares(axis, list(measured.values()), values, "ours", "mask_1")
         covered = np.mean([each["hand"] for each in energy])
         axis.axhline(covered, color="0.4", linestyle=":", label="share of the crop that the hand covers")
-    axis.set(ylabel="share of energy on the hand", ylim=(0, 1))
+    axis.set(ylabel="share of energy\non the hand", ylim=(0, 1))
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #05f222f9
 def fig_mask_share(runs):
-    "2D EPE and energy on the hand over the share of training images with the mask loss; published is dashed."
+    "2D EPE, its change and the energy on the hand over the share of images with a mask; published is dashed."
     found = networks_of(runs)
     shares = {name: share for name, share in SHARES.items() if name in found}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), dpi=100)
-    _draw_share_errors(left, runs, shares)
-    _draw_share_energy(right, runs, shares)
-    for axis in (left, right):
-        axis.set_xlabel("share of training images with a mask")
+    figure = plt.figure(figsize=(8.4, 4.8), dpi=100)
+    places = [["errors", "energy"], ["change", "energy"]]
+    axes = figure.subplot_mosaic(places, height_ratios=[2, 1])
+    _draw_share_errors(axes["errors"], axes["change"], runs, shares)
+    _draw_share_energy(axes["energy"], runs, shares)
+    for axis in axes.values():
         axis.grid(alpha=0.3)
-        if axis.lines:
-            legend_below(axis)
+    axes["errors"].tick_params(labelbottom=False)
+    for lowest, named in (("change", "errors"), ("energy", "energy")):
+        axes[lowest].set_xlabel("share of training images with a mask")
+        if axes[named].lines:
+            legend_below(axes[lowest], axes[named].get_legend_handles_labels()[0])
+    figure.align_ylabels([axes["errors"], axes["change"]])
     figure.suptitle(f"{source_line(runs)}, protocol zb", fontsize=9)
     figure.tight_layout()
     return figure

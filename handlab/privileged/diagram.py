@@ -105,9 +105,12 @@ def draw_layers(
 def layer_legend(axis: plt.Axes, rows: list, x: float, y: float):
     "The colours of the layers with their counts."
     counts = {name: sum(row["layer"] == name for row in rows) for name in LAYER_COLOURS}
-    for number, (name, count) in enumerate((name, count) for name, count in counts.items() if count):
-        _bar(axis, name, x + number, y, 0.12, 0.12)
-        _text(axis, x + number + 0.17, y + 0.05, f"{count} {LAYER_NAMES[name]}", ha="left")
+    for name, count in counts.items():
+        if count:
+            text = f"{count} {LAYER_NAMES[name]}"
+            _bar(axis, name, x, y, 0.12, 0.12)
+            _text(axis, x + 0.17, y + 0.05, text, ha="left")
+            x += 0.3 + 0.058 * len(text)  # as wide as the text
 
 # %% ../../nbs/privileged/09_diagram.ipynb #2f8eb1ed
 def trunk_layers(network: torch.nn.Module) -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'batch_at', 'images_of', 'picture_grid', 'label_rows', 'fig_samples', 'draw_pck', 'fig_pck', 'stage_curves',
-           'draw_loss', 'fig_losses', 'draw_map', 'features_of', 'fig_activations', 'activation_energy',
+           'draw_loss', 'fig_losses', 'draw_map', 'features_of', 'fig_activations', 'activation_energy', 'energy_text',
            'fig_predictions', 'overlay_grid', 'fig_overlays']
 
 # %% ../../nbs/privileged/05_figures.ipynb #9674dacd
@@ -140,14 +140,29 @@ def draw_loss(axis: plt.Axes, curves: tuple, stage: str, name: str, label: str):
         axis.plot(training["step"], training[name], color=COLOURS[stage], linewidth=0.6, alpha=0.35)
 
 # %% ../../nbs/privileged/05_figures.ipynb #dee9de30
+def _draw_closer(axis: plt.Axes, folder: str | Path, steps_first: int, stages: dict):
+    "Stage 2's pose loss on the validation split; the grey line: where stage 1 ended."
+    for stage, kind in stages.items():
+        if kind.second and (Path(folder) / stage / "losses.csv").exists():
+            validation, _ = stage_curves(folder, stage, steps_first)
+            if "pose" in validation:
+                axis.plot(validation["step"], validation["pose"], **line_of(stage), linewidth=1.7)
+                axis.axhline(validation["pose"][0], color="0.6", linewidth=0.8)
+    axis.set(xlabel="step")
+    axis.set_title("pose loss of stage 2, validation;\ngrey line: where RGB alone ended", fontsize=9)
+    axis.grid(alpha=0.3)
+
+
 def fig_losses(
     folder: str | Path,  # of the run
     steps_first: int,  # where stage 2 begins
     stages: dict = STAGES,
     panels: dict = PANELS,  # {column of losses.csv: title}
+    closer: bool = False,  # a further panel: stage 2's pose loss, which lies close together in the first
 ) -> plt.Figure:
     "The losses of the networks over the training, one panel per loss."
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels), 3.2), dpi=85)
+    count = len(panels) + closer
+    figure, axes = plt.subplots(1, count, figsize=(3.5 * count, 3.2), dpi=85)
     for stage, kind in stages.items():
         if (Path(folder) / stage / "losses.csv").exists():
             curves = stage_curves(folder, stage, steps_first if kind.second else 0)
@@ -161,6 +176,8 @@ def fig_losses(
         axis.yaxis.set_minor_formatter("")
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3, which="both")
+    if closer:
+        _draw_closer(axes[-1], folder, steps_first, stages)
     names = axes[0].get_legend_handles_labels()
     figure.legend(*names, loc="lower center", ncols=len(stages), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
@@ -224,6 +241,14 @@ def activation_energy(
             features = features_of(network.to(device), batch, stages[stage].modality)
             shares[stage].append(energy_on_hand(features, batch.mask).cpu())
     return {stage: float(torch.cat(parts).mean()) for stage, parts in shares.items()}
+
+
+def energy_text(energy: dict, stages: dict = STAGES) -> str:  # energy: of `activation_energy`
+    "The same in one line, by the networks' names."
+    shares = ", ".join(
+        f"{stages[name].label} {share:.3f}" for name, share in energy.items() if name in stages
+    )
+    return f"share of the activation energy on the hand: {shares}; share of the crop: {energy['hand']:.3f}"
 
 # %% ../../nbs/privileged/05_figures.ipynb #b7e8b93c
 def _draw_pose(
