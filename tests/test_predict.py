@@ -268,6 +268,20 @@ def test_images_as_people_have_them(tmp_path):
         files_named([tmp_path / "missing.png"])
 
 
+def test_a_name_counts_from_here_or_from_the_projects_root(tmp_path, monkeypatch):
+    for folder in ("project", "project/nbs"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path / "project"))
+    monkeypatch.chdir(tmp_path / "project/nbs")
+    (tmp_path / "project/a.png").write_bytes(b"")
+    for word in ("a.png", "*.png"):  # as a notebook names it, which runs in its own folder
+        assert files_named([word]) == [tmp_path / "project/a.png"]
+    (tmp_path / "project/nbs/a.png").write_bytes(b"")
+    assert [each.absolute() for each in files_named(["a.png"])] == [tmp_path / "project/nbs/a.png"]
+    with pytest.raises(HandlabError, match="b.png: there is no such file, here or in the project"):
+        files_named(["b.png"])
+
+
 def test_files_of_one_name_in_two_folders_stay_apart(tmp_path):
     for name in ("a/hand.png", "b/hand.png", "b/c/hand.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

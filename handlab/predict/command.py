@@ -28,6 +28,7 @@ from handlab.core import (
     atomic_file,
     make_folder,
     one_line_errors,
+    project_path,
     write_json,
 )
 from ..data.sample import Sample
@@ -44,10 +45,18 @@ VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
 LARGEST = 100_000_000  # pixels of an image: more is an error rather than a full memory
 
 
+def _place_of(word: str) -> str:
+    "A name as it counts from here, or else from the project's root: a notebook runs in its own folder."
+    for place in (word, str(project_path(word))):
+        if Path(place).exists() or glob.glob(place, recursive=True):
+            return place
+    return word
+
+
 def files_named(words: Iterable[str]) -> list:  # paths, folders and patterns -> paths of images and videos
     "The files that the words of a command line name."
     found = []
-    for word in map(str, words):
+    for word in map(_place_of, map(str, words)):
         if Path(word).is_dir():
             inside = sorted(each for each in Path(word).iterdir() if each.suffix.lower() in IMAGES + VIDEOS)
             inside = [each for each in inside if not each.name.startswith(".")]
@@ -62,7 +71,9 @@ def files_named(words: Iterable[str]) -> list:  # paths, folders and patterns ->
             matching = sorted(map(Path, glob.glob(word, recursive=True)))
             if not matching:
                 raise HandlabError(
-                    word, "there is no such file", "name an image, a video, a folder or a pattern"
+                    word,
+                    "there is no such file, here or in the project",
+                    "name an image, a video, a folder or a pattern",
                 )
             found += matching
     return list({path.absolute(): path for path in found}.values())  # a file named twice is one
