@@ -146,6 +146,7 @@ def test_training_notebook_on_other_datasets(tmp_path):
         ("train_aligned", dict(strategy="S9"), "strategy 'S9'"),
         ("explore_latent", dict(pear=3), "parameter 'pear'"),
         ("explore_latent", dict(run="runs/nowhere"), "it holds no finished run"),
+        ("explore_latent", dict(encoder="Q"), "encoder 'Q'"),
     ],
 )
 def test_wrong_parameter_is_named(tmp_path, notebook, parameters, words):
