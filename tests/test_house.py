@@ -77,18 +77,6 @@ def test_the_library_is_what_the_notebooks_export(tmp_path):
         assert path.read_text() == committed.read_text(), f"run 'make export': {own_name(committed)}"
 
 
-TYPED = {
-    "core",
-    "settings",
-    "machine",
-    "hand",
-    "data",
-    "sim",
-    "train",
-    "privileged",
-}  # the packages whose signatures name all types
-
-
 def public_functions(node: ast.AST):
     "The functions and methods that a reader calls, constructors among them."
     for each in ast.iter_child_nodes(node):
@@ -120,9 +108,7 @@ def untyped(function: ast.FunctionDef) -> list[str]:
     return bare + ["return"] * (not function.returns and gives_something(function))
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if own_name(path).split("/")[0] in TYPED], ids=own_name
-)
+@pytest.mark.parametrize("path", MODULES, ids=own_name)
 def test_public_signatures_name_all_types(path):
     bare = {each.name: untyped(each) for each in public_functions(ast.parse(path.read_text()))}
     assert not {name: missing for name, missing in bare.items() if missing}

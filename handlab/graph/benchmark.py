@@ -15,9 +15,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib.pyplot as plt
@@ -108,7 +109,11 @@ def _clock_of(device: torch.device) -> Callable:
     return finished
 
 
-def _in_turns(works: dict, rounds: int, device=torch.device("cpu")) -> dict:  # {name: () -> ...}; {name: s}
+def _in_turns(
+    works: dict,
+    rounds: int,
+    device: torch.device = torch.device("cpu"),
+) -> dict:  # {name: () -> ...}; {name: s}
     "The median time of each piece of work, done in turns after a first round that is not counted."
     clock, times = _clock_of(device), {name: [] for name in works}
     for _ in range(rounds + 1):
@@ -134,7 +139,7 @@ def restrict(instructions: str) -> dict:  # '' for all, or one of `SETS`
     return dict(zip(_RESTRICTED, SETS[instructions])) if instructions else {}
 
 
-def machine_limit(_=None) -> str:
+def machine_limit(_: object = None) -> str:
     "The instructions of PyTorch's own loops."
     return torch.backends.cpu.get_cpu_capability()
 
@@ -145,7 +150,7 @@ def _sets_below() -> list[str]:
     return [name for name, more in needs.items() if more in hardware()["instructions"]]
 
 
-def in_child(function: str, argument, instructions: str = ""):
+def in_child(function: str, argument: Any, instructions: str = "") -> Any:
     "What a function of this module returns in a new process with one thread."
     words = "import json, sys; from handlab.graph import benchmark; benchmark.torch.set_num_threads(1); "
     words += f"print(json.dumps(benchmark.{function}(json.load(sys.stdin))))"
@@ -200,7 +205,7 @@ def kinds(profile: str) -> dict:  # {name: Kind}
 class _Step:
     "A training of one kind, on frames of noise."
 
-    def __init__(self, kind: Kind, place: Place, **changes):  # changes: of the settings
+    def __init__(self, kind: Kind, place: Place, **changes: Any):  # changes: of the settings
         settings, self.device = replace(kind.settings, **changes), place.device
         parts = parts_of(kind, settings, noise_data(settings, place.folder), self.device)
         network, self.loss, self.batch_at, self.loop = parts
@@ -210,7 +215,7 @@ class _Step:
         if self.device.type == "cpu":
             keep_memory()
 
-    def bare(self, batch=None):
+    def bare(self, batch: Any = None):
         "One step on a batch that is there."
         batch = self.batch if batch is None else batch
         train_step(self.network, self.optimiser, self.loss, batch, 1e-5, self.loop, self.device)
@@ -221,7 +226,7 @@ class _Step:
         self.bare(self.batch_at(self.number))
 
 # %% ../../nbs/graph/07_benchmark.ipynb #750b4ea3
-def step_rows(place: Place, names=()) -> list[Row]:  # names: of `kinds`; none: all
+def step_rows(place: Place, names: Iterable[str] = ()) -> list[Row]:  # names: of `kinds`; none: all
     "Each kind of step against its arithmetic, and with its batch against bare."
     matrix = torch.rand(_SIDE, _SIDE, device=place.device)
     chosen = {name: kind for name, kind in kinds(place.profile).items() if name in (names or kinds("quick"))}
@@ -288,7 +293,10 @@ def cloud_rows(place: Place) -> list[Row]:
     return [*rows, Row("step of S4, clouds of one posterior", "clouds of all three", one / whole)]
 
 # %% ../../nbs/graph/07_benchmark.ipynb #bcd85e83
-def _write_pictures(folder, frames):  # frames: (image (H,W,3) u8, depth (H,W) metres, mask (H,W)) of each
+def _write_pictures(
+    folder: str | Path,
+    frames: list,  # (image (H,W,3) u8, depth (H,W) metres, mask (H,W)) of each
+):
     "Write image, depth and mask of frames as PNG."
     Path(folder).mkdir(parents=True, exist_ok=True)
     for index, (image, depth, mask) in enumerate(frames):
@@ -300,15 +308,15 @@ def _write_pictures(folder, frames):  # frames: (image (H,W,3) u8, depth (H,W) m
 class Pictures(Dataset):
     "PNG files that are decoded and warped one by one."
 
-    def __init__(self, folder, frames: list, size: int):  # frames: as of `_write_pictures`
+    def __init__(self, folder: str | Path, frames: list, size: int):  # frames: as of `_write_pictures`
         self.folder, self.files, self.size = Path(folder), len(frames), size
         self.middle = len(frames[0][0]) / 2
         _write_pictures(folder, frames)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 10**6
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple:
         angle, zoom, middle = np.random.uniform(-45, 45), np.random.uniform(1, 1.2), self.middle
         turn, found = cv2.getRotationMatrix2D((middle, middle), angle, zoom), []
         for name in ("image", "depth", "mask"):
@@ -356,7 +364,7 @@ def input_rows(place: Place) -> list[Row]:
     ]
 
 # %% ../../nbs/graph/07_benchmark.ipynb #607bbe17
-def _drawing_seconds(argument) -> float:  # (px, frames)
+def _drawing_seconds(argument: tuple) -> float:  # (px, frames)
     "Processor seconds of drawing a frame of RHD's twin, with all that it consists of, in this process."
     size, count = argument
     actor, background = actor_of(0, "training", 0), pool_background(0, "training", 0)
@@ -401,7 +409,7 @@ def _forward_rows(place: Place, width: float = 1.0) -> list[Row]:
     return rows
 
 # %% ../../nbs/graph/07_benchmark.ipynb #a7088670
-def _start_here(argument) -> float:  # (folder of the frames, profile)
+def _start_here(argument: tuple) -> float:  # (folder of the frames, profile)
     "Processor seconds until a training's first step begins, in this process."
     folder, profile = argument
     kind, marks, cpu = kinds(profile)["S4"], [], torch.device("cpu")
@@ -433,7 +441,7 @@ def _measure_sizes(place: Place) -> Measurements:
     return rows
 
 
-def size_rows(place: Place, sizes: Measurements = None) -> list[Row]:  # sizes: of `_measure_sizes`
+def size_rows(place: Place, sizes: Measurements | None = None) -> list[Row]:  # sizes: of `_measure_sizes`
     "The large set against the small one: processor time and bytes per sample, and memory."
     sizes, number = sizes or _measure_sizes(place), iter(range(10**6))
     small, large = (
@@ -549,12 +557,12 @@ def file_name(about: dict) -> str:  # of `machine`
     return re.sub(r"[^a-z0-9]+", "-", f"{about['machine']} {about['instructions']}".lower()).strip("-")
 
 
-def _read_rows(path) -> pd.DataFrame:
+def _read_rows(path: str | Path) -> pd.DataFrame:
     "A machine's rows."
     return pd.read_csv(path, index_col=["what", "against"], dtype={"asked": str, "note": str})
 
 
-def keep(table: pd.DataFrame, folder, about: dict) -> Path:  # about: of `machine`
+def keep(table: pd.DataFrame, folder: str | Path, about: dict) -> Path:  # about: of `machine`
     "Write a machine's rows as CSV; older rows that were not measured again stay."
     path, table = project_path(folder) / f"{file_name(about)}.csv", table.assign(**about)
     if path.exists():
@@ -566,7 +574,7 @@ def keep(table: pd.DataFrame, folder, about: dict) -> Path:  # about: of `machin
     return path
 
 
-def kept(folder) -> dict:  # {machine and instructions: table}
+def kept(folder: str | Path) -> dict:  # {machine and instructions: table}
     "The tables of all machines."
     tables = {}
     for path in sorted(project_path(folder).glob("*.csv")):
@@ -587,7 +595,7 @@ def side_by_side(tables: dict) -> pd.DataFrame:  # of `kept`
     return pd.DataFrame({"asked": asked, **columns}, index=asked.index).fillna("")
 
 # %% ../../nbs/graph/07_benchmark.ipynb #dbd74f63
-def fig_rows(tables: dict):  # of `kept`
+def fig_rows(tables: dict) -> plt.Figure:  # tables: of `kept`
     "The share of what is asked that each row reaches, for every machine."
     asked = pd.DataFrame({name: table["reached"] for name, table in tables.items()}).dropna(how="all")
     asked = asked.loc[[index for table in tables.values() for index in table.index if index in asked.index]]
@@ -606,7 +614,7 @@ def fig_rows(tables: dict):  # of `kept`
     return figure
 
 # %% ../../nbs/graph/07_benchmark.ipynb #9739f693
-def show_all(folder) -> pd.DataFrame:
+def show_all(folder: str | Path) -> pd.DataFrame:
     "Write the table and the figure of all machines beside their files; returns the table."
     tables = kept(folder)
     table = side_by_side(tables)

@@ -10,7 +10,9 @@ import contextlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,14 +28,14 @@ from handlab.core import (
 from .code import PACKAGE, notebook_file, reserve_folder, training_fingerprint
 from .plan import crops_to_prepare, data_names, find_run, page_parameters, whole_graph
 from ..machine import OutOfTime, gpu_count, gpu_names, time_is_over
-from ..results.catalogue import real_roots, run_folder, run_parameters
+from ..results.catalogue import Run, real_roots, run_folder, run_parameters
 
 # %% ../../nbs/graph/03_execute.ipynb #941fb25f
 _BATCH_JOB = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "PBS_JOBID", "LSB_JOBID")
 
 
 @contextlib.contextmanager
-def one_gpu():
+def one_gpu() -> Iterator[None]:
     "Within this block only one GPU is visible, one that no other run uses."
     names = gpu_names()
     if not names:
@@ -64,7 +66,7 @@ KERNEL_FIX = (
 )
 
 
-def execute(notebook: str, output: Path, parameters: dict):
+def execute(notebook: str, output: Path, parameters: dict) -> Any:
     "One papermill call; the executed notebook is saved also after an error."
     import papermill  # half a second that the graph itself does not need
 
@@ -115,7 +117,7 @@ def run_one(name: str, profile: str, seeds: int, real: str = ""):
             execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)
 
 # %% ../../nbs/graph/03_execute.ipynb #a2b15185
-def _run_page(run, folder: Path, parameters: dict):
+def _run_page(run: Run, folder: Path, parameters: dict):
     begun = time.time()
     execute(run.notebook, folder / f"{run.notebook}.ipynb", parameters)
     made_with = {"notebook": run.notebook, "parameters": parameters, "seconds": time.time() - begun}
@@ -135,7 +137,7 @@ def adopt(profile: str, seeds: int, real: str = "") -> list[str]:  # the names o
     return adopted
 
 # %% ../../nbs/graph/03_execute.ipynb #b2ef1040
-def prepare_data(name: str, profile: str, seeds: int, output, real: str = ""):
+def prepare_data(name: str, profile: str, seeds: int, output: str | Path, real: str = ""):
     "Prepare all crops of a dataset, and those of the other set that its networks are tested on."
     from handlab.data.prepare import prepare_each
 

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from .plan import PAGES, data_names, experiment_of, whole_graph
 from ..machine import hardware, measured_once
 from ..results.catalogue import Run
 from ..settings import make_settings, numpy_generator
+
+if TYPE_CHECKING:  # loading torch takes seconds
+    import torch
 
 # %% ../../nbs/graph/06_pace.ipynb #445c2a93
 def interpreter_seconds() -> float:
@@ -49,13 +53,13 @@ class Noise:
     def __init__(self, count: int):
         self.count = count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
     def identity(self) -> str:
         return f"noise {self.count} {self.size}"
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         from handlab.data.sample import Sample  # here: the graph itself does not need the data's modules
         from handlab.hand.skeleton import example_hand
 
@@ -76,7 +80,10 @@ class Noise:
         )
 
 # %% ../../nbs/graph/06_pace.ipynb #135cbf4f
-def noise_data(settings, folder):  # an experiment's settings
+def noise_data(
+    settings: Any,  # an experiment's settings
+    folder: str | Path,
+) -> Any:
     "Prepared frames of noise, enough for a batch with and one without labels, as an experiment's data."
     from handlab.data.prepare import prepare
     from handlab.train.experiment import ExperimentData, crop_settings
@@ -102,7 +109,7 @@ class Kind:
     stage: str = ""  # of paper 1: 'rgb_pi' or 'rgb_steps'
 
     @property
-    def settings(self):
+    def settings(self) -> Any:
         return make_settings(experiment_of(self.notebook)[1], self.profile, **dict(self.given))
 
 # %% ../../nbs/graph/06_pace.ipynb #ab58d967
@@ -117,7 +124,7 @@ def kinds_of(run: Run, profile: str) -> list[Kind]:
     return [Kind(run.notebook, profile, tuple(sorted(given.items())))]
 
 # %% ../../nbs/graph/06_pace.ipynb #25be1dcd
-def _aligned_parts(settings, data, device) -> tuple:
+def _aligned_parts(settings: Any, data: Any, device: "torch.device") -> tuple:
     from handlab.aligned import experiment
 
     batches = experiment.ViewsAt(settings, data.train, device)
@@ -125,7 +132,9 @@ def _aligned_parts(settings, data, device) -> tuple:
     return experiment.make_network(settings), loss, batches, experiment.train_settings(settings)
 
 
-def _pi_parts(settings, data, device, stage: str, make: Callable, loss: Callable) -> tuple:
+def _pi_parts(
+    settings: Any, data: Any, device: "torch.device", stage: str, make: Callable, loss: Callable
+) -> tuple:
     from handlab.privileged.experiment import training_batches
     from handlab.privileged.stages import train_settings
     from handlab.train.loop import on_device
@@ -137,7 +146,12 @@ def _pi_parts(settings, data, device, stage: str, make: Callable, loss: Callable
     return make(settings, stage), loss(teacher), batches, train_settings(settings, stage)
 
 
-def parts_of(kind: Kind, settings, data, device) -> tuple:  # network, loss, step -> batch, TrainSettings
+def parts_of(
+    kind: Kind,
+    settings: Any,
+    data: Any,
+    device: "torch.device",
+) -> tuple:  # network, loss, step -> batch, TrainSettings
     "What `step_times` needs."
     if kind.notebook == "train_aligned":
         return _aligned_parts(settings, data, device)
@@ -152,7 +166,11 @@ def parts_of(kind: Kind, settings, data, device) -> tuple:  # network, loss, ste
     return _pi_parts(settings, data, device, kind.stage, make_network, lambda net: PiLoss(settings, net))
 
 # %% ../../nbs/graph/06_pace.ipynb #3478505d
-def step_seconds(kind: Kind, folder, device) -> float:  # folder: for the frames of noise
+def step_seconds(
+    kind: Kind,
+    folder: str | Path,  # for the frames of noise
+    device: "torch.device",
+) -> float:
     "Seconds of a training step of one kind, its batch included; on a CPU those of the processor."
     from handlab.train.experiment import step_times
 
@@ -197,20 +215,20 @@ def time_steps(kinds: list, places: int) -> list[float]:  # places: processes th
 FORWARD = 1 / 3  # of a training step
 
 
-def _settings_of(run: Run, profile: str):
+def _settings_of(run: Run, profile: str) -> Any:
     settings_class = experiment_of(run.notebook)[1]
     known = {field.name for field in fields(settings_class)}
     given = {name: value for name, value in run.parameters.items() if name in known}
     return make_settings(settings_class, profile, **given)
 
 
-def with_checks(steps: float, settings) -> float:
+def with_checks(steps: float, settings: Any) -> float:
     "Steps, and the validations between them in steps."
     every = settings.validate_every * settings.batch_size
     return steps * (1 + (FORWARD * settings.validation_frames / every if every else 0))
 
 # %% ../../nbs/graph/06_pace.ipynb #cefceb82
-def _pi_steps(settings) -> dict:  # {'rgb_pi' or 'rgb_steps': steps}
+def _pi_steps(settings: Any) -> dict:  # {'rgb_pi' or 'rgb_steps': steps}
     "The steps with and without a teacher of a run of paper 1."
     from handlab.privileged.stages import PiSettings, stages_of
 
@@ -312,7 +330,7 @@ def measured_costs(
     seeds: int,
     real: str,
     places: int,  # runs at the same time
-    names,  # what is to be made
+    names: Iterable[str],  # what is to be made
     write: Callable = print,
 ) -> dict:  # {name: core minutes}
     "What is to be made costs here; empty where it could not be measured."

@@ -11,6 +11,7 @@ __all__ = ['PAGES', 'REPORT', 'PAGES_BEFORE', 'PAGE_MINUTES', 'PAPERS', 'SMALLER
 # %% ../../nbs/graph/02_plan.ipynb #2ddfb41e
 import ast
 import importlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..core import HandlabError, choose, project_path, project_root
@@ -175,7 +176,11 @@ def _names_imported_by(notebook: str) -> list[str]:
     return [alias.name for node in imports for alias in node.names]
 
 # %% ../../nbs/graph/02_plan.ipynb #73d32588
-def crops_to_prepare(needs, profile: str, roots: dict) -> list:  # [(reader, {folder: CropSettings})]
+def crops_to_prepare(
+    needs: Iterable[tuple],
+    profile: str,
+    roots: dict,
+) -> list:  # [(reader, {folder: CropSettings})]
     "Every reader once, with all crops of its frames; needs: [(notebook, dataset, other set)]."
     from handlab.data.prepare import reader_identity  # imports torch, which the graph itself does not need
     from handlab.train.experiment import prepared_folder

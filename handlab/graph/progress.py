@@ -13,6 +13,7 @@ import heapq
 import logging
 import re
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..core import HandlabError, project_path, read_json
@@ -49,20 +50,20 @@ class Tally:
         self,
         costs: dict,  # {name: core minutes}
         places: int = 1,  # how many run at the same time
-        needs: dict = None,  # as `schedule_minutes` reads it
-        widths: dict = None,  # as `schedule_minutes` reads it
+        needs: dict | None = None,  # as `schedule_minutes` reads it
+        widths: dict | None = None,  # as `schedule_minutes` reads it
     ):
         self.costs, self.places, self.needs, self.widths = costs, places, needs or {}, widths or {}
         self.expected, self.ended, self.failed, self.took = [], [], [], {}
         self.started, self.begun = {}, time.time()
 
-    def expect(self, names):
+    def expect(self, names: Iterable[str]):
         "These are to be made; the clock starts, unless something has ended before."
         self.expected = [name for name in self.costs if name in names] or self.expected
         if not self.ended:
             self.begun = time.time()
 
-    def end(self, name: str):
+    def end(self, name: str) -> float | None:
         "The minutes a run took; None if it is not of the graph or was counted before."
         if name not in self.costs or name in self.ended:
             return None
@@ -105,7 +106,7 @@ class Tally:
         return f"about {minutes:.0f} minutes left" if minutes >= 1.5 else "about a minute left"
 
 # %% ../../nbs/graph/04_progress.ipynb #ad398f73
-def notebook_error(path) -> str:
+def notebook_error(path: str | Path) -> str:
     "The error that an executed notebook ended with, in one line; '' if there is none."
     if not Path(path).exists():
         return ""
@@ -121,14 +122,14 @@ _ERROR = re.compile(r"(handlab|[\w.]*(Error|Exception|Interrupt|Died|DiskFull))(
 KILLED = "it ended without an error, as a program does that is killed; memory is the usual cause"
 
 
-def log_error(path) -> str:
+def log_error(path: str | Path) -> str:
     "The error that a log ends with, in one line; '' if there is none."
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
     return last.strip() if _ERROR.match(last) else ""
 
 # %% ../../nbs/graph/04_progress.ipynb #7ea087b7
-def failure(files) -> str:  # a run's notebook and log, relative to the project's root
+def failure(files: Iterable[str]) -> str:  # a run's notebook and log, relative to the project's root
     "Why a run failed, and the files to look at."
     files = [file for file in files if Path(project_path(file)).exists()]
     readers = [notebook_error if file.endswith(".ipynb") else log_error for file in files]
@@ -137,7 +138,7 @@ def failure(files) -> str:  # a run's notebook and log, relative to the project'
     return f"{error}; see {' and '.join(files) or 'nothing was written'}"
 
 # %% ../../nbs/graph/04_progress.ipynb #3d46da6c
-def event_of(record) -> str:
+def event_of(record: logging.LogRecord) -> str:
     "The event of one of Snakemake's log records, such as 'job_finished'."
     return str(getattr(record, "event", "") or "").lower().split(".")[-1]
 
@@ -145,11 +146,11 @@ def event_of(record) -> str:
 class Errors(logging.Handler):
     "Shows Snakemake's own errors although it is quiet; failed runs are `Progress`'s."
 
-    def __init__(self, write=print):
+    def __init__(self, write: Callable = print):
         super().__init__(logging.ERROR)
         self.write = write
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord):
         handlers = logging.getLogger(record.name).handlers
         shown = (each.filter(record) for each in handlers if each.name == "DefaultStreamHandler")
         if event_of(record) in ("", "error") and not any(shown):
@@ -162,27 +163,33 @@ AT_ONCE = functools.partial(print, flush=True)  # a file or a pipe would get the
 class Progress(logging.Handler):
     "Says what the graph does, from Snakemake's log records."
 
-    def __init__(self, tally: Tally, files: dict, profile: str, write=AT_ONCE):  # {name: notebook and log}
+    def __init__(
+        self,
+        tally: Tally,
+        files: dict,  # {name: notebook and log}
+        profile: str,
+        write: Callable = AT_ONCE,
+    ):
         super().__init__()
         self.tally, self.files, self.profile, self.write = tally, files, profile, write
         self.names = {}  # {Snakemake's number of a job: name}
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord):
         if str(record.msg).startswith("Nothing to be done"):
             self.write(f"Nothing to be made: profile {self.profile} is up to date.")
         if action := getattr(self, f"on_{event_of(record)}", None):
             action(record)
 
-    def on_run_info(self, record):
+    def on_run_info(self, record: logging.LogRecord):
         self.tally.expect(record.stats)
 
-    def on_job_info(self, record):
+    def on_job_info(self, record: logging.LogRecord):
         self.names[record.jobid], self.tally.started[record.rule_name] = record.rule_name, time.time()
 
-    def on_job_finished(self, record):
+    def on_job_finished(self, record: logging.LogRecord):
         self.end(self.names.get(record.job_id, ""))
 
-    def on_job_error(self, record):
+    def on_job_error(self, record: logging.LogRecord):
         name = record.rule_name
         if name in self.tally.costs and name not in self.tally.failed:
             self.tally.failed.append(name)

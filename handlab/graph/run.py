@@ -13,7 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from handlab.core import (
     CommandLine,
@@ -63,7 +65,9 @@ def _lock(descriptor: int):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 # %% ../../nbs/graph/05_run.ipynb #07e73050
-def snakemake_words(profile: str, seeds: int, cores: int = 0, more=(), real: str = "") -> list[str]:
+def snakemake_words(
+    profile: str, seeds: int, cores: int = 0, more: Sequence[str] = (), real: str = ""
+) -> list[str]:
     "The command line of Snakemake."
     root = project_root()
     words = [sys.executable, "-m", "snakemake", "--snakefile", root / "Snakefile", "--directory", root]
@@ -104,7 +108,7 @@ def forget_incomplete_pages(profile: str):
             project_path(note).unlink(missing_ok=True)
 
 # %% ../../nbs/graph/05_run.ipynb #301d4dea
-def named_targets(words, profile: str, seeds: int, real: str = "") -> list[str]:
+def named_targets(words: Sequence[str], profile: str, seeds: int, real: str = "") -> list[str]:
     "The words for Snakemake: options first, then what is named, as files."
     files = files_made(profile, seeds, real)
     named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
@@ -114,7 +118,7 @@ def named_targets(words, profile: str, seeds: int, real: str = "") -> list[str]:
     return [*words[len(named) :], *(["--"] if named else []), *(files.get(word, word) for word in named)]
 
 
-def _unknown(word: str, known, profile: str, seeds: int) -> HandlabError:
+def _unknown(word: str, known: Iterable[str], profile: str, seeds: int) -> HandlabError:
     near = nearest(word, known, 0.3)
     what = f"nothing of that name is made at profile {profile} with {seeds} seed{'s' * (seeds > 1)}"
     return HandlabError(word, what, f"did you mean {near}? " * bool(near) + "--dry-run names everything")
@@ -127,7 +131,7 @@ def _made_again(names: list[str]) -> list[str]:
     return ["--forcerun", *names] if names else []
 
 # %% ../../nbs/graph/05_run.ipynb #827b13b6
-def become_snakemake(profile: str, seeds: int, cores: int = 0, more=(), real: str = ""):
+def become_snakemake(profile: str, seeds: int, cores: int = 0, more: Sequence[str] = (), real: str = ""):
     "Run the graph; more: names of runs, then options of Snakemake."
     if cores < 0:
         raise HandlabError("cores", f"{cores} is no number of cores", "give 1 or more, or 0 for all")
@@ -163,7 +167,7 @@ def command_line() -> CommandLine:
     return parser
 
 # %% ../../nbs/graph/05_run.ipynb #b37ab05f
-def _add_commands(parts, usual):
+def _add_commands(parts: Any, usual: CommandLine):
     def add(what, text):
         return parts.add_parser(what, help=text, description=text, parents=[usual])
 
@@ -182,7 +186,7 @@ def _add_commands(parts, usual):
     add("adopt", "accept finished runs made by hand as runs of the present code")
 
 # %% ../../nbs/graph/05_run.ipynb #7e5d076d
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     "The command line."
     parser = command_line()
     given, more = parser.parse_known_args(arguments)

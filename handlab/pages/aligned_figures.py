@@ -7,22 +7,25 @@ __all__ = ['COMPARED', 'TIP_ALIGNMENTS', 'style_of', 'fig_pck_of', 'spread_frame
            'fig_weak_of', 'tip_curves', 'measure_tips', 'fig_tips', 'fig_convergence']
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #9b3d2da3
+from collections.abc import Iterable
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from ..aligned.comparison import fig_validation, validation_curves
 from ..aligned.experiment import predict
 from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
 from ..aligned.strategies import LABELS, base_variant
+from ..data.prepare import Prepared
 from ..hand.draw import STYLES, line_of
 from ..hand.metrics import align, joint_errors, pck, thresholds_100
 from .aligned_scores import label_of, opened, split_reference, weak_errors
 from .curves import draw_differences, draw_ours, draw_published, finish_pck, panel_axes
 from .page import every_run
 from ..results.published import published_curves
-from ..results.runs import source_line
+from ..results.runs import RunFolder, source_line
 from ..train.experiment import crop_settings, prepared_reader
 from ..train.sets import evaluation_reader
 
@@ -57,8 +60,8 @@ def fig_pck_of(
     runs: dict,  # {variant: [RunFolder]}
     title: str,
     benchmark: str = "rhd",  # 'rhd' or 'stb'
-    methods=None,  # published curves to draw; None: all that the paper's figure has
-):
+    methods: Iterable[str] | None = None,  # published curves to draw; None: all that the paper's figure has
+) -> plt.Figure:
     "3D PCK of the runs, their differences from S1 or the first, and published curves of the real benchmark."
     figure = plt.figure(figsize=(5.6, 5.4))
     axis, below = panel_axes(figure, len(runs) > 1)
@@ -87,7 +90,7 @@ def spread_frames(
     return ((np.arange(wanted) + 0.5 + offset) * count / wanted).astype(int) % count
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #2533ffd9
-def _sign(figure, run, text: str):
+def _sign(figure: plt.Figure, run: RunFolder, text: str) -> plt.Figure:
     "A line under a picture: what it was drawn from."
     strategy, source = run.metrics["strategy"], source_line([run]).removesuffix("1 seed")
     line = f"{LABELS.get(strategy, strategy)}; {source}seed {run.metrics['seed']}; {text}"
@@ -96,12 +99,12 @@ def _sign(figure, run, text: str):
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #994c22a1
 def fig_walks_of(
-    run,
+    run: RunFolder,
     pairs: int = 2,
     split: str = "test",  # or 'train'
     count: int = 5,  # hands of a walk
-    device="cpu",
-):
+    device: str | torch.device = "cpu",
+) -> plt.Figure:
     "Walks between evenly spread frames of a split (Fig. 1: training, Fig. 4: test)."
     settings, data, network = opened(run, device)
     prepared = getattr(data, split)
@@ -112,7 +115,9 @@ def fig_walks_of(
     return _sign(figure, run, f"frames of the {name} split, from RGB alone; clouds: dark is near")
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #6a41e9de
-def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu"):
+def fig_reconstructions_of(
+    run: RunFolder, count: int = 8, offset: float = 0.0, device: str | torch.device = "cpu"
+) -> plt.Figure:
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)
     frames = spread_frames(len(data.test), count, offset)
@@ -120,7 +125,7 @@ def fig_reconstructions_of(run, count: int = 8, offset: float = 0.0, device="cpu
     return _sign(figure, run, "black: true pose; vermilion: from RGB alone; clouds: dark is near")
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #e04d936f
-def fig_weak_of(runs: dict):  # {variant: [RunFolder]} with S4, its labelled shares and S1
+def fig_weak_of(runs: dict) -> plt.Figure:  # runs: {variant: [RunFolder]} with S4, its labelled shares and S1
     "Mean EPE over the labelled share; S1 with all labels as a line."
     shares, baseline = split_reference(runs)
     errors = [run.metrics["values"]["RGB"]["epe_mean"] for run in baseline]
@@ -131,7 +136,10 @@ def fig_weak_of(runs: dict):  # {variant: [RunFolder]} with S4, its labelled sha
 TIP_ALIGNMENTS = {"root_scale": "scale per frame", "root_set_scale": "scale per sequence"}
 
 
-def tip_curves(predicted, prepared) -> dict:  # (N,21,3) mm, prepared crops -> {alignment: (100,)}
+def tip_curves(
+    predicted: np.ndarray,
+    prepared: Prepared,
+) -> dict:  # (N,21,3) mm, prepared crops -> {alignment: (100,)}
     "PCK of finger tips from 0 to 100 mm under both alignments."
     counted = ~np.isnan(joint_errors(predicted, prepared.joints, prepared.visible))
     counted &= (counted.sum(1) > 1)[:, None]  # a single tip fits any translation
@@ -148,7 +156,7 @@ def measure_tips(
     runs: dict,  # {variant: [RunFolder]}
     dataset: str,  # 'sim-dexter-object' or 'dexter-object'
     root: str = "",
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> tuple:  # {variant: {alignment: (seeds, 100)}}, and the frames' source
     "The tip curves of trained networks on Dexter+Object, on which none was trained."
     found = {}
@@ -161,7 +169,12 @@ def measure_tips(
     return found, frames
 
 
-def _tips_of(run, dataset: str, root: str, device) -> dict:  # {alignment: (100,), 'frames': text}
+def _tips_of(
+    run: RunFolder,
+    dataset: str,
+    root: str,
+    device: str | torch.device,
+) -> dict:  # {alignment: (100,), 'frames': text}
     settings, _, network = opened(run, device)
     reader = evaluation_reader(
         dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip
@@ -176,7 +189,7 @@ def fig_tips(
     curves: dict,  # of `measure_tips`
     frames: str,  # of `measure_tips`
     source: str,  # of the networks
-):
+) -> plt.Figure:
     "3D PCK of finger tips under both alignments, and published curves."
     figure = plt.figure(figsize=(5.6, 5.4))
     axis, below = panel_axes(figure, {"S1", "S4"} <= set(curves))
@@ -205,7 +218,7 @@ def _draw_tip_differences(below, axis):
     below.set_title("S4 less S1, at the same scale (percentage points)", fontsize=8, pad=3)
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #272de86f
-def fig_convergence(runs: dict):  # {variant: [RunFolder]}
+def fig_convergence(runs: dict) -> plt.Figure:  # runs: {variant: [RunFolder]}
     "The validation error over steps, and over time where every run has timed its steps."
     labels = {variant: label_of(variant) for variant in runs}
     curves = validation_curves(

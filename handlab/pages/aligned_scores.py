@@ -12,11 +12,14 @@ __all__ = ['ALONE', 'BOTH', 'variant_runs', 'label_of', 'labelled_share', 'weak_
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cb3b8dc2
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 
 from ..aligned import comparison
 from ..aligned.clouds import ROW_NAMES
@@ -35,18 +38,18 @@ from ..hand.metrics import joint_errors
 from .page import every_run, groups_of, split_means, split_scores
 from ..results.catalogue import LABELLED_SHARES
 from ..results.published import published_numbers, published_strategies
-from ..results.runs import profile_of, source_line
+from ..results.runs import RunFolder, profile_of, source_line
 from ..results.statistics import Interval, difference
 from ..settings import make_settings
 from ..train.scores import forward_times
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #abc18413
-def variant_runs(variants, dataset: str) -> dict:  # {variant: run name without seed}
+def variant_runs(variants: Iterable[str], dataset: str) -> dict:  # {variant: run name without seed}
     "The runs of some variants on a data set."
     return {variant: f"train_aligned-{variant}-{dataset}" for variant in variants}
 
 
-def label_of(variant) -> str:  # or (data set, variant)
+def label_of(variant: str | tuple) -> str:  # or (data set, variant)
     "How a variant is called in tables and figures."
     if isinstance(variant, tuple):
         return f"{label_of(variant[1])}; {variant[0]}"
@@ -61,7 +64,7 @@ def labelled_share(variant: str) -> float:
     return float(match[1]) if match else 1.0
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #ea6e5e94
-def weak_variants(folder, dataset: str, strategy: str = "S4") -> list:  # folder of the runs
+def weak_variants(folder: str | Path, dataset: str, strategy: str = "S4") -> list:  # folder of the runs
     "The variants with a share of the labels, by share: the profile's, and others with a finished run."
     pattern = re.compile(rf"train_aligned-({strategy}-labelled[\d.]+(?:-alone)?)-{dataset}-seed\d+")
     names = (path.parent.name for path in Path(folder).glob("train_aligned-*/metrics.json"))
@@ -72,11 +75,11 @@ def weak_variants(folder, dataset: str, strategy: str = "S4") -> list:  # folder
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #735f1c73
 @functools.lru_cache(maxsize=64)
-def _opened(path, device, changed):
+def _opened(path: str, device: str, changed: Any) -> tuple:
     return open_run(path, device)
 
 
-def opened(run, device="cpu") -> tuple:  # settings, data, network
+def opened(run: RunFolder, device: str | torch.device = "cpu") -> tuple:  # settings, data, network
     "What is needed to use a run's network."
     changed = (Path(run.path) / "metrics.json").stat().st_mtime_ns
     found = _opened(str(run.path), str(device), changed)
@@ -94,7 +97,7 @@ def _check_frames(runs: list):
             )
 
 
-def _frame_errors(run) -> np.ndarray:  # (N,) mm, from RGB alone
+def _frame_errors(run: RunFolder) -> np.ndarray:  # (N,) mm, from RGB alone
     return np.nanmean(joint_errors(run.predictions["RGB"], run.predictions["true"]), 1)
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #a696a408
@@ -112,7 +115,7 @@ def run_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {variant: (seed
     }
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #4eff31fe
-def _comparison_row(name: str, errors: dict, reference: str, groups) -> dict:
+def _comparison_row(name: str, errors: dict, reference: str, groups: ArrayLike | None) -> dict:
     means = errors[name].mean(1)
     same = name == reference
     apart = Interval(0.0, 0.0, 0.0) if same else difference(errors[name], errors[reference], groups)
@@ -128,9 +131,9 @@ def _comparison_row(name: str, errors: dict, reference: str, groups) -> dict:
 def comparison_table(
     errors: dict,  # {name: (seeds, N) mm}
     reference: str = "S1",
-    published: dict = None,  # {name: mm} on the real data
-    steps: dict = None,  # {name: steps}
-    groups=None,  # (N,) which frames are drawn together; None: each frame alone
+    published: dict | None = None,  # {name: mm} on the real data
+    steps: dict | None = None,  # {name: steps}
+    groups: ArrayLike | None = None,  # (N,) which frames are drawn together; None: each frame alone
 ) -> pd.DataFrame:
     "One row per variant, compared with the reference row."
     rows = []
@@ -160,7 +163,7 @@ def _with_split(table: pd.DataFrame, splits: dict) -> pd.DataFrame:  # splits: {
 def table_variants(
     runs: dict,  # {variant: [RunFolder]}
     reference: str = "S1",  # where it has no runs: the first row
-    published: dict = None,  # {variant: mm} on the real set
+    published: dict | None = None,  # {variant: mm} on the real set
 ) -> pd.DataFrame:
     "One row per variant, compared with the reference row."
     reference = reference if reference in runs else next(iter(runs))
@@ -185,8 +188,8 @@ def table_strategies(runs: dict) -> pd.DataFrame:
 # %% ../../nbs/pages/09_aligned_scores.ipynb #dc1770b5
 def train_for_equal_time(
     runs: list,  # [RunFolder] of S4
-    folder,
-    device="cpu",
+    folder: str | Path,
+    device: str | torch.device = "cpu",
     show: bool = True,
 ) -> tuple:  # {variant: (seeds, N) mm}, the table
     "Train the other strategies for the time of S4."
@@ -250,8 +253,10 @@ def split_reference(runs: dict) -> tuple:  # {variant: [RunFolder]}
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #b3c71123
 def _weak_row(
-    share: float, errors: dict, groups
-) -> dict:  # errors: 'alone', 'both' and perhaps 'S1', (seeds, N)
+    share: float,
+    errors: dict,  # 'alone', 'both' and perhaps 'S1', (seeds, N)
+    groups: ArrayLike | None,
+) -> dict:
     alone, both = errors["alone"], errors["both"]
     gain = difference(both, alone, groups)
     row = {
@@ -281,11 +286,17 @@ def table_weak(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]} with S4, i
     return pd.DataFrame(rows).set_index("labelled (%)") if rows else pd.DataFrame()
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #a3d429d9
-def _weights(*parts) -> int:
+def _weights(*parts: torch.nn.Module) -> int:
     return sum(weights.numel() for part in parts for weights in part.parameters())
 
 
-def _forward_time(network, side: int, batch: int, device, repeats: int) -> float:  # ms per batch
+def _forward_time(
+    network: torch.nn.Module,
+    side: int,
+    batch: int,
+    device: str | torch.device,
+    repeats: int,
+) -> float:  # ms per batch
     "The shortest time from image to pose."
 
     def pose(image):
@@ -298,7 +309,7 @@ def _forward_time(network, side: int, batch: int, device, repeats: int) -> float
 def table_test_time(
     runs: dict,  # {variant: [RunFolder]}
     side: int = 0,  # px of the crop; 0: the runs' own
-    device="cpu",
+    device: str | torch.device = "cpu",
     repeats: int = 30,
 ) -> pd.DataFrame:
     "Weights when tested and while training, and milliseconds from image to pose."
@@ -341,8 +352,8 @@ def nested(arrays: dict) -> dict:
 def smoothness_of(
     runs: dict,  # {variant: [RunFolder]}
     joints_of: str = "S4",  # the variant whose end poses are also connected by straight paths of the joints
-    device="cpu",
-    **more,
+    device: str | torch.device = "cpu",
+    **more: Any,
 ) -> dict:  # {row: {'measures': {measure: (seeds, pairs)}, 'profiles': {...: (seeds, T)}}}
     "The smoothness of every run's latent space, and of the joints' straight paths."
 
@@ -385,7 +396,7 @@ def table_smoothness(measured: dict, first: str = "S4") -> pd.DataFrame:  # meas
     return pd.DataFrame(rows).T.rename_axis("mean over the walks")
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #62dbaafb
-def cloud_smoothness_of(runs: list, device="cpu") -> dict:
+def cloud_smoothness_of(runs: list, device: str | torch.device = "cpu") -> dict:
     "The surface variation of both kinds of clouds: {'clouds': {'measures': {kind of cloud: (seeds, N)}}}."
 
     def measure(run):

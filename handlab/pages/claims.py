@@ -10,6 +10,9 @@ __all__ = ['PI_PAPER', 'ALIGNED_PAPER', 'PAPER_NAMES', 'TOGETHER', 'UNKNOWN', 'V
 
 # %% ../../nbs/pages/05_claims.ipynb #8fa76e91
 import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +31,7 @@ PI_PAPER, ALIGNED_PAPER = PAPERS
 PAPER_NAMES = {paper: paper.replace("_", " ") for paper in PAPERS}
 
 # %% ../../nbs/pages/05_claims.ipynb #ee48be59
-def _source_text(sources) -> str:  # texts such as 'sim-rhd twin, sim-stb twin'
+def _source_text(sources: Iterable[str]) -> str:  # texts such as 'sim-rhd twin, sim-stb twin'
     "Every twin by name, real sets as one."
     parts = {part.strip() for text in sources for part in text.split(",") if "twin" in part}
     real = {"real data" for text in sources if "real" in text}
@@ -67,12 +70,12 @@ def with_unit(value: float, unit: str, name: bool = True) -> str:  # name: wheth
     return " ".join([number, *[{"share": "%"}.get(unit, unit)] * (name and unit != "AUC")])
 
 # %% ../../nbs/pages/05_claims.ipynb #7b1e6c20
-def marked(text: str, row) -> str:  # row: of a table's iterrows
+def marked(text: str, row: Any) -> str:  # row: of a table's iterrows
     "A text about a claim, marked if the verdict stands with all tests together."
     return f"{text}{f' {TOGETHER}' * (row['also together'] == 'yes')}"
 
 # %% ../../nbs/pages/05_claims.ipynb #d7e55f52
-def _interval(row) -> str:  # row: of itertuples
+def _interval(row: Any) -> str:  # row: of itertuples
     "Ours with its interval, such as '1.18 mm (0.55 to 1.84)'."
     ours = with_unit(row.ours, row.unit)
     if pd.isna(row.ours) or pd.isna(row.low):
@@ -81,7 +84,7 @@ def _interval(row) -> str:  # row: of itertuples
     return f"{ours} ({low} to {high})"
 
 # %% ../../nbs/pages/05_claims.ipynb #6de98cc2
-def _meaning(row, headline) -> str:
+def _meaning(row: Any, headline: Any) -> str:
     "One sentence: what the verdict means, or why there is none."
     if row.verdict in (HOLDS, FAILS):
         return headline.holds if row.verdict == HOLDS else headline.fails
@@ -155,13 +158,13 @@ def known_reasons() -> pd.DataFrame:
     return facts("reasons.csv")
 
 
-def _reason_of(row, reasons: pd.DataFrame) -> str:  # row: of itertuples
+def _reason_of(row: Any, reasons: pd.DataFrame) -> str:  # row: of itertuples
     source = "real" if "real" in row.about else "twin"
     same = (reasons.id == row.Index) & (reasons.profile == row.profile) & (reasons.source == source)
     return " ".join(reasons[same].reason) or UNKNOWN
 
 # %% ../../nbs/pages/05_claims.ipynb #b7fe815a
-def failures(table: pd.DataFrame, reasons: pd.DataFrame = None) -> pd.DataFrame:
+def failures(table: pd.DataFrame, reasons: pd.DataFrame | None = None) -> pd.DataFrame:
     "The claims that do not hold, each with its reason if one is known."
     reasons = known_reasons() if reasons is None else reasons
     failed = table.assign(claim=whole_claims(table))[table.verdict == FAILS]
@@ -213,7 +216,7 @@ _TRUE = dict(color=SKY, alpha=0.25, linewidth=0)  # where a claim is true
 _WIDE = 1000  # per cent, beyond the axis
 
 
-def _draw_claim(axis, place: int, row):
+def _draw_claim(axis: plt.Axes, place: int, row: Any):
     "One line of the forest, over a band that covers the effects with which the claim is true."
     colour, marker, face = VERDICT_MARKS[row.verdict]
     axis.fill_betweenx([place - 0.4, place + 0.4], *np.clip([row.lower, row.upper], -_WIDE, _WIDE), **_TRUE)
@@ -229,7 +232,7 @@ def _needed_text(seeds: float) -> str:  # NaN: unknown, as with one seed; inf: n
     return "3 seeds or more" if np.isnan(seeds) else f"about {seeds:.0f} seeds needed"
 
 
-def _claim_text(row) -> str:  # row: of iterrows
+def _claim_text(row: Any) -> str:  # row: of iterrows
     "A claim for reading beside its line, on two lines where it is long, and its verdict."
     words = row.claim.replace("control not in the paper", "control").strip()
     verdict = marked(row.verdict, row)
@@ -239,7 +242,7 @@ def _claim_text(row) -> str:  # row: of iterrows
     return "\n".join(textwrap.wrap(f"{words}: {kept}", 76))
 
 
-def fig_forest(table: pd.DataFrame, title: str, source: str):
+def fig_forest(table: pd.DataFrame, title: str, source: str) -> plt.Figure:
     "Every claim whose effect was measured, and how many were not; the tables have them all."
     rows = in_percent(table.assign(claim=whole_claims(table)))
     rows = rows[rows.ours.notna()].iloc[::-1]
@@ -254,7 +257,7 @@ def fig_forest(table: pd.DataFrame, title: str, source: str):
     return figure
 
 # %% ../../nbs/pages/05_claims.ipynb #cf3ed501
-def _scale_forest(axis):
+def _scale_forest(axis: plt.Axes):
     "An axis that is linear around zero and logarithmic beyond."
     ticks = (-100, -20, -5, 0, 5, 20, 100)
     axis.set_xscale("symlog", linthresh=5, linscale=1)
@@ -276,7 +279,7 @@ def _drawn_marks(rows: pd.DataFrame) -> list:  # handles of a legend
     return [*marks, plt.Rectangle((0, 0), 1, 1, label="effects with which the claim is true", **_TRUE)]
 
 
-def _label_forest(axis, title: str, source: str, marks: list):  # marks: of `_drawn_marks`
+def _label_forest(axis: plt.Axes, title: str, source: str, marks: list):  # marks: of `_drawn_marks`
     "Labels, legend and source."
     axis.set_xlabel("effect, % of what is compared; shares and AUC in percentage points", fontsize=8)
     legend_below(axis, marks, ncols=2)
@@ -320,7 +323,7 @@ def save_claims(
     world: World,
     table: pd.DataFrame,
     forests: dict,  # {paper: figure}
-    folder="figures",  # or the page's own, where the files there are made of more runs
+    folder: str | Path = "figures",  # or the page's own, where the files there are made of more runs
 ) -> list:  # names of the files
     "Write the headlines, the ledger, each paper's table and its forest."
     text, runs = caption(world, table), world.opened

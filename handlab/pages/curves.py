@@ -6,7 +6,13 @@
 __all__ = ['PUBLISHED', 'area_between', 'auc_text', 'draw_ours', 'draw_published', 'panel_axes', 'draw_differences', 'finish_pck']
 
 # %% ../../nbs/pages/02_curves.ipynb #c050b7ac
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.figure import SubFigure
+from numpy.typing import ArrayLike
 
 from ..core import HandlabError
 from ..hand.draw import STYLES, legend_below, line_of
@@ -15,10 +21,10 @@ from ..results.published import curve_auc
 
 # %% ../../nbs/pages/02_curves.ipynb #863c366a
 def area_between(
-    thresholds,  # (T,) mm or px, ascending
-    curve,  # (T,) shares, 0 to 1
-    low: float = None,  # None: the first threshold
-    high: float = None,  # None: the last
+    thresholds: ArrayLike,  # (T,) mm or px, ascending
+    curve: ArrayLike,  # (T,) shares, 0 to 1
+    low: float | None = None,  # None: the first threshold
+    high: float | None = None,  # None: the last
 ) -> float:
     "The area under a curve over the thresholds from `low` to `high`, 0 to 1."
     thresholds, curve = np.asarray(thresholds, float), np.asarray(curve, float)
@@ -36,20 +42,20 @@ def area_between(
     return auc(thresholds[inside], curve[inside])
 
 # %% ../../nbs/pages/02_curves.ipynb #de8d5f81
-def auc_text(areas) -> str:  # one per seed
+def auc_text(areas: Sequence[float]) -> str:  # one per seed
     "The mean area, with its standard deviation where there are several seeds."
     areas = np.asarray(areas, float)
     return f"{areas.mean():.3f}" + (f" ± {areas.std(ddof=1):.3f}" if len(areas) > 1 else "")
 
 # %% ../../nbs/pages/02_curves.ipynb #c21c4368
 def draw_ours(
-    axis,
-    thresholds,  # (T,) mm or px
-    curves,  # (seeds, T) or (T,) shares, 0 to 1
+    axis: plt.Axes,
+    thresholds: ArrayLike,  # (T,) mm or px
+    curves: ArrayLike,  # (seeds, T) or (T,) shares, 0 to 1
     label: str,
-    style: dict = None,  # of `line_of`; never dashed: that is how published curves are drawn
-    auc_range=(None, None),  # thresholds between which the area is taken; None: all
-):
+    style: dict | None = None,  # of `line_of`; never dashed: that is how published curves are drawn
+    auc_range: tuple = (None, None),  # thresholds between which the area is taken; None: all
+) -> plt.Line2D:
     "The mean curve over the seeds and its band; the label ends with the area."
     curves, thresholds = np.atleast_2d(np.asarray(curves, float)), np.asarray(thresholds, float)
     if curves.shape[1:] != thresholds.shape:
@@ -70,7 +76,7 @@ def draw_ours(
     return line
 
 # %% ../../nbs/pages/02_curves.ipynb #323961a8
-def _draw_band(axis, thresholds, curves, colour):  # curves (seeds, T)
+def _draw_band(axis: plt.Axes, thresholds: np.ndarray, curves: np.ndarray, colour: str):  # curves (seeds, T)
     "From the lowest seed to the highest."
     if len(curves) > 1:
         edges = (curves.min(0), curves.max(0))
@@ -81,10 +87,10 @@ PUBLISHED = "published, real data"  # what every published curve is called
 
 
 def draw_published(
-    axis,
-    rows,  # of `published_curves`, one method's
+    axis: plt.Axes,
+    rows: pd.DataFrame,  # of `published_curves`, one method's
     label: str,  # the method
-):
+) -> plt.Line2D:
     "A published curve, thin, grey and dashed; the label says so and ends with the published area."
     known = rows.published_auc.iloc[0]
     low, high = (float(edge) for edge in rows.auc_range.iloc[0].removesuffix(" mm").split("-"))
@@ -95,7 +101,7 @@ def draw_published(
     return line
 
 # %% ../../nbs/pages/02_curves.ipynb #f5109b7e
-def panel_axes(figure, differences: bool = True) -> tuple:  # a figure or subfigure
+def panel_axes(figure: plt.Figure | SubFigure, differences: bool = True) -> tuple:  # a figure or subfigure
     "Axes for curves and axes below for their differences, or None."
     if not differences:
         return figure.subplots(), None
@@ -104,10 +110,10 @@ def panel_axes(figure, differences: bool = True) -> tuple:  # a figure or subfig
 
 # %% ../../nbs/pages/02_curves.ipynb #f13d7d25
 def draw_differences(
-    axis,
-    curves,  # the axes that hold ours
+    axis: plt.Axes,
+    curves: plt.Axes,  # the axes that hold ours
     reference: str,  # label of one of ours
-    without=(),  # labels that are left out
+    without: Iterable[str] = (),  # labels that are left out
 ):
     "Ours less the reference, in percentage points; not at threshold 0, where rounding of the root decides."
     ours = {
@@ -126,20 +132,20 @@ def draw_differences(
     axis.grid(alpha=0.3)
 
 # %% ../../nbs/pages/02_curves.ipynb #da62acb9
-def _named_lines(axis) -> list:
+def _named_lines(axis: plt.Axes) -> list:
     "The curves of a plot, the largest area first."
     lines = [line for line in axis.lines if not line.get_label().startswith("_")]
     return sorted(lines, key=lambda line: -getattr(line, "area", 0))
 
 
-def _limits(lines) -> tuple:
+def _limits(lines: Iterable[plt.Line2D]) -> tuple:
     if not lines:
         return 0, 50
     edges = [line.get_xdata() for line in lines]
     return min(edge.min() for edge in edges), max(edge.max() for edge in edges)
 
 
-def _heights(lines, limits) -> tuple:  # limits of the thresholds
+def _heights(lines: Sequence[plt.Line2D], limits: tuple) -> tuple:  # limits of the thresholds
     "From 0, or from the tenth below the lowest curve, to a little above the highest."
     inside = [
         line.get_ydata()[(limits[0] <= line.get_xdata()) & (line.get_xdata() <= limits[1])] for line in lines
@@ -150,14 +156,14 @@ def _heights(lines, limits) -> tuple:  # limits of the thresholds
 
 # %% ../../nbs/pages/02_curves.ipynb #82bf8b80
 def finish_pck(
-    axis,
+    axis: plt.Axes,
     title: str,
     source: str,  # of our curves, in one line or more: 'sim-rhd twin, profile quick, 2 seeds'
     unit: str = "mm",  # 'mm' (3D) or 'px' (2D)
-    limits=None,  # of the thresholds; None: those of the curves
+    limits: tuple | None = None,  # of the thresholds; None: those of the curves
     auc_range: str = "",  # heads the legend, such as '20-50 mm'
-    below=None,  # axes of the differences, which then carry the legend
-):
+    below: plt.Axes | None = None,  # axes of the differences, which then carry the legend
+) -> plt.Axes:
     "Title, source, axes, grid and legend of a PCK plot."
     lines, lowest = _named_lines(axis), below or axis
     limits = limits or _limits(lines)

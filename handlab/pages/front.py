@@ -8,6 +8,7 @@ __all__ = ['ROWS', 'SETS', 'ANSWERS', 'SHOWN', 'ONCE', 'BEGIN', 'END', 'error_ta
 
 # %% ../../nbs/pages/13_front.ipynb #127b7c64
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -53,14 +54,14 @@ ROWS = {  # row: (run without data, network, its name in paper 2's Table 1)
 SETS = {"sim-rhd": "RHD twin", "sim-stb": "STB twin"}
 
 
-def _mean_errors(name: str, network: str, folder, seeds: int) -> tuple:  # NaN without runs
+def _mean_errors(name: str, network: str, folder: str | Path, seeds: int) -> tuple:  # NaN without runs
     "The mean error (mm), and what is left of it after turning, scaling and moving (Procrustes)."
     values = [run.metrics["values"].get(network, {}) for run in open_runs(name, folder, seeds)]
     kinds = ("epe_mean", "epe_procrustes")
     return tuple(np.mean([each.get(kind, np.nan) for each in values] or [np.nan]) for kind in kinds)
 
 
-def error_table(folder, seeds: int) -> pd.DataFrame:
+def error_table(folder: str | Path, seeds: int) -> pd.DataFrame:
     "The errors (mm) of the papers' networks on the twins that have runs, and what was published."
     published, rows = published_strategies(), {}
     for row, (start, network, strategy) in ROWS.items():
@@ -115,7 +116,7 @@ def finding_sentences(table: pd.DataFrame, runs: list, untrained: str) -> list: 
     ]
 
 # %% ../../nbs/pages/13_front.ipynb #c2d4a9e6
-def front_block(folder=SHIPPED, seeds: int = 1) -> str:  # its links are from the root
+def front_block(folder: str | Path = SHIPPED, seeds: int = 1) -> str:  # its links are from the root
     "Findings and table as Markdown."
     world, profile = World(str(folder), seeds), profile_of(folder)
     table = claims_table(world)
@@ -148,7 +149,7 @@ SHOWN = ("paper_pi", "paper_aligned", "claims", "replication")  # the pages of `
 ONCE = "compiling the simulator"  # begins a line that only a machine's first run prints
 
 
-def _write_notebook(path, notebook: dict):
+def _write_notebook(path: str | Path, notebook: dict):
     with atomic_file(path, "w") as file:
         file.write(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
 
@@ -172,7 +173,7 @@ def with_outputs(notebook: dict, executed: dict) -> dict:
     return notebook
 
 
-def save_outputs(folder="runs/papers"):
+def save_outputs(folder: str | Path = "runs/papers"):
     "Save what the pages showed when they were last run."
     for page in SHOWN:
         path = project_path(f"nbs/{page}.ipynb")
@@ -188,7 +189,7 @@ def in_notebooks(block: str) -> str:
     return block.replace("](", "](../")
 
 
-def replaced(text: str, block: str, path="") -> str:
+def replaced(text: str, block: str, path: str | Path = "") -> str:
     "A text with another block between its marks."
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise HandlabError(path, "it has no marks for the findings", f"write {BEGIN} and {END} into it")
@@ -196,7 +197,7 @@ def replaced(text: str, block: str, path="") -> str:
     return f"{text[:begin]}\n{block}\n{text[end:]}"
 
 # %% ../../nbs/pages/13_front.ipynb #1262e4c0
-def write_front(folder=SHIPPED, seeds: int = 1):
+def write_front(folder: str | Path = SHIPPED, seeds: int = 1):
     "Write the findings into README.md and the index."
     path, block = project_path("README.md"), front_block(folder, seeds)
     text = replaced(path.read_text(encoding="utf-8"), block, path)
@@ -211,7 +212,7 @@ def write_front(folder=SHIPPED, seeds: int = 1):
     _write_notebook(path, notebook)
 
 # %% ../../nbs/pages/13_front.ipynb #e64d3525
-def main(arguments=None):
+def main(arguments: list[str] | None = None):
     "The command line."
     text = "Write what was found into README.md and nbs/index.ipynb, and save the pages' outputs."
     parser = CommandLine(prog="python -m handlab.pages.front", description=text)

@@ -10,6 +10,7 @@ __all__ = ['COLUMNS', 'HEAD', 'SMALLER', 'items', 'missing_files', 'other_files'
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +39,7 @@ def _item_order(item: str) -> tuple:
     return item.split()[0] if item else "", "suppl" in item.lower(), int(number[0]) if number else 0, item
 
 # %% ../../nbs/pages/12_manifest.ipynb #23540be9
-def items(folder="figures") -> list:  # dicts of `ABOUT`, with 'name' and the existing 'files'
+def items(folder: str | Path = "figures") -> list:  # dicts of `ABOUT`, with 'name' and the existing 'files'
     "The tables and figures of a folder, by paper and item."
     folder, found = project_path(folder), []
     for name, about in _notes(folder).items():
@@ -48,7 +49,7 @@ def items(folder="figures") -> list:  # dicts of `ABOUT`, with 'name' and the ex
     return sorted(found, key=lambda about: (about["paper"], *_item_order(about["item"]), about["name"]))
 
 # %% ../../nbs/pages/12_manifest.ipynb #f7f5b69b
-def missing_files(folder="figures") -> dict:  # {notebook: [file]}
+def missing_files(folder: str | Path = "figures") -> dict:  # {notebook: [file]}
     "The files that a notebook has written and that no longer exist."
     folder, gone = project_path(folder), {}
     for about in _notes(folder).values():
@@ -58,7 +59,7 @@ def missing_files(folder="figures") -> dict:  # {notebook: [file]}
     return gone
 
 # %% ../../nbs/pages/12_manifest.ipynb #f382160b
-def other_files(folder="figures") -> list:  # names
+def other_files(folder: str | Path = "figures") -> list:  # names
     "The files of a folder that belong to no item, such as plots of single runs."
     folder = project_path(folder)
     known = {name for about in items(folder) for name in about["files"]} | {"README.md"}
@@ -66,7 +67,7 @@ def other_files(folder="figures") -> list:  # names
     return sorted(names - known)
 
 # %% ../../nbs/pages/12_manifest.ipynb #5b1d0e77
-def smaller_folders(folder="figures") -> list:  # profiles
+def smaller_folders(folder: str | Path = "figures") -> list:  # profiles
     "The profiles that have a folder of their own for what the shipped runs do not make."
     return [name for name in PROFILES if (project_path(folder) / name / "about").is_dir()]
 
@@ -79,8 +80,8 @@ def _is_larger(name: str, profile: str, beside: Path) -> bool:
 
 
 def take_items(
-    source,  # such as 'runs/quick/figures'
-    folder="figures/quick",  # its items are replaced
+    source: str | Path,  # such as 'runs/quick/figures'
+    folder: str | Path = "figures/quick",  # its items are replaced
 ):
     "Copy the items that the folder above has at no larger profile."
     source, folder = named_folder(project_path(source), "--take"), project_path(folder)
@@ -101,7 +102,7 @@ were measured on simulated hands and are not those of the papers' benchmarks; pu
 SMALLER = "What no shipped run makes yet, at the profile `{0}`: [{0}]({0}/README.md)."
 
 
-def _links(names, folder: str = "") -> str:
+def _links(names: Iterable[str], folder: str = "") -> str:
     return " ".join(f"[{name}]({folder}{name})" for name in names)
 
 # %% ../../nbs/pages/12_manifest.ipynb #4d2014e9
@@ -119,9 +120,9 @@ def _row(about: dict, command: str, nbs: str) -> list:  # one text per column
 def manifest_page(
     found: list,  # of `items`
     command: str = "make figures",  # for items that name none
-    others=(),  # names of further files
+    others: Iterable[str] = (),  # names of further files
     nbs: str = "../nbs",  # path from the page to the notebooks
-    smaller=(),  # profiles with a folder of their own
+    smaller: Iterable[str] = (),  # profiles with a folder of their own
 ) -> str:
     "The manifest as Markdown."
     parts = [HEAD.format(command=command), *map(SMALLER.format, smaller)]
@@ -136,7 +137,7 @@ def manifest_page(
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/pages/12_manifest.ipynb #ab2ef9f5
-def write_manifest(folder="figures", command: str = "make figures") -> list:  # the items
+def write_manifest(folder: str | Path = "figures", command: str = "make figures") -> list:  # the items
     "Write `README.md` of a folder of tables and figures, atomically."
     found, nbs = items(folder), os.path.relpath(project_root() / "nbs", project_path(folder))
     with atomic_file(project_path(folder) / "README.md", "w") as file:
@@ -144,7 +145,7 @@ def write_manifest(folder="figures", command: str = "make figures") -> list:  # 
     return found
 
 # %% ../../nbs/pages/12_manifest.ipynb #d944aed2
-def main(arguments=None):
+def main(arguments: list[str] | None = None):
     "The command line."
     parser = CommandLine(
         prog="python -m handlab.pages.manifest",

@@ -7,6 +7,7 @@ __all__ = ['REQUIRED', 'ABOUT', 'UNDATED', 'write_about', 'remove_item', 'choose
            'markdown_table', 'save_table']
 
 # %% ../../nbs/pages/01_output.ipynb #e323365e
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,10 +22,10 @@ ABOUT = (*REQUIRED, "source", "profile", "seeds", "runs", "date", "command", "ma
 
 
 def write_about(
-    folder,  # such as 'figures'
+    folder: str | Path,  # such as 'figures'
     name: str,  # of the files, without ending
     about: dict,  # keys of `ABOUT`; those of `REQUIRED` must be there
-    kinds=(),  # endings of the files
+    kinds: Iterable[str] = (),  # endings of the files
 ):
     "Note what a table or figure is."
     if unknown := sorted(set(about) - set(ABOUT)):
@@ -70,9 +71,9 @@ def _has_less(about: dict, there: dict) -> bool:
 def choose_folder(
     name: str,  # of the files, without ending
     about: dict,  # the note on what is to be written
-    folder,  # where it should go, such as 'figures'
-    own,  # the page's own folder
-):
+    folder: str | Path,  # where it should go, such as 'figures'
+    own: str | Path,  # the page's own folder
+) -> str | Path:
     "`folder`; or, with a printed line, the page's own folder where this item would replace a fuller one."
     path = project_path(folder) / "about" / f"{name}.json"
     there = read_json(path) if path.exists() else {}
@@ -93,12 +94,12 @@ def _made_of(about: dict) -> str:
     return ", ".join([*counts, *(about[key] for key in ("source", "profile") if key in about)]) or "no run"
 
 
-def _shown(folder) -> str:
+def _shown(folder: str | Path) -> str:
     path, root = project_path(folder), project_root()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 # %% ../../nbs/pages/01_output.ipynb #60203afa
-def page_file(path, about: dict, own) -> Path:
+def page_file(path: str | Path, about: dict, own: str | Path) -> Path:
     "Where a single page, such as the explorer, goes by the same rule; writes its note."
     path = Path(path)
     folder = choose_folder(path.stem, about, path.parent, own)
@@ -110,10 +111,10 @@ UNDATED = {"svg": {"Date": None}, "png": {"Software": None}}
 
 
 def save_figure(
-    figure,
+    figure: plt.Figure,
     name: str,
-    folder="figures",
-    about: dict = None,  # for the manifest, see above
+    folder: str | Path = "figures",
+    about: dict | None = None,  # for the manifest, see above
 ) -> list:  # the files
     "Write a figure to `<folder>/<name>.svg` and `.png`, atomically; return the paths."
     paths = [project_path(folder) / f"{name}.{kind}" for kind in UNDATED]
@@ -147,8 +148,8 @@ def save_table(
     name: str,
     caption: str = "",
     digits: int = 2,
-    folder="figures",
-    about: dict = None,  # for the manifest
+    folder: str | Path = "figures",
+    about: dict | None = None,  # for the manifest
 ) -> list:  # the files
     "Write a table to `<folder>/<name>.csv` and `.md`, atomically; return the paths."
     texts = {"csv": table.to_csv(), "md": markdown_table(table, caption, digits) + "\n"}

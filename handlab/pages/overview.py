@@ -6,7 +6,9 @@
 __all__ = ['TOP', 'COLUMNS', 'panels', 'draw_overview', 'write_overview']
 
 # %% ../../nbs/pages/08_overview.ipynb #889cd683
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 from ..core import atomic_file, project_path
 
 # %% ../../nbs/pages/08_overview.ipynb #c454e363
-def panels(image) -> list:  # rows of panels, each (h, w, 3)
+def panels(image: Image.Image) -> list:  # rows of panels, each (h, w, 3)
     "The panels of a figure whose images stand in a grid on white."
     inked = (np.asarray(image)[..., :3] < 250).any(-1)
     rows = _bands(inked.mean(1) > 0.5)
@@ -23,7 +25,7 @@ def panels(image) -> list:  # rows of panels, each (h, w, 3)
     return [[np.asarray(image)[row, column, :3] for column in columns] for row in rows]
 
 # %% ../../nbs/pages/08_overview.ipynb #96196dce
-def _bands(inside) -> list:  # slices of 20 pixels or more
+def _bands(inside: Iterable[bool]) -> list:  # slices of 20 pixels or more
     found, start = [], 0
     for value, run in groupby(inside):
         stop = start + len(list(run))
@@ -38,10 +40,10 @@ COLUMNS = ("simulated image\n(profile quick)", "truth", "trained on\nRGB alone",
 
 
 def draw_overview(
-    predictions,  # image file; its rows: image, truth, without depth in training, with it
-    explorer,  # image file of the page
-    hands=(3, 4, 6),  # columns of the figure of predictions
-):
+    predictions: str | Path,  # image file; its rows: image, truth, without depth in training, with it
+    explorer: str | Path,  # image file of the page
+    hands: Sequence[int] = (3, 4, 6),  # columns of the figure of predictions
+) -> plt.Figure:
     "The front page's picture."
     grid = panels(Image.open(predictions))
     page = _cards(Image.open(explorer))
@@ -64,13 +66,15 @@ def draw_overview(
     return figure
 
 # %% ../../nbs/pages/08_overview.ipynb #6b94461b
-def _cards(page):
+def _cards(page: Image.Image) -> Image.Image:
     "The explorer's page from its first white card on, below the title."
     white = (np.asarray(page)[..., :3] == 255).all(-1).mean(1) > 0.5
     return page.crop((0, max(0, int(white.argmax()) - 8), *page.size))
 
 # %% ../../nbs/pages/08_overview.ipynb #dd2d25c5
-def write_overview(predictions="figures/quick/pi-fig7-sim-rhd-quick.png", folder="figures"):
+def write_overview(
+    predictions: str | Path = "figures/quick/pi-fig7-sim-rhd-quick.png", folder: str | Path = "figures"
+) -> Path:
     "Write `overview.png`."
     figure = draw_overview(project_path(predictions), project_path(folder) / "explorer.png")
     path = project_path(folder) / "overview.png"

@@ -7,9 +7,10 @@ __all__ = ['SETS', 'ONE_SEED', 'Paper', 'Item', 'every_run', 'check_steps', 'Pag
            'split_scores', 'compared', 'show_findings']
 
 # %% ../../nbs/pages/03_page.ipynb #af68d222
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +25,7 @@ from .output import choose_folder, markdown_table, save_figure, save_table
 from ..results.catalogue import BUDGETS, PROFILES, page_folder
 from ..results.evidence import frame_scores
 from handlab.results.runs import (
+    RunFolder,
     about_item,
     figures_folder,
     missing_line,
@@ -52,7 +54,7 @@ class Paper:
     between: str = "-"  # joins several data sets in a file name
 
 # %% ../../nbs/pages/03_page.ipynb #a2d4f220
-def _no_runs(page) -> tuple:
+def _no_runs(page: "Page") -> tuple:
     return {}, ()
 
 # %% ../../nbs/pages/03_page.ipynb #0fa6fa9d
@@ -73,14 +75,14 @@ class Item:
     timed: bool = False  # a table of times: measured once on a machine, then shown from its file
 
 # %% ../../nbs/pages/03_page.ipynb #a4a52a9d
-def every_run(runs) -> list:  # {key: [RunFolder]}, nested or not, or [RunFolder]
+def every_run(runs: dict | Iterable[RunFolder]) -> list:  # {key: [RunFolder]}, nested or not, or [RunFolder]
     "All run folders of a nested dict, in order."
     if isinstance(runs, dict):
         return [run for each in runs.values() for run in every_run(each)]
     return list(runs)
 
 # %% ../../nbs/pages/03_page.ipynb #6c046c40
-def check_steps(runs) -> None:  # [RunFolder]
+def check_steps(runs: Iterable[RunFolder]) -> None:  # [RunFolder]
     "Raise an error where runs on the same data have different numbers of steps, unless a budget sets them."
     by_source = {}
     for run in runs:
@@ -97,7 +99,7 @@ def check_steps(runs) -> None:  # [RunFolder]
             )
 
 # %% ../../nbs/pages/03_page.ipynb #143eacec
-def _open(page, names: dict, needs, place: str) -> dict:
+def _open(page: "Page", names: dict, needs: Iterable[str], place: str) -> dict:
     if page.strict:
         require(names.values(), page.folder, page.seeds)
     if line := missing_line(names.values(), page.folder, page.seeds):
@@ -107,7 +109,7 @@ def _open(page, names: dict, needs, place: str) -> dict:
     return found if all(key in found for key in needs) else {}
 
 # %% ../../nbs/pages/03_page.ipynb #6d944abc
-def _items_named(page, name: str) -> list:
+def _items_named(page: "Page", name: str) -> list:
     items = [item for item in page.items if item.name == name]
     if not items:
         known = ", ".join(dict.fromkeys(item.name for item in page.items))
@@ -115,7 +117,7 @@ def _items_named(page, name: str) -> list:
     return items
 
 # %% ../../nbs/pages/03_page.ipynb #938c4a11
-def _make(page, item: Item) -> tuple | None:  # what was made, and its runs
+def _make(page: "Page", item: Item) -> tuple | None:  # what was made, and its runs
     try:
         return _made(page, item)
     except HandlabError as error:
@@ -132,7 +134,7 @@ def _too_few(item: Item, names: dict, runs: dict) -> str:  # names, runs: by key
     return f"{is_not} and only {len(runs)} of its {len(names)} kinds can be read here: {found}"
 
 
-def _made(page, item: Item) -> tuple | None:
+def _made(page: "Page", item: Item) -> tuple | None:
     names, needs = item.wanted(page)
     runs = page.open(names, needs, item.place)
     if names and len(runs) < item.least:
@@ -145,7 +147,7 @@ def _made(page, item: Item) -> tuple | None:
     return item.make(runs, page) if known is None else known, runs
 
 
-def _measured_before(page, item: Item, runs: list) -> pd.DataFrame | None:
+def _measured_before(page: "Page", item: Item, runs: list) -> pd.DataFrame | None:
     "The table of times that this machine has measured of the same runs: another pass would differ by chance."
     name = _file_name(page, item, runs)
     table, note = (
@@ -159,7 +161,7 @@ def _measured_before(page, item: Item, runs: list) -> pd.DataFrame | None:
     return pd.read_csv(table, index_col=0) if same else None
 
 # %% ../../nbs/pages/03_page.ipynb #bda9613c
-def _file_name(page, item: Item, runs: list) -> str:
+def _file_name(page: "Page", item: Item, runs: list) -> str:
     if item.ending:
         ending = item.ending(page)
     elif runs:
@@ -171,7 +173,7 @@ def _file_name(page, item: Item, runs: list) -> str:
     return "-".join(filter(None, [page.paper.prefix, item.name, ending]))
 
 # %% ../../nbs/pages/03_page.ipynb #7cc29c94
-def _about(page, item: Item, runs: list) -> dict:
+def _about(page: "Page", item: Item, runs: list) -> dict:
     about = about_item(item.place, page.paper.name, page.paper.notebook, runs)
     if item.tested:
         about["source"] = f"{page.sets[item.tested]}; trained on {about['source']}"
@@ -180,7 +182,7 @@ def _about(page, item: Item, runs: list) -> dict:
     return about | ({"machine": hardware()["processor"]} if item.timed else {})
 
 # %% ../../nbs/pages/03_page.ipynb #d105af57
-def _smaller_links(page, name: str) -> str:  # as seen from nbs/; '' where there are none
+def _smaller_links(page: "Page", name: str) -> str:  # as seen from nbs/; '' where there are none
     "Links to what a folder within `figures` has of an item at a smaller profile."
     start, lines = f"{page.paper.prefix}-{name}-", []
     for profile in PROFILES if page.figures else ():
@@ -193,7 +195,7 @@ def _smaller_links(page, name: str) -> str:  # as seen from nbs/; '' where there
     return " ".join(lines)
 
 
-def _keep(page, item: Item, thing, runs: list) -> None:
+def _keep(page: "Page", item: Item, thing: Any, runs: list) -> None:
     files, name, about = [], _file_name(page, item, runs), _about(page, item, runs)
     folder = page.figures and choose_folder(name, about, page.figures, page.own_figures)
     page.read += runs
@@ -214,7 +216,11 @@ def _keep(page, item: Item, thing, runs: list) -> None:
 SETS = {"rhd": "sim-rhd", "stereo": "sim-stb", "dexter": "sim-dexter-object"}  # {role: data set}
 
 # %% ../../nbs/pages/03_page.ipynb #5a2c7e10
-def _check_options(size: str = "full", device: str | torch.device = "cpu", **more):  # of the page's items
+def _check_options(
+    size: str = "full",
+    device: str | torch.device = "cpu",
+    **more: Any,  # of the page's items
+):
     "A size or a device that there is not is an error before the first item."
     if size not in PROFILES:
         raise HandlabError(f"size {size!r}", "networks have no such size", choose(size, PROFILES))
@@ -275,7 +281,12 @@ class Page:
         found = {key: open_runs(name, self.folder, self.seeds) for key, name in names.items()}
         return {key: runs for key, runs in found.items() if runs}
 
-    def open(self, names: dict, needs=(), place: str = "") -> dict:  # of `wanted` -> {key: [RunFolder]}
+    def open(
+        self,
+        names: dict,
+        needs: Iterable = (),
+        place: str = "",
+    ) -> dict:  # of `wanted` -> {key: [RunFolder]}
         "The same, with a line on missing runs; nothing where a necessary one is missing."
         return _open(self, names, needs, place)
 
@@ -288,24 +299,32 @@ class Page:
         if links := _smaller_links(self, name):
             display(Markdown(links))
 
-    def keep(self, item: Item, thing, runs=()) -> None:  # a figure or table, and what it is made of
+    def keep(
+        self,
+        item: Item,
+        thing: Any,
+        runs: dict | Iterable[RunFolder] = (),
+    ) -> None:  # a figure or table, and what it is made of
         "Save and show what was made of an item."
         _keep(self, item, thing, every_run(runs))
 
-    def once(self, name: str, measure: Callable, *arguments):
+    def once(self, name: str, measure: Callable, *arguments: Any) -> Any:
         "The result of `measure(*arguments)`, computed only the first time."
         if name not in self.measured:
             self.measured[name] = measure(*arguments)
         return self.measured[name]
 
 # %% ../../nbs/pages/03_page.ipynb #73bbf44a
-def groups_of(run, test_set: str = ""):  # (N,); test_set '': the run's own
+def groups_of(
+    run: RunFolder,
+    test_set: str = "",  # '': the run's own
+) -> np.ndarray:  # (N,)
     "Which test frames of a run are drawn together for an interval."
     arrays = run.predictions_on(test_set) if test_set else run.predictions
     return drawn_together(test_set or run.metrics["source"], arrays["name"])
 
 
-def with_interval(runs, network: str, test_set: str = "") -> str:
+def with_interval(runs: Sequence[RunFolder], network: str, test_set: str = "") -> str:
     "The 95 % interval of a network's mean error, such as '28.1 to 29.6'."
     arrays = [run.predictions_on(test_set) if test_set else run.predictions for run in runs]
     errors = np.stack([frame_scores(each, network, "error") for each in arrays])
@@ -331,7 +350,11 @@ def split_means(each: list, network: str) -> dict:  # of arrays by name, one dic
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def split_scores(runs, network: str, test_set: str = "") -> dict:  # {column: mean over the seeds}
+def split_scores(
+    runs: Sequence[RunFolder],
+    network: str,
+    test_set: str = "",
+) -> dict:  # {column: mean over the seeds}
     "The same of a network of some runs, on their own test set or another."
     each = [run.predictions_on(test_set) if test_set else run.predictions for run in runs]
     return split_means(each, network)

@@ -9,8 +9,10 @@ __all__ = ['PAPER', 'OPTIONS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES'
            'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,12 +45,16 @@ OPTIONS = {
 }
 
 
-def aligned_page(folder="runs/quick", options: dict = None, **more) -> Page:  # more: fields of `Page`
+def aligned_page(
+    folder: str | Path = "runs/quick",
+    options: dict | None = None,
+    **more: Any,  # fields of `Page`
+) -> Page:
     "The page of paper 2."
     return Page(PAPER, ITEMS, folder, options=OPTIONS | (options or {}), **more)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #91ca8c30
-def _variants(*names, role: str = "rhd", needs=()):
+def _variants(*names: str, role: str = "rhd", needs: Iterable[str] = ()) -> Callable:
     "What an item wants: variants of one data set."
 
     def wanted(page):
@@ -57,7 +63,7 @@ def _variants(*names, role: str = "rhd", needs=()):
     return wanted
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #0caf1d1e
-def _on_both(*names):
+def _on_both(*names: str) -> Callable:
     "The same variants on both data sets; the keys are (data set, variant)."
 
     def wanted(page):
@@ -98,7 +104,7 @@ SECTION_5_3, SECTION_D = "section 5.3, viewpoint correction", "convergence (supp
 SECTION_6 = "model size and run time (section 6)"
 
 
-def _compared_with(strategy: str):
+def _compared_with(strategy: str) -> Callable:
     def make(runs, page):
         return scores.table_variants(runs, strategy)
 
@@ -176,7 +182,7 @@ BY_JOINT = tuple(_by_joint(item) for item in (*TABLES, *ABLATION_TABLES) if item
 OURS = ["Aligned latent spaces (RC2CHP)"]  # the paper's own published curve
 
 
-def _pck(name: str, place: str, title: str, wanted, **more) -> Item:
+def _pck(name: str, place: str, title: str, wanted: Callable, **more: Any) -> Item:
     def draw(runs, page):
         return figures.fig_pck_of(runs, title, **more)
 
@@ -204,13 +210,13 @@ CURVES = (
 )
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #5bd6cbb0
-def _tips(runs: dict, page: Page):
+def _tips(runs: dict, page: Page) -> Any:
     options = page.options
     measured = figures.measure_tips(runs, page.sets["dexter"], options["tips_root"], options["device"])
     return figures.fig_tips(*measured, source_line(every_run(runs)))
 
 
-def _picture(name: str, place: str, role: str, draw, *arguments, **more) -> Item:
+def _picture(name: str, place: str, role: str, draw: Callable, *arguments: Any, **more: Any) -> Item:
     "A picture made by the first run of S4."
 
     def make(runs, page):
@@ -307,7 +313,7 @@ CONVERGENCE = (
 ITEMS = (*TABLES, *ABLATION_TABLES, *BY_JOINT, *CURVES, *PICTURES, *SMOOTH, *CONVERGENCE)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #7d52512a
-def show_equal_time(page: Page, folder) -> None:  # folder: where the trainings go
+def show_equal_time(page: Page, folder: str | Path) -> None:  # folder: where the trainings go
     "The table at equal time, and a plot of equal steps beside equal time."
     (found,) = page.open(*_variants("S4", needs=["S4"])(page)).values() or [None]
     if not found:
@@ -400,7 +406,7 @@ def _smoothness(page: Page) -> dict:  # {row: {'measures': {measure: (seeds, N)}
     return page.measured.get("walks", {}) | clouds
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #e7b8bb16
-def write_paper(folder, page: Page, **more) -> dict:  # more: entries of metrics.json
+def write_paper(folder: str | Path, page: Page, **more: Any) -> dict:  # more: entries of metrics.json
     "Write every walk's measures and, last of all, `metrics.json`."
     folder, measures = Path(folder), {row: parts["measures"] for row, parts in _smoothness(page).items()}
     flat = {f"{row}/{name}": values for row, each in measures.items() for name, values in each.items()}

@@ -8,6 +8,10 @@ __all__ = ['PAPER', 'RUNS', 'OPTIONS', 'FIG_3', 'TABLES', 'PICTURES', 'STANDS', 
            'findings']
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #a57dab47
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
@@ -20,8 +24,8 @@ from ..privileged.diagram import fig_1, fig_2
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.evidence import frame_scores
 from ..results.published import published_numbers
-from ..results.runs import has_controls, source_line
-from ..results.statistics import difference
+from ..results.runs import RunFolder, has_controls, source_line
+from ..results.statistics import Interval, difference
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #31181446
 PAPER = Paper(
@@ -35,11 +39,11 @@ RUNS = {
 }
 
 
-def _names(page: Page, keys=tuple(RUNS)) -> dict:  # {key: run name without seed}
+def _names(page: Page, keys: Iterable[str] = tuple(RUNS)) -> dict:  # {key: run name without seed}
     return {key: RUNS[key].format(**page.sets) for key in keys}
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #35ab70a7
-def _all(*keys):
+def _all(*keys: str) -> Callable:
     return lambda page: (_names(page, keys), keys)
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #1f2f5a10
@@ -49,7 +53,7 @@ def _controls(page: Page) -> tuple:
     return {"controls": name} if has_controls(page.folder, name) else _names(page, ["rhd"]), ["controls"]
 
 
-def _any(*keys):
+def _any(*keys: str) -> Callable:
     return lambda page: (_names(page, keys), ())
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #2131c578
@@ -61,7 +65,11 @@ OPTIONS = {
 }
 
 
-def pi_page(folder="runs/quick", options: dict = None, **more) -> Page:  # more: fields of `Page`
+def pi_page(
+    folder: str | Path = "runs/quick",
+    options: dict | None = None,
+    **more: Any,  # fields of `Page`
+) -> Page:
     "The page of paper 1."
     return Page(PAPER, ITEMS, folder, options=OPTIONS | (options or {}), **more)
 
@@ -169,14 +177,14 @@ TABLES = (
 )
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #3e052a3d
-def _diagram(name: str, place: str, draw) -> Item:
+def _diagram(name: str, place: str, draw: Callable) -> Item:
     def make(runs, page):
         return draw(page.options["size"])
 
     return Item(name, place, make, ending=lambda page: f"networks-{page.options['size']}")
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #41e7f059
-def _picture(name: str, place: str, key: str, draw, *arguments) -> Item:
+def _picture(name: str, place: str, key: str, draw: Callable, *arguments: Any) -> Item:
     "A picture of the first run of a key, from its test frames."
     role = key.removesuffix("_2d")
 
@@ -232,18 +240,22 @@ PUBLISHED_NAMES = {
 }
 
 
-def errors_by_frame(runs, network: str) -> np.ndarray:  # (seeds, frames)
+def errors_by_frame(runs: Sequence[RunFolder], network: str) -> np.ndarray:  # (seeds, frames)
     "The mean error of each frame's joints, in 2D of the visible ones; NaN for frames without any."
     return np.stack([frame_scores(run.predictions, network, "error") for run in runs])
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #b2943294
-def with_against_control(runs, network: str, control: str = "rgb_steps"):  # an Interval
+def with_against_control(
+    runs: Sequence[RunFolder],
+    network: str,
+    control: str = "rgb_steps",  # or another network of the run
+) -> Interval:
     "What privileged training adds to as many steps of RGB alone, or to another network of its run."
     first, second = (errors_by_frame(runs, name) for name in (network, control))
     return difference(first, second, groups_of(runs[0]))
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #fb2d71f8
-def table_controls(runs) -> pd.DataFrame:
+def table_controls(runs: Sequence[RunFolder]) -> pd.DataFrame:
     "Mean EPE (mm) of every network that sees RGB, its differences from two of them, articulation, rotation."
     rows = []
     for network in networks_of(runs):
@@ -266,7 +278,7 @@ def _published(test: str, network: str) -> float:
     return float(chosen.value.iloc[0])
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #3e5b8b3a
-def _finding(key: str, runs, apart) -> dict:
+def _finding(key: str, runs: Sequence[RunFolder], apart: Interval) -> dict:
     role, test, unit, network = QUESTIONS[key]
     means = {name: np.nanmean(errors_by_frame(runs, name)) for name in ("rgb", "rgb_steps", network)}
     return {
@@ -282,13 +294,13 @@ def _finding(key: str, runs, apart) -> dict:
     }
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #040605e4
-def _sentence(key: str, runs, apart) -> str:
+def _sentence(key: str, runs: Sequence[RunFolder], apart: Interval) -> str:
     _, _, unit, network = QUESTIONS[key]
     what = f"mean {'2D' if unit == 'px' else '3D'} error on {runs[0].metrics['source']}"
     return compared(label_of(runs, network), label_of(runs, "rgb_steps"), apart, what, unit)
 
 
-def _energy_sentence(runs) -> str:
+def _energy_sentence(runs: Sequence[RunFolder]) -> str:
     energy = [run.metrics["energy_on_hand"] for run in runs]
     shares = {name: np.mean([each[name] for each in energy]) for name in ("rgb", "rgb_pi", "hand")}
     parts = [

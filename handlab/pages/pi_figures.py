@@ -7,14 +7,16 @@ __all__ = ['DATASETS', 'table_1', 'test_frames', 'even_frames', 'run_networks', 
            'table_time']
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #dcb2a4c8
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 
 from ..core import HandlabError
-from ..data.prepare import CropSettings
+from ..data.prepare import CropSettings, Prepared
 from ..hand.camera import crop_matrix, transform_uv
 from ..hand.draw import COLOURS, draw_over, plain_axes
 from ..hand.metrics import epe
@@ -24,7 +26,7 @@ from ..privileged.experiment import trained_network
 from ..privileged.figures import fig_activations, fig_losses, fig_predictions
 from ..privileged.stages import PiSettings
 from ..results.datasets import table_datasets
-from ..results.runs import source_line
+from ..results.runs import RunFolder, source_line
 from ..settings import make_settings
 from ..train.experiment import ordered_batches, prepared_reader
 from ..train.frames import FramesOnDemand
@@ -40,14 +42,17 @@ DATASETS = {
 }
 
 
-def table_1(roots: dict = None) -> pd.DataFrame:  # {dataset: folder}
+def table_1(roots: dict | None = None) -> pd.DataFrame:  # {dataset: folder}
     "Paper 1's Table 1 by the sets' own names, counts as whole numbers."
     table = table_datasets(roots or {}).astype(object).map(lambda value: "" if value is pd.NA else value)
     table["published in"] = table["published in"].replace("_", " ", regex=True)  # names of papers
     return table.rename(index=DATASETS)
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #1049f230
-def test_frames(run, root: str = ""):  # root: the real set's folder where it is not the one the run had
+def test_frames(
+    run: RunFolder,
+    root: str = "",  # the real set's folder where it is not the one the run had
+) -> Prepared | FramesOnDemand:
     "The prepared test frames of a run; of a shipped one, those that are asked for."
     given = {"crop_by": "zb", **run.metrics["settings"], **({"data_root": root} if root else {})}
     settings = SimpleNamespace(**given)
@@ -71,13 +76,17 @@ def even_frames(count: int, shown: int = 6) -> np.ndarray:
     return np.linspace(0, count - 1, min(shown, count)).astype(int)
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #84f22b76
-def run_networks(run, stages=("rgb", "rgb_pi", "depth"), device="cpu") -> dict:  # {stage: trained network}
+def run_networks(
+    run: RunFolder,
+    stages: Iterable[str] = ("rgb", "rgb_pi", "depth"),
+    device: str | torch.device = "cpu",
+) -> dict:  # {stage: trained network}
     "The trained 3D networks of a run."
     settings = make_settings(PiSettings, "quick", **run.metrics["settings"])
     return {stage: trained_network(settings, stage, run.path, device) for stage in stages}
 
 
-def fig_4(runs, root: str = "", count: int = 6):
+def fig_4(runs: Sequence[RunFolder], root: str = "", count: int = 6) -> plt.Figure:
     "Fig. 4 of the first run: input, activation maps of three networks, depth."
     frames = test_frames(runs[0], root)
     some = frames.subset(even_frames(len(frames), count))
@@ -87,7 +96,7 @@ def fig_4(runs, root: str = "", count: int = 6):
     return figure
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #b557d897
-def _energy_row(name: str, runs, network: str) -> dict:
+def _energy_row(name: str, runs: Sequence[RunFolder], network: str) -> dict:
     shares = [run.metrics["energy_on_hand"][network] for run in runs]
     row = {
         "set": name,
@@ -98,7 +107,12 @@ def _energy_row(name: str, runs, network: str) -> dict:
     return row | ({"sd": float(np.std(shares, ddof=1))} if len(runs) > 1 else {})
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #2a047676
-def table_4(rhd=(), stereo=(), rhd_2d=(), stereo_2d=()) -> pd.DataFrame:  # runs
+def table_4(
+    rhd: Sequence[RunFolder] = (),
+    stereo: Sequence[RunFolder] = (),
+    rhd_2d: Sequence[RunFolder] = (),
+    stereo_2d: Sequence[RunFolder] = (),
+) -> pd.DataFrame:  # runs
     "The mean share of activation energy on the hand over all test frames, and the hand's share of the crop."
     kinds = {"RHD, 3D": rhd, "Stereo, 3D": stereo, "RHD, 2D": rhd_2d, "Stereo, 2D": stereo_2d}
     rows = [
@@ -111,7 +125,7 @@ def table_4(rhd=(), stereo=(), rhd_2d=(), stereo_2d=()) -> pd.DataFrame:  # runs
     return pd.DataFrame(rows, columns=columns).set_index(["set", "network"])
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #a5aa7c2e
-def fig_5(runs):
+def fig_5(runs: Sequence[RunFolder]) -> plt.Figure:
     "Fig. 5 of the first run: pose, intermediate and joint loss, and the pose loss of stage 2 closer."
     figure = fig_losses(runs[0].path, runs[0].metrics["settings"]["steps_first"], closer=True)
     legend = (
@@ -121,7 +135,7 @@ def fig_5(runs):
     return figure
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #0a1812de
-def fig_6(runs, root: str = "", count: int = 6):
+def fig_6(runs: Sequence[RunFolder], root: str = "", count: int = 6) -> plt.Figure:
     "Fig. 6 of the first run: 3D poses of three networks over the truth."
     run, frames = runs[0], test_frames(runs[0], root)
     chosen = even_frames(len(frames), count)
@@ -131,14 +145,19 @@ def fig_6(runs, root: str = "", count: int = 6):
     return figure
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #e03a599a
-def _crops(frames, chosen) -> tuple:  # (N,S,S,3) in 0 to 1, (N,3,3) image to crop
+def _crops(
+    frames: Prepared | FramesOnDemand,
+    chosen: np.ndarray,
+) -> tuple:  # (N,S,S,3) in 0 to 1, (N,3,3) image to crop
     some = frames.subset(chosen)
     batch = next(iter(ordered_batches(some, len(chosen), "cpu", ("image",))))
     images = (batch.image.permute(0, 2, 3, 1) + 0.5).clamp(0, 1).numpy()
     return images, crop_matrix(np.asarray(some.box), batch.image.shape[-1])
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #a99673ef
-def _draw_row(row, name: str, arrays: dict, chosen, images, to_crop):
+def _draw_row(
+    row: Sequence, name: str, arrays: dict, chosen: np.ndarray, images: np.ndarray, to_crop: np.ndarray
+):
     "The crops alone (name ''), the true hands or a network's with their mean error over the visible joints."
     colour = COLOURS["truth"] if name == "true" else curve_style(name)["color"]
     for axis, index, image, matrix in zip(row, chosen, images, to_crop):
@@ -149,7 +168,7 @@ def _draw_row(row, name: str, arrays: dict, chosen, images, to_crop):
             axis.set_xlabel(f"{error:.1f} px", fontsize=7, labelpad=2)
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #c35b3317
-def fig_2d(runs, networks, root: str = "", count: int = 8):
+def fig_2d(runs: Sequence[RunFolder], networks: Sequence[str], root: str = "", count: int = 8) -> plt.Figure:
     "Figs. 7 and 8 of the first run: crops, the true 2D pose, and the networks' with their mean error."
     run, frames = runs[0], test_frames(runs[0], root)
     chosen, rows = even_frames(len(frames), count), ("", "true", *networks)
@@ -167,7 +186,7 @@ def fig_2d(runs, networks, root: str = "", count: int = 8):
 
 # %% ../../nbs/pages/06_pi_figures.ipynb #9d81487e
 def table_time(
-    device="cpu",
+    device: str | torch.device = "cpu",
     repeats: int = 10,
     profile: str = "full",  # the networks' size
 ) -> pd.DataFrame:

@@ -10,9 +10,13 @@ __all__ = ['CONTROLS', 'NOT_NETWORKS', 'STATE_OF_THE_ART', 'NETWORKS_2D', 'PANEL
            'fig_mask_share']
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #029e2698
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import SubFigure
 
 from ..core import HandlabError
 from ..hand.draw import STYLES, legend_below, line_of
@@ -29,7 +33,7 @@ from handlab.pages.curves import (
 from .page import split_scores, with_interval
 from ..privileged.stages import STAGES
 from ..results.published import facts, published_curves, published_numbers
-from ..results.runs import source_line
+from ..results.runs import RunFolder, source_line
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #7bc04d23
 def published_statements(item: str) -> pd.DataFrame:  # 'Fig. 1', 'Fig. 2', 'Fig. 5' or 'Forward time'
@@ -52,17 +56,20 @@ def curve_style(network: str) -> dict:  # of `line_of`
     return line_of(network if network in STYLES else "mean_pose")
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #d120dbb7
-def label_of(runs, network: str) -> str:
+def label_of(runs: Sequence[RunFolder], network: str) -> str:
     "The network's name in its run."
     return {"mean_pose": "mean training pose", **runs[0].metrics.get("labels", {})}.get(network, network)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #523ebb43
-def was_tested(run, test_set: str) -> bool:
+def was_tested(run: RunFolder, test_set: str) -> bool:
     "Whether a run has predictions on another test set than its own."
     return (run.path / f"predictions-{test_set}.npz").exists()
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #4f2ac5e4
-def predictions_of(run, test_set: str = "") -> dict:  # {array's name: array}; test_set '': the run's own
+def predictions_of(
+    run: RunFolder,
+    test_set: str = "",
+) -> dict:  # {array's name: array}; test_set '': the run's own
     "A run's truth and predictions on its own test set or another."
     if not test_set:
         return run.predictions
@@ -78,16 +85,16 @@ def predictions_of(run, test_set: str = "") -> dict:  # {array's name: array}; t
 NOT_NETWORKS = ("true", "visible", "name")
 
 
-def networks_of(runs, test_set: str = "") -> list:  # names of networks
+def networks_of(runs: Sequence[RunFolder], test_set: str = "") -> list:  # names of networks
     "The networks of which all the runs have predictions."
     found = [predictions_of(run, test_set) for run in runs]
     return [name for name in found[0] if name not in NOT_NETWORKS and all(name in each for each in found)]
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #37ec5ac5
 def on_test_set(
-    runs,
+    runs: Sequence[RunFolder],
     network: str,
-    measure,  # (pred, true, visible) -> number or array; visible is None in 3D: all annotated joints count
+    measure: Callable,  # (pred, true, visible) -> number or array; visible is None in 3D: all annotated count
     test_set: str = "",
 ) -> np.ndarray:  # (seeds, ...)
     "A measure of a network's predictions, of each run."
@@ -102,11 +109,23 @@ def on_test_set(
     return np.array(rows)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #103ffb03
-def _curves(runs, network: str, thresholds, test_set: str = "") -> np.ndarray:  # (seeds, T)
+def _curves(
+    runs: Sequence[RunFolder],
+    network: str,
+    thresholds: np.ndarray,
+    test_set: str = "",
+) -> np.ndarray:  # (seeds, T)
     return on_test_set(runs, network, lambda pred, true, seen: pck(pred, true, thresholds, seen), test_set)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #cb17f12c
-def draw_networks(axis, runs, networks, unit: str, test_set: str = "", auc_range=(None, None)):
+def draw_networks(
+    axis: plt.Axes,
+    runs: Sequence[RunFolder],
+    networks: Iterable[str],
+    unit: str,
+    test_set: str = "",
+    auc_range: tuple = (None, None),
+):
     "A curve per network: 'mm' over 0 to 50 mm, 'px' over 0 to 30 px."
     thresholds = thresholds_3d() if unit == "mm" else thresholds_2d()
     for network in networks:
@@ -115,7 +134,13 @@ def draw_networks(axis, runs, networks, unit: str, test_set: str = "", auc_range
         draw_ours(axis, thresholds, curves, label, curve_style(network), auc_range)
 
 
-def _axes_of(figure, runs, networks, unit: str, test_set: str = "") -> tuple:
+def _axes_of(
+    figure: plt.Figure | SubFigure,
+    runs: Sequence[RunFolder],
+    networks: Iterable[str],
+    unit: str,
+    test_set: str = "",
+) -> tuple:
     "Axes with the networks' curves, and those of their differences from RGB alone of as many steps, or None."
     reference = next((name for name in ("rgb_steps", "rgb") if name in networks), "")
     apart = len([name for name in networks if name != "depth"]) > 1 and bool(reference)
@@ -126,7 +151,7 @@ def _axes_of(figure, runs, networks, unit: str, test_set: str = "") -> tuple:
     return axis, below
 
 
-def panel_3d(figure, runs, title: str):  # a figure or subfigure
+def panel_3d(figure: plt.Figure | SubFigure, runs: Sequence[RunFolder], title: str) -> plt.Axes:
     "3D PCK of Depth Net, RGB Net, RGB PI Net and the controls; differences of those that see RGB."
     axis, below = _axes_of(figure, runs, [name for name in networks_of(runs) if name in STAGES], "mm")
     return finish_pck(axis, title, source_line(runs), auc_range="0-50 mm", below=below)
@@ -145,7 +170,7 @@ STATE_OF_THE_ART = (
 )
 
 
-def panel_published(figure, runs, title: str):
+def panel_published(figure: plt.Figure | SubFigure, runs: Sequence[RunFolder], title: str) -> plt.Axes:
     "RGB PI Net's 3D PCK from 20 to 50 mm and the published ones."
     axis, _ = panel_axes(figure, differences=False)
     published = published_curves("stb")
@@ -155,7 +180,7 @@ def panel_published(figure, runs, title: str):
     return finish_pck(axis, title, source_line(runs), limits=(20, 50), auc_range="20-50 mm")
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #f06dc0e8
-def table_state_of_the_art(runs) -> pd.DataFrame:
+def table_state_of_the_art(runs: Sequence[RunFolder]) -> pd.DataFrame:
     "Area under the 3D PCK on Stereo from 20 to 50 mm: published and ours, in separate columns."
     published = published_curves("stb")
     rows = [
@@ -179,7 +204,13 @@ NETWORKS_2D = {
 }
 
 
-def panel_2d(figure, runs, title: str, which: str, test_set: str = ""):  # which: a key of NETWORKS_2D
+def panel_2d(
+    figure: plt.Figure | SubFigure,
+    runs: Sequence[RunFolder],
+    title: str,
+    which: str,  # a key of NETWORKS_2D
+    test_set: str = "",
+) -> plt.Axes:
     "2D PCK of the networks that the paper shows, and the control."
     found = networks_of(runs, test_set)
     networks = [name for name in NETWORKS_2D[which] if name in found]
@@ -198,7 +229,11 @@ PANELS = {  # place in Fig. 3: (runs, how it is drawn, title, ...)
 }
 
 
-def fig_panel(runs, place: str, *more):  # more: the other test set, for the bottom right
+def fig_panel(
+    runs: Sequence[RunFolder],
+    place: str,
+    *more: Any,  # the other test set, for the bottom right
+) -> plt.Figure:
     "A panel of Fig. 3 as a figure of its own."
     _, draw, *arguments = PANELS[place]
     figure = plt.figure(figsize=(5.4, 5), dpi=100)
@@ -221,7 +256,13 @@ def _figure_for(count: int, missing: list) -> tuple:  # panels, titles of those 
     return figure, np.ravel(figure.subfigures(rows, columns)) if count else ()
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #134519cd
-def fig_3(rhd=(), stereo=(), rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object"):
+def fig_3(
+    rhd: Sequence[RunFolder] = (),
+    stereo: Sequence[RunFolder] = (),
+    rhd_2d: Sequence[RunFolder] = (),
+    stereo_2d: Sequence[RunFolder] = (),
+    test_set: str = "sim-dexter-object",
+) -> plt.Figure:
     "Fig. 3 as in the paper: 3D above, 2D below; the panels without runs are named at the bottom."
     runs = {"rhd": rhd, "stereo": stereo, "rhd_2d": rhd_2d, "stereo_2d": stereo_2d}
     places = [place for place in PANELS if _has_run(runs, place, test_set)]
@@ -233,7 +274,7 @@ def fig_3(rhd=(), stereo=(), rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexte
     return figure
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #547b4e96
-def _scores_3d(runs, network: str) -> dict:  # {column: mean over the seeds}
+def _scores_3d(runs: Sequence[RunFolder], network: str) -> dict:  # {column: mean over the seeds}
     errors, curves = on_test_set(runs, network, epe), _curves(runs, network, thresholds_3d())
     areas = {
         name: np.mean([area_between(thresholds_3d(), curve, *part) for curve in curves])
@@ -250,7 +291,7 @@ def _scores_3d(runs, network: str) -> dict:  # {column: mean over the seeds}
     }
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #b3c9cef7
-def _rows_3d(sets: dict, columns) -> pd.DataFrame:  # columns: (runs, network) -> {column: number}
+def _rows_3d(sets: dict, columns: Callable) -> pd.DataFrame:  # columns: (runs, network) -> {column: number}
     rows = []
     for name, runs in sets.items():
         for network in networks_of(runs):
@@ -279,7 +320,7 @@ TABLE_2 = {
 PRINTED = {"rhd": "RHD", "stb": "Stereo", "dexter_object": "Dexter-Object", "rhd+stb": "RHD+Stereo"}
 
 
-def our_2d(runs, network: str, test_set: str = "") -> dict:  # columns of Table 2
+def our_2d(runs: Sequence[RunFolder], network: str, test_set: str = "") -> dict:  # columns of Table 2
     "Median and mean EPE by both protocols, over the seeds; the interval is that of the frames' mean."
     columns = {}
     for protocol in ("zb", "mmpose"):
@@ -289,7 +330,7 @@ def our_2d(runs, network: str, test_set: str = "") -> dict:  # columns of Table 
     return columns | {"ours, 95 % interval": with_interval(runs, network, test_set)}
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #0a7641b4
-def _printed_row(test: str, key: tuple, value, tested: dict) -> dict:  # tested: {network: columns}
+def _printed_row(test: str, key: tuple, value: Any, tested: dict) -> dict:  # tested: {network: columns}
     "A row of the paper, with our numbers where we have the network."
     _, method, train = key
     network = TABLE_2.get(method)
@@ -304,14 +345,17 @@ def _printed_row(test: str, key: tuple, value, tested: dict) -> dict:  # tested:
     }
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #facbce14
-def _further_row(test: str, runs, network: str, tested: dict) -> dict:
+def _further_row(test: str, runs: Sequence[RunFolder], network: str, tested: dict) -> dict:
     "A row of our own."
     label = f"{label_of(runs, network)}{' by depth features' * (network == 'rgb_pi')}"
     row = {"test": PRINTED[test], "method": f"{label}, not in the paper", "training": ""}
     return row | {"ours on": tested["on"], **tested["columns"][network]}
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #251fdd40
-def _tested(runs, other: str) -> dict:  # {'on': the data, 'columns': {network: columns of Table 2}}
+def _tested(
+    runs: Sequence[RunFolder],
+    other: str,
+) -> dict:  # {'on': the data, 'columns': {network: columns of Table 2}}
     if not runs:
         return {"on": "no run", "columns": {}}
     source = runs[0].metrics["source"]
@@ -335,17 +379,25 @@ def table_2(tests: dict) -> pd.DataFrame:  # {'rhd' | 'stb' | 'dexter_object': (
     return pd.DataFrame(rows).set_index(["test", "method"])
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #ead97720
-def table_2_of(rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object") -> pd.DataFrame:
+def table_2_of(
+    rhd_2d: Sequence[RunFolder] = (), stereo_2d: Sequence[RunFolder] = (), test_set: str = "sim-dexter-object"
+) -> pd.DataFrame:
     "Table 2 from the runs that exist; those of RHD are tested on `test_set`, too."
     return table_2(_tests_2d(rhd_2d, stereo_2d, test_set))
 
 
-def _tests_2d(rhd_2d, stereo_2d, test_set: str) -> dict:  # of `table_2`
+def _tests_2d(
+    rhd_2d: Sequence[RunFolder],
+    stereo_2d: Sequence[RunFolder],
+    test_set: str,
+) -> dict:  # of `table_2`
     tested = [run for run in rhd_2d if was_tested(run, test_set)]
     return {"rhd": (rhd_2d, ""), "stb": (stereo_2d, ""), "dexter_object": (tested, test_set)}
 
 
-def table_2_split(rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object") -> pd.DataFrame:
+def table_2_split(
+    rhd_2d: Sequence[RunFolder] = (), stereo_2d: Sequence[RunFolder] = (), test_set: str = "sim-dexter-object"
+) -> pd.DataFrame:
     "The errors of Table 2's networks apart (px, visible joints): shape, turn in the image, kinds of joints."
     rows = [
         {"test": PRINTED[test], "network": label_of(runs, network)} | split_scores(runs, network, other)
@@ -359,7 +411,13 @@ def table_2_split(rhd_2d=(), stereo_2d=(), test_set: str = "sim-dexter-object") 
 SHARES = {"rgb_steps": 0.0, "mask_0.2": 0.2, "mask_0.8": 0.8, "mask_1": 1.0}
 
 
-def _draw_over_shares(axis, shares, values, label: str, name: str):  # values (shares, seeds); name: a style
+def _draw_over_shares(
+    axis: plt.Axes,
+    shares: Sequence[float],
+    values: np.ndarray,  # (shares, seeds)
+    label: str,
+    name: str,  # a style
+):
     "The mean over the seeds, and a band from the lowest to the highest."
     style = line_of(name) | dict(markevery=None)
     axis.plot(shares, values.mean(1), label=label, **style)
@@ -368,7 +426,7 @@ def _draw_over_shares(axis, shares, values, label: str, name: str):  # values (s
         axis.fill_between(shares, *edges, color=style["color"], alpha=0.2, linewidth=0)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #dc89436b
-def _draw_share_errors(axis, below, runs, shares: dict):
+def _draw_share_errors(axis: plt.Axes, below, runs: Sequence[RunFolder], shares: dict):
     "Ours at every share, and the paper's two where the data are Stereo's; below, the change from no mask."
     errors = np.array([on_test_set(runs, name, lambda *arrays: epe(*arrays, "zb")) for name in shares])
     stereo = runs[0].metrics["source"].endswith("stb")
@@ -389,7 +447,7 @@ def _draw_share_errors(axis, below, runs, shares: dict):
     below.axhline(0, color="0.4", linewidth=0.8)
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #709252a0
-def _draw_share_energy(axis, runs, shares: dict):
+def _draw_share_energy(axis: plt.Axes, runs: Sequence[RunFolder], shares: dict):
     "The share of energy on the hand, where the runs have measured it."
     energy = [run.metrics.get("energy_on_hand", {}) for run in runs]
     measured = {name: share for name, share in shares.items() if all(name in each for each in energy)}
@@ -401,7 +459,7 @@ def _draw_share_energy(axis, runs, shares: dict):
     axis.set(ylabel="share of energy\non the hand", ylim=(0, 1))
 
 # %% ../../nbs/pages/04_pi_scores.ipynb #05f222f9
-def fig_mask_share(runs):
+def fig_mask_share(runs: Sequence[RunFolder]) -> plt.Figure:
     "2D EPE, its change and the energy on the hand over the share of images with a mask; published is dashed."
     found = networks_of(runs)
     shares = {name: share for name, share in SHARES.items() if name in found}

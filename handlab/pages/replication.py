@@ -8,6 +8,8 @@ __all__ = ['PAPERS', 'scope_of', 'scope_table', 'scope_summary', 'title_of', 'si
 
 # %% ../../nbs/pages/14_replication.ipynb #edde5725
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,7 +23,7 @@ from ..privileged.experiment_2d import Pi2dSettings
 from ..results.catalogue import graph_runs
 from ..results.claims import World, claims_table, count_sentences, read_headlines
 from ..results.convergence import convergence_sentence
-from ..results.runs import origin_line, unseeded, untrained_line
+from ..results.runs import RunFolder, origin_line, unseeded, untrained_line
 from ..results.statistics import FAILS, HOLDS, NOT_ANSWERABLE, NOT_RUN
 from ..settings import make_settings
 
@@ -117,7 +119,7 @@ _CLASSES = {"train_pi": PiSettings, "train_pi_2d": Pi2dSettings, "train_aligned"
 _SIZES = ("train_frames", "crop", "width", "batch_size", "steps", "steps_first", "steps_second")
 
 
-def size_table(runs) -> pd.DataFrame:  # RunFolders; empty without any
+def size_table(runs: Sequence[RunFolder]) -> pd.DataFrame:  # RunFolders; empty without any
     "The settings that make the runs smaller than the papers', of the first run of each experiment."
     rows = {}
     for run in runs:
@@ -169,7 +171,7 @@ def article(world: World) -> str:
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/pages/14_replication.ipynb #a7c3e9d1
-def write_article(world: World, folder) -> str:  # folder: of tables and figures
+def write_article(world: World, folder: str | Path) -> str:  # folder: of tables and figures
     "Write `replication.md`; the text."
     text = article(world)
     with atomic_file(project_path(folder) / "replication.md", "w") as file:

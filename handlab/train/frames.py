@@ -57,7 +57,7 @@ class FramesOnDemand:
     def __len__(self) -> int:
         return self.count
 
-    def subset(self, indices: slice | Sequence[int]) -> Prepared:
+    def subset(self, indices: slice | Sequence[int] | np.ndarray) -> Prepared:
         "The prepared crops of some frames: a slice, or a list of numbers."
         rows = np.arange(self.count)[indices]
         whole = prepared_folder(self.reader, self.crops)
