@@ -147,6 +147,7 @@ def test_training_notebook_on_other_datasets(tmp_path):
         ("explore_latent", dict(pear=3), "parameter 'pear'"),
         ("explore_latent", dict(run="runs/nowhere"), "it holds no finished run"),
         ("explore_latent", dict(encoder="Q"), "encoder 'Q'"),
+        ("predict", dict(images="hand.png", box="1 2 3"), "parameter box='1 2 3'"),
     ],
 )
 def test_wrong_parameter_is_named(tmp_path, notebook, parameters, words):
@@ -158,6 +159,8 @@ def test_wrong_parameter_is_named(tmp_path, notebook, parameters, words):
                 dict(profile="smoke", out=tmp_path / "run")
                 if notebook == "train_aligned"
                 else dict(page=tmp_path / "page.html")
+                if notebook == "explore_latent"
+                else dict(out=tmp_path / "run")
             ),
             **parameters,
         },
