@@ -146,7 +146,7 @@ def _annotated(path: Path) -> dict:  # {parameter: (name of its type, its value 
     stated = (each for each in statements if isinstance(each, ast.AnnAssign))
     return {each.target.id: (each.annotation.id, ast.literal_eval(each.value)) for each in stated}
 
-
+# %% ../nbs/01_settings.ipynb #9b048b77
 def _check_values(given: dict, stated: dict):  # stated: as of `_annotated`
     "Values of other types than stated, and numbers that count nothing, are errors; `skip` may be any."
     for name in (name for name in stated if name in given and name != "skip"):
@@ -171,7 +171,7 @@ def _check_writable(path: Path, name: str):
         fix = f"name another folder, or {_MACHINE[errno.EACCES]}"
         raise HandlabError(f"{name}={path}", f"nothing can be written into {there}", fix)
 
-
+# %% ../nbs/01_settings.ipynb #889c5195
 def _cells_of_parameters(
     cells: Iterable[str],  # what was run, nothing under nbdev_test
     declared: list,

@@ -264,7 +264,7 @@ UNITS_CLOUDS = 16, 0.17  # more for a run that decodes clouds: its scores and fi
 UNITS_DATA = 45, 0.08  # of a preparation: start, and per frame
 UNITS_COMPILING = 300  # of each preparation where the simulator is not compiled yet
 
-
+# %% ../../nbs/graph/06_pace.ipynb #554353af
 def _compiled() -> bool:
     "Has the simulator been compiled here before?"
     return any((project_root() / PACKAGE / "sim").glob("__pycache__/*.nbi"))
@@ -278,7 +278,7 @@ def _frames_of(name: str, profile: str, seeds: int, real: str) -> int:
         found.append(settings.train_frames + settings.test_frames * (1 + bool(other)))
     return max(found)
 
-
+# %% ../../nbs/graph/06_pace.ipynb #d0820ffa
 def _has_clouds(run: Run) -> bool:
     if run.notebook != "train_aligned":
         return False
@@ -297,7 +297,7 @@ def _units_of_page(page: Run, trainings: list, profile: str) -> float:
     shown = [run for run in trainings if run.notebook in PAGES[page.notebook]]
     return fixed + frame * sum(_settings_of(run, profile).test_frames for run in shown)
 
-
+# %% ../../nbs/graph/06_pace.ipynb #84f47e09
 def other_units(profile: str, seeds: int, real: str = "") -> dict:  # {name: units}
     "What each run, page and preparation costs beside its training steps."
     trainings, pages = whole_graph(profile, seeds, real)
