@@ -1,6 +1,7 @@
 "The pages of shipped runs: numbers and frames of the fresh ones, and plain lines for what is not shipped."
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,9 +13,11 @@ import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
 from handlab.core import HandlabError, project_root, read_json, write_json
+from handlab.data.prepare import CropSettings, crop_sample
 from handlab.graph import plan
+from handlab.hand.camera import crop_matrix, transform_uv
 from handlab.hand.metrics import epe
-from handlab.pages import aligned_figures, manifest, output, paper_aligned
+from handlab.pages import aligned_figures, manifest, output, overview, paper_aligned
 from handlab.pages.aligned_scores import opened, smoothness_of, table_test_time
 from handlab.pages.page import _smaller_links
 from handlab.pages.paper_aligned import aligned_page
@@ -25,6 +28,7 @@ from handlab.results.evidence import Missing
 from handlab.results.measures import _shares_of
 from handlab.results.runs import RunFolder, figures_folder, make_command, open_runs, origin_line, profile_of
 from handlab.settings import make_settings
+from handlab.sim.rhd import SimRHD
 from handlab.train.frames import FramesOnDemand, SomeFrames
 
 NAMES = {strategy: f"train_aligned-{strategy}-sim-rhd" for strategy in ("S1", "S4")}
@@ -256,3 +260,27 @@ def test_times_are_measured_once_per_machine_and_set_of_runs(folders, tmp_path, 
     monkeypatch.setattr("handlab.pages.page.hardware", lambda: {"processor": "another"})
     page.show("test_time")
     assert len(made) == 2 and page.tables["test_time"].loc["S1", "ms"] == pytest.approx(7 / 3)
+
+
+def test_the_front_page_shows_the_first_hands_in_view():
+    seen = np.ones((5, 21), bool)
+    seen[0, 3] = seen[2, 20] = False
+    run = SimpleNamespace(name="r", predictions={"visible": seen, "name": np.arange(5)})
+    assert overview.first_in_view(run, 2).tolist() == [1, 3]
+    with pytest.raises(HandlabError, match="only 3 of its test frames"):
+        overview.first_in_view(run, 4)
+
+
+def test_the_front_pages_hands_lie_where_the_labels_do(tmp_path, monkeypatch):
+    "A left hand, mirrored, and a right one; the labels' pixels are not projected joints."
+    run = RunFolder(project_root() / overview.RUN)
+    monkeypatch.setenv("HANDLAB_ROOT", str(tmp_path))  # where no frame is prepared
+    rows, reader = [1, 80], SimRHD("evaluation", 100, seed=0)
+    images, places = overview.hands_in_crops(run, np.array(rows), edge=96)
+    crops = [crop_sample(reader[row], CropSettings(size=96, context=1.0)) for row in rows]
+    assert {bool(crop["mirrored"]) for crop in crops} == {True, False}
+    for crop, image, uv in zip(crops, images, places["true"]):
+        assert (image == crop["image"]).all()
+        assert np.abs(uv - transform_uv(crop_matrix(crop["box"], 96), crop["uv"])).max() < 0.1
+    apart = np.linalg.norm(places["rgb_pi"] - places["true"], axis=-1).mean(1)
+    assert (apart > 1).all() and (apart < 30).all()
