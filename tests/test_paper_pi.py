@@ -21,6 +21,7 @@ from handlab.data.prepare import CropSettings
 from handlab.data.rhd import write_drawn
 from handlab.hand.draw import STYLES
 from handlab.hand.metrics import align_procrustes, epe, joint_errors
+from handlab.hand.skeleton import TIPS
 from handlab.pages import pi_figures, pi_scores
 from handlab.pages.curves import (
     PUBLISHED,
@@ -29,7 +30,7 @@ from handlab.pages.curves import (
     draw_published,
     finish_pck,
 )
-from handlab.pages.page import split_scores
+from handlab.pages.page import split_means, split_scores
 from handlab.pages.paper_pi import findings, pi_page
 from handlab.pages.pi_scores import PANELS, STATE_OF_THE_ART
 from handlab.privileged import diagram
@@ -303,6 +304,14 @@ def test_2d_errors_apart_are_of_visible_joints(tmp_path):
     first, second = (table.loc[("RHD", LABELS_2D[name])] for name in ("rgb", "rgb_pi"))
     assert np.allclose(first[["Procrustes EPE (px)", "rotation (degrees)"]], [0, 30], atol=1e-4)
     assert np.allclose(second, [0, 0, 5, 5, 5, 5, 5], atol=1e-4)  # the wrist and the four kinds
+
+
+def test_a_kind_of_joint_that_is_never_seen_has_no_error():
+    arrays = {"true": np.random.default_rng(0).normal(100, 20, (6, 21, 2)), "visible": np.ones((6, 21), bool)}
+    arrays["rgb"] = arrays["true"] + [3, 4]
+    arrays["visible"][:, TIPS] = False
+    means = split_means([arrays, arrays], "rgb")
+    assert np.isnan(means["tip"]) and means["MCP"] == pytest.approx(5)
 
 
 # ---- curves
@@ -747,6 +756,7 @@ TABLES = {
     "fig3-top-right-areas-sim-stb",
     "fig4-energy-sim-rhd-sim-stb",
     "table2-sim-rhd-sim-stb",
+    "table2-joints-sim-rhd-sim-stb",
     "time-cpu",
 }
 

@@ -42,7 +42,7 @@ def first_in_view(run: RunFolder, count: int = 3) -> np.ndarray:  # (count,) num
 COLUMNS = {  # title of each column: the image alone, the truth, and networks of the run
     "image": "image",
     "true": "truth",
-    "rgb": "RGB Net:\ntrained on RGB",
+    "rgb_steps": "RGB Net, as many\nsteps: on RGB",
     "rgb_pi": "RGB PI Net:\nalso on depth",
 }
 

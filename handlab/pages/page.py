@@ -345,9 +345,9 @@ def _split(arrays: dict, network: str) -> dict:  # {column: number}
 
 
 def split_means(each: list, network: str) -> dict:  # of arrays by name, one dict per seed -> {column: mean}
-    "Articulation, rotation, errors by visibility and kind of joint; in 2D in px, of the visible joints."
+    "Articulation, rotation, errors by visibility and kind of joint, NaN without one; in 2D (px) of the seen."
     rows = [_split(arrays, network) for arrays in each]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {name: float(np.array([row[name] for row in rows], float).mean()) for name in rows[0]}
 
 
 def split_scores(
