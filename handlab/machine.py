@@ -46,6 +46,7 @@ from handlab.core import (
     write_json,
 )
 
+# %% ../nbs/02_machine.ipynb #5ecb403c
 if TYPE_CHECKING:  # loading torch takes seconds
     import torch
 

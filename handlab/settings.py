@@ -30,6 +30,7 @@ from handlab.core import (
     read_json,
 )
 
+# %% ../nbs/01_settings.ipynb #ba9f7e7b
 if TYPE_CHECKING:  # the simulator's worker processes do without torch
     import torch
 

@@ -6,9 +6,18 @@ from scipy.spatial.transform import Rotation
 
 from handlab.data.rhd import write_drawn
 from handlab.settings import numpy_generator
-from handlab.sim.compare import Hands, bone_ratios, coverage, finger_angles, in_palm, measures, real_hands
+from handlab.sim.compare import (
+    Hands,
+    bone_ratios,
+    coverage,
+    finger_angles,
+    in_palm,
+    measures,
+    real_hands,
+    twin_hands,
+)
 from handlab.sim.pose import pose_from, pose_hand, sample_pose
-from handlab.sim.rhd import rhd_traits
+from handlab.sim.rhd import rhd_frame, rhd_traits
 from handlab.sim.shape import person_from
 
 PERSON = person_from(rhd_traits(numpy_generator(0, "compare")), "fast")
@@ -66,3 +75,27 @@ def test_labels_of_a_folder(tmp_path):
     assert hands.joints.shape == (len(hands.visible), 21, 3) and len(hands.size) == len(hands.visible) > 0
     with pytest.raises(Exception, match="anno_training"):
         real_hands(tmp_path, "training")
+
+
+@pytest.fixture(scope="module")
+def rhd_twin() -> Hands:
+    return twin_hands(600)
+
+
+def test_the_twin_shows_every_view_evenly(rhd_twin):
+    "The cosines of even directions are uniform: a mean of 0 and a spread of 1 / sqrt(3) on each axis."
+    way = in_palm(rhd_twin.joints)[1]
+    assert abs(way.mean(0)).max() < 0.15 and np.allclose(way.std(0), 1 / np.sqrt(3), atol=0.08)
+
+
+def test_the_twin_has_the_bones_and_the_habits_that_were_asked_for(rhd_twin):
+    found = measures(rhd_twin)
+    assert 2.5 < float(found["wrist to MCP over MCP to PIP, middle finger"]) < 2.8  # RHD's labels: 2.70
+    assert float(found["PIPs bend together, correlation"]) > 0.46  # the twin before
+    assert 8 < float(found["fists, %"]) < 25 and float(found["spread of bone lengths, %"]) > 7
+
+
+def test_some_pictures_of_the_twin_are_grey():
+    pictures = [np.asarray(rhd_frame(0, "training", 80 * index)[0]).astype(int) for index in range(40)]
+    coloured = np.array([np.ptp(each, axis=2).mean() for each in pictures])
+    assert 0 < (coloured < 4).mean() < 0.4 and np.median(coloured) > 8

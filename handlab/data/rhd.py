@@ -454,9 +454,7 @@ class RHD(Reader):
         root: str | Path,  # the folder that holds `training` and `evaluation`
         split: str = "training",  # or 'evaluation'
         partial: bool = False,  # True: take the frames whose images are there
-        skip: str
-        | int
-        | Iterable = (),  # frames to leave out, as 'training/00003' or 3; of the other split: no matter
+        skip: str | int | Iterable = (),  # left out, as 'training/00003' or 3; other split: no matter
     ):
         check_choice("RHD", "split", split, SPLITS)
         self.root, self.split = project_path(root), split

@@ -365,8 +365,7 @@ class STB(Reader):
         root: str | Path,  # the folder that holds `images` and `labels`
         split: str = "training",  # B2 to B6, or 'evaluation': B1
         partial: bool = False,  # True: take the sequences and frames that are there
-        skip: str
-        | Iterable[str] = (),  # frames to leave out, as 'B2Counting/17'; of the other split: no matter
+        skip: str | Iterable[str] = (),  # left out, as 'B2Counting/17'; of the other split: no matter
         camera: str = "SK",  # 'SK' with depth; 'BB_left' or 'BB_right' without
         rigid: float = RIGID,  # mm: how far the labels' bones may be from their median
     ):

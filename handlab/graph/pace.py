@@ -30,6 +30,7 @@ from ..machine import hardware, measured_once
 from ..results.catalogue import Run
 from ..settings import make_settings, numpy_generator
 
+# %% ../../nbs/graph/06_pace.ipynb #54a1c380
 if TYPE_CHECKING:  # loading torch takes seconds
     import torch
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from .skeleton import BONES
 
+# %% ../../nbs/hand/04_draw.ipynb #b5105fc2
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.legend import Legend
@@ -65,6 +66,8 @@ STYLES = {  # {name: (colour, line, marker)}
     "Yang and Yao (disentangled)": (GREY, "--", "p"),
     "Sridhar et al. (RGB-D)": (DARK, "--", "h"),
 }
+
+# %% ../../nbs/hand/04_draw.ipynb #3a058cfc
 COLOURS = {name: colour for name, (colour, *_) in STYLES.items()}
 
 # %% ../../nbs/hand/04_draw.ipynb #353f06fb

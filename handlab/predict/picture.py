@@ -28,6 +28,7 @@ from handlab.hand.camera import (
 )
 from ..hand.solid import hand_vertices
 
+# %% ../../nbs/predict/02_picture.ipynb #f1a0bb6f
 if TYPE_CHECKING:
     from handlab.predict.networks import HandNetwork
 
