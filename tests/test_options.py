@@ -1,7 +1,8 @@
 "What the papers leave open is an option: each does what its name says, and its default changes nothing."
 
 import pickle
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from handlab.privileged import experiment_2d as privileged_2d
 from handlab.privileged.experiment_2d import Pi2dSettings
 from handlab.privileged.figures import fig_losses
 from handlab.privileged.stages import PiSettings, check_pi
-from handlab.settings import make_settings
+from handlab.settings import make_settings, settings_table
 from handlab.sim.rhd import SimRHD
 from handlab.train.experiment import ExperimentData, in_order, ordered_batches
 from handlab.train.files import read_losses
@@ -262,3 +263,15 @@ def test_decoders_start_as_they_are_told():
     assert (network.decoders["H"].maps.bias == -1).all() and (network.decoders["P"][6].bias == 0).all()
     with pytest.raises(HandlabError, match="AlignedSettings.pose_start"):
         check_aligned(replace(ALIGNED, pose_start="zero"))
+
+
+@pytest.mark.parametrize("cls", [PiSettings, Pi2dSettings, AlignedSettings])
+def test_the_table_of_settings_shows_what_differs_and_folds_the_rest(cls):
+    settings = replace(make_settings(cls, "quick"), skip="0001|0002", crop=32)
+    shown, folded = settings_table(settings, "quick").split("<details>")
+    assert r"| `skip` | `'0001\|0002'` (`''` in quick) |" in shown.splitlines()
+    usual = make_settings(cls, "quick").crop
+    assert f"| `crop` | `32` (`{usual}` in quick) |" in shown.splitlines()
+    assert re.findall(r"^\| `(\w+)`", shown, re.M) == [*cls.ESSENTIALS, "skip"]
+    named = re.findall(r"^\| `(\w+)`", shown + folded, re.M)
+    assert sorted(named) == sorted(field.name for field in fields(cls))

@@ -101,6 +101,7 @@ class AlignedSettings(ExperimentSettings):
     contrast: float = 0.0  # ... not in the paper
     timing_steps: int = 12  # steps when the time of a step is measured
     protocol: str = "pooled"  # of the metrics: 'zb', 'mmpose' or 'pooled'
+    ESSENTIALS: ClassVar[tuple] = ("strategy", *ExperimentSettings.ESSENTIALS, "latent", "steps")
     PROFILES: ClassVar[dict] = {
         "smoke": shared.SMOKE
         | dict(

@@ -110,6 +110,7 @@ class Pi2dSettings(ExperimentSettings):
     mask_pooling: str = "area"  # how the mask is reduced to the feature map's size
     upsampled: int = 128  # cells of the map whose maximum is taken; 0 = one per pixel of the crop
     upsampling: str = "bicubic"  # how the maps are enlarged; or 'bilinear', as in hand3d
+    ESSENTIALS: ClassVar[tuple] = (*ExperimentSettings.ESSENTIALS, "steps_first", "steps_second", "lambda_c")
     STAGES: ClassVar[dict] = STAGES_2D  # all trainings that these settings can name
     PROFILES: ClassVar[dict] = {
         "smoke": shared.SMOKE

@@ -106,6 +106,7 @@ class PiSettings(ExperimentSettings):
     validate_every: int = 188  # steps between validations
     timing_steps: int = 24  # steps of each kind when the cost of a privileged step is measured
     protocol: str = "pooled"  # of the metrics: 'zb', 'mmpose' or 'pooled'
+    ESSENTIALS: ClassVar[tuple] = (*ExperimentSettings.ESSENTIALS, "steps_first", "steps_second", "lambda_c")
     STAGES: ClassVar[dict] = ARMS  # all trainings that these settings can name
     PROFILES: ClassVar[dict] = {
         "smoke": shared.SMOKE

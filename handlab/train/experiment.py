@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import psutil
@@ -93,6 +93,7 @@ class ExperimentSettings:
     compile: bool = False  # torch.compile, on a GPU only; if it fails the training continues without it
     tensorboard: bool = False  # also write the curves for TensorBoard: tensorboard --logdir runs
     seed: int = 0  # of starting weights, batches, augmentation and noise
+    ESSENTIALS: ClassVar[tuple] = ("dataset", "train_frames", "crop", "width", "batch_size", "seed")
 
 # %% ../../nbs/train/05_experiment.ipynb #7fb0802b
 SMOKE = dict(
