@@ -143,6 +143,21 @@ def test_saved_outputs_do_not_say_what_only_the_first_run_on_a_machine_does(caps
     assert said["text"][0] and [output["text"] for output in filled["outputs"]] == [["Fig. 4\n"]]
 
 
+def test_a_stream_that_arrived_in_pieces_is_saved_as_one():
+    "How often a kernel flushes depends on timing; a page that is made again must not differ."
+
+    def printed(*texts, name="stdout"):
+        return [{"output_type": "stream", "name": name, "text": text} for text in texts]
+
+    figure = {"output_type": "display_data", "data": {}, "metadata": {}}
+    pieces = [*printed(["one\n", "tw"]), *printed("!", name="stderr"), *printed("o\n", ["three\n"]), figure]
+    cell = {"id": "a", "cell_type": "code", "source": ["show()"], "outputs": []}
+    ran = cell | {"outputs": [*pieces, *printed("four\n")]}
+    (filled,) = with_outputs({"cells": [cell]}, {"cells": [ran]})["cells"]
+    assert filled["outputs"] == [*printed(["one\n", "two\n", "three\n"]), figure, *printed(["four\n"])]
+    assert ran["outputs"][0]["text"] == ["one\n", "tw"]  # the executed copy stays as it was
+
+
 @pytest.mark.parametrize(
     "path", sorted(project_path("nbs").glob("paper_*.ipynb")), ids=lambda path: path.name
 )

@@ -8,6 +8,7 @@ __all__ = ['ROWS', 'SETS', 'ANSWERS', 'SHOWN', 'ONCE', 'BEGIN', 'END', 'error_ta
 
 # %% ../../nbs/pages/13_front.ipynb #127b7c64
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -162,13 +163,24 @@ def _plain(output: dict) -> dict:
     return output | ({"metadata": {}} if "metadata" in output else {}) | counted
 
 
+def _joined(outputs: Iterable[dict]) -> list:
+    "Neighbouring pieces of one stream as one: in how many pieces a stream arrives depends on timing."
+    joined = []
+    for output in outputs:
+        if joined and "name" in output and output["name"] == joined[-1].get("name"):
+            joined[-1]["text"] = "".join([*joined[-1]["text"], *output["text"]])
+        else:
+            joined.append(dict(output))
+    return joined
+
+# %% ../../nbs/pages/13_front.ipynb #6e7bc835
 def with_outputs(notebook: dict, executed: dict) -> dict:
     "A notebook with the outputs of its executed copy, without stderr and the project's place."
     ran = {(cell.get("id"), "".join(cell["source"])): cell for cell in executed["cells"]}
     for cell in notebook["cells"]:
         same = ran.get((cell.get("id"), "".join(cell["source"])))
         if same and cell["cell_type"] == "code":
-            kept = (output for output in same["outputs"] if output.get("name") != "stderr")
+            kept = _joined(output for output in same["outputs"] if output.get("name") != "stderr")
             cell["outputs"] = [shown for shown in map(_plain, kept) if shown.get("text") != []]
     return notebook
 
