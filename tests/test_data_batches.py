@@ -17,18 +17,22 @@ from hypothesis import strategies as st
 from handlab.core import HandlabError
 from handlab.data import batches as module
 from handlab.data.batches import (
+    REACH,
     Augment,
     Batches,
     Change,
+    change_back,
     change_colours,
     change_labels,
     change_pixels,
     check_augment,
+    colour_matrix,
     depth_mm,
     draw_change,
+    draw_clouds_at_once,
     draw_pixels,
 )
-from handlab.data.prepare import CropSettings, prepare
+from handlab.data.prepare import DEPTH_STEPS, CropSettings, prepare
 from handlab.data.rhd import decode_frame, drawn_frame
 from handlab.hand.skeleton import root_of
 from handlab.settings import numpy_generator
@@ -275,6 +279,79 @@ def test_compiled_clouds_are_random_pixels_of_the_hand(prepared):
             assert len(near.argmin(1).unique()) == 64  # and no pixel is taken twice
     again = Batches(prepared, 10, augment=Augment.paper2(), shuffle=False, cloud_points=64, seed=1).at(0)
     assert not torch.equal(again.cloud, batch.cloud)
+
+
+def pixel_by_pixel(stored, back, light, size):
+    "The crops (B,3,S,S) in 32 bits, one pixel after the other, and how many lie on the border or beyond."
+    one, half, whole = np.float32(1), np.float32(0.5), np.float32(1 / 255)
+    drawn, border = np.zeros((len(stored), 3, size, size), np.float32), 0
+    for b, v, u in np.ndindex(len(stored), size, size):
+        x, y = (m[0] * np.float32(u) + (m[1] * np.float32(v) + m[2]) for m in back[b])
+        column, row = int(np.floor(x)), int(np.floor(y))
+        right, below = x - np.float32(column), y - np.float32(row)
+        shares = [(one - below) * (one - right), (one - below) * right, below * (one - right), below * right]
+        corners = [(row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)]
+        held = [min(corner) >= 0 and max(corner) < stored.shape[1] for corner in corners]
+        pixels = [stored[b][corner] if on else np.zeros(3) for corner, on in zip(corners, held)]
+        terms = [share * pixel.astype(np.float32) for share, pixel in zip(shares, pixels)]
+        within, border = sum(share for share, on in zip(shares, held) if on), border + (not all(held))
+        if all(held):
+            colour = ((terms[0] + terms[1]) + terms[2] + terms[3]) * whole - half
+        else:
+            colour = sum(terms, np.zeros(3, np.float32)) * whole - half * np.float32(within)
+        lit = light[b, :, 0] * colour[0] + light[b, :, 1] * colour[1]
+        drawn[b, :, v, u] = np.clip(lit + light[b, :, 2] * colour[2] + light[b, :, 3], -half, half)
+    return drawn, border
+
+
+def test_compiled_crops_are_those_of_single_pixels_to_the_bit():
+    "Trained networks rest on these numbers: faster code must keep them."
+    stored = np.random.default_rng(0).integers(0, 256, (4, 21, 21, 3), np.uint8)
+    for augment in (Augment.paper2(), Augment(180.0, 0.6, 0.5, 2.0, 0.3, 0.3, 0.5, 0.8, 0.4)):
+        change = draw_change(augment, 4, numpy_generator(0, "change"))
+        matrix = colour_matrix(change.hue, change.contrast, change.saturation)
+        light = torch.cat([matrix, change.brightness[:, None, None].expand(-1, 3, 1)], 2).numpy()
+        plain, border = pixel_by_pixel(stored, change_back(change, 21, 17), light, 17)
+        drawn = draw_pixels({"image": torch.from_numpy(stored)}, change, 17)[0]
+        assert torch.equal(drawn, torch.from_numpy(plain)) and 0 < border < 4 * 17 * 17
+
+
+def points_of(depth, mask, back, ray, root, size):
+    "Crop pixels and depths (u, v, mm) on a hand near its root, one pixel after the other."
+    for v, u in np.ndindex(size, size):
+        column, row = (int(np.floor(float(m[0]) * u + float(m[1]) * v + float(m[2]) + 0.5)) for m in back)
+        if 0 <= column < len(depth) and 0 <= row < len(depth) and mask[row, column] and depth[row, column]:
+            z = depth[row, column] / DEPTH_STEPS
+            x, y = ((ray[axis, 0] * u + ray[axis, 1] * v + ray[axis, 2]) * z for axis in (0, 1))
+            if (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2:
+                yield u, v, z
+
+
+def test_compiled_clouds_are_those_of_single_pixels():
+    "The listed pixels, shuffled; where there are fewer than points, round again; where there are none, 0."
+    draw, size, count = np.random.default_rng(0), 17, 40
+    depth = draw.integers(5500, 6500, (4, 21, 21), np.uint16) * (draw.random((4, 21, 21)) < 0.8)
+    mask = np.uint8(draw.random((4, 21, 21)) < np.reshape([0.9, 0.4, 0.05, 0], (4, 1, 1)))
+    depth[0, :, :10] += 1500  # beyond the reach
+    change = draw_change(Augment(180.0, 0.3, 0.5, 2.0), 4, numpy_generator(0, "change"))
+    K, root = torch.tensor([[40.0, 0, 8], [0, 40, 8], [0, 0, 1]]).expand(4, 3, 3), torch.zeros(4, 3)
+    root[:, 2] = 600 * 10 / DEPTH_STEPS
+    labels, chance = dict(K=K, root=root, scale=torch.full((4,), 30.0)), torch.rand(4, count)
+    kept = torch.from_numpy(depth.astype(np.uint16).view(np.int16)), torch.from_numpy(mask)
+    clouds = draw_clouds_at_once(*kept, change, labels, size, chance).numpy()
+    backs, ray = change_back(change, 21, size), torch.linalg.inv(K[0].double()).numpy()
+    numbers = []
+    for b in range(4):
+        points = list(points_of(depth[b], mask[b], backs[b], ray, root[b].numpy(), size))
+        numbers.append(len(points))
+        for n in range(min(count, len(points))):
+            other = n + int(float(chance[b, n]) * (len(points) - n))
+            points[n], points[other] = points[other], points[n]
+        for n in range(count):
+            u, v, z = points[n % len(points)] if points else (0, 0, 0)
+            place = (ray @ [u, v, 1]) * z if points else root[b].numpy()
+            assert np.allclose(clouds[b, n], (place - root[b].numpy()) / 30, atol=1e-6)
+    assert numbers[0] > count > numbers[2] > 0 == numbers[3]
 
 
 def centroid(picture):
@@ -683,7 +760,7 @@ def test_the_gpu_makes_the_same_batches(prepared, resident):
 DRAWING = """
 import sys, hashlib
 from handlab.data.batches import Batches
-from handlab.data.prepare import CropSettings, prepare
+from handlab.data.prepare import DEPTH_STEPS, CropSettings, prepare
 from handlab.data.rhd import decode_frame, drawn_frame
 class Drawn:
     source = 'drawn'

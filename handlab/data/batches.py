@@ -244,31 +244,56 @@ def _line_places(back, v, edge, places, shares):  # map (2,3), row, P; (S,) i32 
 
 # %% ../../nbs/data/06_batches.ipynb #8f0a0001
 @compiled_once(fastmath=_STEADY, nogil=True)
-def _blend_line(flat, edge, places, shares, corners, line):  # (P*P*3,) u8; (12,S) u8 and (3,S) f32 to fill
+def _word(flat, first):  # (P*P*3,) u8
+    "Four bytes as one number; compiled, this is a single load"
+    low = np.uint32(flat[first]) | np.uint32(flat[first + np.uintp(1)]) << np.uint32(8)
+    high = np.uint32(flat[first + np.uintp(2)]) | np.uint32(flat[first + np.uintp(3)]) << np.uint32(8)
+    return low | high << np.uint32(16)
+
+
+@compiled_once(fastmath=_STEADY, nogil=True)
+def _byte(word, number):
+    return np.float32(np.int32(word >> np.uint32(8 * number) & np.uint32(255)))
+
+
+@compiled_once(fastmath=_STEADY, nogil=True)
+def _blend_line(flat, edge, places, shares, words, line):  # (P*P*3,) u8; (4,S) u32 and (3,S) f32 to fill
     "A line bilinearly, in -0.5..0.5, where all four pixels are stored ones"
     for u in range(len(places)):  # first gathered, so that the arithmetic below works on many at once
         above = np.uintp(places[u])  # without a sign: no index counts from the end
         under = above + np.uintp(3 * edge)
-        for c in range(6):
-            corners[c, u], corners[6 + c, u] = flat[above + np.uintp(c)], flat[under + np.uintp(c)]
+        words[0, u], words[1, u] = _word(flat, above), _word(flat, above + np.uintp(2))
+        words[2, u], words[3, u] = _word(flat, under), _word(flat, under + np.uintp(2))
     for c in range(3):
-        for u in range(len(places)):
-            value = shares[0, u] * corners[c, u] + shares[1, u] * corners[3 + c, u]
-            value = value + shares[2, u] * corners[6 + c, u] + shares[3, u] * corners[9 + c, u]
+        for u in range(len(places)):  # two pixels have six bytes: the words are 0 to 3 and 2 to 5
+            value = shares[0, u] * _byte(words[0, u], c) + shares[1, u] * _byte(words[1, u], c + 1)
+            value = value + shares[2, u] * _byte(words[2, u], c) + shares[3, u] * _byte(words[3, u], c + 1)
             line[c, u] = value * np.float32(1 / 255) - np.float32(0.5)
 
 # %% ../../nbs/data/06_batches.ipynb #8f0a0002
 @compiled_once(fastmath=_STEADY, nogil=True)
-def _draw_borders(stored, back, v, line):  # (P,P,3) u8, map (2,3), row, (3,S) f32 to fill in part
-    "The pixels of a line that are not between four stored ones"
+def _draw_if_border(stored, back, u, v, line):  # (P,P,3) u8, map (2,3), column, row, (3,S) f32 to fill
+    "Draw a pixel that is not between four stored ones; returns whether it is one"
     edge, top = len(stored), np.float32(len(stored) - 1)
     x_start, y_start = back[0, 1] * np.float32(v) + back[0, 2], back[1, 1] * np.float32(v) + back[1, 2]
-    for u in range(line.shape[1]):
-        x, y = back[0, 0] * np.float32(u) + x_start, back[1, 0] * np.float32(u) + y_start
-        if x <= -1 or y <= -1 or x >= edge or y >= edge:
-            line[0, u] = line[1, u] = line[2, u] = np.float32(0)
-        elif not (0 <= x < top and 0 <= y < top):
-            _border_pixel(stored, x, y, u, line)
+    x, y = back[0, 0] * np.float32(u) + x_start, back[1, 0] * np.float32(u) + y_start
+    if 0 <= x < top and 0 <= y < top:
+        return False
+    if x <= -1 or y <= -1 or x >= edge or y >= edge:
+        line[0, u] = line[1, u] = line[2, u] = np.float32(0)
+    else:
+        _border_pixel(stored, x, y, u, line)
+    return True
+
+
+@compiled_once(fastmath=_STEADY, nogil=True)
+def _draw_borders(stored, back, v, line):  # (P,P,3) u8, map (2,3), row, (3,S) f32 to fill in part
+    "The pixels of a line that are not between four stored ones: those before and after the others"
+    first, last = 0, line.shape[1] - 1
+    while first <= last and _draw_if_border(stored, back, first, v, line):
+        first += 1
+    while first < last and _draw_if_border(stored, back, last, v, line):
+        last -= 1
 
 # %% ../../nbs/data/06_batches.ipynb #d4cb60c9
 @compiled_once(fastmath=_STEADY, nogil=True)
@@ -290,8 +315,8 @@ def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), 
     "Crops with other colours"
     edge, size = stored.shape[1], drawn.shape[1]
     places, shares = np.empty(size, np.int32), np.empty((4, size), np.float32)
-    corners, line, lit = (
-        np.empty((12, size), np.uint8),
+    words, line, lit = (
+        np.empty((4, size), np.uint32),
         np.empty((3, size), np.float32),
         np.empty((3, size), np.float32),
     )
@@ -300,7 +325,7 @@ def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), 
         step, colours = back[b], light[b]
         for v in range(size):
             _line_places(step, v, edge, places, shares)
-            _blend_line(flat, edge, places, shares, corners, line)
+            _blend_line(flat, edge, places, shares, words, line)
             _draw_borders(one, step, v, line)
             _light_line(line, colours, lit, onto, v)
 
@@ -733,24 +758,60 @@ def draw_clouds(
 
 # %% ../../nbs/data/06_batches.ipynb #b0337a0e
 @compiled_once(nogil=True)
-def _on_hand(depth, mask, back, ray, root, size, places, far):
-    "List the crop's pixels on the hand and their depths in mm; returns how many"
-    # depth and mask (P,P), back (2,3), ray (3,3), root (3,) mm; places and far (S*S,) are filled
-    count = 0
+def _depth_on_hand(depth, mask, hand):  # (P,P) u16, (P,P) u8; (P*P + 1,) u16 to fill
+    "Stored depth on the hand; 0 elsewhere, and at the end, which stands for what is not stored"
+    depths, inside = depth.reshape(-1), mask.reshape(-1)
+    for place in range(len(depths)):
+        hand[place] = depths[place] if inside[place] != 0 else np.uint16(0)
+    hand[len(depths)] = 0
+
+
+@compiled_once(nogil=True)
+def _line_nearest(back, v, edge, stored):  # map (2,3), row, P; (S,) i32 to fill
+    "The stored pixel nearest to each pixel of a line, P*P where there is none"
+    x_start, y_start, beyond = back[0, 1] * v, back[1, 1] * v, float(edge)
+    for u in range(len(stored)):
+        column = np.floor(back[0, 0] * u + x_start + back[0, 2] + 0.5)
+        row = np.floor(back[1, 0] * u + y_start + back[1, 2] + 0.5)
+        within = (column >= 0) & (column < beyond) & (row >= 0) & (row < beyond)
+        stored[u] = np.int32(row * beyond + column if within else beyond * beyond)
+
+
+@compiled_once(nogil=True)
+def _line_on_hand(hand, stored, columns, counts):  # of the two above; (S + 1,) i32 and u16 to fill
+    "List the columns of a line's pixels on the hand and their stored depths; returns how many"
+    found = 0
+    for u in range(len(stored)):
+        count = hand[np.uintp(stored[u])]
+        columns[found], counts[found] = u, count  # the next one writes over what does not count
+        found += np.intp(count != 0)
+    return found
+
+# %% ../../nbs/data/06_batches.ipynb #b0337a0f
+@compiled_once(nogil=True)
+def _line_within_reach(ray, root, v, columns, counts, within):  # (n,) i32 and u16; (n,) u8 to fill
+    "Whether each listed pixel of a line is near the root"
+    x_start, y_start = ray[0, 1] * v, ray[1, 1] * v
+    for n in range(len(columns)):
+        u, z = columns[n], counts[n] / DEPTH_STEPS
+        x = (ray[0, 0] * u + x_start + ray[0, 2]) * z
+        y = (ray[1, 0] * u + y_start + ray[1, 2]) * z
+        within[n] = (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2
+
+
+@compiled_once(nogil=True)
+def _on_hand(hand, edge, back, ray, root, size, places, far):
+    "List the crop's pixels on the hand and their stored depths; returns how many"
+    # hand of `_depth_on_hand`, back (2,3), ray (3,3), root (3,) mm; places and far (S*S + 1,) are filled
+    stored, columns = np.empty(size, np.int32), np.empty(size + 1, np.int32)
+    counts, within, count = np.empty(size + 1, np.uint16), np.empty(size, np.uint8), 0
     for v in range(size):
-        for u in range(size):
-            column = int(math.floor(back[0, 0] * u + back[0, 1] * v + back[0, 2] + 0.5))
-            row = int(math.floor(back[1, 0] * u + back[1, 1] * v + back[1, 2] + 0.5))
-            if not (0 <= column < len(depth) and 0 <= row < len(depth)):
-                continue
-            if mask[row, column] == 0 or depth[row, column] == 0:
-                continue
-            z = depth[row, column] / DEPTH_STEPS
-            x = (ray[0, 0] * u + ray[0, 1] * v + ray[0, 2]) * z
-            y = (ray[1, 0] * u + ray[1, 1] * v + ray[1, 2]) * z
-            if (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2:
-                places[count], far[count] = v * size + u, z
-                count += 1
+        _line_nearest(back, v, edge, stored)
+        found = _line_on_hand(hand, stored, columns, counts)
+        _line_within_reach(ray, root, v, columns[:found], counts[:found], within)
+        for n in range(found):
+            places[count], far[count] = v * size + columns[n], counts[n]
+            count += within[n]
     return count
 
 # %% ../../nbs/data/06_batches.ipynb #6695ef19
@@ -758,16 +819,19 @@ def _on_hand(depth, mask, back, ray, root, size, places, far):
 def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):
     "Random points on each hand, root-relative and in units of its scale"
     # (B,...) of the above, scale (B,) mm, chance (B,N) in 0..1; cloud (B,N,3) is filled
-    places, far = np.empty(size * size, np.int64), np.empty(size * size)
+    edge = depth.shape[1]
+    places, far = np.empty(size * size + 1, np.int32), np.empty(size * size + 1, np.uint16)
+    hand = np.empty(edge * edge + 1, np.uint16)
     for b in range(len(depth)):
-        count = _on_hand(depth[b], mask[b], back[b], ray[b], root[b], size, places, far)
+        _depth_on_hand(depth[b], mask[b], hand)
+        count = _on_hand(hand, edge, back[b], ray[b], root[b], size, places, far)
         for n in range(cloud.shape[1]):
             if n < count:
                 other = n + min(int(chance[b, n] * (count - n)), count - n - 1)
                 places[n], places[other] = places[other], places[n]
                 far[n], far[other] = far[other], far[n]
             m = n % max(count, 1)  # go round a small cloud again
-            u, v, z = places[m] % size, places[m] // size, far[m]
+            u, v, z = places[m] % size, places[m] // size, far[m] / DEPTH_STEPS
             for axis in range(3):
                 place = (ray[b, axis, 0] * u + ray[b, axis, 1] * v + ray[b, axis, 2]) * z
                 cloud[b, n, axis] = (place - root[b, axis]) / scale[b] if count > 0 else 0
