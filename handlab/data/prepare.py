@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+# %% ../../nbs/data/05_prepare.ipynb #f2478d06
 from handlab.core import (
     HandlabError,
     fingerprint,

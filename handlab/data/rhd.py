@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+# %% ../../nbs/data/03_rhd.ipynb #8fa78eb6
 from ..core import HandlabError, atomic_file, project_path, read_pickle, write_json
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (

@@ -120,7 +120,7 @@ def share_on_mask(mask: np.ndarray, uv: np.ndarray) -> float:  # (H,W) bool; (n,
 class Misplaced(HandlabError):
     "A frame whose depth or mask is not where its joints are."
 
-
+# %% ../../nbs/data/01_sample.ipynb #542e38e0
 def check_sample(sample: Sample) -> Sample:
     "Return the sample; a field of the wrong type or shape, or that cannot be a hand's, is an error."
     for field in FIELDS:

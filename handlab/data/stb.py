@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import scipy.io
 
+# %% ../../nbs/data/09_stb.ipynb #27b81ddd
 from ..core import HandlabError, full_disk_named, make_folder, project_path, write_json
 from .drawn import bone_points, disc_at, far_first, turn_about_z
 from handlab.data.files import (

@@ -28,6 +28,7 @@ import torch
 from matplotlib.ticker import LogLocator
 from torch.utils.data import DataLoader, Dataset
 
+# %% ../../nbs/graph/07_benchmark.ipynb #20caf1ec
 from ..aligned import experiment as aligned
 from ..aligned.encoders import ResNet18
 from ..aligned.losses import chamfer, emd
@@ -561,7 +562,7 @@ def _read_rows(path: str | Path) -> pd.DataFrame:
     "A machine's rows."
     return pd.read_csv(path, index_col=["what", "against"], dtype={"asked": str, "note": str})
 
-
+# %% ../../nbs/graph/07_benchmark.ipynb #90b555bb
 def keep(table: pd.DataFrame, folder: str | Path, about: dict) -> Path:  # about: of `machine`
     "Write a machine's rows as CSV; older rows that were not measured again stay."
     path, table = project_path(folder) / f"{file_name(about)}.csv", table.assign(**about)

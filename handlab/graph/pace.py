@@ -146,7 +146,7 @@ def _pi_parts(
     batches = training_batches(settings, data, stage, device)
     return make(settings, stage), loss(teacher), batches, train_settings(settings, stage)
 
-
+# %% ../../nbs/graph/06_pace.ipynb #9953cd9e
 def parts_of(
     kind: Kind,
     settings: Any,

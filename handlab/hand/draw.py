@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 # %% ../../nbs/hand/04_draw.ipynb #4ddee2c0
 BLACK, ORANGE, SKY, GREEN, BLUE = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 VERMILION, PURPLE, GREY, DARK = "#D55E00", "#CC79A7", "#8c8c8c", "#5c5c5c"
-STYLES = {  # {name: (colour, line, marker)}
+
+# %% ../../nbs/hand/04_draw.ipynb #1a01776b
+_NETWORKS = {  # {name: (colour, line, marker)}
     "truth": (BLACK, "-", ""),
     "predicted": (VERMILION, "-", ""),
     "published": (GREY, "--", "s"),  # a published number without a method's name
     "mean_pose": (DARK, "-.", "|"),
-    # the networks of paper 1, in 3D and in 2D
     "depth": (PURPLE, "-.", "s"),
     "rgb": (BLUE, "-", "o"),
     "rgb_pi": (VERMILION, "-", "^"),
@@ -39,7 +40,10 @@ STYLES = {  # {name: (colour, line, marker)}
     "mask_0.2": (ORANGE, "-.", "<"),
     "mask_0.8": (ORANGE, "-", "X"),
     "mask_1": (BLACK, "-.", "P"),
-    # the strategies of paper 2
+}
+
+# %% ../../nbs/hand/04_draw.ipynb #2904a4eb
+_STRATEGIES = {
     "S1": (BLUE, "-", "o"),
     "R2HP": (SKY, "-.", "s"),
     "R2CP": (GREEN, "-.", "D"),
@@ -52,7 +56,10 @@ STYLES = {  # {name: (colour, line, marker)}
     "S1-own_view": (BLUE, ":", "d"),
     "S4-apart": (VERMILION, ":", "*"),
     "joints": (DARK, ":", ""),
-    # published methods
+}
+
+# %% ../../nbs/hand/04_draw.ipynb #d7df022a
+_PUBLISHED = {
     "PSO": (GREY, "--", "o"),
     "ICPPSO": (DARK, "--", "s"),
     "CHPR": (GREY, "--", "^"),
@@ -66,6 +73,7 @@ STYLES = {  # {name: (colour, line, marker)}
     "Yang and Yao (disentangled)": (GREY, "--", "p"),
     "Sridhar et al. (RGB-D)": (DARK, "--", "h"),
 }
+STYLES = _NETWORKS | _STRATEGIES | _PUBLISHED
 
 # %% ../../nbs/hand/04_draw.ipynb #3a058cfc
 COLOURS = {name: colour for name, (colour, *_) in STYLES.items()}

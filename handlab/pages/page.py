@@ -146,7 +146,7 @@ def _made(page: "Page", item: Item) -> tuple | None:
     known = _measured_before(page, item, every_run(runs)) if item.timed else None
     return item.make(runs, page) if known is None else known, runs
 
-
+# %% ../../nbs/pages/03_page.ipynb #f9c6526a
 def _measured_before(page: "Page", item: Item, runs: list) -> pd.DataFrame | None:
     "The table of times that this machine has measured of the same runs: another pass would differ by chance."
     name = _file_name(page, item, runs)

@@ -94,6 +94,8 @@ are chosen on validation persons, never on test persons."""
 _SIZE = """
 The settings that decide how large a run is, beside those of the profile `full`, which has the
 papers' sizes:"""
+
+# %% ../../nbs/pages/14_replication.ipynb #aae096a7
 _LIMITS = """
 Simulated hands are poorer in detail than real ones, and at profiles below `full` the networks are
 narrower than the papers' and see smaller crops. A claim that holds here shows that the mechanism

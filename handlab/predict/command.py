@@ -78,7 +78,7 @@ def files_named(words: Iterable[str]) -> list:  # paths, folders and patterns ->
             found += matching
     return list({path.absolute(): path for path in found}.values())  # a file named twice is one
 
-
+# %% ../../nbs/predict/04_command.ipynb #4beee90f
 def short_names(files: list) -> list:  # paths -> names, all different
     "Each file's name, with the folders in which they differ."
     try:

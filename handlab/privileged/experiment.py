@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+# %% ../../nbs/privileged/04_experiment.ipynb #a28b0cfc
 from ..core import HandlabError, read_json, write_json
 from ..data.batches import Batch
 from ..data.prepare import Prepared

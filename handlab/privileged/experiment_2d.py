@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+# %% ../../nbs/privileged/07_experiment_2d.ipynb #37afa647
 from ..core import read_json
 from ..data.batches import Batch
 from ..data.prepare import Prepared

@@ -152,7 +152,7 @@ def _draw_closer(axis: plt.Axes, folder: str | Path, steps_first: int, stages: d
     axis.set_title("pose loss of stage 2, validation;\ngrey line: where RGB alone ended", fontsize=9)
     axis.grid(alpha=0.3)
 
-
+# %% ../../nbs/privileged/05_figures.ipynb #33774e99
 def fig_losses(
     folder: str | Path,  # of the run
     steps_first: int,  # where stage 2 begins

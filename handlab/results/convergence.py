@@ -170,7 +170,7 @@ def _unit(name: str) -> str:  # of a run without its seed
     "Of a run's validation error."
     return "px" if name.startswith("pi_2d") else "mm"
 
-
+# %% ../../nbs/results/09_convergence.ipynb #41bfa424
 def _draw_panel(axis: plt.Axes, name: str, curves: list):
     "One network, a line per seed."
     fall = float(np.mean([fall_at_end(*curve) for curve in curves]))

@@ -348,7 +348,7 @@ def shipped_line(runs: Iterable[RunFolder]) -> str:  # RunFolders; '' where none
     cost = f"{wall:.1f} hours, {busy:.1f} processor hours, about {energy:.2f} kWh (estimated)"
     return f"{len(runs)} shipped run{'s' * (len(runs) > 1)}: {', '.join(made)}; {cost}"
 
-
+# %% ../../nbs/results/03_runs.ipynb #40ec5b1f
 def origin_line(runs: Sequence[RunFolder], folder: str | Path) -> str:  # folder: of the runs
     "Where a page's numbers are from."
     runs = list(runs)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+# %% ../../nbs/sim/12_dexter_object.ipynb #f8acc3a3
 from ..core import HandlabError, fingerprint, full_disk_named, make_folder
 from ..data import dexter_object as files
 from ..data.files import write_digests

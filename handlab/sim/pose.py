@@ -328,7 +328,7 @@ _THUMBS = dict(  # palmar abduction, flexion, MCP, IP, twist; degrees
 )
 
 # %% ../../nbs/sim/02_pose.ipynb #dd125e7e
-GESTURES = dict(  # thumb, index .. little, fan
+_WHOLE = dict(  # thumb, index .. little, fan
     relaxed=("rest", (0.22, 0.28, 0.33, 0.38), 0.35),
     flat=("beside", (0, 0, 0, 0), 0),
     open=("out", (0, 0, 0, 0), 0.7),
@@ -339,6 +339,10 @@ GESTURES = dict(  # thumb, index .. little, fan
     fist_loose=("hold", ((58, 84, 30),) * 4, 0.1),
     fist_flat=("over_index", ((88, 92, 12), (90, 94, 12), (90, 94, 12), (90, 92, 12)), 0),
     thumbs_up=("up", (1, 1, 1, 1), 0),
+)
+
+# %% ../../nbs/sim/02_pose.ipynb #f44474b3
+_COUNTING = dict(
     point=("over_middle", (0, 1, 1, 1), 0),
     point_bent=("over_middle", ((48, 6, 3), (78, 92, 40), 1, 1), 0),
     reach=("rest", ((40, 4, 2), (52, 55, 25), (56, 66, 30), (58, 70, 32)), 0.2),
@@ -349,6 +353,10 @@ GESTURES = dict(  # thumb, index .. little, fan
     three_with_thumb=("out", (0, 0, 1, 1), 0.7),
     four=("across", (0, 0, 0, 0), 0.6),
     five=("out", (0.02, 0, 0.02, 0.03), 0.85),
+)
+
+# %% ../../nbs/sim/02_pose.ipynb #7aad57d3
+_TOUCHING = dict(
     ok=((-3, 22, 11, -8, 18), ((44, 50, 36), 0.16, 0.1, 0.06), 0.6),
     pinch=((-2, 22, 12, -6, 18), ((45, 51, 35), (50, 54, 30), (55, 62, 34), (58, 66, 36)), 0.15),
     tripod=((-19, 29, 16, -9, 23), ((43, 52, 34), (44, 52, 27), 0.65, 0.7), 0),
@@ -357,6 +365,10 @@ GESTURES = dict(  # thumb, index .. little, fan
     thumb_to_middle=((-17, 28, 14, -10, 20), (0.05, (40, 53, 43), 0.12, 0.1), 0.4),
     thumb_to_ring=((-14, 18, 50, 23, -7), (0.05, 0.1, (43, 60, 68), 0.3), 0.3),
     thumb_to_little=((-8, 33, 51, 24, -20), (0.08, 0.12, 0.25, (45, 60, 76)), 0.3),
+)
+
+# %% ../../nbs/sim/02_pose.ipynb #41bb1c82
+_FURTHER = dict(
     call=("out", (1, 1, 1, 0.02), 0.75),
     rock=("over_middle", (0, 1, 1, 0), 0.7),
     love=("out", (0, 1, 1, 0), 0.7),
@@ -378,6 +390,7 @@ GESTURES = dict(  # thumb, index .. little, fan
     crossed=((32, 38, 34, 40, -18), ((24, 10, 5), (0, 14, 6), 1, 1), (-0.55, 2.7, 0, 0)),
     fold=("hold", ((70, 30, 15), (72, 30, 15), (74, 30, 15), (76, 30, 15)), 0),
 )
+GESTURES = _WHOLE | _COUNTING | _TOUCHING | _FURTHER
 
 # %% ../../nbs/sim/02_pose.ipynb #7ed0ceab
 def _finger_angles(
