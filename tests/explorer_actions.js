@@ -54,7 +54,7 @@ const milliseconds = (act, times) => { const begin = performance.now(); for (let
   result.places.told.push($('placed').textContent);
   await step('dot of UMAP', async () => press(...result.places.UMAP[4]));
   await step('place on UMAP', async () => press(30, 30));
-  Object.assign(result.places, {place: scale.from(30, 30), code: [...code], cross: $('map').querySelector('path').getAttribute('d'), line: $('map').querySelector('line').style.display});
+  Object.assign(result.places, {place: scale.from(30, 30), code: [...code], cross: $('marks').querySelector('path').getAttribute('d'), line: $('marks').querySelector('line').getAttribute('display')});
   pick('places', 'PCA');
   result.places.again = dots();
   await step('key', async () => { const start = chosen; for (const key of ['ArrowRight', 'ArrowLeft', 'ArrowUp']) if (chosen === start) $('map').dispatchEvent(new KeyboardEvent('keydown', {key})); });

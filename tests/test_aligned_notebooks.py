@@ -31,9 +31,9 @@ from handlab.aligned.page import (
     fused,
     gesture,
     make_atlas,
-    maps_here,
     note_on,
-    places_by,
+    umap_places,
+    with_umap,
     write_explorer,
 )
 from handlab.core import HandlabError, project_root, read_json, write_json
@@ -426,11 +426,19 @@ def test_page_says_that_it_needs_trust(atlas, browser, tmp_path):
 def test_photographs_stand_among_the_images_without_a_truth(atlas, browser, tmp_path):
     network, found = atlas
     crops = torch.rand(2, 3, SMOKE.crop, SMOKE.crop) - 0.5
+    spots = np.random.default_rng(0).normal(size=(len(found.names), 2))
+    found = replace(found, maps={"UMAP": spots})
     more = add_photographs(found, network, crops, ["mine", "yours"])
     with torch.no_grad():
         expected = network.encoders["R"](crops).mean
     np.testing.assert_allclose(more.codes["R"].mean[-2:], expected, atol=1e-5)
     np.testing.assert_array_equal(more.codes["C"].mean[:-2], found.codes["C"].mean)
+    far = np.linalg.norm(found.codes["R"].mean - more.codes["R"].mean[-1], axis=1)
+    near = np.argsort(far)[:4]
+    np.testing.assert_allclose(
+        more.maps["UMAP"][-1], np.average(spots[near], axis=0, weights=1 / far[near]), rtol=1e-4
+    )
+    np.testing.assert_array_equal(more.maps["UMAP"][:-2], spots)
     write_explorer(tmp_path / "page.html", network, more)
     browser.get(f"file://{tmp_path}/page.html#frame={len(found.names)}")
     browser.execute_async_script(WAIT)
@@ -442,23 +450,50 @@ def test_photographs_stand_among_the_images_without_a_truth(atlas, browser, tmp_
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
-def test_umap_keeps_neighbours_together_and_says_when_it_is_missing(monkeypatch):
+def test_stored_map_is_of_its_weights_and_its_images(practised, tmp_path, monkeypatch, capsys):
+    settings, data, network = open_run(practised)
+    folder = shutil.copytree(practised, tmp_path / "run")
+    few, more = (make_atlas(network, data.test, settings, count) for count in (6, 9))
     monkeypatch.setattr("handlab.aligned.page.find_spec", lambda name: None)
-    assert maps_here() == ()
-    with pytest.raises(HandlabError, match="umap-learn is not installed.*pip install -c constraints.txt"):
-        places_by("UMAP", np.zeros((9, 4)))
-    with pytest.raises(HandlabError, match="PCA is always there"):
-        places_by("SOM", np.zeros((9, 4)))
-    monkeypatch.undo()
+    assert with_umap(few, folder).maps == {} and not (folder / "maps.json").exists()
+    assert re.search(
+        r"run has none stored.*pip install -c constraints.txt umap-learn", capsys.readouterr().out
+    )
+    computed = []
+
+    def places(codes):
+        computed.append(len(codes))
+        return np.arange(2.0 * len(codes)).reshape(-1, 2) / 7
+
+    monkeypatch.setattr("handlab.aligned.page.find_spec", lambda name: name)
+    monkeypatch.setattr("handlab.aligned.page.umap_places", places)
+    first = with_umap(few, folder).maps["UMAP"]
+    np.testing.assert_allclose(with_umap(few, folder).maps["UMAP"], first, atol=1e-3)
+    assert len(with_umap(more, folder).maps["UMAP"]) == 9 and computed == [6, 9]
+    assert read_json(folder / "maps.json")["names"] == few.names  # other images replace nothing
+    write_json(folder / "maps.json", {**read_json(folder / "maps.json"), "weights": "other"})
+    with_umap(more, folder)
+    assert computed == [6, 9, 9] and read_json(folder / "maps.json")["names"] == more.names
+
+
+def test_shipped_page_is_made_with_its_map():
+    "The committed page has the positions that are stored beside the shipped weights."
+    stored = read_json(project_root() / "runs/shipped/train_aligned-S4-sim-rhd-seed0/maps.json")
+    content = content_of((project_root() / "figures/explorer.html").read_text())
+    places = np.frombuffer(base64.b64decode(content["frames"]["maps"]["UMAP"]), np.float32).reshape(-1, 2)
+    assert stored["names"] == content["frames"]["names"]
+    np.testing.assert_allclose(places, stored["UMAP"], atol=1e-3)
+
+
+def test_umap_keeps_neighbours_together():
     pytest.importorskip("umap")
-    assert maps_here() == ("UMAP",)
     middles = np.repeat(np.random.default_rng(0).normal(0, 20, (3, 16)), 12, axis=0)
     codes = middles + np.random.default_rng(1).normal(size=middles.shape)
-    places = places_by("UMAP", codes)
+    places = umap_places(codes)
     far = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
     np.testing.assert_array_equal(far.argmin(1) // 12, np.arange(len(places)) // 12)
-    np.testing.assert_array_equal(places, places_by("UMAP", codes))
-    assert np.isfinite(places_by("UMAP", codes[::12])).all()  # as few as there may be
+    np.testing.assert_array_equal(places, umap_places(codes))
+    assert np.isfinite(umap_places(codes[::12])).all()  # as few as there may be
 
 
 def test_stretched_fingers_are_counted():

@@ -43,90 +43,137 @@ function decodeCloud(values) {
   const [first, second] = model.folds;
   return fold(second, values, fold(first, values, model.grid, model.gridSize), 3).map(value => model.reach*value);
 }
-function doubled(step, input, side) {  // a 5x5 transposed convolution of stride 2
-  const {weight, bias} = step, out = bias.length, wide = 2*side, output = new Float32Array(out*wide*wide);
-  for (let channel = 0; channel < out; channel++) output.fill(bias[channel], channel*wide*wide, (channel + 1)*wide*wide);
-  for (let from = 0; from < input.length/side/side; from++)
-    for (let to = 0; to < out; to++)
-      for (let y = 0; y < side; y++)
-        for (let x = 0; x < side; x++) {
-          const value = input[(from*side + y)*side + x], kernel = 25*(from*out + to);
-          if (value === 0) continue;
-          for (let v = Math.max(0, 2 - 2*y); v < Math.min(5, wide + 2 - 2*y); v++)
-            for (let u = Math.max(0, 2 - 2*x); u < Math.min(5, wide + 2 - 2*x); u++)
-              output[(to*wide + 2*y + v - 2)*wide + 2*x + u - 2] += value*weight[kernel + 5*v + u];
+function doubled(step, input, side, output) {  // a 5x5 transposed convolution of stride 2, with ReLU but for the last
+  // Maps lie in planes with a border of zeros. Each cell makes four cells of the larger map from itself and its eight neighbours.
+  const {weight, bias, last} = step, P = side + 2, wide = 2*side, Q = wide + 2, sums = step.sums;
+  for (let to = 0; to < bias.length; to++) {
+    sums.fill(bias[to]);
+    for (let from = 0; from*P*P < input.length; from++) {
+      const [k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, k10, k11, k12, k13, k14, k15, k16, k17, k18, k19, k20, k21, k22, k23, k24] = row(weight, from*bias.length + to, 25);
+      for (let y = 0, at = 0; y < side; y++) {
+        let place = (from*P + y + 1)*P + 1;
+        let a = input[place - P - 1], b = input[place - P], d = input[place - 1], e = input[place], g = input[place + P - 1], h = input[place + P];
+        for (let x = 0; x < side; x++, place++, at += 4) {
+          const c = input[place - P + 1], f = input[place + 1], i = input[place + P + 1];
+          sums[at] += k24*a + k22*b + k20*c + k14*d + k12*e + k10*f + k4*g + k2*h + k0*i;
+          sums[at + 1] += k23*b + k21*c + k13*e + k11*f + k3*h + k1*i;
+          sums[at + 2] += k19*d + k17*e + k15*f + k9*g + k7*h + k5*i;
+          sums[at + 3] += k18*e + k16*f + k8*h + k6*i;
+          a = b; b = c; d = e; e = f; g = h; h = i;
         }
+      }
+    }
+    for (let y = 0, at = 0; y < side; y++)
+      for (let x = 0; x < side; x++)
+        for (let part = 0; part < 4; part++, at++) {
+          const v = 2*y + (part >> 1), u = 2*x + (part & 1), value = sums[at];
+          if (last) output[(to*wide + v)*wide + u] = 1/(1 + Math.exp(-value));
+          else output[(to*Q + v + 1)*Q + u + 1] = value > 0 ? value : 0;
+        }
+  }
   return output;
 }
-function decodeMaps(values) {  // (21, size, size), 0 to 1
-  let maps = linear(model.heat.start, values, model.heat.start.output), side = model.heat.side;
-  model.heat.grow.forEach((step, number) => {
-    maps = doubled(step, maps, side);
+function decodeMaps(values) {  // (21, size, size), 0 to 1; the next call overwrites them
+  const {start, grow, planes} = model.heat, flat = linear(start, values, start.output), P = model.heat.side + 2;
+  let side = model.heat.side;
+  for (let cell = 0; cell < flat.length; cell++) {
+    const channel = Math.floor(cell/side/side), y = Math.floor(cell/side) % side;
+    planes[0][(channel*P + y + 1)*P + cell % side + 1] = flat[cell];
+  }
+  return grow.reduce((maps, step, number) => {
+    const larger = doubled(step, maps, side, planes[number + 1]);
     side *= 2;
-    if (number < model.heat.grow.length - 1) relu(maps);
+    return larger;
+  }, planes[0]);
+}
+function makePlanes() {  // what decodeMaps works in
+  const {start, grow} = model.heat, border = (channels, side) => new Float64Array(channels*(side + 2)**2);
+  let side = model.heat.side;
+  model.heat.planes = [border(start.bias.length/side/side, side)];
+  grow.forEach((step, number) => {
+    step.sums = new Float64Array(4*side*side);
+    step.last = number === grow.length - 1;
+    side *= 2;
+    model.heat.planes.push(step.last ? new Float32Array(step.bias.length*side*side) : border(step.bias.length, side));
   });
-  return maps.map(value => 1/(1 + Math.exp(-value)));
 }
 
 // ---- a solid hand: twenty capsules and the palm, as handlab.hand.solid makes them
-const cross = (a, b) => [a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]];
-function capsule(start, end, radii, out) {
-  const along = end.map((value, axis) => value - start[axis]), length = Math.max(Math.hypot(...along), 1e-6);
-  along.forEach((value, axis) => along[axis] = value/length);
-  const helper = [0, 0, 0];
-  helper[along.reduce((best, value, axis) => Math.abs(value) < Math.abs(along[best]) ? axis : best, 0)] = 1;
-  let first = cross(along, helper);
-  const size = Math.max(Math.hypot(...first), 1e-6);
-  first = first.map(value => value/size);
-  const second = cross(along, first);
-  [[start, radii[0], [-90, -45, 0]], [end, radii[1], [0, 45, 90]]].forEach(([centre, radius, angles]) => angles.forEach(angle => {
-    const sine = Math.sin(angle*Math.PI/180)*radius, cosine = Math.cos(angle*Math.PI/180)*radius;
-    for (let corner = 0; corner < solid.corners; corner++) {
-      const turn = 2*Math.PI*corner/solid.corners, c = Math.cos(turn)*cosine, s = Math.sin(turn)*cosine;
-      for (let axis = 0; axis < 3; axis++) out.push(centre[axis] + along[axis]*sine + c*first[axis] + s*second[axis]);
+function capsule(pose, start, end, radii, out, place) {  // -> the place after it in out
+  let x = pose[3*end] - pose[3*start], y = pose[3*end + 1] - pose[3*start + 1], z = pose[3*end + 2] - pose[3*start + 2];
+  const length = Math.max(Math.sqrt(x*x + y*y + z*z), 1e-6);
+  x /= length; y /= length; z /= length;
+  const [a, b, c] = [Math.abs(x), Math.abs(y), Math.abs(z)];
+  let [p, q, r] = a <= b && a <= c ? [0, z, -y] : b <= c ? [-z, 0, x] : [y, -x, 0];  // across, from the axis that is least along
+  const size = Math.max(Math.sqrt(p*p + q*q + r*r), 1e-6);
+  p /= size; q /= size; r /= size;
+  const u = y*r - z*q, v = z*p - x*r, w = x*q - y*p;
+  for (const [far, sine, cosine] of solid.circles) {
+    const joint = 3*(far ? end : start), along = sine*radii[far], wide = cosine*radii[far];
+    for (const [turn, half] of solid.turns) {
+      const f = turn*wide, g = half*wide;
+      out[place++] = pose[joint] + along*x + f*p + g*u;
+      out[place++] = pose[joint + 1] + along*y + f*q + g*v;
+      out[place++] = pose[joint + 2] + along*z + f*r + g*w;
     }
-  }));
+  }
+  return place;
 }
-function handVertices(pose) {
-  const joint = number => Array.from(row(pose, number, 3)), out = [];
-  solid.bones.forEach(([parent, child], bone) => capsule(joint(parent), joint(child), solid.radii[bone], out));
-  const [index, little] = [5, 17].map(number => joint(number).map((value, axis) => value - pose[axis]));
-  const normal = cross(index, little), size = Math.max(Math.hypot(...normal), 1e-6);
-  [1, -1].forEach(side => solid.palm.forEach(number => joint(number).forEach((value, axis) => out.push(value + side*solid.sheet*normal[axis]/size))));
+function handVertices(pose) {  // the next call overwrites them
+  const out = solid.vertices, side = (joint, axis) => pose[3*joint + axis] - pose[axis];
+  let place = 0;
+  solid.bones.forEach(([parent, child], bone) => place = capsule(pose, parent, child, solid.radii[bone], out, place));
+  const normal = [1, 2, 0].map((b, a) => side(5, b)*side(17, 3 - a - b) - side(5, 3 - a - b)*side(17, b));
+  const size = Math.max(Math.hypot(...normal), 1e-6);
+  for (const above of [1, -1])
+    for (const joint of solid.palm) for (let axis = 0; axis < 3; axis++) out[place++] = pose[3*joint + axis] + above*solid.sheet*normal[axis]/size;
   return out;
 }
 
 // ---- one view for all scenes: turned by dragging, zoomed by the wheel or two fingers, kept until it is changed
 const START = {yaw: .34, pitch: .24, zoom: 1}, view = {...START}, FAR = 14;
-function seen(points, canvas) {  // -> in the view (x, y, z) and on the canvas (u, v)
-  const count = points.length/3, space = new Float32Array(3*count), flat = new Float32Array(2*count);
+let room = {space: [], flat: [], order: []};  // kept from frame to frame
+function seen(points, canvas) {  // -> in the view (x, y, z) and on the canvas (u, v); the next call overwrites them
+  const count = points.length/3;
+  if (room.flat.length < 2*count) room = {space: new Float32Array(3*count), flat: new Float32Array(2*count), order: []};
+  const {space, flat} = room, {width, height} = canvas, [left, top, front] = content.centre;
   const [a, b, c, d] = [Math.cos(view.yaw), Math.sin(view.yaw), Math.cos(view.pitch), Math.sin(view.pitch)];
-  const unit = Math.min(canvas.width, canvas.height)/2/content.reach*view.zoom;
+  const unit = Math.min(width, height)/2/content.reach*view.zoom;
   for (let i = 0; i < count; i++) {
-    const [x, y, z] = [points[3*i] - content.centre[0], points[3*i + 1] - content.centre[1], points[3*i + 2] - content.centre[2]];
+    const x = points[3*i] - left, y = points[3*i + 1] - top, z = points[3*i + 2] - front;
     const right = a*x + b*z, ahead = a*z - b*x, down = c*y - d*ahead, away = d*y + c*ahead, size = unit*FAR/Math.max(FAR + away, 1);
-    space.set([right, down, away], 3*i);
-    flat.set([canvas.width/2 + right*size, canvas.height/2 + down*size], 2*i);
+    space[3*i] = right; space[3*i + 1] = down; space[3*i + 2] = away;
+    flat[2*i] = width/2 + right*size; flat[2*i + 1] = height/2 + down*size;
   }
   return {space, flat, unit};
 }
-const farFirst = (keys, count = keys.length) => Array.from({length: count}, (_, i) => i).sort((a, b) => keys[b] - keys[a]);
+const PLACES = 65536;  // a depth and a number in one, which sort faster than numbers by their depth
+function farFirst(count, depth) {  // -> the numbers below count, those with the largest depth first
+  if (room.order.length < count) room.order = new Float64Array(count);
+  const order = room.order.subarray(0, count);
+  for (let i = 0; i < count; i++) order[i] = Math.round(1e6*(1000 - depth(i)))*PLACES + i;
+  order.sort();
+  for (let i = 0; i < count; i++) order[i] %= PLACES;
+  return order;
+}
 const rgb = (colour, light) => `rgb(${colour.map(value => Math.round(value*light))})`;
 const LIGHT = [-.37, -.66, -.65], LEVELS = 32;
 function drawSolid(context, pose) {
-  const {space, flat} = seen(handVertices(pose), context.canvas), found = [], keys = [];
-  for (const face of solid.faces) {
-    const [a, b, c] = face.corners, [i, j, k] = [3*a, 3*b, 3*c];
-    if (!face.twoSided && (flat[2*b] - flat[2*a])*(flat[2*c + 1] - flat[2*a + 1]) - (flat[2*b + 1] - flat[2*a + 1])*(flat[2*c] - flat[2*a]) >= 0) continue;
-    const [x1, y1, z1] = [space[j] - space[i], space[j + 1] - space[i + 1], space[j + 2] - space[i + 2]];
-    const [x2, y2, z2] = [space[k] - space[i], space[k + 1] - space[i + 1], space[k + 2] - space[i + 2]];
+  const {space, flat} = seen(handVertices(pose), context.canvas), {facing, levels, depths} = solid;
+  let count = 0;
+  solid.faces.forEach(({corners: [a, b, c], twoSided}, number) => {
+    if (!twoSided && (flat[2*b] - flat[2*a])*(flat[2*c + 1] - flat[2*a + 1]) - (flat[2*b + 1] - flat[2*a + 1])*(flat[2*c] - flat[2*a]) >= 0) return;
+    const i = 3*a, j = 3*b, k = 3*c;
+    const x1 = space[j] - space[i], y1 = space[j + 1] - space[i + 1], z1 = space[j + 2] - space[i + 2];
+    const x2 = space[k] - space[i], y2 = space[k + 1] - space[i + 1], z2 = space[k + 2] - space[i + 2];
     const x = y1*z2 - z1*y2, y = z1*x2 - x1*z2, z = x1*y2 - y1*x2;
     const light = (x*LIGHT[0] + y*LIGHT[1] + z*LIGHT[2])/(Math.sqrt(x*x + y*y + z*z) || 1);
-    found.push([face, Math.round(LEVELS*(face.twoSided ? Math.abs(light) : Math.max(light, 0)))]);
-    keys.push((space[i + 2] + space[j + 2] + space[k + 2])/3);
-  }
-  for (const number of farFirst(keys)) {
-    const [{corners, shades}, level] = found[number];
+    facing[count] = number;
+    levels[count] = Math.round(LEVELS*(twoSided ? Math.abs(light) : Math.max(light, 0)));
+    depths[count++] = (space[i + 2] + space[j + 2] + space[k + 2])/3;
+  });
+  for (const one of farFirst(count, i => depths[i])) {
+    const {corners, shades} = solid.faces[facing[one]];
     let u = 0, v = 0;
     for (const i of corners) { u += flat[2*i]/corners.length; v += flat[2*i + 1]/corners.length; }
     context.beginPath();
@@ -134,15 +181,14 @@ function drawSolid(context, pose) {
       const right = flat[2*i] - u, down = flat[2*i + 1] - v, far = 1 + .8/(Math.sqrt(right*right + down*down) || 1);
       context.lineTo(u + right*far, v + down*far);
     }
-    context.fillStyle = shades[level];
+    context.fillStyle = shades[levels[one]];
     context.fill();
   }
 }
 function drawSkeleton(context, pose, colour, thick = .1) {
   const {space, flat, unit} = seen(pose, context.canvas);
-  const keys = solid.bones.map(([a, b]) => (space[3*a + 2] + space[3*b + 2])/2);
   context.lineCap = 'round';
-  for (const bone of farFirst(keys)) {
+  for (const bone of farFirst(solid.bones.length, bone => space[3*solid.bones[bone][0] + 2] + space[3*solid.bones[bone][1] + 2])) {
     const [a, b] = solid.bones[bone];
     for (const [style, wide] of [['#fff', thick + .05], [colour ?? rgb(solid.fingers[bone >> 2], 1), thick]]) {
       context.beginPath();
@@ -155,12 +201,14 @@ function drawSkeleton(context, pose, colour, thick = .1) {
   }
 }
 const NEAR = -1, DEEP = 1;  // hand scales before and behind the root; near points are dark
+const SHADES = 256;
 function drawCloud(context, points, grey) {
-  const {space, flat, unit} = seen(points, context.canvas), count = points.length/3;
-  for (const i of farFirst(Float32Array.from({length: count}, (_, i) => space[3*i + 2]))) {
+  const {space, flat, unit} = seen(points, context.canvas), size = (grey ? .05 : .075)*unit;
+  for (const i of farFirst(points.length/3, i => space[3*i + 2])) {
+    const deep = Math.min(Math.max((points[3*i + 2] - NEAR)/(DEEP - NEAR), 0), 1);
     context.beginPath();
-    context.arc(flat[2*i], flat[2*i + 1], (grey ? .05 : .075)*unit, 0, 2*Math.PI);
-    context.fillStyle = grey ? '#9aa3b2' : palette(.88*(points[3*i + 2] - NEAR)/(DEEP - NEAR));
+    context.arc(flat[2*i], flat[2*i + 1], size, 0, 2*Math.PI);
+    context.fillStyle = grey ? '#9aa3b2' : content.shades[Math.round(deep*SHADES)];
     context.fill();
   }
 }
@@ -178,16 +226,18 @@ function drawImage(context, frame) {
   const {width, height} = context.canvas;
   if (frame !== undefined && picture(frame).complete) context.drawImage(picture(frame), 0, 0, width, height);
 }
-const sheet = document.createElement('canvas');
+const sheet = document.createElement('canvas'), WHITE = [255, 255, 255];
 function drawMaps(context, maps) {  // each cell in the colour of the joint whose map is highest there
   const side = Math.sqrt(maps.length/21), only = $('joint').value;
   if (only === 'off') return;
-  sheet.width = sheet.height = side;
-  const pen = sheet.getContext('2d'), image = pen.createImageData(side, side);
-  for (let cell = 0; cell < side*side; cell++) {
-    let best = only === 'all' ? 0 : +only;
-    if (only === 'all') for (let joint = 1; joint < 21; joint++) if (maps[joint*side*side + cell] > maps[best*side*side + cell]) best = joint;
-    image.data.set([...(best ? solid.fingers[(best - 1) >> 2] : [255, 255, 255]), 255*Math.min(1.6*maps[best*side*side + cell], .92)], 4*cell);
+  if (sheet.width !== side) sheet.width = sheet.height = side;
+  const pen = sheet.getContext('2d'), image = pen.createImageData(side, side), {data} = image, cells = side*side;
+  for (let cell = 0; cell < cells; cell++) {
+    let best = only === 'all' ? 0 : +only, most = maps[best*cells + cell];
+    if (only === 'all') for (let joint = 1; joint < 21; joint++) if (maps[joint*cells + cell] > most) { best = joint; most = maps[best*cells + cell]; }
+    const colour = best ? solid.fingers[(best - 1) >> 2] : WHITE;
+    for (let i = 0; i < 3; i++) data[4*cell + i] = colour[i];
+    data[4*cell + 3] = 255*Math.min(1.6*most, .92);
   }
   pen.putImageData(image, 0, 0);
   context.drawImage(sheet, 0, 0, context.canvas.width, context.canvas.height);
@@ -281,6 +331,7 @@ function peakError(maps, uv) {  // px of the crop, from each map's highest cell
   }
   return mean(off);
 }
+const set = (element, name, value) => { if (element.getAttribute(name) !== value) element.setAttribute(name, value); };
 const say = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 function tell(right, near) {
   const {pose, cloud, maps} = decoded, scale = frames.scales[about.frame], told = {maps: '', hand: '', cloud: ''};
@@ -378,23 +429,23 @@ function drawMap() {
     dot.classList.toggle('chosen', number === chosen);
     dot.classList.toggle('unknown', value === null);
     return dot;
-  }), document.createElementNS(NS, 'line'), document.createElementNS(NS, 'path'));
+  }));
   $('placed').textContent = MEANING[$('places').value] ?? '';
   $('legend').innerHTML = `${least.toFixed(0)} ${colour().unit}<i style="background:${gradient(1)}"></i>${most.toFixed(0)} ${colour().unit}`;
   markMap();
 }
 function markMap() {  // a cross where the present code lies, and the walk as a line
   if (!scale) return;
-  const isPlane = $('places').value === 'PCA', line = $('map').querySelector('line');
+  const isPlane = $('places').value === 'PCA', line = $('marks').querySelector('line');
   const spot = frame => [scale.all[2*frame], scale.all[2*frame + 1]];
   const here = isPlane ? [project(code, 0), project(code, 1)] : about.place ?? (about.frame === undefined ? null : spot(about.frame));
   const [u, v] = here ? scale.to(...here) : [];
-  $('map').querySelector('path').setAttribute('d', here ? `M${u - 9} ${v}H${u + 9}M${u} ${v - 9}V${v + 9}` : '');
-  line.style.display = isPlane ? '' : 'none';  // a straight line is straight on a plane only
+  set($('marks').querySelector('path'), 'd', here ? `M${u - 9} ${v}H${u + 9}M${u} ${v - 9}V${v + 9}` : '');
+  set(line, 'display', isPlane ? 'inline' : 'none');  // a straight line is straight on a plane only
   const two = ends.map(frame => scale.to(...spot(frame)));
-  ['x1', 'y1', 'x2', 'y2'].forEach((name, i) => line.setAttribute(name, two[i >> 1][i % 2]));
+  ['x1', 'y1', 'x2', 'y2'].forEach((name, i) => set(line, name, `${two[i >> 1][i % 2]}`));
 }
-function placeOf(event) { const box = $('map').getBoundingClientRect(); return [(event.clientX - box.left)*WIDE/box.width, (event.clientY - box.top)*HIGH/box.height]; }
+function placeOf(event, box = $('map').getBoundingClientRect()) { return [(event.clientX - box.left)*WIDE/box.width, (event.clientY - box.top)*HIGH/box.height]; }
 function dotAt(u, v, reach = 11) {
   let best = [reach, null];
   frames.names.forEach((_, number) => {
@@ -413,20 +464,20 @@ function showHover(event, dot) {
   hover.style.top = `${Math.max(event.clientY - 140, 4)}px`;
 }
 function watchMap() {
-  let held = false;
+  let held = null;  // the map's box while it is dragged on: to ask for it in each frame costs a layout
   const map = $('map'), walk = place => setCode(fromMap(...place), {text: 'a place on the map', place});
   map.onpointerdown = event => {
     stop();
-    held = true; map.setPointerCapture(event.pointerId);
-    const [u, v] = placeOf(event), dot = dotAt(u, v);
+    held = map.getBoundingClientRect(); map.setPointerCapture(event.pointerId);
+    const [u, v] = placeOf(event, held), dot = dotAt(u, v);
     if (dot !== null) choose(dot); else walk(scale.from(u, v));
     $('hover').hidden = true;
   };
   map.onpointermove = event => {
-    const [u, v] = placeOf(event);
+    const [u, v] = placeOf(event, held ?? undefined);
     if (held) walk(scale.from(u, v)); else showHover(event, dotAt(u, v));
   };
-  map.onpointerup = map.onpointercancel = () => held = false;
+  map.onpointerup = map.onpointercancel = () => held = null;
   map.onpointerleave = () => $('hover').hidden = true;
   map.onkeydown = event => {
     const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
@@ -455,7 +506,10 @@ function makeAxes() {
     $('axes').append(label);
   }
 }
-const setAxes = () => document.querySelectorAll('#axes input').forEach((slider, axis) => { if (slider !== document.activeElement || about.text !== `along direction ${axis + 1}`) slider.value = project(code, axis)/frames.spreads[axis]; });
+const setAxes = () => document.querySelectorAll('#axes input').forEach((slider, axis) => { 
+  const value = `${Math.round(20*project(code, axis)/frames.spreads[axis])/20}`;  // in its own steps: most frames change none
+  if (slider.value !== value && (slider !== document.activeElement || about.text !== `along direction ${axis + 1}`)) slider.value = value;
+});
 function setEnd(end, frame) { ends[end] = frame; $(['from', 'to'][end]).querySelector('img').src = frames.images[frame]; markMap(); }
 function stop() { cancelAnimationFrame(timer); timer = null; $('play').innerHTML = '&#9654;'; }
 function play() {
@@ -507,12 +561,13 @@ function readNumbers() {
     layer.output = new Float32Array(layer.bias.length);
   });
   if (model.grid) model.grid = numbers(model.grid);
+  if (model.heat) makePlanes();
   ['poses', 'clouds', 'uv', 'middle', 'axes', 'spreads', 'shares', 'scales'].forEach(name => { if (frames[name]) frames[name] = numbers(frames[name]); });
   Object.values(frames.codes).forEach(each => { each.mean = numbers(each.mean); each.logVariance = numbers(each.logVariance); });
   Object.keys(frames.maps).forEach(name => frames.maps[name] = numbers(frames.maps[name]));
 }
 function makeFaces() {  // four corners between two rings of a capsule; the palm's triangles
-  const {corners, rings, bones} = solid, ofBone = bone => bone % 4 ? solid.fingers[bone >> 2] : solid.skin;
+  const {corners, rings, bones, palm} = solid, ofBone = bone => bone % 4 ? solid.fingers[bone >> 2] : solid.skin;
   const shades = colour => Array.from({length: LEVELS + 1}, (_, level) => rgb(colour, .62 + .42*level/LEVELS));
   const ofPalm = shades(solid.skin);
   solid.faces = solid.palmFaces.map(face => ({corners: face, shades: ofPalm, twoSided: true}));
@@ -524,6 +579,12 @@ function makeFaces() {  // four corners between two rings of a capsule; the palm
         solid.faces.push({corners: ring ? around : around.slice(1).concat(around[0]), shades: own});  // the first ring is one point
       }
   });
+  const circle = (angle, far) => [far, Math.sin(angle*Math.PI/180), Math.cos(angle*Math.PI/180)];
+  solid.circles = [[-90, 0], [-45, 0], [0, 0], [0, 1], [45, 1], [90, 1]].map(each => circle(...each));  // three at each end of a bone
+  solid.turns = Array.from({length: corners}, (_, corner) => [Math.cos(2*Math.PI*corner/corners), Math.sin(2*Math.PI*corner/corners)]);
+  solid.vertices = new Float32Array(3*(bones.length*rings*corners + 2*palm.length));
+  Object.assign(solid, {facing: new Uint16Array(solid.faces.length), levels: new Uint8Array(solid.faces.length), depths: new Float32Array(solid.faces.length)});
+  content.shades = Array.from({length: SHADES + 1}, (_, level) => palette(.88*level/SHADES));
 }
 function makeControls() {
   const options = (id, names) => $(id).replaceChildren(...names.map(([value, text]) => new Option(text, value)));

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRETCHED', 'PALETTE', 'LETTERS', 'THUMBNAIL', 'TITLE', 'PAPER', 'LEAD', 'fused', 'fold_layers', 'numbers',
-           'heat_layers', 'Atlas', 'encode_all', 'as_pictures', 'make_atlas', 'add_photographs', 'atlas_walk',
-           'maps_here', 'places_by', 'principal_axes', 'facing', 'finger_angles', 'gesture', 'scene_cube',
+           'heat_layers', 'Atlas', 'encode_all', 'as_pictures', 'make_atlas', 'among', 'add_photographs', 'atlas_walk',
+           'umap_places', 'with_umap', 'principal_axes', 'facing', 'finger_angles', 'gesture', 'scene_cube',
            'page_content', 'packed', 'explorer_page', 'note_on', 'write_explorer']
 
 # %% ../../nbs/aligned/16_page.ipynb #4166978c
@@ -32,7 +32,7 @@ from .explorer import as_url
 from .figures import Walk, decode_walk
 from .posteriors import product_of_experts
 from .strategies import AlignedNetwork
-from ..core import HandlabError, atomic_file
+from ..core import HandlabError, atomic_file, file_digest, read_json, write_json
 from ..data.batches import Batch
 from ..data.prepare import Prepared
 from ..hand import solid
@@ -120,7 +120,7 @@ class Atlas:
     scales: np.ndarray  # (n,) mm
     errors: np.ndarray  # (n,) mm, of the poses decoded from the first encoder's codes
     crop: int  # edge of the crop, px
-    maps: dict  # {name: (n,2)} positions computed beforehand, such as UMAP's
+    maps: dict  # {name: (n,2)} positions computed beforehand: UMAP's
 
 # %% ../../nbs/aligned/16_page.ipynb #ea6a23ca
 def encode_all(network: AlignedNetwork, views: dict) -> dict:  # {letter: (B,...)} -> {letter: Gaussian}
@@ -169,7 +169,6 @@ def make_atlas(
     settings: AlignedSettings,
     count: int = 150,  # images, spread evenly over the set
     device: str | torch.device = "cpu",
-    maps: Iterable[str] = (),  # ('UMAP',) if umap-learn is installed
 ) -> Atlas:
     "Codes, ground truth and errors of some test images."
     if "P" not in network.decoders:
@@ -188,7 +187,6 @@ def make_atlas(
         return None if parts[0][name] is None else torch.cat([part[name] for part in parts]).cpu().numpy()
 
     codes = {letter: _joined_codes(parts, letter) for letter in parts[0]["codes"]}
-    first = next(iter(codes.values())).mean
     return Atlas(
         list(map(str, chosen.name)),
         as_pictures(joined("images")),
@@ -199,8 +197,20 @@ def make_atlas(
         joined("scales"),
         joined("errors"),
         settings.crop,
-        {name: places_by(name, first) for name in maps},
+        {},
     )
+
+# %% ../../nbs/aligned/16_page.ipynb #5d0c7e21
+def among(
+    places: np.ndarray,  # (n,2) of images on a map
+    codes: np.ndarray,  # (n,latent) of the same images
+    added: np.ndarray,  # (m,latent) -> (m,2)
+) -> np.ndarray:
+    "Where further codes lie on a map: the mean of the four nearest codes' places, the nearer the more."
+    far = np.linalg.norm(added[:, None] - codes[None], axis=2) + 1e-6
+    near = np.argsort(far, axis=1)[:, :4]
+    share = 1 / np.take_along_axis(far, near, 1)
+    return (places[near] * share[..., None]).sum(1) / share.sum(1, keepdims=True)
 
 # %% ../../nbs/aligned/16_page.ipynb #c9a9e18f
 @torch.no_grad()
@@ -225,6 +235,9 @@ def add_photographs(
             else np.concatenate([values, np.full((count, *values.shape[1:]), np.nan)])
         )
 
+    def longer_map(places):
+        return np.concatenate([places, among(places, atlas.codes[letter].mean, added.mean.cpu().numpy())])
+
     codes = {name: longer(code) for name, code in atlas.codes.items()}
     return replace(
         atlas,
@@ -232,7 +245,7 @@ def add_photographs(
         images=np.concatenate([atlas.images, as_pictures(crops.cpu().numpy())]),
         codes=codes,
         scales=np.concatenate([atlas.scales, np.ones(count)]),
-        maps={name: places_by(name, codes[letter].mean) for name in atlas.maps},
+        maps={name: longer_map(places) for name, places in atlas.maps.items()},
         **{name: unknown(getattr(atlas, name)) for name in ("poses", "uv", "clouds", "errors")},
     )
 
@@ -252,22 +265,35 @@ def atlas_walk(
     return decode_walk(network, codes, atlas.images[rows], count, names, atlas.poses[rows], clouds)
 
 # %% ../../nbs/aligned/16_page.ipynb #11252ffe
-def maps_here() -> tuple[str, ...]:
-    "The maps besides PCA that the installed packages can make."
-    return ("UMAP",) if find_spec("umap") else ()
-
-
-def places_by(name: str, codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2)
-    "Positions on a map computed beforehand; UMAP keeps neighbours together, while PCA keeps distances."
-    if name != "UMAP":
-        raise HandlabError(f"map {name!r}", "it is not known", "choose 'UMAP', or none: PCA is always there")
-    if name not in maps_here():
-        fix = "pip install -c constraints.txt umap-learn"
-        raise HandlabError("map 'UMAP'", "umap-learn is not installed", fix)
+def umap_places(codes: np.ndarray) -> np.ndarray:  # (n,latent) -> (n,2)
+    "Positions by UMAP; needs umap-learn."
     from umap import UMAP  # numba compiles it for seconds, so only where it is asked for
 
     neighbours = min(15, len(codes) - 1)
-    return UMAP(neighbours, init="pca", random_state=0, n_jobs=1).fit_transform(codes)
+    return UMAP(neighbours, init="pca", random_state=0, n_jobs=1).fit_transform(codes).round(3)
+
+# %% ../../nbs/aligned/16_page.ipynb #5d0c7e24
+def with_umap(
+    atlas: Atlas,
+    folder: str | Path,  # of the run
+) -> Atlas:
+    "The atlas with UMAP's positions, from the run's `maps.json` or computed; else a line says why not."
+    folder = Path(folder)
+    file, weights = folder / "maps.json", file_digest(folder / "model.safetensors")
+    stored = read_json(file, ("weights", "names", "UMAP")) if file.exists() else {}
+    is_own = bool(stored) and stored["weights"] == weights
+    if is_own and stored["names"] == atlas.names:
+        return replace(atlas, maps={"UMAP": np.array(stored["UMAP"], np.float32)})
+    if not find_spec("umap"):
+        what = f"{folder.name} has none stored for these images, and umap-learn is not installed"
+        print(f"No map by UMAP, only by PCA: {what}. pip install -c constraints.txt umap-learn")
+        return atlas
+    places = umap_places(next(iter(atlas.codes.values())).mean)
+    if not is_own:  # what is stored of these weights, for other images, stays
+        write_json(
+            file, dict(weights=weights, names=atlas.names, UMAP=places.astype(float).round(3).tolist())
+        )
+    return replace(atlas, maps={"UMAP": places})
 
 # %% ../../nbs/aligned/16_page.ipynb #412ed7aa
 def principal_axes(codes: np.ndarray) -> tuple:  # (n,latent) -> middle, axes, spreads, shares
