@@ -22,6 +22,7 @@ from handlab.aligned.decoders import (
     flat_grid,
 )
 from handlab.aligned.encoders import (
+    BasisTrunk,
     DepthTrunk,
     Encoder,
     Gaussian,
@@ -57,6 +58,7 @@ from handlab.aligned.strategies import (
     alternating_pair,
     carries,
     make_cloud_decoder,
+    make_cloud_trunk,
     make_recipe,
     mean_over,
     posterior_names,
@@ -238,6 +240,32 @@ def test_layered_clouds_give_each_point_weights_of_its_own():
     assert (decoder(z) - before).abs().amax((0, 2)).nonzero().flatten().tolist() == [0]
     for name, kind in (("folding", CloudDecoder), ("layers", LayeredCloudDecoder)):
         assert isinstance(make_cloud_decoder(replace(SMALL, cloud_decoder=name)), kind)
+
+
+def test_basis_points_see_the_nearest_point_of_a_cloud():
+    trunk, cloud = BasisTrunk(0.125, 40).eval(), torch.randn(3, 17, 3, generator=generator(0))
+    seen = trunk.nearness(cloud)
+    for each, points in zip(seen, cloud):
+        distance, nearest = cKDTree(points).query(trunk.basis)
+        apart = points[nearest] - trunk.basis
+        expected = [*(apart / (torch.tensor(distance)[:, None] + 0.05)).T, np.exp(-2 * distance)]
+        np.testing.assert_allclose(each, np.stack(expected, 1), atol=1e-5)
+    inside = (
+        torch.linalg.vector_norm(BasisTrunk(0.125).basis, dim=1) < 1.75
+    )  # even: an eighth in half the radius
+    assert inside.float().mean() == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_basis_points_are_an_option_beside_respel():
+    for name, kind in (("respel", ResPEL), ("basis", BasisTrunk)):
+        assert type(make_cloud_trunk(replace(SMALL, cloud_encoder=name))) is kind
+    assert isinstance(MODALITIES["C"].trunk(NetworkSettings()), ResPEL)  # the paper's
+    encoder = Encoder(BasisTrunk(0.125, 64), 8, bounded=True)
+    cloud = torch.randn(4, 16, 3, generator=generator(0))
+    encoder(cloud).mean.sum().backward()
+    assert all(each.grad is not None for each in encoder.trunk.parameters())
+    encoder.eval()
+    np.testing.assert_allclose(encoder(cloud.flip(1)).mean.detach(), encoder(cloud).mean.detach(), atol=1e-6)
 
 
 def test_grid():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Gaussian', 'scaled', 'conv_bn', 'ResidualBlock', 'ResNet18', 'PermutationEquivariant', 'ResidualPair', 'ResPELBlock',
-           'PointVoting', 'ResPEL', 'DepthTrunk', 'Encoder', 'JointTrunk']
+           'PointVoting', 'ResPEL', 'basis_points', 'BasisTrunk', 'DepthTrunk', 'Encoder', 'JointTrunk']
 
 # %% ../../nbs/aligned/01_encoders.ipynb #73936c1b
 import math
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .losses import nearest_neighbours
 from ..core import HandlabError
 
 # %% ../../nbs/aligned/01_encoders.ipynb #46566f86
@@ -42,6 +43,11 @@ def conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+
+
+def _linear_bn(units_in: int, units_out: int) -> nn.Sequential:
+    "A linear layer without bias, and batch norm."
+    return nn.Sequential(nn.Linear(units_in, units_out, bias=False), nn.BatchNorm1d(units_out))
 
 # %% ../../nbs/aligned/01_encoders.ipynb #d361ed5a
 class ResidualBlock(nn.Module):
@@ -148,6 +154,45 @@ class ResPEL(nn.Module):
 
     def forward(self, cloud: torch.Tensor) -> torch.Tensor:  # cloud: (B, N, 3), root-relative, scale 1
         return self.layer(self.voting(self.blocks(cloud)))  # (B, 128)
+
+# %% ../../nbs/aligned/01_encoders.ipynb #ba515002
+def basis_points(
+    count: int = 512,
+    radius: float = 3.5,  # in hand scales: hands reach about three from the root
+) -> torch.Tensor:
+    "Fixed positions that fill a ball evenly, (count, 3)."
+    cube = 2 * torch.quasirandom.SobolEngine(3).draw(4 * count) - 1
+    return radius * cube[cube.norm(dim=1) < 1][:count]
+
+# %% ../../nbs/aligned/01_encoders.ipynb #ba515004
+class BasisTrunk(nn.Module):
+    "Where the cloud is, seen from each basis point; then layers."
+
+    def __init__(self, width: float = 1.0, count: int = 512):
+        super().__init__()
+        self.features = scaled(4096, width)
+        self.register_buffer("basis", basis_points(count), persistent=False)
+        self.first = _linear_bn(4 * count, self.features)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                _linear_bn(self.features, self.features), nn.ReLU(), _linear_bn(self.features, self.features)
+            )
+            for _ in range(2)
+        )
+
+    def nearness(self, cloud: torch.Tensor) -> torch.Tensor:  # cloud: (B, N, 3)
+        "Direction and nearness of the nearest point, seen from each basis point, (B, count, 4)."
+        basis = self.basis.expand(len(cloud), -1, -1)
+        nearest, _ = nearest_neighbours(basis, cloud)
+        apart = cloud.float().gather(1, nearest[..., None].expand(-1, -1, 3)) - basis
+        distance = apart.norm(dim=2, keepdim=True)
+        return torch.cat([apart / (distance + 0.05), (-2 * distance).exp()], 2)
+
+    def forward(self, cloud: torch.Tensor) -> torch.Tensor:  # cloud: (B, N, 3), root-relative, scale 1
+        x = F.relu(self.first(self.nearness(cloud).flatten(1)))
+        for block in self.blocks:
+            x = F.relu(x + block(x))
+        return x  # (B, features)
 
 # %% ../../nbs/aligned/01_encoders.ipynb #563ffdeb
 class DepthTrunk(nn.Module):

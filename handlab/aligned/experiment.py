@@ -73,6 +73,7 @@ class AlignedSettings(ExperimentSettings):
     cloud_posteriors: int = 0  # random posteriors decoded to a cloud per frame and step; 0: all (the paper)
     norm_output: bool = True  # batch norm on the folds' outputs, as in the supplement
     cloud_gain: float = CLOUD_GAIN  # of that norm at the start (unspecified in the paper)
+    cloud_encoder: str = "respel"  # the paper's, or 'basis': quicker steps, and it learns in fewer
     norm_points: bool = False  # batch norm inside ResPEL; the supplement has none
     heat_bias: float = -3.0  # last bias of the heat maps at the start (unspecified; `full`: 0)
     pose_start: str = "he"  # start of the pose decoder: 'he', or TensorFlow's 'glorot' (`full`); unspecified
@@ -149,6 +150,7 @@ _CHOICES = {
     "pose_norm": ("vector", "joints", "squared"),
     "map_norm": ("maps", "squared"),
     "cloud_decoder": ("folding", "layers"),
+    "cloud_encoder": ("respel", "basis"),
     "pose_start": ("he", "glorot"),
 }
 _POSITIVE = (
