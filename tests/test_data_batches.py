@@ -338,8 +338,9 @@ def test_compiled_clouds_are_those_of_single_pixels():
     root[:, 2] = 600 * 10 / DEPTH_STEPS
     labels, chance = dict(K=K, root=root, scale=torch.full((4,), 30.0)), torch.rand(4, count)
     kept = torch.from_numpy(depth.astype(np.uint16).view(np.int16)), torch.from_numpy(mask)
-    clouds = draw_clouds_at_once(*kept, change, labels, size, chance).numpy()
-    backs, ray = change_back(change, 21, size), torch.linalg.inv(K[0].double()).numpy()
+    backs = change_back(change, 21, size)
+    clouds = draw_clouds_at_once(*kept, backs, labels, size, chance).numpy()
+    ray = torch.linalg.inv(K[0].double()).numpy()
     numbers = []
     for b in range(4):
         points = list(points_of(depth[b], mask[b], backs[b], ray, root[b].numpy(), size))
@@ -631,10 +632,18 @@ def test_nothing_is_read_ahead_in_what_memory_cannot_hold(prepared, monkeypatch,
     assert ("rr" in flags) == random and len(batches.at(0)) == 2
 
 
-def test_labels_wait_only_where_the_pixels_do(prepared):
-    assert Batches(prepared, 2).labels.held is None and Batches(prepared, 2, resident=True).labels.held[
-        "pose"
-    ].shape == (10, 21, 3)
+def test_labels_are_held_for_small_training_sets_and_where_the_pixels_are(prepared, monkeypatch):
+    "Held or computed with each batch, they are the same to the bit."
+    held = Batches(prepared, 2)
+    assert held.labels.held["pose"].shape == (10, 21, 3)
+    assert Batches(prepared, 2, shuffle=False).labels.held is None
+    monkeypatch.setattr(module, "HELD", 9)
+    computed = Batches(prepared, 2)
+    assert computed.labels.held is None and Batches(prepared, 2, resident=True).labels.held is not None
+    for step in range(5):
+        one, other = held.at(step), computed.at(step)
+        for name in ("pose", "root", "scale", "uv", "visible", "K", "image"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_fewer_frames_than_a_batch(prepared):

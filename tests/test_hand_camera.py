@@ -390,6 +390,8 @@ def test_heatmaps(size, crop):
     tensors = heatmaps(torch.from_numpy(uv), size, crop, visible=torch.from_numpy(visible))
     np.testing.assert_allclose(tensors.numpy(), maps)
     np.testing.assert_allclose(heatmap_argmax(tensors, crop).numpy(), found)
+    last = heatmaps(torch.from_numpy(uv), size, crop, visible=torch.from_numpy(visible), channels_last=True)
+    assert torch.equal(last, tensors) and last.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_heatmap_width_is_a_choice():

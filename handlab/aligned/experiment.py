@@ -250,10 +250,9 @@ def _heat_maps(
     batch: Batch,
     settings: AlignedSettings,
 ) -> torch.Tensor:  # (B,21,s,s)
-    memory = torch.channels_last if settings.channels_last else torch.contiguous_format
-    sigma = settings.heat_sigma * settings.crop
-    maps = heatmaps(batch.uv, settings.map_size, crop_size=settings.crop, sigma=sigma)
-    return maps.contiguous(memory_format=memory)
+    crop, last = settings.crop, settings.channels_last
+    sigma = settings.heat_sigma * crop
+    return heatmaps(batch.uv, settings.map_size, crop_size=crop, sigma=sigma, channels_last=last)
 
 
 def _depth_maps(

@@ -414,6 +414,7 @@ def heatmaps(
     crop_size: float | None = None,  # px of the crop; None: as many as cells
     sigma: float | None = None,  # px of the crop; None: 25/256 of it
     visible: ArrayLike | None = None,  # (...,21) bool
+    channels_last: bool = False,  # in memory: the joints of a cell lie beside each other
 ) -> Array:
     "Targets (...,21,size,size), exp(-d^2/sigma^2)."
     uv = as_array(uv)
@@ -424,8 +425,15 @@ def heatmaps(
     if visible is not None:
         inside = inside & (as_like(visible, uv) > 0)
     uv = library.where(inside[..., None], uv, as_like(0, uv))
-    along_u, along_v = (library.exp(-((centres - uv[..., axis, None]) ** 2) / sigma**2) for axis in (0, 1))
-    return along_v[..., :, None] * along_u[..., None, :] * inside[..., None, None]
+    if channels_last:
+        centres, uv, inside = centres[:, None], uv[..., None, :, :], inside[..., None, :]
+    else:
+        uv, inside = uv[..., None, :], inside[..., None]
+    along_u, along_v = (library.exp(-((centres - uv[..., axis]) ** 2) / sigma**2) for axis in (0, 1))
+    along_v = along_v * inside
+    if channels_last:
+        return library.moveaxis(along_v[..., :, None, :] * along_u[..., None, :, :], -1, -3)
+    return along_v[..., :, None] * along_u[..., None, :]
 
 # %% ../../nbs/hand/02_camera.ipynb #0e9973ab
 def heatmap_argmax(
