@@ -1,5 +1,6 @@
 "What a user types: parameters of notebooks, variables of make, folders in the environment, command lines."
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -17,13 +18,23 @@ from nbclient.exceptions import CellExecutionError
 import handlab
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.strategies import make_recipe
-from handlab.core import HandlabError, make_folder, named_folder, project_path, project_root, write_json
+from handlab.core import (
+    HandlabError,
+    atomic_folder,
+    make_folder,
+    named_folder,
+    one_line_errors,
+    project_path,
+    project_root,
+    write_json,
+)
 from handlab.data.bighand import BigHand, write_drawn
 from handlab.data.dexter_object import DexterObject
 from handlab.data.files import real_root, write_image
 from handlab.data.rhd import RHD
 from handlab.data.stb import STB, write_labels
 from handlab.graph.run import become_snakemake
+from handlab.pages import front
 from handlab.pages.page import SETS
 from handlab.pages.paper_aligned import aligned_page
 from handlab.privileged.stages import PiSettings
@@ -179,6 +190,9 @@ def test_a_folder_that_cannot_be_made_is_one_line():
     ):
         with pytest.raises(HandlabError, match="/proc/here.*: the folder cannot be made; name another"):
             call()
+    for call in (lambda: write_json("/proc/a", {}), lambda: atomic_folder("/proc/a").__enter__()):
+        with pytest.raises(HandlabError, match="/proc/a: nothing can be written there; name another folder"):
+            call()
 
 
 def test_names_that_are_nearly_right_are_said(tmp_path):
@@ -192,6 +206,8 @@ def test_names_that_are_nearly_right_are_said(tmp_path):
         make_recipe("s4")
     with pytest.raises(HandlabError, match="profile 'quik': there is no such profile; did you mean quick?"):
         runs_to_show("quik")
+    with pytest.raises(HandlabError, match="seeds -1: it is negative; give 0 for all"):
+        runs_to_show(seeds=-1)
     with pytest.raises(HandlabError, match="data set 'sim-rdh': this page has no such rhd; did you mean"):
         aligned_page("runs/quick", {}, sets={**SETS, "rhd": "sim-rdh"})
 
@@ -328,6 +344,56 @@ def test_commands_help_and_have_errors_of_one_line(command):
     assert said.returncode == 0 and f"usage: python -m {command}" in said.stdout and not said.stderr
     said = python(*command.split(), *COMMANDS[command])
     assert said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("handlab: ")
+
+
+WRONG = {
+    "handlab.graph.run": (
+        "figures --profile quik, figures --seeds 0, figures --seeds x, figures --cores -1, list --seeds -1, "
+        "figures --minutes -1, figures --minutes nan, figures --minutes inf, figures --real {0}/file, "
+        "run train_py, data rdh --output {0}/a, list more, papers --seeds 2, list --cores 2"
+    ),
+    "handlab.results.ship": "no-such-run, {0}/file, --limit nan, --limit -1, --limit x",
+    "handlab.pages.front": "--seeds -1, --seeds x, more",
+    "handlab.pages.manifest": (
+        "{0}/none, {0}/file, {0} --json {0}/file/a, {0} --json /proc/a, {0} --take {0}/b"
+    ),
+    "handlab.sim.write": (
+        "sim-rhd {0}/a --training -1, sim-rhd {0}/a --workers -1, sim-rhd {0}/file, sim-bighand /proc/a, "
+        "sim-rhd {0}/a --training 99999999999, sim-dexter-object {0}/a --evaluation 99999999999"
+    ),
+    "handlab.predict.command": (
+        "{0}/a.png --box 1 2 3, {0}/a.png --box 0 0 9 x, {0}/a.png --box 9 9 5 5, "
+        "{0}/a.png --box 0 0 inf inf, "
+        "{0}/a.png --box 0 0 nan 9, {0}/a.png --mask {0}/none, {0}/a.png --mask {0}/file, {0}/none --detect, "
+        "{0}/a.png --box 0 0 9e9 9e9"
+    ),
+    "handlab.predict.calibrate": "S9, S4 --frames 1, S4 --frames x, S4 --device gpu",
+}
+WRONG["handlab.predict.command"] += "".join(
+    f", {{0}}/a.png --box 0 0 30 30 {words}"
+    for words in (
+        "--side up; --K 0 0 0 0; --K 1 1 1; --K nan 1 1 1; --scale -1; --scale nan; --scale inf; --every 0;"
+        " --network S9; --device gpu; --out {0}/file; --out {0}/file/a; --out /proc/a"
+    ).split(";")
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where no folder can be made")
+@pytest.mark.parametrize("command", WRONG)
+def test_every_wrong_option_is_one_line_before_the_work(command, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("no picture")
+    write_image(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
+    monkeypatch.setattr(os, "execv", lambda *words: pytest.fail(f"{words} is run"))
+    monkeypatch.setattr(front, "write_front", lambda *words: pytest.fail("README.md is written"))
+    for words in WRONG[command].format(tmp_path).split(","):
+        with pytest.raises(SystemExit, match="2"), one_line_errors():
+            importlib.import_module(command).main(words.split())
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("handlab: "), (words, lines)
+
+
+def test_every_command_has_its_wrong_options():
+    assert {name.removesuffix(".command") for name in WRONG} == {*handlab.COMMANDS}
 
 
 def test_a_notebook_shows_an_error_of_one_line_without_its_traceback():

@@ -216,6 +216,16 @@ def test_a_run_of_a_smaller_profile_does_not_replace_a_larger_one(tmp_path):
         ship.ship(make_run(tmp_path / "quick"), shipped)
 
 
+def test_a_shipped_run_is_not_shipped_over_itself(tmp_path):
+    run, shipped = make_run(tmp_path / "long"), tmp_path / "shipped"
+    ship.ship(run, shipped)
+    (shipped / run.name / "rgb/calibration.json").write_text("{}")
+    before = files_of(shipped)
+    with pytest.raises(HandlabError, match="it is the shipped copy itself; name the run"):
+        ship.ship(RunFolder(shipped / run.name), shipped)
+    assert files_of(shipped) == before
+
+
 def test_the_command_ships_what_is_whole_and_says_what_is_not(tmp_path, capsys):
     make_run(tmp_path / "long")
     bad = make_run(tmp_path / "long", seed=1)

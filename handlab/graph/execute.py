@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from handlab.core import (
     HandlabError,
+    choose,
     fingerprint,
     make_folder,
     note_files,
@@ -141,8 +142,11 @@ def prepare_data(name: str, profile: str, seeds: int, output: str | Path, real: 
     "Prepare all crops of a dataset, and those of the other set that its networks are tested on."
     from handlab.data.prepare import prepare_each
 
-    needs, roots = data_names(profile, seeds, real)[name], real_roots(real) if real else {}
+    known, roots = data_names(profile, seeds, real), real_roots(real) if real else {}
+    if name not in known:
+        what = f"profile {profile} prepares no data of that name"
+        raise HandlabError(name, what, choose(name, known))
     made = {}
-    for reader, folders in crops_to_prepare(needs, profile, roots):
+    for reader, folders in crops_to_prepare(known[name], profile, roots):
         made |= {prepared.folder.name: prepared.fingerprint for prepared in prepare_each(reader, folders)}
     write_json(project_path(output), made)

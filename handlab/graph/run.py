@@ -20,6 +20,7 @@ from typing import Any
 from handlab.core import (
     CommandLine,
     HandlabError,
+    at_least,
     full_disk_named,
     make_folder,
     nearest,
@@ -156,11 +157,11 @@ def command_line() -> CommandLine:
     "The commands and their options."
     usual = CommandLine(add_help=False)
     usual.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (quick)")
-    usual.add_argument("--seeds", type=int, default=1, help="how many (1)")
+    usual.add_argument("--seeds", type=at_least(1, int), default=1, help="how many (1)")
     real = f"make everything on the real sets in this folder ({', '.join(REAL_SETS)}) instead of their twins"
     usual.add_argument("--real", default="", metavar="FOLDER", help=real)
     minutes = "time limit: trainings stop at a checkpoint, the same call continues (a run's exit code: 75)"
-    usual.add_argument("--minutes", type=float, default=0, help=minutes)
+    usual.add_argument("--minutes", type=at_least(0), default=0, help=minutes)
     text = "The graph that makes every table and figure of both papers."
     parser = CommandLine(prog="python -m handlab.graph.run", description=text)
     _add_commands(parser.add_subparsers(dest="what", required=True), usual)
@@ -174,14 +175,14 @@ def _add_commands(parts: Any, usual: CommandLine):
     figures = add(
         "figures", "the whole graph, or the named runs; options of Snakemake follow, such as --dry-run"
     )
-    figures.add_argument("--cores", type=int, default=0, help="how many to use (all)")
+    figures.add_argument("--cores", type=at_least(0, int), default=0, help="how many to use (all)")
     add("run", "one run").add_argument("name", help="as `list` and `figures --dry-run` name it")
     data = add("data", "one preparation")
     data.add_argument("name", help="as `figures --dry-run` names it")
     data.add_argument("--output", required=True, help="the file to note it in")
     text = "the pages of both papers from the shipped runs, in minutes; options of Snakemake follow"
     papers = parts.add_parser("papers", help=text, description=text)
-    papers.add_argument("--cores", type=int, default=0, help="how many to use (all)")
+    papers.add_argument("--cores", type=at_least(0, int), default=0, help="how many to use (all)")
     add("list", "the runs, with their commands")
     add("adopt", "accept finished runs made by hand as runs of the present code")
 
@@ -192,13 +193,12 @@ def main(arguments: list[str] | None = None) -> None:
     given, more = parser.parse_known_args(arguments)
     options = ("--profile", "--seeds", "--real", "--cores", "--minutes")
     for word in more:
-        if near := nearest(word.split("=")[0], options, 0.8):
-            parser.error(f"there is no option {word}; did you mean {near}?")
+        if near := nearest(name := word.split("=")[0], options, 0.8):
+            meant = f"; did you mean {near}?" if name != near else f" of {given.what}"
+            parser.error(f"there is no option {word}{meant}")
     if given.what == "papers":
         return become_snakemake(PAPERS, shipped_seeds(), given.cores, more)
     graph = given.profile, given.seeds
-    if given.minutes < 0:
-        parser.error(f"--minutes {given.minutes:g} is below 0")
     if given.minutes:
         stop_after(given.minutes)
     if given.what == "figures":

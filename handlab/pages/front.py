@@ -17,6 +17,7 @@ import pandas as pd
 from handlab.core import (
     CommandLine,
     HandlabError,
+    at_least,
     atomic_file,
     one_line_errors,
     project_path,
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None):
     "The command line."
     text = "Write what was found into README.md and nbs/index.ipynb, and save the pages' outputs."
     parser = CommandLine(prog="python -m handlab.pages.front", description=text)
-    parser.add_argument("--seeds", type=int, default=0, help="of each run (all)")
+    parser.add_argument("--seeds", type=at_least(0, int), default=0, help="of each run (all)")
     given = parser.parse_args(arguments)
     write_front(*runs_to_show(seeds=given.seeds))
     save_outputs()

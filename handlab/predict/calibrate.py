@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from ..core import CommandLine, HandlabError, file_digest, one_line_errors, write_json
+from handlab.core import (
+    CommandLine,
+    HandlabError,
+    at_least,
+    file_digest,
+    one_line_errors,
+    write_json,
+)
 from ..data.sample import Sample
 from ..hand.skeleton import ROOT, normalise
 from ..machine import progress
@@ -96,12 +103,12 @@ def main(words: list[str] | None = None) -> None:
     about = "Measure on validation frames which error to expect of networks; written beside their weights."
     parser = CommandLine("python -m handlab.predict.calibrate", description=about)
     parser.add_argument("networks", nargs="+", metavar="NETWORK", help="names, or folders of runs")
-    parser.add_argument("--frames", type=int, default=240, help="of the validation split (%(default)s)")
+    parser.add_argument(
+        "--frames", type=at_least(2, int), default=240, help="of the validation split (%(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="'cpu', 'cuda' or 'auto' (%(default)s)")
     with one_line_errors():
         given = parser.parse_args(words)
-        if given.frames < 2:
-            raise HandlabError("command line", "--frames is below 2", "give 2 or more, such as 240")
         for name in given.networks:
             found = calibrate(load(name, given.device), given.frames)
             print(f"{name}: {found['error_mm']:.1f} mm; to expect: {found['is']}")

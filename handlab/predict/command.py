@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGES', 'VIDEOS', 'LARGEST', 'COLUMNS', 'SMALL', 'files_named', 'short_names', 'read_image', 'is_video',
            'frame_count', 'frames_of', 'record', 'rows', 'write_table', 'fig_answers', 'error_line', 'parser',
-           'questions', 'ask', 'run', 'save_picture', 'main']
+           'check_given', 'given_by', 'questions', 'ask', 'run', 'save_picture', 'main']
 
 # %% ../../nbs/predict/04_command.ipynb #63b10b8c
 import argparse
@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import glob
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from handlab.core import (
     CommandLine,
     HandlabError,
+    at_least,
     atomic_file,
     make_folder,
     one_line_errors,
@@ -37,7 +39,7 @@ from ..hand.skeleton import JOINTS, normalise
 from ..machine import progress
 from .detect import HandDetector
 from .networks import HandNetwork, load
-from .picture import Answer, Question, edges_of_mask, predict
+from .picture import NARROWEST, Answer, Question, edges_of_mask, predict
 
 # %% ../../nbs/predict/04_command.ipynb #f375672c
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -256,22 +258,55 @@ def parser() -> CommandLine:
         "images", nargs="+", metavar="IMAGE", help="images, videos, folders, or patterns in quotes"
     )
     where = words.add_mutually_exclusive_group(required=True)
+    finite = at_least(-math.inf)
     where.add_argument(
-        "--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="the hand, px"
+        "--box", nargs=4, type=finite, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="the hand, px"
     )
     where.add_argument("--mask", help="an image of the same size, black but for the hand")
     where.add_argument("--detect", action="store_true", help="find the hands by MediaPipe's networks")
     words.add_argument("--side", choices=("left", "right"), help="default: as detected, else right")
-    words.add_argument("--K", nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help="intrinsics, px")
+    words.add_argument("--K", nargs=4, type=finite, metavar=("FX", "FY", "CX", "CY"), help="intrinsics, px")
     words.add_argument(
-        "--scale", type=float, default=0.0, help="mm from middle MCP to PIP: gives joints in mm"
+        "--scale", type=at_least(0), default=0.0, help="mm from middle MCP to PIP: gives joints in mm"
     )
     words.add_argument("--network", default="S4", help="its name or its run's folder (%(default)s)")
-    words.add_argument("--every", type=int, default=1, help="use every n-th frame of a video (%(default)s)")
+    words.add_argument(
+        "--every", type=at_least(1, int), default=1, help="use every n-th frame of a video (%(default)s)"
+    )
     words.add_argument("--out", default="runs/predict", help="folder of the results (%(default)s)")
     words.add_argument("--tables-only", action="store_true", help="write no pictures")
     words.add_argument("--device", default="auto", help="'cpu', 'cuda' or 'auto' (%(default)s)")
     return words
+
+# %% ../../nbs/predict/04_command.ipynb #5d1c93ab
+def check_given(given: argparse.Namespace):  # the parsed command line
+    "What no image can be asked with is an error before the first image."
+    left, top, right, bottom = given.box or (0, 0, NARROWEST, NARROWEST)
+    if min(right - left, bottom - top) < NARROWEST:
+        fix = f"give left, top, right, bottom in px, {NARROWEST} px or more apart"
+        raise HandlabError("--box", f"{given.box} holds no hand", fix)
+    if given.K and min(given.K[:2]) <= 0:
+        raise HandlabError("--K", f"the focal lengths are {given.K[:2]}", "give fx, fy, cx, cy in px")
+    if given.mask:
+        read_image(_place_of(given.mask))
+
+
+def given_by(parameters: dict) -> argparse.Namespace:  # of the notebook `predict`
+    "The command line that a notebook's parameters stand for, checked also where they name no image."
+    where = [name for name in ("box", "mask", "detect") if parameters[name]]
+    if parameters["images"] and not where:
+        fix = "give box='left top right bottom' in px, or a mask, or detect=True"
+        raise HandlabError("parameters", "they do not say where the hand is", fix)
+    words = [each.strip() for each in parameters["images"].split(";")]
+    words += ["--detect"] * (parameters["detect"] or not where)
+    for name in ("box", "K"):
+        words += [f"--{name}", *parameters[name].split()] * bool(parameters[name].strip())
+    for name in ("mask", "side"):
+        words += [f"--{name}", parameters[name]] * bool(parameters[name])
+    words += [f"--{name}={parameters[name]}" for name in ("scale", "every", "network", "device")]
+    given = parser().parse_args([*words, "--out", str(project_path(parameters["out"]))])
+    check_given(given)
+    return given
 
 # %% ../../nbs/predict/04_command.ipynb #99a04b2f
 def questions(
@@ -295,7 +330,7 @@ def questions(
 
 # %% ../../nbs/predict/04_command.ipynb #c781df3e
 def _mask(path: str | Path, shape: tuple) -> np.ndarray:  # (H,W) bool
-    mask = read_image(path).max(-1)
+    mask = read_image(_place_of(path)).max(-1)
     if mask.shape != shape[:2]:
         what = f"the mask has {mask.shape[1]} x {mask.shape[0]} px, the image {shape[1]} x {shape[0]}"
         raise HandlabError(path, what, "give a mask of the image's size")
@@ -319,6 +354,7 @@ def _answers(
 def ask(network: HandNetwork, words: list) -> list:  # words: as of the command line -> Answers
     "The answers on some images, with nothing written; an image that fails is an error."
     given = parser().parse_args(words)
+    check_given(given)
     detector = HandDetector() if given.detect else None
     frames = (frame for file in files_named(given.images) for frame in frames_of(file, given.every))
     answers = [answer for frame in frames for answer in _answers(network, given, detector, *frame)]
@@ -335,8 +371,7 @@ def run(
 ) -> list:  # of records
     "Predict every named image and write the results; an image that fails costs one line."
     files, out = files_named(given.images), Path(given.out)
-    if given.every < 1 or given.scale < 0:
-        raise HandlabError("command line", "--every is below 1 or --scale below 0", "give positive numbers")
+    check_given(given)
     make_folder(out)
     network = network or load(given.network, given.device)
     detector = HandDetector() if given.detect else None

@@ -71,6 +71,8 @@ def runs_to_show(profile: str = "", runs: str = "", seeds: int = 0) -> tuple:  #
     "A page's runs: of a folder, else of a profile, else the shipped ones; 0 seeds: all that are there."
     if profile and not runs and profile not in PROFILES and not project_path(f"runs/{profile}").is_dir():
         raise HandlabError(f"profile {profile!r}", "there is no such profile", choose(profile, PROFILES))
+    if seeds < 0:
+        raise HandlabError(f"seeds {seeds}", "it is negative", "give 0 for all, or a number")
     folder = runs or (f"runs/{profile}" if profile else SHIPPED)
     return folder, seeds or seeds_in(folder)
 

@@ -23,6 +23,7 @@ import numpy as np
 from handlab.core import (
     CommandLine,
     HandlabError,
+    at_least,
     atomic_file,
     atomic_folder,
     choose,
@@ -257,7 +258,9 @@ def size_of(folder: str | Path) -> int:  # bytes
 
 
 def _check_place(run: RunFolder, place: Path):
-    "A run is not replaced by one of a smaller profile."
+    "A run is not replaced by itself or by one of a smaller profile."
+    if run.path.resolve() == place.resolve():
+        raise HandlabError(run.path, "it is the shipped copy itself", "name the run that it is a copy of")
     rank = PROFILES.index(run.profile) if run.profile in PROFILES else -1
     there = RunFolder(place).profile if (place / "metrics.json").exists() else ""
     if there in PROFILES and PROFILES.index(there) > rank:
@@ -365,7 +368,7 @@ def main(arguments: list[str] | None = None):
     named = "names of runs, their folders, or folders of runs (all finished ones of runs/long and runs/full)"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=named)
     parser.add_argument("--to", default=SHIPPED, metavar="FOLDER", help=f"where they go ({SHIPPED})")
-    parser.add_argument("--limit", type=float, default=LIMIT, help=f"MiB of all shipped runs ({LIMIT})")
+    parser.add_argument("--limit", type=at_least(0), default=LIMIT, help=f"MiB of all shipped runs ({LIMIT})")
     given = parser.parse_args(arguments)
     runs = named_runs(given.runs)
     if not runs:
