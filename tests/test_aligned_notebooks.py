@@ -10,15 +10,15 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import headless
 import matplotlib.pyplot as plt
 import numpy as np
 import papermill_calls
 import pytest
 import torch
-from selenium import webdriver
 
-from handlab.aligned.experiment import AlignedSettings, make_network, open_run, run_name
-from handlab.aligned.explorer import choose_pairs, middle, practice_run
+from handlab.aligned.experiment import AlignedSettings, decode_all, make_network, open_run, run_name
+from handlab.aligned.explorer import choose_pairs, practice_run
 from handlab.aligned.figures import decode_walk, draw_walks, make_walk
 from handlab.aligned.live import LiveExplorer, in_jupyterlab
 from handlab.aligned.page import (
@@ -193,17 +193,7 @@ def test_explorer_notebook(tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     "A browser without a window."
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium with its driver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    flags = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --use-gl=angle".split()
-    flags += "--disable-background-networking --use-angle=swiftshader --enable-unsafe-swiftshader".split()
-    for flag in flags:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_script_timeout(400)
+    driver = headless.start()
     yield driver
     driver.quit()
 
@@ -287,15 +277,6 @@ WAIT = (
 )
 
 
-def requests_of(browser):
-    "The addresses that a page asked for."
-    messages = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
-    asked = [
-        each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"
-    ]
-    return {address for address in asked if not address.startswith(("data:", "blob:"))}
-
-
 def check_second_map(places, spots, codes):
     "The dots lie where they were computed; a free place takes the nearest four codes; the switch goes back."
     assert places["names"] == ["PCA", "UMAP"] and all(map(str.startswith, places["told"], places["names"]))
@@ -325,8 +306,8 @@ def test_page_decodes_and_moves_in_a_browser(atlas, browser, tmp_path, capsys):
     browser.get(f"file://{tmp_path}/page.html")
     result = browser.execute_async_script((Path(__file__).parent / "explorer_actions.js").read_text())
     assert not result.get("error"), result["error"]
-    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-    assert requests_of(browser) == {f"file://{tmp_path}/page.html"}
+    assert not headless.errors(browser)
+    assert headless.requests(browser) == {f"file://{tmp_path}/page.html"}
     code = torch.tensor(result["codes"])
     np.testing.assert_allclose(code, found.codes["R"].mean[:3], atol=1e-6)
     with torch.no_grad():
@@ -447,7 +428,7 @@ def test_photographs_stand_among_the_images_without_a_truth(atlas, browser, tmp_
     )
     assert told[0] == "mine" and "mm off" not in told[1] and told[2] == "unknown"
     assert told[3].startswith("RGB") and "cloud" not in told[3]  # the only encoder that saw it
-    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not headless.errors(browser)
 
 
 def test_stored_map_is_of_its_weights_and_its_images(practised, tmp_path, monkeypatch, capsys):
@@ -605,29 +586,24 @@ def test_walk_between_images_of_the_map_has_their_truth(practised):
     plt.close("all")
 
 
-def test_live_explorer_moves_with_its_slider(practised, monkeypatch):
-    pytest.importorskip("anywidget")
-    settings, data, network = open_run(practised)
-    atlas = make_atlas(network, data.test, settings, len(data.test))
-    live = LiveExplorer(network, torch.as_tensor(atlas.codes["R"].mean), atlas.images, 2, 7, count=5)
-
-    def expected(pair, step):
-        return (
-            -1000
-            * (
-                make_walk(network, data.test, settings, *pair, 5).clouds[step]
-                - middle(make_walk(network, data.test, settings, *pair, 5))
-            )[:, 1]
-        )
-
-    assert np.allclose(live.figure.data[1].z, expected((2, 7), 0), atol=1)
-    live.share.value = 4
-    assert np.allclose(live.figure.data[1].z, expected((2, 7), 4), atol=1)
-    before = live.pictures[1].value
-    live.second.value = 9
-    assert (
-        np.allclose(live.figure.data[1].z, expected((2, 9), 4), atol=1) and live.pictures[1].value != before
-    )
+def test_live_explorer_gives_its_page_when_asked(practised, monkeypatch):
+    _, _, network = open_run(practised)
+    live, sent = LiveExplorer(network, "<p>page</p>"), []
+    monkeypatch.setattr(live, "send", sent.append)
+    live._handle_custom_msg({"want": "page"}, [])
+    live._handle_custom_msg({"want": "nothing"}, [])
+    live.show(torch.arange(float(SMOKE.latent)))
+    assert sent == [{"page": "<p>page</p>"}, {"code": list(map(float, range(SMOKE.latent)))}]
+    assert "<p>" not in str(live.get_state())  # a saved notebook does not hold the page
+    for wrong in (np.zeros(3), np.zeros((1, SMOKE.latent)), np.full(SMOKE.latent, np.nan)):
+        with pytest.raises(HandlabError, match=f"give {SMOKE.latent} numbers"):
+            live.show(wrong)
+    with pytest.raises(HandlabError, match="no code yet"):
+        live.decoded()
+    live.code = [0.5] * SMOKE.latent
+    expected = decode_all(network, torch.full((1, SMOKE.latent), 0.5))
+    for letter, values in live.decoded().items():
+        np.testing.assert_array_equal(values, expected[letter][0])
     for name, answer in (("notebook.ipynb", True), ("", False)):
         monkeypatch.setenv("JPY_SESSION_NAME", name)
         assert in_jupyterlab() is answer

@@ -306,7 +306,7 @@ function render() {
     context.clearRect(0, 0, wide, wide);
     (figure.dataset.true ? beside : parts)[figure.dataset.part](context);
   });
-  markMap(); setAxes(); tell(right, near);
+  markMap(); setAxes(); tell(right, near); report();
   document.body.dataset.drawn = +(document.body.dataset.drawn || 0) + 1;
 }
 const distances = (a, b) => { const found = []; for (let i = 0; i < a.length; i += 3) found.push(Math.hypot(a[i] - b[i], a[i + 1] - b[i + 1], a[i + 2] - b[i + 2])); return found; };
@@ -627,4 +627,28 @@ async function start() {
   render();
   document.body.dataset.ready = 'yes';
 }
-start().catch(error => $('told').textContent = `This page needs a browser not older than 2023: ${error}`);
+
+// ---- within a notebook: the code goes to it, and a code can come from it
+let follower = null, reported;
+function report() {
+  if (!follower || reported === code) return;
+  reported = code;
+  follower.postMessage({code: [...code], image: about.frame ?? null}, '*');
+}
+function watchNotebook(started) {
+  const reportHeight = () => follower?.postMessage({height: document.documentElement.getBoundingClientRect().height}, '*');
+  new ResizeObserver(reportHeight).observe(document.body);
+  addEventListener('message', async ({data, source}) => {
+    if (source !== parent) return;
+    await started;
+    if (data.follow) {
+      follower = source;
+      document.documentElement.style.overflow = 'hidden';  // a bar would make the page narrower and so less high, and then stay
+      reportHeight(); report();
+    }
+    if (data.code) { stop(); setCode(data.code, {text: 'set in Python'}); }
+  });
+}
+const started = start();
+if (parent !== window) watchNotebook(started);
+started.catch(error => $('told').textContent = `This page needs a browser not older than 2023: ${error}`);
