@@ -163,6 +163,28 @@ def test_every_option_trains_under_its_own_name(data, tmp_path, changes, name):
     assert finished["steps"] == 6 and np.isfinite(read_losses(tmp_path / "losses.csv")["loss"]).all()
 
 
+# ---------------------------------------------------------------- parts that start trained
+def test_equal_parts_start_with_the_weights_of_a_trained_network(data, tmp_path):
+    clouds = replace(ALIGNED, strategy="C2CP", cloud_encoder="basis", validation_frames=0)
+    aligned.train_strategy(clouds, data, tmp_path / "clouds", report=silent)
+    later = replace(clouds, strategy="S4", start_from=str(tmp_path / "clouds"))
+    assert run_name(later) == "train_aligned-S4-pretrained-sim-rhd-seed0"
+    network, plain = aligned.make_network(later), aligned.make_network(later).state_dict()
+    assert aligned.start_parts(network, later.start_from) == ["encoders.C", "decoders.C", "decoders.P"]
+    trained = aligned.trained_network(clouds, tmp_path / "clouds").state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, trained[name] if name in trained else plain[name])
+    assert {name.split(".")[1] for name in network.state_dict() if name not in trained} == {"R", "H"}
+    aligned.train_strategy(later, data, tmp_path / "later", report=silent)
+    assert read_json(tmp_path / "later/run.json")["about"]["start_from"] == later.start_from
+    with pytest.raises(HandlabError, match=r"encoders.C has other layers.*widths"):
+        aligned.start_parts(aligned.make_network(replace(later, cloud_encoder="respel")), later.start_from)
+    with pytest.raises(HandlabError, match="no part of R2H"):
+        aligned.start_parts(aligned.make_network(replace(later, strategy="R2H")), later.start_from)
+    with pytest.raises(HandlabError, match="it holds no finished training"):
+        aligned.train_strategy(replace(later, start_from=str(tmp_path)), data, tmp_path / "no", report=silent)
+
+
 # ---------------------------------------------------------------- room for full rotations
 def test_at_full_no_rotation_shows_what_was_not_stored():
     "The corners of the crop stay within the stored square at the worst rotation and shift."

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['TENSORS', 'ENCODER_NAMES', 'AlignedSettings', 'check_aligned', 'train_settings', 'viewpoint', 'modality_tensors',
-           'needed_pixels', 'aligned_data', 'labelled_parts', 'ViewsAt', 'make_network', 'AlignedLoss', 'Validation',
-           'train_strategy', 'trained_network', 'strategy_jobs', 'to_camera', 'predict', 'predict_mean', 'predict_all',
-           'decode_all', 'reconstruct', 'time_parts', 'speed_case', 'equal_time_steps', 'run_name', 'write_run',
-           'open_run']
+           'needed_pixels', 'aligned_data', 'labelled_parts', 'ViewsAt', 'make_network', 'start_parts', 'AlignedLoss',
+           'Validation', 'train_strategy', 'trained_network', 'strategy_jobs', 'to_camera', 'predict', 'predict_mean',
+           'predict_all', 'decode_all', 'reconstruct', 'time_parts', 'speed_case', 'equal_time_steps', 'run_name',
+           'write_run', 'open_run']
 
 # %% ../../nbs/aligned/06_experiment.ipynb #88f0393f
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .decoders import CLOUD_GAIN
 from .losses import LossSettings, emd, subsets
@@ -31,7 +32,7 @@ from handlab.aligned.strategies import (
     make_recipe,
     posterior_names,
 )
-from ..core import HandlabError, read_json
+from ..core import HandlabError, project_path, read_json
 from ..data.batches import Augment, Batch, Batches, own_part
 from ..data.prepare import Prepared
 from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
@@ -41,6 +42,7 @@ from ..machine import pick_device, process_share
 from ..settings import make_settings, numpy_generator, torch_generator
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
+from ..train.files import RUN, is_finished
 from ..train.frames import data_on_demand
 from ..train.jobs import Job, run_jobs
 from ..train.loop import TrainSettings, fit
@@ -59,6 +61,7 @@ class AlignedSettings(ExperimentSettings):
     correspondence: bool = True  # False: one sensor per training frame (supplement, section E)
     paired_share: float = 1.0  # this share of the training frames, the first, has corresponding data ...
     unpaired_steps: int = 0  # ... after so many steps on all frames, each with one sensor (section E)
+    start_from: str = ""  # a run, such as one of C2CP: equal parts start with its weights (section E)
     viewpoint_correction: bool = True  # rotate pose and cloud: the crop's centre lies on the optical axis
     crop: int = 128  # side of the RGB encoder's input, px (the paper: 256)
     crop_by: str = "mask"  # around the 'mask', as in the paper, the visible joints ('zb') or finger 'tips'
@@ -402,6 +405,41 @@ def make_network(settings: AlignedSettings) -> AlignedNetwork:
         torch.manual_seed(settings.seed)
         return AlignedNetwork(make_recipe(settings.strategy), part_of(NetworkSettings, settings))
 
+# %% ../../nbs/aligned/06_experiment.ipynb #5a7f0002
+def start_parts(
+    network: AlignedNetwork,
+    folder: str | Path,  # of a finished training
+) -> list:  # the parts' names
+    "Start the encoders and decoders that a trained network has, too, with its weights."
+    folder = project_path(folder)
+    if not is_finished(folder):
+        raise HandlabError(folder, "it holds no finished training", "give start_from another folder")
+    about = read_json(folder / RUN, ("about",))["about"]
+    known = {field.name for field in fields(AlignedSettings)} & set(about)
+    settings = make_settings(AlignedSettings, **{name: about[name] for name in known})
+    trained, started = dict(trained_network(settings, folder).named_children()), []
+    for kind in ("encoders", "decoders"):
+        parts, others = getattr(network, kind), trained[kind]
+        for letter in [letter for letter in parts if letter in others]:
+            _take_weights(parts[letter], others[letter], f"{kind}.{letter}", folder)
+            started.append(f"{kind}.{letter}")
+    if not started:
+        raise HandlabError(
+            folder, f"strategy {settings.strategy} has no part of {network.recipe}", "name another run"
+        )
+    return started
+
+# %% ../../nbs/aligned/06_experiment.ipynb #5a7f0003
+def _take_weights(part: nn.Module, other: nn.Module, name: str, folder: Path):
+    try:
+        part.load_state_dict(other.state_dict())
+    except RuntimeError:
+        what, fix = (
+            f"its {name} has other layers than those to train",
+            "give both runs equal widths and options",
+        )
+        raise HandlabError(folder, what, fix) from None
+
 # %% ../../nbs/aligned/06_experiment.ipynb #6c6bd78e
 class AlignedLoss:
     "The loss of a strategy, as `fit` calls it."
@@ -461,8 +499,11 @@ def train_strategy(
     def validate(network):
         return {**validation(network), **(measure(network) if measure else {})}
 
+    network = make_network(settings)
+    if settings.start_from:
+        start_parts(network, settings.start_from)
     fit(
-        make_network(settings),
+        network,
         AlignedLoss(settings),
         ViewsAt(settings, data.train, device, steps),
         train_settings(settings, steps),
@@ -668,7 +709,7 @@ def run_name(settings: AlignedSettings) -> str:
         words += ["frames"] * (settings.labelled_by == "frames")
     words += [f"batch{settings.batch_factor}"] * (settings.batch_factor > 1)
     words += [f"pairs{settings.paired_share:g}"] * (settings.paired_share < 1)
-    words += ["pretrained"] * (settings.unpaired_steps > 0)
+    words += ["pretrained"] * (settings.unpaired_steps > 0 or settings.start_from != "")
     words += ["apart"] * (not settings.correspondence) + ["own_view"] * (not settings.viewpoint_correction)
     return "-".join(["train_aligned", *words, settings.dataset, f"seed{settings.seed}"])
 
