@@ -637,7 +637,7 @@ def test_labels_are_held_for_small_training_sets_and_where_the_pixels_are(prepar
     held = Batches(prepared, 2)
     assert held.labels.held["pose"].shape == (10, 21, 3)
     assert Batches(prepared, 2, shuffle=False).labels.held is None
-    monkeypatch.setattr(module, "HELD", 9)
+    monkeypatch.setattr(module, "_HELD", 9)
     computed = Batches(prepared, 2)
     assert computed.labels.held is None and Batches(prepared, 2, resident=True).labels.held is not None
     for step in range(5):

@@ -701,7 +701,7 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     assert int(done.stdout) < 3000  # kB
 
 
-HELD = """
+_HELD = """
 import sys, time
 from pathlib import Path
 from handlab.data.prepare import CropSettings, prepare
@@ -718,7 +718,7 @@ if __name__ == '__main__':
 
 def test_two_processes_that_ask_for_the_same_folder_share_the_work(tmp_path):
     write_drawn(tmp_path / "rhd", "evaluation", 16)
-    (tmp_path / "script.py").write_text(HELD)
+    (tmp_path / "script.py").write_text(_HELD)
     command = [sys.executable, tmp_path / "script.py", tmp_path / "rhd", tmp_path / "crops", tmp_path / "go"]
     first = subprocess.Popen(command, env=ENVIRONMENT)
     wait_for(lambda: rows_written(tmp_path) > 2, seconds=120)
