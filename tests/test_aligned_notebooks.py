@@ -16,6 +16,7 @@ import numpy as np
 import papermill_calls
 import pytest
 import torch
+from PIL import Image
 
 from handlab.aligned.experiment import AlignedSettings, decode_all, make_network, open_run, run_name
 from handlab.aligned.explorer import choose_pairs, practice_run
@@ -147,6 +148,7 @@ def test_training_notebook_on_other_datasets(tmp_path):
         ("explore_latent", dict(pear=3), "parameter 'pear'"),
         ("explore_latent", dict(run="runs/nowhere"), "it holds no finished run"),
         ("explore_latent", dict(encoder="Q"), "encoder 'Q'"),
+        ("explore_latent", dict(photograph="nowhere.jpg"), "nowhere.jpg: there is no such file"),
         ("predict", dict(images="hand.png", box="1 2 3"), "parameter box='1 2 3'"),
     ],
 )
@@ -187,6 +189,22 @@ def test_explorer_notebook(tmp_path):
         and "page.html: 10 images" in outputs(notebook)
         and pictures(notebook) == 1  # both walks
     )
+
+
+@pytest.mark.end_to_end
+def test_explorer_notebook_with_a_photograph(practised, tmp_path):
+    "The photograph is the last image, and an end of the walk; only its code is known."
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    given = dict(photograph=tmp_path / "mine.png", box="20 10 100 80", umap=False, images=10)
+    code, printed, notebook = papermill(
+        "explore_latent", tmp_path, profile="smoke", run=practised, page=tmp_path / "page.html", **given
+    )
+    assert code == 0, printed[-3000:]
+    content = content_of((tmp_path / "page.html").read_text())
+    assert content["frames"]["names"][-1] == "your photograph, hand 1" and content["ends"][1] == 10
+    assert content["frames"]["known"] == [True] * 10 + [False]
+    assert content["colours"]["error"]["values"][-1] is None and pictures(notebook) == 2
 
 
 # ---------------------------------------------------------------- the page

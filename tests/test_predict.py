@@ -246,7 +246,7 @@ def test_what_cannot_be_answered_is_one_line(network, sample):
             predict(network, replace(question(sample), **changes))
 
 
-def test_images_as_people_have_them(tmp_path):
+def test_images_as_people_have_them(tmp_path, monkeypatch):
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:20, :30] = 255
     exif = Image.Exif()
@@ -261,6 +261,10 @@ def test_images_as_people_have_them(tmp_path):
     upright = read_image(tmp_path / "b.JPG")
     assert upright.shape == (60, 40, 3) and upright[5, 35].min() > 200 and upright[5, 5].max() < 60
     assert read_image(tmp_path / "a.png").shape == (40, 60, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice as many by itself
+        with pytest.raises(HandlabError, match="a.png: it has more than 1.* give a smaller copy"):
+            read_image(tmp_path / "a.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     with pytest.raises(HandlabError, match="cannot be read"):
         read_image(tmp_path / "cut.png")

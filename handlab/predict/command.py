@@ -99,6 +99,8 @@ def read_image(path: str | Path) -> np.ndarray:  # (H,W,3) uint8 RGB
                     path, f"it has {image.width} x {image.height} pixels", "give a smaller copy"
                 )
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Image.DecompressionBombError:  # beyond Pillow's own limit
+        raise HandlabError(path, f"it has more than {LARGEST} pixels", "give a smaller copy") from None
     except UnidentifiedImageError:
         raise HandlabError(path, "it is not a readable image", f"give one of {', '.join(IMAGES)}") from None
     except (OSError, SyntaxError, ValueError) as error:
