@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import handlab
+from handlab.aligned.encoders import ResNet18
 from handlab.aligned.experiment import AlignedSettings
 from handlab.aligned.explorer import practice_run
 from handlab.core import HandlabError, project_root
@@ -42,7 +43,7 @@ from handlab.predict.command import (
 )
 from handlab.predict.command import run as run_command
 from handlab.predict.detect import HandDetector, Palm, decode_palms, hand_square
-from handlab.predict.networks import find_network, load, read_calibration
+from handlab.predict.networks import HandNetwork, find_network, load, read_calibration
 from handlab.predict.picture import (
     Question,
     assumed_camera,
@@ -53,8 +54,10 @@ from handlab.predict.picture import (
     predict,
     seen_crop,
 )
+from handlab.privileged.networks import BaseCNN
 from handlab.settings import make_settings
 from handlab.sim.rhd import SimRHD
+from handlab.train.layers import fold_batch_norms
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,33 @@ def test_the_root_is_found_from_the_borders_and_from_joints(seed, far, x, y):
     np.testing.assert_allclose(found, root, atol=0.02 * far)
     found = place_root(pose, K, uv=project(pose + root, K))
     np.testing.assert_allclose(found, root, atol=1e-3 * far)
+
+
+@pytest.mark.parametrize("make", [lambda: ResNet18(0.25), lambda: BaseCNN(3, 64, 0.25)])
+def test_folded_batch_norms_change_nothing_but_rounding(make):
+    network = make()
+    for norm in (part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        norm.weight.data.uniform_(0.5, 2), norm.bias.data.normal_()
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    network.eval()
+    image = torch.rand(2, 3, 64, 64) - 0.5
+    with torch.no_grad():
+        before = network(image)
+        folded = fold_batch_norms(network)
+        after = folded(image)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (before, after))):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+
+
+def test_what_load_gives_predicts_what_was_trained(run, network):
+    "Ready for use, a network's poses are those of its weights."
+    plain, crops = (
+        HandNetwork(find_network(str(run))).eval(),
+        torch.rand(3, 3, network.size, network.size) - 0.5,
+    )
+    with torch.no_grad():
+        assert torch.allclose(network(crops).pose, plain(crops).pose, atol=1e-5)
 
 
 def test_a_left_hand_is_the_right_one_of_the_mirror_image(network, sample):
