@@ -1,8 +1,11 @@
 "A notebook from the command line, as the tests of whole runs call it."
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from handlab.core import project_root
@@ -48,3 +51,27 @@ def run(notebook: str, out: Path, **parameters) -> subprocess.CompletedProcess:
         text=True,
         timeout=900,
     )
+
+
+def kill(notebook: str, out: Path, stage: str):
+    "Begin a run, and kill -9 it as soon as a stage has written its first checkpoint."
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begun = command(notebook, out), environment(out.parent)
+    process = subprocess.Popen(begun[0], env=begun[1], start_new_session=True, **quiet)
+    while process.poll() is None and not (out / stage / "checkpoint.pt").exists():
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "metrics.json").exists()
+
+
+def metrics_of(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def refuse(notebook: str, out: Path, parameters: dict, complaint: str):
+    "Such a call ends with one line that says why, and writes no result."
+    failed = run(notebook, out, **parameters)
+    assert failed.returncode != 0
+    assert complaint in failed.stderr
+    assert not (out / "metrics.json").exists()

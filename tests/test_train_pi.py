@@ -1,11 +1,7 @@
 "The privileged-depth notebook from the command line: a whole run, a killed one, and users' mistakes."
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +15,7 @@ from handlab.privileged.stages import STAGES
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi")]
 NOTEBOOK = "train_pi"
-command, run = partial(papermill_calls.command, NOTEBOOK), partial(papermill_calls.run, NOTEBOOK)
+run, metrics_of = partial(papermill_calls.run, NOTEBOOK), papermill_calls.metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +28,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_run_folder_is_whole(finished):
-    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics = metrics_of(finished)
     assert {
         "settings",
         "seed",
@@ -55,7 +51,7 @@ def test_run_folder_is_whole(finished):
 def test_metrics_are_of_the_predictions(finished):
     "The reported errors are what plain NumPy makes of the saved predictions."
     metrics, saved = (
-        json.loads((finished / "metrics.json").read_text()),
+        metrics_of(finished),
         np.load(finished / "predictions.npz"),
     )
     for stage in (*STAGES, "mean_pose"):
@@ -87,7 +83,7 @@ def test_other_datasets(tmp_path):
         other_set="sim-dexter-object",
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "stb" / "metrics.json").read_text())
+    metrics = metrics_of(tmp_path / "stb")
     assert metrics["source"] == "sim-stb" and metrics["settings"]["depth_first"] == "sim-bighand"
     assert (
         json.loads((tmp_path / "stb" / "before" / "finished.json").read_text())["steps"]
@@ -107,28 +103,17 @@ def test_other_datasets(tmp_path):
 
 def test_second_call_trains_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/model.safetensors")}
-    values = json.loads((finished / "metrics.json").read_text())["values"]
+    values = metrics_of(finished)["values"]
     assert run(finished).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in finished.glob("*/model.safetensors")} == before
-    assert json.loads((finished / "metrics.json").read_text())["values"] == values
+    assert metrics_of(finished)["values"] == values
 
 
 def test_killed_run_ends_as_the_whole_one(finished):
     "kill -9 in the midst of stage 1, and again later; the third call ends with the same weights."
     out = finished.parent / "killed"
     for stage in ("rgb", "rgb_pi"):
-        process = subprocess.Popen(
-            command(out),
-            env=papermill_calls.environment(out.parent),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while process.poll() is None and not (out / stage / "checkpoint.pt").exists():
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (out / "metrics.json").exists()
+        papermill_calls.kill(NOTEBOOK, out, stage)
         shutil.copy(
             finished / "step_time.json", out
         )  # it decides on steps, and a time measured anew would differ
@@ -150,11 +135,7 @@ def test_killed_run_ends_as_the_whole_one(finished):
     ],
 )
 def test_one_line_for_what_is_wrong(finished, parameters, complaint):
-    out = finished.parent / "wrong"
-    failed = run(out, **parameters)
-    assert failed.returncode != 0
-    assert complaint in failed.stderr
-    assert not (out / "metrics.json").exists()
+    papermill_calls.refuse(NOTEBOOK, finished.parent / "wrong", parameters, complaint)
 
 
 def test_other_settings_in_the_same_folder(finished):

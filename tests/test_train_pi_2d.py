@@ -1,10 +1,5 @@
 "The 2D notebook from the command line: a whole run, another test set, a killed one, users' mistakes."
 
-import json
-import os
-import signal
-import subprocess
-import time
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +12,7 @@ from handlab.privileged.experiment_2d import STAGES_2D
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("train_pi_2d")]
 NOTEBOOK = "train_pi_2d"
-command, run = partial(papermill_calls.command, NOTEBOOK), partial(papermill_calls.run, NOTEBOOK)
+run, metrics_of = partial(papermill_calls.run, NOTEBOOK), papermill_calls.metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +25,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_run_folder_is_whole(finished):
-    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics = metrics_of(finished)
     assert {
         "settings",
         "seed",
@@ -64,7 +59,7 @@ def test_run_folder_is_whole(finished):
 def test_metrics_are_of_the_predictions(finished):
     "The reported errors are what plain NumPy makes of the saved predictions."
     metrics, saved = (
-        json.loads((finished / "metrics.json").read_text()),
+        metrics_of(finished),
         np.load(finished / "predictions.npz"),
     )
     assert saved["true"].shape == (16, 21, 2)
@@ -76,7 +71,7 @@ def test_metrics_are_of_the_predictions(finished):
 
 def test_other_set_is_measured_on_tips(finished):
     metrics, saved = (
-        json.loads((finished / "metrics.json").read_text()),
+        metrics_of(finished),
         np.load(finished / "predictions-sim-dexter-object.npz"),
     )
     assert set(metrics["other"]["sim-dexter-object"]) == {*STAGES_2D, "mean_pose"} - {
@@ -94,25 +89,14 @@ def test_stereo_twin(tmp_path):
     "Its masks come from depth."
     done = run(tmp_path / "stb", dataset="sim-stb", crop_by="tips")
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "stb" / "metrics.json").read_text())
+    metrics = metrics_of(tmp_path / "stb")
     assert metrics["source"] == "sim-stb" and set(metrics["values"]) == {*STAGES_2D, "mean_pose"}
 
 
 def test_killed_run_ends_as_the_whole_one(finished):
     "kill -9 in the midst of stage 2; the next call ends with the same weights."
     out = finished.parent / "killed"
-    process = subprocess.Popen(
-        command(out),
-        env=papermill_calls.environment(out.parent),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while process.poll() is None and not (out / "mask_0.2" / "checkpoint.pt").exists():
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "metrics.json").exists()
+    papermill_calls.kill(NOTEBOOK, out, "mask_0.2")
     assert run(out).returncode == 0
     for stage in STAGES_2D:
         whole, killed = (load_file(folder / stage / "model.safetensors") for folder in (finished, out))
@@ -128,8 +112,4 @@ def test_killed_run_ends_as_the_whole_one(finished):
     ],
 )
 def test_one_line_for_what_is_wrong(finished, parameters, complaint):
-    out = finished.parent / "wrong"
-    failed = run(out, **parameters)
-    assert failed.returncode != 0
-    assert complaint in failed.stderr
-    assert not (out / "metrics.json").exists()
+    papermill_calls.refuse(NOTEBOOK, finished.parent / "wrong", parameters, complaint)

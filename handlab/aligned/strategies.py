@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from handlab.aligned.decoders import (
@@ -258,45 +259,53 @@ class AlignedNetwork(nn.Module):
         if recipe.alignment == "kl":
             self.joint = make_joint_encoder(recipe, settings, self.encoders[alone])
 
-    def posteriors(self, views: Views) -> dict:
-        "The Gaussians that this step samples from, by name."
-        if self.recipe.alignment == "alternating":
-            letter, _ = alternating_pair(self.recipe, views.step)
-            return {"one": self.encoders[letter](views.tensors[letter])}
-        found = {letter: encoder(views.tensors[letter]) for letter, encoder in self.encoders.items()}
-        if self.recipe.alignment == "kl":
-            found["joint"] = self.joint([views.tensors[letter] for letter in self.recipe.encoders])
-        if self.recipe.alignment == "product":
-            found["joint"] = product_of_experts(list(found.values()), self.settings.prior_expert)
-        return found
+# %% ../../nbs/aligned/05_strategies.ipynb #4f9666d3
+@patch
+def posteriors(self: AlignedNetwork, views: Views) -> dict:
+    "The Gaussians that this step samples from, by name."
+    if self.recipe.alignment == "alternating":
+        letter, _ = alternating_pair(self.recipe, views.step)
+        return {"one": self.encoders[letter](views.tensors[letter])}
+    found = {letter: encoder(views.tensors[letter]) for letter, encoder in self.encoders.items()}
+    if self.recipe.alignment == "kl":
+        found["joint"] = self.joint([views.tensors[letter] for letter in self.recipe.encoders])
+    if self.recipe.alignment == "product":
+        found["joint"] = product_of_experts(list(found.values()), self.settings.prior_expert)
+    return found
 
-    def forward(self, views: Views) -> tuple[dict, dict]:
-        "The posteriors, and the decoded samples {letter: (posteriors,B,...)}; of clouds (k,B,...)."
-        found = self.posteriors(views)
-        noise = [None] * len(found) if views.noise is None else views.noise
-        z = torch.stack([draw(q, epsilon) for q, epsilon in zip(found.values(), noise)])
-        alternating = self.recipe.alignment == "alternating"
-        letters = alternating_pair(self.recipe, views.step)[1] if alternating else self.decoders
-        return found, {letter: self._decode(letter, z, views) for letter in letters}
+# %% ../../nbs/aligned/05_strategies.ipynb #172432fe
+@patch
+def forward(self: AlignedNetwork, views: Views) -> tuple[dict, dict]:
+    "The posteriors, and the decoded samples {letter: (posteriors,B,...)}; of clouds (k,B,...)."
+    found = self.posteriors(views)
+    noise = [None] * len(found) if views.noise is None else views.noise
+    z = torch.stack([draw(q, epsilon) for q, epsilon in zip(found.values(), noise)])
+    alternating = self.recipe.alignment == "alternating"
+    letters = alternating_pair(self.recipe, views.step)[1] if alternating else self.decoders
+    return found, {letter: self._decode(letter, z, views) for letter in letters}
 
-    def _decode(
-        self,
-        letter: str,
-        z: torch.Tensor,  # (posteriors,B,latent)
-        views: Views,
-    ) -> torch.Tensor:
-        "The decoded samples of all posteriors, or of those chosen for this step: (k,B,...)."
-        if views.drawn is not None and MODALITIES[letter].costly:
-            z = z.gather(0, views.drawn[..., None].expand(-1, -1, z.shape[2]))
-        return self.decoders[letter](z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
-    def encode(
-        self,
-        view: torch.Tensor,  # (B,...) of the modality
-        letter: str | None = None,  # None: the first encoder, RGB
-    ) -> torch.Tensor:
-        "The mean of a posterior, (B,latent): the code of each sample."
-        return self.encoders[letter or self.recipe.encoders[0]](view).mean
+@patch
+def _decode(
+    self: AlignedNetwork,
+    letter: str,
+    z: torch.Tensor,  # (posteriors,B,latent)
+    views: Views,
+) -> torch.Tensor:
+    "The decoded samples of all posteriors, or of those chosen for this step: (k,B,...)."
+    if views.drawn is not None and MODALITIES[letter].costly:
+        z = z.gather(0, views.drawn[..., None].expand(-1, -1, z.shape[2]))
+    return self.decoders[letter](z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+# %% ../../nbs/aligned/05_strategies.ipynb #9e70f542
+@patch
+def encode(
+    self: AlignedNetwork,
+    view: torch.Tensor,  # (B,...) of the modality
+    letter: str | None = None,  # None: the first encoder, RGB
+) -> torch.Tensor:
+    "The mean of a posterior, (B,latent): the code of each sample."
+    return self.encoders[letter or self.recipe.encoders[0]](view).mean
 
 # %% ../../nbs/aligned/05_strategies.ipynb #7cb5b5e0
 def carries(

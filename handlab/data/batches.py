@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from numpy.typing import ArrayLike
 
 from ..core import HandlabError
@@ -495,16 +496,18 @@ class PixelStore:
             held[start : start + step] = to_device(part, self.device)
         return held
 
-    def gather(
-        self,
-        key: str,
-        rows: torch.Tensor,  # (B,) long, on the CPU
-    ) -> torch.Tensor:
-        "Rows (B,...) of one array, on the device."
-        if self.resident:
-            return self.arrays[key].index_select(0, to_device(rows, self.device))
-        rows = rows if self.rows is None else self.rows[rows]
-        return to_device(self.arrays[key].index_select(0, rows), self.device)
+# %% ../../nbs/data/06_batches.ipynb #cb95828c
+@patch
+def gather(
+    self: PixelStore,
+    key: str,
+    rows: torch.Tensor,  # (B,) long, on the CPU
+) -> torch.Tensor:
+    "Rows (B,...) of one array, on the device."
+    if self.resident:
+        return self.arrays[key].index_select(0, to_device(rows, self.device))
+    rows = rows if self.rows is None else self.rows[rows]
+    return to_device(self.arrays[key].index_select(0, rows), self.device)
 
 # %% ../../nbs/data/06_batches.ipynb #7e8632d0
 def crop_labels(
@@ -595,13 +598,6 @@ class Batches:
         steps = len(self.prepared) / self.batch_size
         return max(1, math.floor(steps)) if self.shuffle else math.ceil(steps)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self.at, range(len(self)))
-
-    def at(self, step: int) -> Batch:
-        "Batch number `step`."
-        return _from_thread(self, step) if self._thread else self.make(step)
-
 # %% ../../nbs/data/06_batches.ipynb #b0a10003
 def _background(device: torch.device) -> ThreadPoolExecutor:
     "A thread whose current GPU is the batches'"
@@ -651,6 +647,17 @@ def _from_thread(batches: Batches, step: int) -> Batch:
     batches._ahead = ahead
     return ahead.pop(step).result()
 
+# %% ../../nbs/data/06_batches.ipynb #5941c275
+@patch
+def at(self: Batches, step: int) -> Batch:
+    "Batch number `step`."
+    return _from_thread(self, step) if self._thread else self.make(step)
+
+
+@patch
+def __iter__(self: Batches) -> Iterator[Batch]:
+    return map(self.at, range(len(self)))
+
 # %% ../../nbs/data/06_batches.ipynb #94668e3f
 def _rows(self: Batches, step: int) -> torch.Tensor:
     "The rows of a step (B,)."
@@ -697,7 +704,8 @@ def _pixels(self: Batches, rows: torch.Tensor, change: Change, back: np.ndarray 
 _MOVED = ("pose", "root", "uv", "K")  # labels that change with the picture
 
 
-def _make(self: Batches, step: int) -> Batch:
+@patch
+def make(self: Batches, step: int) -> Batch:
     "Batch number `step`, made in this thread."
     rows = _rows(self, step)
     change = draw_change(self.augment, len(rows), numpy_generator(self.seed, "augment", step), self.device)
@@ -734,9 +742,6 @@ def _cloud(
     chance = own_part(torch.rand(count * len(rows), self.cloud_points, generator=generator), self.share)
     stored = [self.store.gather(key, rows) for key in ("depth", "mask")]
     return draw_clouds_at_once(*stored, back, labels, self.size, chance)
-
-
-Batches.make = _make
 
 # %% ../../nbs/data/06_batches.ipynb #a973b1d6
 REACH = 200.0  # mm about the root, for depth and clouds

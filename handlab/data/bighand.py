@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import HandlabError, full_disk_named, make_folder, project_path, read_errors_named
 from .drawn import bone_points, disc_at, far_first, turn_about_z
@@ -346,25 +347,24 @@ class BigHand(Reader):
         self.part = np.repeat(np.arange(len(self.parts), dtype=np.uint16), counts)
         _leave_out(self, skip_names(skip), {part.name for part in parts})
 
-    def sample_name(self, index: int) -> str:
-        return f"{self.parts[self.part[index]].name}/image_D{self.frames[index]:08d}"
-
-    def image_path(self, index: int) -> Path:
-        number, frame = self.part[index], int(self.frames[index])
-        return self.parts[number].images / self.other_names[number].get(frame, image_name(frame))
-
-    @property
-    def recordings(self) -> tuple:
-        return [part.name for part in self.parts], self.part
-
-    def identity(self) -> str:
-        return _identity(self)
-
     def __repr__(self) -> str:
         return f"BigHand({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source}"
 
-    def __getitem__(self, index: int) -> Sample:
-        return _read_frame(self, index)
+# %% ../../nbs/data/11_bighand.ipynb #31aa1f6d
+@patch
+def sample_name(self: BigHand, index: int) -> str:
+    return f"{self.parts[self.part[index]].name}/image_D{self.frames[index]:08d}"
+
+
+@patch
+def image_path(self: BigHand, index: int) -> Path:
+    number, frame = self.part[index], int(self.frames[index])
+    return self.parts[number].images / self.other_names[number].get(frame, image_name(frame))
+
+
+@patch(as_prop=True)
+def recordings(self: BigHand) -> tuple:
+    return [part.name for part in self.parts], self.part
 
 # %% ../../nbs/data/11_bighand.ipynb #8ef26b3a
 def _leave_out(reader: BigHand, names: list, known: set):  # known: the names of the parts of all splits
@@ -393,23 +393,25 @@ def _drop(reader: BigHand, name: str, part: str, number: int) -> str:
     return f"{part}/image_D{number:08d}"
 
 # %% ../../nbs/data/11_bighand.ipynb #97da15bc
-def _read_frame(reader: BigHand, index: int) -> Sample:
+@patch
+def __getitem__(self: BigHand, index: int) -> Sample:
     "The sample of a frame: its image and its line are read now."
-    annotation, start = reader.parts[reader.part[index]].annotation, int(reader.starts[index])
-    name = reader.sample_name(index)
-    numbers = _read_label(annotation, start, int(reader.frames[index]), _skip_it(name))
-    return decode_frame(name, _read_depth(reader.image_path(index), _skip_it(name)), numbers)
+    annotation, start = self.parts[self.part[index]].annotation, int(self.starts[index])
+    name = self.sample_name(index)
+    numbers = _read_label(annotation, start, int(self.frames[index]), _skip_it(name))
+    return decode_frame(name, _read_depth(self.image_path(index), _skip_it(name)), numbers)
 
 # %% ../../nbs/data/11_bighand.ipynb #d762291d
-def _identity(reader: BigHand) -> str:
+@patch
+def identity(self: BigHand) -> str:
     "A short name for the content: the texts, frame numbers, sizes and dates of all images."
     states = []
-    for number, part in enumerate(reader.parts):
-        start, frames = f"{part.images}/", reader.frames[reader.part == number].tolist()
-        names = reader.other_names[number]
+    for number, part in enumerate(self.parts):
+        start, frames = f"{part.images}/", self.frames[self.part == number].tolist()
+        names = self.other_names[number]
         states.append(file_states([start + names.get(frame, image_name(frame)) for frame in frames]))
-    names = [part.name for part in reader.parts]
-    what = reader.source, reader.split, names, reader.digests, reader.part, reader.frames
+    names = [part.name for part in self.parts]
+    what = self.source, self.split, names, self.digests, self.part, self.frames
     return identity_of(*what, states=states)
 
 # %% ../../nbs/data/11_bighand.ipynb #086b3a5a

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 from numpy.typing import ArrayLike
 from PIL import Image
 
+# %% ../../nbs/data/10_dexter_object.ipynb #d6b717ad
 from ..core import HandlabError, project_path
 from handlab.data.files import (
     SOURCE_FILE,
@@ -483,24 +485,18 @@ class DexterObject(Reader):
         check_some(self.root / "data", self.frames, self.skipped)
         _check_found(self.root / "data", self.frames, "no frame has an annotated tip and its images")
 
-    def __repr__(self) -> str:
-        return _describe(self)
+# %% ../../nbs/data/10_dexter_object.ipynb #48dbbd6d
+@patch
+def path(self: DexterObject, sequence: str, kind: str, number: int) -> Path:
+    "Where an image of a frame lies, whatever its name is."
+    official = image_path(self.root, sequence, kind, number)
+    return official.with_name(self.other_names[sequence][kind].get(number, official.name))
 
-    def __getitem__(self, index: int) -> Sample:
-        return _read_frame(self, index)
 
-    def path(self, sequence: str, kind: str, number: int) -> Path:
-        "Where an image of a frame lies, whatever its name is."
-        official = image_path(self.root, sequence, kind, number)
-        return official.with_name(self.other_names[sequence][kind].get(number, official.name))
-
-    def corners(self, index: int) -> np.ndarray:
-        "Three corners (3,3) mm of the box in the colour camera's frame, NaN where not annotated."
-        return to_color(from_file(self.points[index, 5:])).astype(np.float32)
-
-    def identity(self) -> str:
-        "A short name for the content: labels, frames, sizes and dates of all files."
-        return _identity(self)
+@patch
+def corners(self: DexterObject, index: int) -> np.ndarray:
+    "Three corners (3,3) mm of the box in the colour camera's frame, NaN where not annotated."
+    return to_color(from_file(self.points[index, 5:])).astype(np.float32)
 
 # %% ../../nbs/data/10_dexter_object.ipynb #d74fcfc3
 def _skipped(skip: str | Iterable[str]) -> dict:
@@ -521,25 +517,27 @@ def _check_found(folder: Path, found: Sized, what: str):
         raise HandlabError(folder, what, "unpack the dataset completely")
 
 # %% ../../nbs/data/10_dexter_object.ipynb #e04e11fb
-def _describe(reader: DexterObject) -> str:
-    depth = "with" if reader.has_depth else "without"
-    what = f"{len(reader)} frames of {reader.source} {depth} depth, {len(reader.skipped)} left out"
-    return f"DexterObject({str(reader.root)!r}): {what}"
+@patch
+def __repr__(self: DexterObject) -> str:
+    depth = "with" if self.has_depth else "without"
+    what = f"{len(self)} frames of {self.source} {depth} depth, {len(self.skipped)} left out"
+    return f"DexterObject({str(self.root)!r}): {what}"
 
 # %% ../../nbs/data/10_dexter_object.ipynb #18997761
-def _identity(reader: DexterObject) -> str:
-    paths = [
-        reader.path(sequence, kind, number) for kind in reader.kinds for sequence, number in reader.frames
-    ]
-    frames = [list(frame) for frame in reader.frames]
-    return identity_of(reader.source, frames, reader.points, states=[file_states(paths)])
+@patch
+def identity(self: DexterObject) -> str:
+    "A short name for the content: labels, frames, sizes and dates of all files."
+    paths = [self.path(sequence, kind, number) for kind in self.kinds for sequence, number in self.frames]
+    frames = [list(frame) for frame in self.frames]
+    return identity_of(self.source, frames, self.points, states=[file_states(paths)])
 
 # %% ../../nbs/data/10_dexter_object.ipynb #ab822575
-def _read_frame(reader: DexterObject, index: int) -> Sample:
+@patch
+def __getitem__(self: DexterObject, index: int) -> Sample:
     "The sample of a frame: its images are opened now."
-    sequence, number = reader.frames[index]
+    sequence, number = self.frames[index]
     decoders, images = dict(color=decode_bmp, depth=decode_depth_png), dict(depth=None)
-    for kind in reader.kinds:
-        path = reader.path(sequence, kind, number)
-        images[kind] = decoders[kind](path, read_checked(reader.root, path, reader.digests))
-    return decode_frame(f"{sequence}/{number:04d}", images["color"], images["depth"], reader.points[index])
+    for kind in self.kinds:
+        path = self.path(sequence, kind, number)
+        images[kind] = decoders[kind](path, read_checked(self.root, path, self.digests))
+    return decode_frame(f"{sequence}/{number:04d}", images["color"], images["depth"], self.points[index])

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 from numpy.typing import ArrayLike
 
 # %% ../../nbs/data/05_prepare.ipynb #f2478d06
@@ -47,7 +48,7 @@ from handlab.data.arrays import (
     write_rows,
     write_to_disk,
 )
-from .sample import Frames, Sample, check_sample
+from .sample import Frames, Sample
 from ..hand.camera import Box, crop_mask, crop_matrix, crop_tips, crop_zb
 from ..hand.skeleton import mirror_joints
 from ..machine import in_processes, progress, usable_cores
@@ -163,7 +164,7 @@ def crop_box(sample: Sample, settings: CropSettings) -> Box:
 # %% ../../nbs/data/05_prepare.ipynb #8603b0e5
 def crop_sample(sample: Sample, settings: CropSettings = CropSettings()) -> dict:
     "A frame's row of every array."
-    fold = check_sample(sample).side == "left" and settings.fold == "right"
+    fold = sample.check().side == "left" and settings.fold == "right"
     sample = mirror_sample(sample) if fold else sample
     box, edge = crop_box(sample, settings), settings.stored
     matrix = crop_matrix(np.array(box, float), settings.size)
@@ -275,24 +276,30 @@ class Prepared:
         # consecutive rows are a view, other rows are a copy
         return array[rows[0] : rows[-1] + 1] if (np.diff(rows) == 1).all() else array[rows]
 
-    @property
-    def left_out(self) -> list:
-        "Pairs (frame, reason) of frames that the reader left out."
-        return self.meta.get("skipped", [])
+# %% ../../nbs/data/05_prepare.ipynb #ba10586a
+@patch
+def subset(self: Prepared, indices: slice | ArrayLike) -> "Prepared":
+    "A view of some frames: a slice, a list of numbers or a (N,) bool mask."
+    rows = np.arange(self.meta["count"]) if self.rows is None else self.rows
+    return Prepared(self.folder, rows[indices], self.root)
 
-    @property
-    def missing(self) -> int:
-        "How many labelled frames had no images."
-        return self.meta.get("missing", 0)
 
-    def subset(self, indices: slice | ArrayLike) -> "Prepared":
-        "A view of some frames: a slice, a list of numbers or a (N,) bool mask."
-        rows = np.arange(self.meta["count"]) if self.rows is None else self.rows
-        return Prepared(self.folder, rows[indices], self.root)
+@patch
+def rooted(self: Prepared, root: str) -> "Prepared":  # root: of `root_of`
+    "A view whose batches are relative to another root."
+    return Prepared(self.folder, self.rows, root)
 
-    def rooted(self, root: str) -> "Prepared":  # root: of `root_of`
-        "A view whose batches are relative to another root."
-        return Prepared(self.folder, self.rows, root)
+# %% ../../nbs/data/05_prepare.ipynb #043d9288
+@patch(as_prop=True)
+def left_out(self: Prepared) -> list:
+    "Pairs (frame, reason) of frames that the reader left out."
+    return self.meta.get("skipped", [])
+
+
+@patch(as_prop=True)
+def missing(self: Prepared) -> int:
+    "How many labelled frames had no images."
+    return self.meta.get("missing", 0)
 
 # %% ../../nbs/data/05_prepare.ipynb #fad517d7
 META = "meta.json"

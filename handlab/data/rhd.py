@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 
 # %% ../../nbs/data/03_rhd.ipynb #8fa78eb6
 from ..core import HandlabError, atomic_file, project_path, read_pickle, write_json
@@ -482,20 +483,18 @@ class RHD(Reader):
     def folders(self) -> tuple:
         return FOLDERS[: 2 + self.has_depth]
 
-    def path(self, folder: str, frame: int) -> Path:
-        "Where an image of a frame lies, whatever its name is."
-        official = frame_path(self.root, self.split, folder, frame)
-        return official.with_name(self.other_names[folder].get(frame, official.name))
+# %% ../../nbs/data/03_rhd.ipynb #18f0aa08
+@patch
+def path(self: RHD, folder: str, frame: int) -> Path:
+    "Where an image of a frame lies, whatever its name is."
+    official = frame_path(self.root, self.split, folder, frame)
+    return official.with_name(self.other_names[folder].get(frame, official.name))
 
-    def __repr__(self) -> str:
-        depth = "with" if self.has_depth else "without"
-        return f"RHD({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source} {depth} depth"
 
-    def identity(self) -> str:
-        return _identity(self)
-
-    def __getitem__(self, index: int) -> Sample:
-        return _read_frame(self, int(self.frames[index]), {k: v[index] for k, v in self.labels.items()})
+@patch
+def __repr__(self: RHD) -> str:
+    depth = "with" if self.has_depth else "without"
+    return f"RHD({str(self.root)!r}, {self.split!r}): {len(self)} frames of {self.source} {depth} depth"
 
 # %% ../../nbs/data/03_rhd.ipynb #5b4ad79e
 def _images_of(folder: str | Path) -> tuple:
@@ -503,20 +502,23 @@ def _images_of(folder: str | Path) -> tuple:
     return images_in(folder, r"0*(\d{1,9})\.png", OFFICIAL_NAME)
 
 
-def _identity(reader: RHD) -> str:
+@patch
+def identity(self: RHD) -> str:
     "A short name for the content: labels, frame numbers, sizes and dates of all files."
-    split, frames = reader.split, reader.frames.tolist()
-    paths = [reader.path(folder, frame) for folder in reader.folders for frame in frames]
-    what = reader.source, split, reader.frames, *reader.labels.values()
+    split, frames = self.split, self.frames.tolist()
+    paths = [self.path(folder, frame) for folder in self.folders for frame in frames]
+    what = self.source, split, self.frames, *self.labels.values()
     return identity_of(*what, states=[file_states(paths)])
 
 # %% ../../nbs/data/03_rhd.ipynb #9b41eb1e
-def _read_frame(reader: RHD, frame: int, labels: dict) -> Sample:
+@patch
+def __getitem__(self: RHD, index: int) -> Sample:
     "The sample of a frame: its images are opened now."
-    modes, name = dict(color="RGB", mask="L", depth="RGB"), frame_name(reader.split, frame)
+    frame, labels = int(self.frames[index]), {key: value[index] for key, value in self.labels.items()}
+    modes, name = dict(color="RGB", mask="L", depth="RGB"), frame_name(self.split, frame)
     images = {
-        folder: read_png(reader.path(folder, frame), modes[folder], (SIZE, SIZE), _skip_it(name))
-        for folder in reader.folders
+        folder: read_png(self.path(folder, frame), modes[folder], (SIZE, SIZE), _skip_it(name))
+        for folder in self.folders
     }
     sample = decode_frame(name, images["color"], images.get("depth"), images["mask"], labels)
     return check_depth(check_mask(sample))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'FARTHEST', 'TRIED', 'OF_EACH', 'RECORDINGS', 'UNSURE', 'FEWEST_NEAR', 'FEWEST_OF_EACH', 'FEWEST_WORSE',
-           'MOST_BLUE', 'Sample', 'camera_faults', 'share_on_mask', 'Misplaced', 'check_sample', 'Frames', 'Reader',
-           'by_sequence', 'nearness', 'frames_tried', 'read_tried', 'refuse_below', 'spread', 'check_places',
-           'share_blue', 'check_colours']
+           'MOST_BLUE', 'Sample', 'camera_faults', 'share_on_mask', 'Misplaced', 'Frames', 'Reader', 'by_sequence',
+           'nearness', 'frames_tried', 'read_tried', 'refuse_below', 'spread', 'check_places', 'share_blue',
+           'check_colours']
 
 # %% ../../nbs/data/01_sample.ipynb #0cd7456a
 import os
@@ -16,6 +16,7 @@ from typing import Protocol, Self
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import HandlabError
 from ..hand.skeleton import hands_fault, mean_bone, unit_fault
@@ -121,31 +122,25 @@ class Misplaced(HandlabError):
     "A frame whose depth or mask is not where its joints are."
 
 # %% ../../nbs/data/01_sample.ipynb #542e38e0
-def check_sample(sample: Sample) -> Sample:
+@patch
+def check(self: Sample) -> Sample:
     "Return the sample; a field of the wrong type or shape, or that cannot be a hand's, is an error."
     for field in FIELDS:
-        complaint = _complaint(sample, field)
+        complaint = _complaint(self, field)
         if complaint:
-            raise HandlabError(
-                f"{sample.name}, field {field}", complaint, "correct the reader that yields it"
-            )
-    if sample.side not in ("left", "right"):
-        raise HandlabError(
-            f"{sample.name}, field side", f"it is {sample.side!r}", "a hand is 'left' or 'right'"
-        )
-    length = mean_bone(sample.joints)
+            raise HandlabError(f"{self.name}, field {field}", complaint, "correct the reader that yields it")
+    if self.side not in ("left", "right"):
+        raise HandlabError(f"{self.name}, field side", f"it is {self.side!r}", "a hand is 'left' or 'right'")
+    length = mean_bone(self.joints)
     for field, fault in (
-        ("K", camera_faults(sample.K[None], sample.shape).get(0)),
+        ("K", camera_faults(self.K[None], self.shape).get(0)),
         ("joints", unit_fault(length) if np.isfinite(length) else None),
-        ("joints", hands_fault(sample.joints[None])),
-        ("joints", _too_far(sample.joints)),
+        ("joints", hands_fault(self.joints[None])),
+        ("joints", _too_far(self.joints)),
     ):
         if fault:
-            raise HandlabError(f"{sample.name}, field {field}", fault, "correct the labels or their reader")
-    return sample
-
-# %% ../../nbs/data/01_sample.ipynb #0cb90ddd
-Sample.check = check_sample
+            raise HandlabError(f"{self.name}, field {field}", fault, "correct the labels or their reader")
+    return self
 
 # %% ../../nbs/data/01_sample.ipynb #79de3512
 class Frames(Protocol):

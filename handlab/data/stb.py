@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import scipy.io
+from fastcore.basics import patch
 
 # %% ../../nbs/data/09_stb.ipynb #27b81ddd
 from ..core import HandlabError, full_disk_named, make_folder, project_path, write_json
@@ -391,20 +392,13 @@ class STB(Reader):
             what = f"no labelled frame of {split} has its images"
             raise HandlabError(self.root, what, "unpack the dataset completely")
 
-    def __repr__(self) -> str:
-        return _describe(self)
-
-    def path(self, sequence: str, number: int, depth: bool = False) -> Path:
-        "Where an image of a frame lies, whatever its name is."
-        prefix = _image_prefix(self.camera, depth)
-        name = self.other_names[sequence][prefix].get(number, f"{prefix}{number}.png")
-        return _images_folder(self.root) / sequence / name
-
-    def identity(self) -> str:
-        return _identity(self)
-
-    def __getitem__(self, index: int) -> Sample:
-        return _read_frame(self, *self.frames[index])
+# %% ../../nbs/data/09_stb.ipynb #2912c42a
+@patch
+def path(self: STB, sequence: str, number: int, depth: bool = False) -> Path:
+    "Where an image of a frame lies, whatever its name is."
+    prefix = _image_prefix(self.camera, depth)
+    name = self.other_names[sequence][prefix].get(number, f"{prefix}{number}.png")
+    return _images_folder(self.root) / sequence / name
 
 # %% ../../nbs/data/09_stb.ipynb #10d12d59
 def _check_skipped(reader: STB, skipped: list):
@@ -415,32 +409,34 @@ def _check_skipped(reader: STB, skipped: list):
             raise HandlabError(f"skip '{sequence}/{number}'", what, "give the number of one of them")
 
 
-def _describe(reader: STB) -> str:
-    depth = "with" if reader.has_depth else "without"
-    what = f"{len(reader)} frames of {reader.source}, camera {reader.camera}, {depth} depth"
-    return f"STB({str(reader.root)!r}, {reader.split!r}): {what}"
+@patch
+def __repr__(self: STB) -> str:
+    depth = "with" if self.has_depth else "without"
+    what = f"{len(self)} frames of {self.source}, camera {self.camera}, {depth} depth"
+    return f"STB({str(self.root)!r}, {self.split!r}): {what}"
 
 # %% ../../nbs/data/09_stb.ipynb #efd7e7ee
-def _identity(reader: STB) -> str:
+@patch
+def identity(self: STB) -> str:
     "A short name for the content: labels, frames, sizes and dates of all files."
     paths = [
-        reader.path(*frame, depth)
-        for frame in reader.frames
-        for depth in (False, True)[: 1 + reader.has_depth]
+        self.path(*frame, depth) for frame in self.frames for depth in (False, True)[: 1 + self.has_depth]
     ]
-    what = reader.source, reader.split, reader.camera, reader.frames
-    return identity_of(*what, *reader.labels.values(), states=[file_states(paths)])
+    what = self.source, self.split, self.camera, self.frames
+    return identity_of(*what, *self.labels.values(), states=[file_states(paths)])
 
 # %% ../../nbs/data/09_stb.ipynb #5b258b62
-def _read_frame(reader: STB, sequence: str, number: int) -> Sample:
+@patch
+def __getitem__(self: STB, index: int) -> Sample:
     "The sample of a frame: its images are opened now."
+    sequence, number = self.frames[index]
     size, depth_code = (WIDTH, HEIGHT), None
     fix = _skip_it(f"{sequence}/{number}")
-    color = read_png(reader.path(sequence, number), "RGB", size, fix)
-    if reader.has_depth:
-        depth_code = read_png(reader.path(sequence, number, depth=True), "RGB", size, fix)
-    label = reader.labels[sequence][..., number]
-    return decode_frame(frame_name(reader.split, sequence, number), color, depth_code, label, reader.camera)
+    color = read_png(self.path(sequence, number), "RGB", size, fix)
+    if self.has_depth:
+        depth_code = read_png(self.path(sequence, number, depth=True), "RGB", size, fix)
+    label = self.labels[sequence][..., number]
+    return decode_frame(frame_name(self.split, sequence, number), color, depth_code, label, self.camera)
 
 # %% ../../nbs/data/09_stb.ipynb #3af2a33d
 def write_drawn(root: str | Path, split: str = "evaluation", count: int = 3):

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core import HandlabError, project_path, read_json
 
 # %% ../../nbs/graph/04_progress.ipynb #c02e80dc
@@ -74,36 +76,48 @@ class Tally:
     def _minutes_of(self, name: str) -> float:
         return (time.time() - self.started.get(name, self.begun)) / 60
 
-    def count(self) -> str:
-        return f"{len(self.ended):{len(str(len(self.expected)))}} of {len(self.expected)}"
+# %% ../../nbs/graph/04_progress.ipynb #685b0ead
+@patch
+def count(self: Tally) -> str:
+    return f"{len(self.ended):{len(str(len(self.expected)))}} of {len(self.expected)}"
 
-    def remaining(self) -> list[str]:
-        return [name for name in self.expected if name not in self.ended]
 
-    def _width(self, name: str) -> int:
-        return min(self.widths.get(name, 1), self.places)
+@patch
+def remaining(self: Tally) -> list[str]:
+    return [name for name in self.expected if name not in self.ended]
 
-    def pace(self) -> float:
-        "Minutes per predicted minute, of what has ended well."
-        made = [name for name in self.ended if name not in self.failed]
-        predicted = sum(self.costs[name] / self._width(name) for name in made)
-        return (sum(self.took[name] for name in made) + TRUST) / (predicted + TRUST)
 
-    def minutes_left(self) -> float:
-        "The schedule of what remains, times the pace; of what runs now, what it has used is taken off."
-        pace, left = self.pace(), {name: self.costs[name] for name in self.remaining()}
-        running = [name for name in self.started if name in left]
-        for name in running:
-            left[name] = max(left[name] - self._minutes_of(name) / pace * self._width(name), 0.0)
-        order = {name: left[name] for name in (*running, *left)}  # what runs keeps its place
-        return pace * schedule_minutes(order, self.places, self.needs, self.widths)
+@patch
+def _width(self: Tally, name: str) -> int:
+    return min(self.widths.get(name, 1), self.places)
 
-    def time_left(self) -> str:
-        "The time left, in words."
-        if not self.remaining():
-            return "nothing left"
-        minutes = self.minutes_left()
-        return f"about {minutes:.0f} minutes left" if minutes >= 1.5 else "about a minute left"
+
+@patch
+def pace(self: Tally) -> float:
+    "Minutes per predicted minute, of what has ended well."
+    made = [name for name in self.ended if name not in self.failed]
+    predicted = sum(self.costs[name] / self._width(name) for name in made)
+    return (sum(self.took[name] for name in made) + TRUST) / (predicted + TRUST)
+
+# %% ../../nbs/graph/04_progress.ipynb #2ae8da71
+@patch
+def minutes_left(self: Tally) -> float:
+    "The schedule of what remains, times the pace; of what runs now, what it has used is taken off."
+    pace, left = self.pace(), {name: self.costs[name] for name in self.remaining()}
+    running = [name for name in self.started if name in left]
+    for name in running:
+        left[name] = max(left[name] - self._minutes_of(name) / pace * self._width(name), 0.0)
+    order = {name: left[name] for name in (*running, *left)}  # what runs keeps its place
+    return pace * schedule_minutes(order, self.places, self.needs, self.widths)
+
+
+@patch
+def time_left(self: Tally) -> str:
+    "The time left, in words."
+    if not self.remaining():
+        return "nothing left"
+    minutes = self.minutes_left()
+    return f"about {minutes:.0f} minutes left" if minutes >= 1.5 else "about a minute left"
 
 # %% ../../nbs/graph/04_progress.ipynb #ad398f73
 def notebook_error(path: str | Path) -> str:
@@ -180,26 +194,36 @@ class Progress(logging.Handler):
         if action := getattr(self, f"on_{event_of(record)}", None):
             action(record)
 
-    def on_run_info(self, record: logging.LogRecord):
-        self.tally.expect(record.stats)
+# %% ../../nbs/graph/04_progress.ipynb #8620de7a
+@patch
+def on_run_info(self: Progress, record: logging.LogRecord):
+    self.tally.expect(record.stats)
 
-    def on_job_info(self, record: logging.LogRecord):
-        self.names[record.jobid], self.tally.started[record.rule_name] = record.rule_name, time.time()
 
-    def on_job_finished(self, record: logging.LogRecord):
-        self.end(self.names.get(record.job_id, ""))
+@patch
+def on_job_info(self: Progress, record: logging.LogRecord):
+    self.names[record.jobid], self.tally.started[record.rule_name] = record.rule_name, time.time()
 
-    def on_job_error(self, record: logging.LogRecord):
-        name = record.rule_name
-        if name in self.tally.costs and name not in self.tally.failed:
-            self.tally.failed.append(name)
-            self.end(name, f"FAILED: {failure(self.files[name])}")
 
-    def end(self, name: str, how: str = ""):
-        minutes = self.tally.end(name)
-        if minutes is not None:
-            how = how or f"done in {minutes:.1f} min"
-            self.write(f"{self.tally.count()}  {name}: {how}; {self.tally.time_left()}")
+@patch
+def on_job_finished(self: Progress, record: logging.LogRecord):
+    self.end(self.names.get(record.job_id, ""))
+
+
+@patch
+def on_job_error(self: Progress, record: logging.LogRecord):
+    name = record.rule_name
+    if name in self.tally.costs and name not in self.tally.failed:
+        self.tally.failed.append(name)
+        self.end(name, f"FAILED: {failure(self.files[name])}")
+
+
+@patch
+def end(self: Progress, name: str, how: str = ""):
+    minutes = self.tally.end(name)
+    if minutes is not None:
+        how = how or f"done in {minutes:.1f} min"
+        self.write(f"{self.tally.count()}  {name}: {how}; {self.tally.time_left()}")
 
 # %% ../../nbs/graph/04_progress.ipynb #25263147
 def start_line(tally: Tally, profile: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..aligned import experiment as aligned
@@ -141,18 +142,17 @@ def _open(found: Found, settings: Any, device: str | torch.device) -> torch.nn.M
     return opener(settings, found.stage, found.folder, device)
 
 # %% ../../nbs/predict/01_networks.ipynb #e13d5947
-def _expected(self, spread: torch.Tensor | None, count: int) -> torch.Tensor | None:  # (B,21)
+@patch
+def expected(self: HandNetwork, spread: torch.Tensor | None, count: int) -> torch.Tensor | None:  # (B,21)
     "The errors to expect, in hand scales; None: not calibrated, or no samples were drawn."
     factor = self.calibration.get("factor")
     if factor is not None:
         return None if spread is None else factor * spread
     return None if self.usual_errors is None else self.usual_errors.expand(count, -1)
 
-
-HandNetwork.expected = _expected
-
 # %% ../../nbs/predict/01_networks.ipynb #87adda09
-def _crop(
+@patch
+def crop(
     self: HandNetwork,
     image: np.ndarray,
     box: Sequence[float],
@@ -161,11 +161,9 @@ def _crop(
     pixels = crop_colour(image, crop_matrix(np.array(box, float), self.size), self.size)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(255).sub(0.5).to(self.device)
 
-
-HandNetwork.crop = _crop
-
 # %% ../../nbs/predict/01_networks.ipynb #f1d0c0df
-def _finder(
+@patch(as_prop=True)
+def finder(
     self: HandNetwork,
 ) -> HandNetwork | None:  # a HandNetwork, or None: none is needed, or there is none here
     "The network that finds the middle MCP for this one's crop, S4 if it is there; loaded when first used."
@@ -180,12 +178,10 @@ def _finder(
 def _by_mask(found: Found) -> bool:
     return read_json(found.folder / "metrics.json")["settings"].get("crop_by") == "mask"
 
-
-HandNetwork.finder = property(_finder)
-
 # %% ../../nbs/predict/01_networks.ipynb #2aee50f0
-def _forward(
-    self,
+@patch
+def forward(
+    self: HandNetwork,
     crops: torch.Tensor,  # (B,3,S,S) from -0.5 to 0.5
     K: torch.Tensor | None = None,  # (B,3,3) intrinsics of the crops; None: towards the crop's centre
     samples: int = 0,  # poses drawn from the posterior, for the spread
@@ -204,9 +200,6 @@ def _forward(
         turn = aligned.viewpoint(K, self.size, self.settings.viewpoint_correction)
         pose = rotate_back(pose, turn)
     return Prediction(pose, spread, None, self.expected(spread, len(crops)))
-
-# %% ../../nbs/predict/01_networks.ipynb #62dbd44d
-HandNetwork.forward = _forward
 
 # %% ../../nbs/predict/01_networks.ipynb #d7aff73b
 def _crop_pixels(maps: torch.Tensor, settings: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..hand.metrics import joint_errors, thresholds_2d, thresholds_3d, thresholds_20_50
 from .catalogue import PROFILES
@@ -120,19 +121,22 @@ class World:
             self.kept[key] = make()
         return self.kept[key]
 
-    def runs(self, name: str) -> dict:  # {seed: RunFolder}
-        "The finished runs of one name."
+# %% ../../nbs/results/05_evidence.ipynb #f5045ee2
+@patch
+def runs(self: World, name: str) -> dict:  # {seed: RunFolder}
+    "The finished runs of one name."
 
-        def found():
-            runs = open_runs(name, self.folder, self.seeds)
-            return {int(run.name.rsplit("seed", 1)[1]): run for run in runs}
+    def found():
+        runs = open_runs(name, self.folder, self.seeds)
+        return {int(run.name.rsplit("seed", 1)[1]): run for run in runs}
 
-        return self.keep(("runs", name), found)
+    return self.keep(("runs", name), found)
 
-    @property
-    def opened(self) -> list:  # RunFolders
-        "Every run that was used so far."
-        return [run for key, runs in self.kept.items() if key[0] == "runs" for run in runs.values()]
+
+@patch(as_prop=True)
+def opened(self: World) -> list:  # RunFolders
+    "Every run that was used so far."
+    return [run for key, runs in self.kept.items() if key[0] == "runs" for run in runs.values()]
 
 # %% ../../nbs/results/05_evidence.ipynb #9c358f27
 def frame_scores(
@@ -204,43 +208,57 @@ class Evidence:
     def runs_of(self, network: Network) -> list:  # one for each seed
         return self.by_pattern[network.run]
 
-    def groups(self, network: Network) -> np.ndarray:  # (N,)
-        "Which frames of the network's test set are drawn together."
-        run = self.runs_of(network)[0]
-        source = self.world.set_name(network.other) if network.other else run.metrics["source"]
-        names = self._names_of(run, network.other)
-        return self.world.keep((source, names), lambda: drawn_together(source, names))
+# %% ../../nbs/results/05_evidence.ipynb #d3abcdbd
+@patch
+def _arrays_of(self: Evidence, run: RunFolder, other: str) -> dict:
+    other_set = self.world.set_name(other) if other else ""
+    return self.world.keep((run.name, other), lambda: _predictions(run, other_set))
 
-    def _arrays_of(self, run: RunFolder, other: str) -> dict:
-        other_set = self.world.set_name(other) if other else ""
-        return self.world.keep((run.name, other), lambda: _predictions(run, other_set))
 
-    def _names_of(self, run: RunFolder, other: str) -> tuple:
-        arrays = self._arrays_of(run, other)
-        return self.world.keep((run.name, other, "names"), lambda: tuple(arrays["name"].tolist()))
+@patch
+def _names_of(self: Evidence, run: RunFolder, other: str) -> tuple:
+    arrays = self._arrays_of(run, other)
+    return self.world.keep((run.name, other, "names"), lambda: tuple(arrays["name"].tolist()))
 
-    def scores(self, network: Network, of: str) -> np.ndarray:  # (seeds, N, ...)
-        "What each frame scored, as `frame_scores` has it."
-        return np.stack([self._scores_of(run, network, of) for run in self.runs_of(network)])
 
-    def _scores_of(self, run: RunFolder, network: Network, of: str) -> np.ndarray:
-        world, other = self.world, network.other
-        arrays, names = self._arrays_of(run, other), self._names_of(run, other)
-        if network.key not in arrays:
-            raise Missing(f"{_name_of(run)}: predictions of {network.key}")
-        if self.names not in (None, names):
-            raise Unfit(f"{run.name} was tested on other frames")
-        self.names, self.frames = names, len(names)
-        return world.keep((run.name, network.key, of, other), lambda: frame_scores(arrays, network.key, of))
+@patch
+def _scores_of(self: Evidence, run: RunFolder, network: Network, of: str) -> np.ndarray:
+    world, other = self.world, network.other
+    arrays, names = self._arrays_of(run, other), self._names_of(run, other)
+    if network.key not in arrays:
+        raise Missing(f"{_name_of(run)}: predictions of {network.key}")
+    if self.names not in (None, names):
+        raise Unfit(f"{run.name} was tested on other frames")
+    self.names, self.frames = names, len(names)
+    return world.keep((run.name, network.key, of, other), lambda: frame_scores(arrays, network.key, of))
 
-    def estimate(self, network: Network, of: str = "error") -> Estimate:
-        "A network's mean 'error', 'median' error, 'area' or 'area_20_50'; a published number as printed."
-        if network.published:
-            return known(published_value(self.paper, network, of))
-        if of == "median":
-            return median_estimate(self.scores(network, "joints"), self.groups(network))
-        return mean_estimate(self.scores(network, of), self.groups(network))
 
-    def over_seeds(self, network: Network, of: Callable) -> Estimate:  # of: RunFolder -> number
-        "The mean over seeds of one number per run."
-        return seeds_estimate([of(run) for run in self.runs_of(network)])
+@patch
+def scores(self: Evidence, network: Network, of: str) -> np.ndarray:  # (seeds, N, ...)
+    "What each frame scored, as `frame_scores` has it."
+    return np.stack([self._scores_of(run, network, of) for run in self.runs_of(network)])
+
+# %% ../../nbs/results/05_evidence.ipynb #578fec78
+@patch
+def groups(self: Evidence, network: Network) -> np.ndarray:  # (N,)
+    "Which frames of the network's test set are drawn together."
+    run = self.runs_of(network)[0]
+    source = self.world.set_name(network.other) if network.other else run.metrics["source"]
+    names = self._names_of(run, network.other)
+    return self.world.keep((source, names), lambda: drawn_together(source, names))
+
+
+@patch
+def estimate(self: Evidence, network: Network, of: str = "error") -> Estimate:
+    "A network's mean 'error', 'median' error, 'area' or 'area_20_50'; a published number as printed."
+    if network.published:
+        return known(published_value(self.paper, network, of))
+    if of == "median":
+        return median_estimate(self.scores(network, "joints"), self.groups(network))
+    return mean_estimate(self.scores(network, of), self.groups(network))
+
+
+@patch
+def over_seeds(self: Evidence, network: Network, of: Callable) -> Estimate:  # of: RunFolder -> number
+    "The mean over seeds of one number per run."
+    return seeds_estimate([of(run) for run in self.runs_of(network)])

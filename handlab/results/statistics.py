@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -94,18 +95,20 @@ class Estimate:
     def __abs__(self) -> "Estimate":
         return Estimate(abs(self.value), np.abs(self.draws), np.abs(self.fixed), np.abs(self.by_seed))
 
-    def interval(self, level: float = LEVEL) -> tuple:  # low, high
-        "The middle part of the draws; NaN where a draw is not finite."
-        if not np.isfinite(self.draws).all():
-            return np.nan, np.nan
-        return tuple(np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2]).tolist())
-
     def chance(self, edge: float = 0.0) -> float:
         "Two-sided p value: how often draws lie beyond the edge, at least 2 / (DRAWS + 1); NaN: none varies."
         if not np.isfinite(self.draws).all() or np.ptp(self.draws) == 0:
             return np.nan
         other_side = min((self.draws <= edge).sum(), (self.draws >= edge).sum())
         return float(min(1, 2 * (1 + other_side) / (1 + len(self.draws))))
+
+# %% ../../nbs/results/04_statistics.ipynb #b157e7c3
+@patch
+def interval(self: Estimate, level: float = LEVEL) -> tuple:  # low, high
+    "The middle part of the draws; NaN where a draw is not finite."
+    if not np.isfinite(self.draws).all():
+        return np.nan, np.nan
+    return tuple(np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 # %% ../../nbs/results/04_statistics.ipynb #cf659da7
 def known(value: float) -> Estimate:  # such as a count of weights
@@ -235,40 +238,6 @@ class Rule:
     def contains(self, value: float) -> bool:
         return self.lower < value < self.upper
 
-    def edges(self, value: float) -> list:
-        "The edges that a value must be told apart from: all of its range, or the one that it lies beyond."
-        if self.contains(value):
-            return [edge for edge in (self.lower, self.upper) if np.isfinite(edge)]
-        return [self.lower if value <= self.lower else self.upper]
-
-    def weigh(
-        self,
-        estimates: Sequence[Estimate],
-    ) -> tuple:  # (verdict, the estimate that stands for all, low, high)
-        "The verdict on some estimates, and the one that is shown: the smallest of all, or the best."
-        plain = [self.one(*each.interval()) for each in estimates]
-        strict = [self.one(*each.interval(1 - (1 - LEVEL) / len(estimates))) for each in estimates]
-        whole, single = (HOLDS, FAILS) if self.several == "all" else (FAILS, HOLDS)
-        verdict = whole if set(plain) == {whole} else single if single in strict else LACKS_POWER
-        shown = (np.argmax if self.several == "best" else np.argmin)([each.value for each in estimates])
-        return verdict, estimates[shown], *estimates[shown].interval()
-
-    def _which(
-        self,
-        estimates: Sequence[Estimate],
-    ) -> tuple:  # (the estimates that decide, whether all of them must)
-        inside = [each for each in estimates if self.contains(each.value)]
-        outside = [each for each in estimates if not self.contains(each.value)]
-        if self.several == "all":
-            return (outside, False) if outside else (inside, True)
-        return (inside, False) if inside else (outside, True)
-
-    def chance(self, estimates: Sequence[Estimate]) -> float:
-        "The p value of the verdict to which the estimates point."
-        deciding, all_must = self._which(estimates)
-        each = [np.max([one.chance(edge) for edge in self.edges(one.value)]) for one in deciding]
-        return float(np.max(each) if all_must else np.minimum(1, len(estimates) * np.min(each)))
-
     def seeds_needed(
         self,
         estimates: Sequence[Estimate],
@@ -286,6 +255,48 @@ class Rule:
         else:
             text = f"from {self.lower:g} to {self.upper:g}"
         return {"one": "", "all": "every step ", "best": "the largest "}[self.several] + text
+
+# %% ../../nbs/results/04_statistics.ipynb #a44a699a
+@patch
+def weigh(
+    self: Rule,
+    estimates: Sequence[Estimate],
+) -> tuple:  # (verdict, the estimate that stands for all, low, high)
+    "The verdict on some estimates, and the one that is shown: the smallest of all, or the best."
+    plain = [self.one(*each.interval()) for each in estimates]
+    strict = [self.one(*each.interval(1 - (1 - LEVEL) / len(estimates))) for each in estimates]
+    whole, single = (HOLDS, FAILS) if self.several == "all" else (FAILS, HOLDS)
+    verdict = whole if set(plain) == {whole} else single if single in strict else LACKS_POWER
+    shown = (np.argmax if self.several == "best" else np.argmin)([each.value for each in estimates])
+    return verdict, estimates[shown], *estimates[shown].interval()
+
+# %% ../../nbs/results/04_statistics.ipynb #8c4fa85d
+@patch
+def edges(self: Rule, value: float) -> list:
+    "The edges that a value must be told apart from: all of its range, or the one that it lies beyond."
+    if self.contains(value):
+        return [edge for edge in (self.lower, self.upper) if np.isfinite(edge)]
+    return [self.lower if value <= self.lower else self.upper]
+
+
+@patch
+def _which(
+    self: Rule,
+    estimates: Sequence[Estimate],
+) -> tuple:  # (the estimates that decide, whether all of them must)
+    inside = [each for each in estimates if self.contains(each.value)]
+    outside = [each for each in estimates if not self.contains(each.value)]
+    if self.several == "all":
+        return (outside, False) if outside else (inside, True)
+    return (inside, False) if inside else (outside, True)
+
+
+@patch
+def chance(self: Rule, estimates: Sequence[Estimate]) -> float:
+    "The p value of the verdict to which the estimates point."
+    deciding, all_must = self._which(estimates)
+    each = [np.max([one.chance(edge) for edge in self.edges(one.value)]) for one in deciding]
+    return float(np.max(each) if all_must else np.minimum(1, len(estimates) * np.min(each)))
 
 # %% ../../nbs/results/04_statistics.ipynb #84da3077
 _RULES = {  # as it is written -> Rule; its arguments are numbers

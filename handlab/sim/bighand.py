@@ -165,6 +165,15 @@ def draw_nearness(
     own = (drawn.triangle >= 0) & (drawn.triangle < len(placed.hand.faces))
     return drawn.nearness, own, placed.joints
 
+# %% ../../nbs/sim/13_bighand.ipynb #194abb17
+@compiled
+def _is_lost(nearness, x, y, grain, lost):
+    "Does light scatter at a pixel? Always on a high step of nearness, now and then on a low one."
+    across = abs(nearness[y, x + 1] - nearness[y, x - 1])
+    along = abs(nearness[y + 1, x] - nearness[y - 1, x])
+    step = max(across, along) / nearness[y, x]
+    return (step > np.float32(0.03) and grain > -lost) or (step > np.float32(0.015) and grain > 2 - lost)
+
 # %% ../../nbs/sim/13_bighand.ipynb #ef479516
 BASELINE, FARTHEST = 22.0, 1500.0  # mm between projector and camera; mm
 
@@ -194,21 +203,8 @@ def sense_rows(
                 continue
             reached = max(reached, lit)
             j, i = (y + top) & 511, (x + left) & 511
-            if 0 < x < width - 1 and 0 < y < height - 1:
-                step = (
-                    max(
-                        abs(nearness[y, x + 1] - nearness[y, x - 1]),
-                        abs(nearness[y + 1, x] - nearness[y - 1, x]),
-                    )
-                    / n
-                )
-                if (
-                    step > np.float32(0.03)
-                    and grain[j, i, 1] > -lost
-                    or step > np.float32(0.015)
-                    and grain[j, i, 1] > 2 - lost
-                ):
-                    continue
+            if 0 < x < width - 1 and 0 < y < height - 1 and _is_lost(nearness, x, y, grain[j, i, 1], lost):
+                continue
             z = 1 / n
             z += strength * (np.float32(0.4) + np.float32(2.5e-6) * z * z) * grain[j, i, 0]
             if z < farthest:

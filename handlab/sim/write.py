@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+from fastcore.basics import patch
 from numba.core import event
 
 from handlab.core import (
@@ -154,9 +155,11 @@ class TwinFiles:
         "What the frames depend on."
         return dict(seed=self.seed)
 
-    def stated(self) -> dict:
-        "What else `source.json` says."
-        return {}
+# %% ../../nbs/sim/09_write.ipynb #02424509
+@patch
+def stated(self: TwinFiles) -> dict:
+    "What else `source.json` says."
+    return {}
 
 # %% ../../nbs/sim/09_write.ipynb #14f6bcfd
 class Writer:

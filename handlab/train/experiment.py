@@ -19,7 +19,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import psutil
 import torch
+from fastcore.basics import patch
 
+# %% ../../nbs/train/05_experiment.ipynb #bd9198ff
 from handlab.core import (
     HandlabError,
     fingerprint,
@@ -265,18 +267,19 @@ class ExperimentData:
         return f"{training.source}: {counts}, {len(test)} test frames{_left_out_text(test)}"
 
     @property
-    def left_out(self) -> dict:
-        "The frames that are missing in the splits, for `metrics.json`."
-        splits = {"training": open_prepared(self.training_folder), "test": self.test}
-        return {split: _left_out_record(prepared) for split, prepared in splits.items()}
-
-    @property
     def training_fingerprint(self) -> str:
         return fingerprint(open_prepared(self.training_folder).fingerprint, self.validation_frames)
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.training_fingerprint, self.test.fingerprint)
+
+# %% ../../nbs/train/05_experiment.ipynb #a0c8e58b
+@patch(as_prop=True)
+def left_out(self: ExperimentData) -> dict:
+    "The frames that are missing in the splits, for `metrics.json`."
+    splits = {"training": open_prepared(self.training_folder), "test": self.test}
+    return {split: _left_out_record(prepared) for split, prepared in splits.items()}
 
 # %% ../../nbs/train/05_experiment.ipynb #45e9334f
 def prepared_folder(reader: Frames, crops: CropSettings) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import HandlabError, note_files, read_json, write_json
@@ -334,17 +335,21 @@ class Team:
         if self.count > 1:
             self.accelerator.wait_for_everyone()
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        "The mean over the processes."
-        return values if self.count == 1 else self.accelerator.reduce(values, "mean")
+# %% ../../nbs/train/01_loop.ipynb #5a733bf7
+@patch
+def mean(self: Team, values: torch.Tensor) -> torch.Tensor:
+    "The mean over the processes."
+    return values if self.count == 1 else self.accelerator.reduce(values, "mean")
 
-    def agree(self, value: Any) -> Any:
-        "The first process's value, in every process."
-        if self.count == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([value])[0]
+@patch
+def agree(self: Team, value: Any) -> Any:
+    "The first process's value, in every process."
+    if self.count == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 # %% ../../nbs/train/01_loop.ipynb #c121afeb
 class Training:
