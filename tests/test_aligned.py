@@ -1,5 +1,6 @@
 """Encoders, decoders, losses, posteriors and strategies of the second paper."""
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from small_views import SMALL, generator, views_of
 
 from handlab.aligned.decoders import (
     CLOUD_GAIN,
+    BoneCloudDecoder,
     CloudDecoder,
     DepthDecoder,
     HeatmapDecoder,
@@ -34,6 +36,7 @@ from handlab.aligned.encoders import (
     ResPELBlock,
     scaled,
 )
+from handlab.aligned.experiment import AlignedSettings, check_aligned
 from handlab.aligned.losses import (
     LossSettings,
     all_distances,
@@ -64,6 +67,7 @@ from handlab.aligned.strategies import (
     posterior_names,
 )
 from handlab.core import HandlabError
+from handlab.settings import make_settings
 from handlab.train.layers import part_table
 
 quickly = settings(max_examples=25, deadline=None)
@@ -238,8 +242,30 @@ def test_layered_clouds_give_each_point_weights_of_its_own():
     before = decoder(z)
     decoder[6].weight.data[:3] += 1  # those of the first point
     assert (decoder(z) - before).abs().amax((0, 2)).nonzero().flatten().tolist() == [0]
-    for name, kind in (("folding", CloudDecoder), ("layers", LayeredCloudDecoder)):
+    kinds = {"folding": CloudDecoder, "layers": LayeredCloudDecoder, "bones": BoneCloudDecoder}
+    for name, kind in kinds.items():
         assert isinstance(make_cloud_decoder(replace(SMALL, cloud_decoder=name)), kind)
+
+
+def test_points_on_bones_follow_the_pose_of_the_same_code():
+    settings = replace(SMALL, cloud_decoder="bones")
+    network = AlignedNetwork(make_recipe("S4"), settings).eval()
+    copied = copy.deepcopy(network)
+    z = torch.randn(2, settings.latent, generator=generator(0))
+    before = network.decoders["C"](z)
+    network.decoders["P"][-2].bias.data += 1  # the whole pose moves, and the cloud with it
+    torch.testing.assert_close(network.decoders["C"](z), before + 1, atol=1e-5, rtol=0)
+    torch.testing.assert_close(copied.decoders["C"](z), before)  # a copy follows its own pose decoder
+    names = [name for name in network.state_dict() if name.startswith("decoders.C")]
+    assert not any("pose" in name for name in names)  # saved once, as the pose decoder's
+    network.decoders["C"](z).sum().backward()
+    assert network.decoders["P"][0].weight.grad.abs().sum() > 0  # a cloud's loss teaches the pose
+
+
+def test_points_on_bones_need_a_pose():
+    settings = make_settings(AlignedSettings, "smoke", strategy="RC2CH", cloud_decoder="bones")
+    with pytest.raises(HandlabError, match="cloud_decoder: RC2CH:product decodes no pose"):
+        check_aligned(settings)
 
 
 def test_basis_points_see_the_nearest_point_of_a_cloud():

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from .decoders import BoneCloudDecoder
 from handlab.aligned.experiment import (
     ENCODER_NAMES,
     AlignedSettings,
@@ -129,6 +130,8 @@ class DecoderAlone(nn.Module):
     def __init__(self, settings: AlignedSettings):
         super().__init__()
         self.decoder = MODALITIES["C"].decoder(part_of(NetworkSettings, settings, latent=63))
+        if isinstance(self.decoder, BoneCloudDecoder):
+            self.decoder.follow(nn.Unflatten(1, (21, 3)))  # its input is the pose
 
     def forward(self, pose: torch.Tensor) -> torch.Tensor:  # pose: (B, 21, 3)
         return self.decoder(pose.flatten(1))  # (B, points, 3)

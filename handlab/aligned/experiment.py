@@ -72,7 +72,7 @@ class AlignedSettings(ExperimentSettings):
     points: int = 256  # of a cloud
     map_size: int = 32  # cells of heat and depth maps (the paper: 64)
     matched_points: int = 64  # random points that the EMD matches, 0 = all (the paper)
-    cloud_decoder: str = "layers"  # learns fingers in fewer steps; 'folding': the paper's (`full`)
+    cloud_decoder: str = "layers"  # quick to learn; 'bones': shows fingers; 'folding': the paper's (`full`)
     cloud_posteriors: int = 0  # random posteriors decoded to a cloud per frame and step; 0: all (the paper)
     norm_output: bool = True  # batch norm on the folds' outputs, as in the supplement
     cloud_gain: float = CLOUD_GAIN  # of that norm at the start (unspecified in the paper)
@@ -152,7 +152,7 @@ _CHOICES = {
     "labelled_by": ("first", "frames"),
     "pose_norm": ("vector", "joints", "squared"),
     "map_norm": ("maps", "squared"),
-    "cloud_decoder": ("folding", "layers"),
+    "cloud_decoder": ("folding", "layers", "bones"),
     "cloud_encoder": ("respel", "basis"),
     "pose_start": ("he", "glorot"),
 }
@@ -202,6 +202,9 @@ def _requirements(
     size = settings.map_size
     yield "map_size", size % 16 == 0, f"{size} is not a multiple of 16", "choose 64, 32 or 16"
     square = round(points**0.5) ** 2 == points
+    hung = settings.cloud_decoder != "bones" or "C" not in recipe.decoders or "P" in recipe.decoders
+    problem = f"{recipe} decodes no pose, on whose bones the points are"
+    yield "cloud_decoder", hung, problem, "choose 'layers' or 'folding'"
     yield "points", square, f"{points} is not a square number", "choose 256 or 64"
 
 # %% ../../nbs/aligned/06_experiment.ipynb #1113b7c5

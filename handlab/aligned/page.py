@@ -25,7 +25,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from .decoders import Fold, HeatmapDecoder, LayeredCloudDecoder
+from .decoders import CloudDecoder, Fold, HeatmapDecoder, LayeredCloudDecoder
 from .encoders import Gaussian
 from .experiment import ENCODER_NAMES, AlignedSettings, modality_tensors, needed_pixels
 from .explorer import as_url
@@ -351,7 +351,7 @@ def _model(network: AlignedNetwork, device: str | torch.device = "cpu") -> dict:
     cloud = network.decoders["C"] if "C" in network.decoders else None
     if isinstance(cloud, LayeredCloudDecoder):
         content["cloud"] = _packed_layers(fused(cloud))
-    elif cloud is not None:
+    elif isinstance(cloud, CloudDecoder):  # the page has no script for points on bones
         content |= dict(folds=[_packed_layers(fold_layers(fold)) for fold in (cloud.first, cloud.second)])
         content |= dict(grid=numbers(cloud.grid), gridSize=cloud.grid.shape[1], reach=3)
     return content

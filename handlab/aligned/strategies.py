@@ -21,6 +21,7 @@ from torch import nn
 
 from handlab.aligned.decoders import (
     CLOUD_GAIN,
+    BoneCloudDecoder,
     CloudDecoder,
     DepthDecoder,
     HeatmapDecoder,
@@ -44,7 +45,9 @@ class NetworkSettings:
     latent: int = 64  # numbers that describe a hand
     points: int = 256  # of a cloud
     map_size: int = 64  # cells of heat and depth maps
-    cloud_decoder: str = "folding"  # 'folding', Table 4, or 'layers': separate weights for every point
+    cloud_decoder: str = (
+        "folding"  # 'folding', Table 4, 'layers': own weights per point, or 'bones' of the pose
+    )
     norm_output: bool = True  # batch norm on the folds' outputs, as in Table 4
     cloud_gain: float = CLOUD_GAIN  # of that norm at the start (unspecified in the paper)
     cloud_encoder: str = "respel"  # 'respel', Table 2, or 'basis': layers on what basis points see
@@ -80,8 +83,9 @@ def make_cloud_trunk(settings: NetworkSettings) -> nn.Module:
 def make_cloud_decoder(settings: NetworkSettings) -> nn.Module:
     "The decoder of clouds that the settings name."
     latent, width, points = settings.latent, settings.decoder_width, settings.points
-    if settings.cloud_decoder == "layers":
-        return LayeredCloudDecoder(latent, width, points)
+    if settings.cloud_decoder in ("layers", "bones"):
+        kind = LayeredCloudDecoder if settings.cloud_decoder == "layers" else BoneCloudDecoder
+        return kind(latent, width, points)
     return CloudDecoder(latent, width, points, settings.norm_output, settings.cloud_gain)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #1c2b0f59
@@ -256,6 +260,8 @@ class AlignedNetwork(nn.Module):
         self.encoders = nn.ModuleDict({letter: make_encoder(letter, settings) for letter in alone})
         decoders = {letter: MODALITIES[letter].decoder(settings) for letter in recipe.decoders}
         self.decoders = nn.ModuleDict(decoders)
+        if isinstance(decoders.get("C"), BoneCloudDecoder):
+            decoders["C"].follow(decoders["P"])
         if recipe.alignment == "kl":
             self.joint = make_joint_encoder(recipe, settings, self.encoders[alone])
 
