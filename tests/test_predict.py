@@ -27,6 +27,7 @@ from handlab.data.prepare import CropSettings, crop_sample
 from handlab.hand.camera import crop_intrinsics, project
 from handlab.hand.skeleton import example_hand, normalise
 from handlab.hand.solid import hand_vertices
+from handlab.predict import command
 from handlab.predict.calibrate import calibrate
 from handlab.predict.command import (
     COLUMNS,
@@ -42,7 +43,7 @@ from handlab.predict.command import (
     short_names,
 )
 from handlab.predict.command import run as run_command
-from handlab.predict.detect import HandDetector, Palm, decode_palms, hand_square
+from handlab.predict.detect import Detected, HandDetector, Palm, decode_palms, hand_square
 from handlab.predict.networks import HandNetwork, find_network, load, read_calibration
 from handlab.predict.picture import (
     Question,
@@ -253,8 +254,77 @@ def test_the_picture_says_what_its_rings_are(network, sample):
     ):
         figure = fig_answers([replace(answer, **changes)])
         label, rings = figure.axes[0].get_xlabel(), figure.axes[0].patches
-        assert words in label and bool(label) == bool(words) and len(rings) == 21 * bool(words)
+        assert words in label and bool(label) == bool(words) and len(rings) == 6 * bool(words)
         plt.close(figure)
+
+
+def test_what_a_detector_says_is_compared_and_its_doubts_are_shown(network, sample, monkeypatch, tmp_path):
+    Image.fromarray(sample.image).save(tmp_path / "a.png")
+    for certainty, side in ((0.7, None), (0.95, None), (0.7, "left")):
+        hand = Detected(sample.uv + [3.0, 4.0], "right", 1.0, certainty)
+        monkeypatch.setattr(command, "HandDetector", lambda: lambda image: [hand])
+        words = [
+            f"{tmp_path}/a.png",
+            "--detect",
+            "--out",
+            f"{tmp_path}/out",
+            *(["--side", side] if side else []),
+        ]
+        lines, figures = [], []
+        [answer] = run_command(parser().parse_args(words), network, lines.append, figures.append)
+        doubted = certainty == 0.7 and side is None
+        assert any("right hand? (0.70)" in line for line in lines) == doubted
+        assert figures[0].axes[1].get_title() == f"{side or 'right'} hand" + "?" * doubted
+        apart = np.linalg.norm(np.array(answer["uv_px"]) - hand.uv, axis=1).mean()
+        assert answer["px_from_detector"] == pytest.approx(apart)
+        assert f"detector's joints: {apart:.0f} px" in figures[0].axes[0].get_xlabel()
+        assert answer["side_certainty"] == (None if side else certainty)
+        plt.close("all")
+
+
+PARAMETERS = dict(images="", network="S4", detect=False, box="", mask="", side="", K="", scale=0.0, every=15)
+PARAMETERS |= dict(out="runs/predict", device="auto")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    (
+        dict(side="up"),
+        dict(box="1 2 3"),
+        dict(box="9 9 5 5"),
+        dict(box="1 2 3 4", mask="a.png"),
+        dict(mask="none.png"),
+        dict(K="600 600"),
+        dict(K="0 0 1 1"),
+        dict(K="a b c d"),
+        dict(scale=float("inf")),
+        dict(images="a.png"),
+    ),
+)
+def test_wrong_parameters_are_errors_also_without_images(wrong):
+    with pytest.raises(HandlabError):
+        command.given_by(PARAMETERS | wrong)
+
+
+def test_parameters_of_the_notebook_stand_for_a_command_line():
+    assert command.given_by(PARAMETERS).detect  # nothing to look at, and nothing wrong
+    given = command.given_by(PARAMETERS | dict(images="a b.png; c.png", box="-1 2 30 40.5", K="600 600 3 4"))
+    assert given.images == ["a b.png", "c.png"] and given.box == [-1, 2, 30, 40.5] and not given.detect
+    assert (
+        given.K == [600, 600, 3, 4]
+        and given.side is None
+        and given.out == str(project_root() / "runs/predict")
+    )
+
+
+def test_photographs_give_hands_in_their_boxes():
+    folder, network = project_root() / "nbs/predict/photographs", load("S4")
+    for name, hand in json.loads((folder / "boxes.json").read_text()).items():
+        words = [str(folder / name), "--box", *map(str, hand["box"]), "--side", hand["side"]]
+        [answer] = ask(network, words)
+        left, top, right, bottom = hand["box"]
+        assert (answer.uv > [left - 20, top - 20]).all() and (answer.uv < [right + 20, bottom + 20]).all()
+        assert answer.pose[12, 1] < answer.pose[0, 1]  # upright: the wrist is below the middle finger's tip
 
 
 def test_the_network_is_the_trained_one(network, run):
@@ -502,4 +572,4 @@ def test_the_notebook_runs_without_any_picture(tmp_path):
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(shown) == 2
+    assert len(shown) == 2 + 3  # frames of the twin, and the photographs

@@ -112,6 +112,7 @@ class Detected(NamedTuple):
     uv: np.ndarray  # (21,2) px of the image, in handlab's order
     side: str  # 'left' or 'right'
     score: float  # that it is a hand, from 0 to 1
+    certainty: float  # that it is this side's, from 0.5 to 1
 
 # %% ../../nbs/predict/03_detect.ipynb #84969fd9
 class HandDetector:
@@ -136,7 +137,9 @@ class HandDetector:
         square = cv2.warpAffine(image, matrix[:2], (HAND_SIZE, HAND_SIZE), flags=cv2.INTER_LINEAR)
         joints, score, right = outputs(self.joints, square, ("Identity", "Identity_1", "Identity_2"))
         uv = transform_uv(np.linalg.inv(matrix), joints.reshape(21, 3)[:, :2].astype(float))
-        return Detected(uv, "right" if right.item() > 0.5 else "left", float(score.item()))
+        chance = float(right.item())
+        side = "right" if chance > 0.5 else "left"
+        return Detected(uv, side, float(score.item()), max(chance, 1 - chance))
 
     def __call__(self, image: np.ndarray, threshold: float = 0.5) -> list:  # of Detected, the surest first
         found = [self.find_joints(image, palm) for palm in self.find_palms(image)]

@@ -88,6 +88,7 @@ class Question:
     K: np.ndarray = None  # (3,3) px; None: assumed
     scale: float = 0.0  # mm, the bone from middle MCP to PIP; 0: unknown
     name: str = ""
+    certainty: float = None  # of the side, from 0.5 to 1, where a detector named it
 
     @property
     def camera(self) -> np.ndarray:
