@@ -7,6 +7,7 @@ COMMANDS = {
     "handlab.sim.write": "a simulated twin in the official layout",
     "handlab.predict": "the joints of hands in photographs and videos",
     "handlab.predict.calibrate": "which error to expect of a network, from validation frames",
+    "handlab.pages.measure": "what the pages show of a run beside its predictions, measured and kept with it",
     "handlab.results.ship": "small copies of finished runs, with which every page can be made",
     "handlab.pages.front": "what was found, into README.md and the index; the outputs saved in the pages",
     "handlab.pages.manifest": "the list of a folder of tables and figures",

@@ -328,6 +328,7 @@ COMMANDS = {
     "handlab.graph.run": ["--sed", "1"],
     "handlab.graph.run figures": ["--seed", "1"],
     "handlab.graph.run list": ["--seed", "1"],
+    "handlab.pages.measure": ["no-such-run"],
     "handlab.results.ship": ["no-such-run"],
     "handlab.pages.front": ["--seed", "1"],
     "handlab.pages.manifest": ["--comand", "x"],

@@ -9,6 +9,7 @@ from handlab.results.convergence import (
     curves_of,
     fall_at_end,
     fig_convergence_of,
+    longer_sentence,
     table_convergence,
     verdict_of,
 )
@@ -68,3 +69,18 @@ def test_every_network_has_a_row_and_seeds_are_counted(tmp_path):
     assert convergence_sentence([]) == "" and table_convergence([]).empty
     with pytest.raises(HandlabError, match="no run has a log"):
         fig_convergence_of([])
+
+
+def test_more_steps_of_the_same_network_are_told_with_their_fall(tmp_path):
+    curves = {"rgb": [40.0, 30.0, 20.0], "rgb_pi": [20.0, 19.0], "rgb_steps": [20.0, 19.0]}
+    run = make_run(tmp_path, "train_pi-sim-rhd-seed0", curves | {"rgb_time": [20.0, 19.5, 19.0, 18.0]})
+    said = longer_sentence([run])
+    assert "ended after 200 steps, falls by 5.0 % after 100 and by 10.0 % after 300 more." in said
+    assert longer_sentence([make_run(tmp_path, "train_aligned-S4-sim-rhd-seed0", {"": [2.0, 1.0]})]) == ""
+
+
+def test_the_quarter_before_has_its_own_fall():
+    steps = np.arange(0, 401, 25)
+    errors = np.where(steps <= 300, 100 - steps / 10, 70.0)
+    assert fall_at_end(steps, errors) == pytest.approx(0)
+    assert fall_at_end(steps, errors, 0.75) == pytest.approx(10 / 80)

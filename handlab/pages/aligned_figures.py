@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'TIP_ALIGNMENTS', 'style_of', 'fig_pck_of', 'spread_frames', 'fig_walks_of', 'fig_reconstructions_of',
-           'fig_weak_of', 'tip_curves', 'measure_tips', 'fig_tips', 'fig_convergence']
+           'fig_weak_of', 'tip_curves', 'measure_tips', 'tips_of', 'fig_tips', 'fig_convergence']
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #9b3d2da3
 from collections.abc import Iterable
@@ -162,19 +162,20 @@ def measure_tips(
     found = {}
     for variant, each in runs.items():
         for run in each:
-            measured = run.measured("tips", lambda: _tips_of(run, dataset, root, device))
+            measured = run.measured("tips", lambda: tips_of(run, dataset, root, device))
             frames = str(measured.pop("frames"))
             for alignment, curve in measured.items():
                 found.setdefault(variant, {}).setdefault(alignment, []).append(curve)
     return found, frames
 
 
-def _tips_of(
+def tips_of(
     run: RunFolder,
-    dataset: str,
-    root: str,
-    device: str | torch.device,
+    dataset: str,  # 'sim-dexter-object' or 'dexter-object'
+    root: str = "",
+    device: str | torch.device = "cpu",
 ) -> dict:  # {alignment: (100,), 'frames': text}
+    "The tip curves of one run's network."
     settings, _, network = opened(run, device)
     reader = evaluation_reader(
         dataset, root, settings.test_frames, settings.data_seed, settings.partial, settings.skip

@@ -6,8 +6,8 @@
 __all__ = ['ALONE', 'BOTH', 'variant_runs', 'label_of', 'labelled_share', 'weak_variants', 'opened', 'run_errors',
            'comparison_table', 'table_variants', 'table_joints', 'table_strategies', 'train_for_equal_time',
            'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'flat',
-           'nested', 'smoothness_of', 'table_smoothness', 'cloud_smoothness_of', 'table_clouds',
-           'table_cloud_distances']
+           'nested', 'walks_of', 'smoothness_of', 'table_smoothness', 'clouds_of', 'cloud_smoothness_of',
+           'table_clouds', 'table_cloud_distances']
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cb3b8dc2
 import functools
@@ -115,13 +115,17 @@ def run_errors(runs: dict) -> dict:  # {variant: [RunFolder]} -> {variant: (seed
     }
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #4eff31fe
-def _comparison_row(name: str, errors: dict, reference: str, groups: ArrayLike | None) -> dict:
-    means = errors[name].mean(1)
-    same = name == reference
-    apart = Interval(0.0, 0.0, 0.0) if same else difference(errors[name], errors[reference], groups)
+def _comparison_row(
+    own: np.ndarray,  # (seeds, N) mm, of all seeds
+    pair: tuple
+    | None,  # own and the reference's errors, of the seeds that both have; None: the reference itself
+    reference: str,
+    groups: ArrayLike | None,
+) -> dict:
+    apart = Interval(0.0, 0.0, 0.0) if pair is None else difference(*pair, groups)
     return {
-        "mean EPE (mm)": means.mean(),
-        "each seed": ", ".join(f"{mean:.2f}" for mean in means),
+        "mean EPE (mm)": own.mean(),
+        "each seed": ", ".join(f"{mean:.2f}" for mean in own.mean(1)),
         f"minus {reference}": apart.value,
         "95 % from": apart.low,
         "to": apart.high,
@@ -134,12 +138,14 @@ def comparison_table(
     published: dict | None = None,  # {name: mm} on the real data
     steps: dict | None = None,  # {name: steps}
     groups: ArrayLike | None = None,  # (N,) which frames are drawn together; None: each frame alone
+    pairs: dict | None = None,  # {name: its and the reference's errors}, where their seeds differ
 ) -> pd.DataFrame:
     "One row per variant, compared with the reference row."
     rows = []
-    for name in errors:
+    for name, own in errors.items():
         row = {"strategy": name} | ({"steps": steps[name]} if steps else {})
-        row |= _comparison_row(name, errors, reference, groups)
+        pair = (pairs or {}).get(name, (own, errors[reference]))
+        row |= _comparison_row(own, None if name == reference else pair, reference, groups)
         rows.append(row | ({"published, real RHD": published.get(name, np.nan)} if published else {}))
     return pd.DataFrame(rows).set_index("strategy")
 
@@ -167,7 +173,14 @@ def table_variants(
 ) -> pd.DataFrame:
     "One row per variant, compared with the reference row."
     reference = reference if reference in runs else next(iter(runs))
-    table = comparison_table(run_errors(runs), reference, published, groups=groups_of(every_run(runs)[0]))
+    _check_frames(every_run(runs))
+    own = {variant: run_errors({variant: each})[variant] for variant, each in runs.items()}
+    pairs = {
+        variant: tuple(run_errors({variant: each, reference: runs[reference]}).values())
+        for variant, each in runs.items()
+        if variant != reference
+    }
+    table = comparison_table(own, reference, published, None, groups_of(every_run(runs)[0]), pairs)
     table = _with_split(table, {variant: split_scores(each, "RGB") for variant, each in runs.items()})
     real = _real_errors(runs)
     if real is not None:
@@ -349,6 +362,12 @@ def nested(arrays: dict) -> dict:
     return found
 
 
+def walks_of(run: RunFolder, device: str | torch.device = "cpu", **more: Any) -> dict:
+    "The measures of a run's walks as `latent_smoothness` has them, flat, for a file."
+    settings, data, network = opened(run, device)
+    return flat(latent_smoothness(network, data.test, settings, data.train, device=device, **more))
+
+
 def smoothness_of(
     runs: dict,  # {variant: [RunFolder]}
     joints_of: str = "S4",  # the variant whose end poses are also connected by straight paths of the joints
@@ -356,14 +375,10 @@ def smoothness_of(
     **more: Any,
 ) -> dict:  # {row: {'measures': {measure: (seeds, pairs)}, 'profiles': {...: (seeds, T)}}}
     "The smoothness of every run's latent space, and of the joints' straight paths."
-
-    def measure(run):
-        settings, data, network = opened(run, device)
-        return flat(latent_smoothness(network, data.test, settings, data.train, device=device, **more))
-
     found = {}
     for variant, each in runs.items():
-        stacked = stack_seeds([nested(run.measured("walks", lambda: measure(run))) for run in each])
+        walks = [run.measured("walks", lambda: walks_of(run, device, **more)) for run in each]
+        stacked = stack_seeds([nested(measures) for measures in walks])
         found[variant] = stacked["latent"]
         if variant == joints_of:
             found["joints"] = stacked["joints"]
@@ -396,14 +411,15 @@ def table_smoothness(measured: dict, first: str = "S4") -> pd.DataFrame:  # meas
     return pd.DataFrame(rows).T.rename_axis("mean over the walks")
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #62dbaafb
+def clouds_of(run: RunFolder, device: str | torch.device = "cpu") -> dict:  # {kind of cloud: (N,)}
+    "The surface variation of the clouds put into a run's network and of those it reconstructs."
+    settings, data, network = opened(run, device)
+    return cloud_variation(network, data.test, settings, device)
+
+
 def cloud_smoothness_of(runs: list, device: str | torch.device = "cpu") -> dict:
     "The surface variation of both kinds of clouds: {'clouds': {'measures': {kind of cloud: (seeds, N)}}}."
-
-    def measure(run):
-        settings, data, network = opened(run, device)
-        return cloud_variation(network, data.test, settings, device)
-
-    each = [run.measured("clouds", lambda: measure(run)) for run in runs]
+    each = [run.measured("clouds", lambda: clouds_of(run, device)) for run in runs]
     measures = {name: np.stack([found[name] for found in each]) for name in CLOUD_LABELS}
     return {"clouds": {"measures": measures, "groups": groups_of(runs[0])}}
 

@@ -7,6 +7,8 @@ __all__ = ['SETS', 'ONE_SEED', 'Paper', 'Item', 'every_run', 'check_steps', 'Pag
            'split_scores', 'compared', 'show_findings']
 
 # %% ../../nbs/pages/03_page.ipynb #af68d222
+import contextlib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -307,6 +309,12 @@ class Page:
     ) -> None:  # a figure or table, and what it is made of
         "Save and show what was made of an item."
         _keep(self, item, thing, every_run(runs))
+
+    def said_of(self, item: Item, say: Callable) -> list:  # of at most one sentence
+        "What `say` says of an item's table; nothing where there is none."
+        with contextlib.redirect_stdout(io.StringIO()):  # what is missing is told where the table stands
+            made = _make(self, item)
+        return [] if made is None else list(filter(None, [say(made[0])]))
 
     def once(self, name: str, measure: Callable, *arguments: Any) -> Any:
         "The result of `measure(*arguments)`, computed only the first time."

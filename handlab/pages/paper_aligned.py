@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'OPTIONS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES', 'ABLATIONS', 'ABLATION_TABLES', 'BY_JOINT',
-           'OURS', 'CURVES', 'PICTURES', 'SMOOTHNESS', 'LATENT', 'SMOOTH', 'STANDS', 'CONVERGENCE', 'ITEMS',
-           'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page', 'show_equal_time', 'found', 'findings',
+           'OURS', 'CURVES', 'PICTURES', 'SMOOTHNESS', 'LATENT', 'SMOOTH', 'STANDS', 'REAL', 'CONVERGENCE', 'ON_REAL',
+           'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page', 'show_equal_time', 'found', 'findings',
            'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
@@ -31,6 +31,7 @@ from .page import Item, Page, Paper, compared, every_run, groups_of, show_findin
 from ..results.catalogue import BUDGETS
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.published import published_strategies
+from ..results.real import sentence_real, table_real
 from ..results.runs import control_variants, source_line
 from ..results.statistics import difference
 from ..train.experiment import close_run
@@ -298,6 +299,11 @@ SMOOTH = (
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #d60c1392
 STANDS = "convergence, not in the paper"
+REAL = "real frames, not in the paper"
+
+
+def _on_real(runs: dict, page: Page) -> pd.DataFrame:
+    return table_real({scores.label_of(name): (each, "RGB") for name, each in runs.items()})
 
 
 def _trained(page: Page) -> tuple:
@@ -310,7 +316,8 @@ CONVERGENCE = (
     Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
     Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
 )
-ITEMS = (*TABLES, *ABLATION_TABLES, *BY_JOINT, *CURVES, *PICTURES, *SMOOTH, *CONVERGENCE)
+ON_REAL = Item("real-frames", REAL, _on_real, _variants(*TABLE_1, "S1-own_view"), stored="real")
+ITEMS = (*TABLES, *ABLATION_TABLES, *BY_JOINT, *CURVES, *PICTURES, *SMOOTH, *CONVERGENCE, ON_REAL)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #7d52512a
 def show_equal_time(page: Page, folder: str | Path) -> None:  # folder: where the trainings go
@@ -389,6 +396,7 @@ def found(page: Page) -> tuple:  # table, sentences, source
         if name in each_pair
     ]
     table = table.set_index("mean EPE (mm)") if len(table) else table
+    sentences += page.said_of(ON_REAL, lambda real: sentence_real(real, scores.label_of("S4")))
     runs = [run for each, *_ in each_pair.values() for run in every_run(each)]
     if page.all_runs():
         sentences.append(convergence_sentence(page.all_runs(), "paper 2"))

@@ -216,7 +216,7 @@ def training_saved(evidence: Evidence, slow: Network, fast: Network) -> Measured
 # %% ../../nbs/results/06_measures.ipynb #e589070f
 def activation_shares(
     run: RunFolder,
-    stages: Iterable[str] = ("rgb", "rgb_pi", "rgb_steps"),
+    stages: Iterable[str] = ("rgb", "rgb_pi", "rgb_steps"),  # those whose weights are there are measured
 ) -> dict:  # {stage: (N,)}
     "The share of activation energy on the hand, for each test frame of a run of `train_pi`."
     settings = pi_experiment.check_pi(make_settings(pi_experiment.PiSettings, **run.metrics["settings"]))
@@ -233,7 +233,8 @@ def activation_shares(
 
         return in_order(data.test, energy, ("image", "depth", "mask"), 64, device)
 
-    return {stage: shares(stage).double().numpy() for stage in stages}
+    there = [stage for stage in stages if (run.path / stage / "model.safetensors").exists()]
+    return {stage: shares(stage).double().numpy() for stage in there}
 
 # %% ../../nbs/results/06_measures.ipynb #0a146cd7
 def _shares_of(run: RunFolder) -> dict:
@@ -246,10 +247,11 @@ def _shares_of(run: RunFolder) -> dict:
 @_measure
 def on_hand(evidence: Evidence, before: Network, after: Network) -> Measured:
     "How much more of the activation energy lies on the hand in the second stage."
-    shares = [
-        evidence.world.keep((run.name, "activations"), lambda: _shares_of(run))
-        for run in evidence.runs_of(before)
-    ]
+    shares = []
+    for run in evidence.runs_of(before):
+        shares.append(evidence.world.keep((run.name, "activations"), lambda: _shares_of(run)))
+        if lacking := [stage.key for stage in (before, after) if stage.key not in shares[-1]]:
+            raise Missing(f"{unseeded(run.name)}: activations of {', '.join(lacking)}")
     evidence.frames = len(shares[0][before.key])
     groups = evidence.groups(before)
     first, second = (mean_estimate([each[stage.key] for each in shares], groups) for stage in (before, after))

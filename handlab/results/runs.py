@@ -203,14 +203,18 @@ class RunFolder:
             return arrays
         return restored(arrays, read_arrays(self.file(f"../frames/{arrays['frames']}.npz"), fix))
 
+    def measured_before(self, name: str) -> dict | None:  # None: it was not measured
+        "What was measured with the run's network and lies with it."
+        file = f"measured/{name}.npz"
+        return read_arrays(self.file(file)) if (self.path / file).exists() else None
+
     def measured(self, name: str, measure: Callable) -> dict:  # measure: () -> {name: array}
         "What is measured with the run's network: of a shipped run what was shipped, else now, and kept."
-        file = f"measured/{name}.npz"
         if self.shipped:
-            return read_arrays(self.file(file))
+            return read_arrays(self.file(f"measured/{name}.npz"))
         arrays = measure()
         with contextlib.suppress(MachineError):  # a folder that cannot be written
-            write_arrays(self.path / file, arrays)
+            write_arrays(self.path / f"measured/{name}.npz", arrays)
         return arrays
 
     def losses(self, stage: str = "", split: str = "training") -> dict:  # {column: (n,) array}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GRID', 'MOST_APART', 'MOST_ROWS', 'WEIGHTS', 'STRATEGIES', 'WATTS', 'GPU_WATTS', 'ENERGY', 'VERSION', 'LIMIT',
            'LOOKED_IN', 'compact', 'write_packed', 'rounding_of', 'ship_predictions', 'thinned', 'weights_to_ship',
-           'ship_weights', 'cost_of', 'machine_of', 'exact_command', 'size_of', 'ship', 'finished_in', 'named_runs',
-           'ship_all', 'remove_unused', 'main']
+           'ship_weights', 'cost_of', 'machine_of', 'exact_command', 'size_of', 'ship', 'add_measured', 'finished_in',
+           'named_runs', 'ship_all', 'remove_unused', 'main']
 
 # %% ../../nbs/results/08_ship.ipynb #8f1882f9
 import csv
@@ -33,6 +33,7 @@ from handlab.core import (
     one_line_errors,
     project_path,
     read_json,
+    write_arrays,
     write_json,
 )
 from ..hand.metrics import joint_errors
@@ -226,8 +227,26 @@ def _about(run: RunFolder, roundings: dict, weights: list) -> dict:
         "weights": [str(Path(name).parent).replace(".", "network") for name in weights],
     }
 
+# %% ../../nbs/results/08_ship.ipynb #69260bb5
+_ADDED = ("measured/*.npz", "calibration.json", "*/calibration.json")  # to a shipped run, later
+
+
+def _keep_added(run: RunFolder, folder: Path, before: Path) -> list:  # names
+    "Copy what was added to a shipped run, where it is of the same training and the run itself lacks it."
+    there = before / "metrics.json"
+    if not there.exists() or any(
+        read_json(there, ()).get(name) != run.metrics.get(name) for name in ("seed", "commit", "values")
+    ):
+        return []
+    paths = [path for pattern in _ADDED for path in before.glob(pattern)]
+    kept = [name for path in paths if not (folder / (name := path.relative_to(before).as_posix())).exists()]
+    for name in kept:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(before / name, folder / name)
+    return kept
+
 # %% ../../nbs/results/08_ship.ipynb #347ddf49
-def _fill(run: RunFolder, folder: Path, frames: Path):
+def _fill(run: RunFolder, folder: Path, frames: Path, before: Path):  # before: the run as it was shipped
     "Write all files of a shipped run."
     names, roundings = [], {}
     for other in _others(run):
@@ -242,7 +261,8 @@ def _fill(run: RunFolder, folder: Path, frames: Path):
         ship_weights(run.file(name), folder / name)
     if (run.path / "measured").exists():
         shutil.copytree(run.path / "measured", folder / "measured", ignore=shutil.ignore_patterns(".*"))
-    inside = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    inside = sorted(inside | {name for name in _keep_added(run, folder, before) if name.endswith(".npz")})
     files = {name: note_files(frames, [Path(name).name])[Path(name).name] for name in names}
     about = {"shipped": _about(run, roundings, weights), "files": files | note_files(folder, inside)}
     metrics = {**run.metrics, "settings": _without_roots(run.metrics["settings"]), **about}
@@ -286,7 +306,7 @@ def ship(
     before = {path.name for path in frames.glob("*.npz")}
     try:
         with atomic_folder(place) as temporary:
-            _fill(run, temporary, frames)
+            _fill(run, temporary, frames, place)
             whole = (size_of(folder) - size_of(place)) / 2**20  # both exist for a moment
             if whole > limit:
                 what = f"with it {whole:.1f} MiB would be shipped, and {limit:g} are the limit"
@@ -297,6 +317,21 @@ def ship(
                 path.unlink()
         raise
     return True
+
+# %% ../../nbs/results/08_ship.ipynb #c4d51ef0
+def add_measured(
+    run: RunFolder,  # a shipped one
+    name: str,  # such as 'real'
+    arrays: dict,
+) -> RunFolder:  # as it is now
+    "Keep what was measured with a shipped run's weights."
+    file = f"measured/{name}.npz"
+    write_arrays(run.path / file, arrays)
+    noted = {name: each for name, each in run.metrics["files"].items() if name != file}
+    kept = {key: each for key, each in run.metrics.items() if key != "digest"}
+    files = noted | note_files(run.path, [file])
+    write_json(run.path / "metrics.json", kept | {"files": files}, sealed=True)
+    return RunFolder(run.path)
 
 # %% ../../nbs/results/08_ship.ipynb #4c51bf5a
 LOOKED_IN = ("runs/full", "runs/long")  # for runs that are given by name
