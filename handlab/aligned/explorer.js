@@ -338,7 +338,7 @@ function tell(right, near) {
   if (right.pose) told.hand = `${jointError(pose, about.frame).toFixed(1)} mm off`;
   if (right.cloud && cloud) told.cloud = `${((nearest(cloud, right.cloud) + nearest(right.cloud, cloud))/2*scale).toFixed(1)} mm off`;
   if (right.uv && maps) told.maps = `${peakError(maps, right.uv).toFixed(1)} px off`;
-  document.querySelectorAll('#panels figure').forEach(figure => say(figure.querySelector('span'), figure.dataset.true ? (about.frame === undefined ? 'of the nearest code' : known(near) ? '' : 'not known') : told[figure.dataset.part]));
+  document.querySelectorAll('#panels figure').forEach(figure => say(figure.querySelector('span'), figure.dataset.true ? (about.frame === undefined ? 'of the nearest code' : known(near) ? '' : figure.dataset.part === 'maps' ? 'joints not known' : 'not known') : told[figure.dataset.part]));
   say($('told'), about.text);
 }
 
