@@ -361,7 +361,7 @@ def nested(arrays: dict) -> dict:
         place[last] = each
     return found
 
-
+# %% ../../nbs/pages/09_aligned_scores.ipynb #12798bea
 def walks_of(run: RunFolder, device: str | torch.device = "cpu", **more: Any) -> dict:
     "The measures of a run's walks as `latent_smoothness` has them, flat, for a file."
     settings, data, network = opened(run, device)

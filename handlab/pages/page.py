@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from IPython.display import Markdown, display
 
 from ..core import HandlabError, choose, project_path, project_root, read_json
@@ -99,16 +100,6 @@ def check_steps(runs: Iterable[RunFolder]) -> None:  # [RunFolder]
                 "runs of different lengths cannot be compared",
                 "train them for the same number of steps",
             )
-
-# %% ../../nbs/pages/03_page.ipynb #143eacec
-def _open(page: "Page", names: dict, needs: Iterable[str], place: str) -> dict:
-    if page.strict:
-        require(names.values(), page.folder, page.seeds)
-    if line := missing_line(names.values(), page.folder, page.seeds):
-        print(f"{place}: {line}" if place else line)
-    found = page.find(names)
-    check_steps(every_run(found))
-    return found if all(key in found for key in needs) else {}
 
 # %% ../../nbs/pages/03_page.ipynb #6d944abc
 def _items_named(page: "Page", name: str) -> list:
@@ -196,24 +187,6 @@ def _smaller_links(page: "Page", name: str) -> str:  # as seen from nbs/; '' whe
             lines.append(f"Also at the profile `{profile}`, {seeds}: {'; '.join(links)}.")
     return " ".join(lines)
 
-
-def _keep(page: "Page", item: Item, thing: Any, runs: list) -> None:
-    files, name, about = [], _file_name(page, item, runs), _about(page, item, runs)
-    folder = page.figures and choose_folder(name, about, page.figures, page.own_figures)
-    page.read += runs
-    if isinstance(thing, pd.DataFrame):
-        caption = page.paper.caption.format(source=source_line(runs)) if runs else ""
-        page.tables[item.stored or item.name] = thing
-        if folder:
-            files = save_table(thing, name, caption, item.digits, folder, about)
-        display(Markdown(markdown_table(thing, caption, item.digits)))
-    else:
-        if folder:
-            files = save_figure(thing, name, folder, about)
-        plt.show()
-    if files:
-        print(*(path.name for path in files))
-
 # %% ../../nbs/pages/03_page.ipynb #41dc8912
 SETS = {"rhd": "sim-rhd", "stereo": "sim-stb", "dexter": "sim-dexter-object"}  # {role: data set}
 
@@ -254,73 +227,113 @@ class Page:
         if self.figures == "auto":
             self.figures = figures_folder(self.folder)
 
-    @property
-    def profile(self) -> str:
-        return profile_of(self.folder)
+# %% ../../nbs/pages/03_page.ipynb #51961f13
+@patch(as_prop=True)
+def profile(self: Page) -> str:
+    return profile_of(self.folder)
 
-    @property
-    def run_names(self) -> list:  # without seeds
-        "The runs that the items want."
-        return [name for item in self.items for name in item.wanted(self)[0].values()]
 
-    def origin(self) -> str:
-        "Where the page's numbers are from, and what is not trained yet: two lines."
-        known = untrained_line(self.run_names, self.folder, self.seeds)
-        return f"{origin_line(self.all_runs(), self.folder)}\n{known}"
+@patch(as_prop=True)
+def run_names(self: Page) -> list:  # without seeds
+    "The runs that the items want."
+    return [name for item in self.items for name in item.wanted(self)[0].values()]
 
-    @property
-    def own_figures(self) -> Path:
-        "Where files go if `figures` has them made of more."
-        real = not self.sets["rhd"].startswith("sim-")
-        return page_home(self.folder) / page_folder(self.paper.notebook, real) / "figures"
 
-    def all_runs(self) -> list:  # RunFolders
-        "Every run that the items want and that exists."
-        return self.once("all runs", lambda: every_run(self.find({name: name for name in self.run_names})))
+@patch
+def find(self: Page, names: dict) -> dict:  # {key: run name without seed} -> {key: [RunFolder]}
+    "The runs that exist."
+    found = {key: open_runs(name, self.folder, self.seeds) for key, name in names.items()}
+    return {key: runs for key, runs in found.items() if runs}
 
-    def find(self, names: dict) -> dict:  # {key: run name without seed} -> {key: [RunFolder]}
-        "The runs that exist."
-        found = {key: open_runs(name, self.folder, self.seeds) for key, name in names.items()}
-        return {key: runs for key, runs in found.items() if runs}
 
-    def open(
-        self,
-        names: dict,
-        needs: Iterable = (),
-        place: str = "",
-    ) -> dict:  # of `wanted` -> {key: [RunFolder]}
-        "The same, with a line on missing runs; nothing where a necessary one is missing."
-        return _open(self, names, needs, place)
+@patch
+def once(self: Page, name: str, measure: Callable, *arguments: Any) -> Any:
+    "The result of `measure(*arguments)`, computed only the first time."
+    if name not in self.measured:
+        self.measured[name] = measure(*arguments)
+    return self.measured[name]
 
-    def show(self, name: str) -> None:
-        "Make, save and show every item of a name."
-        for item in _items_named(self, name):
-            made = _make(self, item)
-            if made is not None:
-                self.keep(item, *made)
-        if links := _smaller_links(self, name):
-            display(Markdown(links))
 
-    def keep(
-        self,
-        item: Item,
-        thing: Any,
-        runs: dict | Iterable[RunFolder] = (),
-    ) -> None:  # a figure or table, and what it is made of
-        "Save and show what was made of an item."
-        _keep(self, item, thing, every_run(runs))
+@patch
+def all_runs(self: Page) -> list:  # RunFolders
+    "Every run that the items want and that exists."
+    return self.once("all runs", lambda: every_run(self.find({name: name for name in self.run_names})))
 
-    def said_of(self, item: Item, say: Callable) -> list:  # of at most one sentence
-        "What `say` says of an item's table; nothing where there is none."
-        with contextlib.redirect_stdout(io.StringIO()):  # what is missing is told where the table stands
-            made = _make(self, item)
-        return [] if made is None else list(filter(None, [say(made[0])]))
+# %% ../../nbs/pages/03_page.ipynb #f82ea663
+@patch
+def origin(self: Page) -> str:
+    "Where the page's numbers are from, and what is not trained yet: two lines."
+    known = untrained_line(self.run_names, self.folder, self.seeds)
+    return f"{origin_line(self.all_runs(), self.folder)}\n{known}"
 
-    def once(self, name: str, measure: Callable, *arguments: Any) -> Any:
-        "The result of `measure(*arguments)`, computed only the first time."
-        if name not in self.measured:
-            self.measured[name] = measure(*arguments)
-        return self.measured[name]
+
+@patch(as_prop=True)
+def own_figures(self: Page) -> Path:
+    "Where files go if `figures` has them made of more."
+    real = not self.sets["rhd"].startswith("sim-")
+    return page_home(self.folder) / page_folder(self.paper.notebook, real) / "figures"
+
+# %% ../../nbs/pages/03_page.ipynb #23fd45ff
+@patch
+def open(
+    self: Page,
+    names: dict,
+    needs: Iterable = (),
+    place: str = "",
+) -> dict:  # of `wanted` -> {key: [RunFolder]}
+    "The same, with a line on missing runs; nothing where a necessary one is missing."
+    if self.strict:
+        require(names.values(), self.folder, self.seeds)
+    if line := missing_line(names.values(), self.folder, self.seeds):
+        print(f"{place}: {line}" if place else line)
+    found = self.find(names)
+    check_steps(every_run(found))
+    return found if all(key in found for key in needs) else {}
+
+# %% ../../nbs/pages/03_page.ipynb #782c7010
+@patch
+def keep(
+    self: Page,
+    item: Item,
+    thing: Any,
+    runs: dict | Iterable[RunFolder] = (),
+) -> None:  # a figure or table, and what it is made of
+    "Save and show what was made of an item."
+    runs = every_run(runs)
+    files, name, about = [], _file_name(self, item, runs), _about(self, item, runs)
+    folder = self.figures and choose_folder(name, about, self.figures, self.own_figures)
+    self.read += runs
+    if isinstance(thing, pd.DataFrame):
+        caption = self.paper.caption.format(source=source_line(runs)) if runs else ""
+        self.tables[item.stored or item.name] = thing
+        if folder:
+            files = save_table(thing, name, caption, item.digits, folder, about)
+        display(Markdown(markdown_table(thing, caption, item.digits)))
+    else:
+        if folder:
+            files = save_figure(thing, name, folder, about)
+        plt.show()
+    if files:
+        print(*(path.name for path in files))
+
+# %% ../../nbs/pages/03_page.ipynb #34d0e826
+@patch
+def show(self: Page, name: str) -> None:
+    "Make, save and show every item of a name."
+    for item in _items_named(self, name):
+        made = _make(self, item)
+        if made is not None:
+            self.keep(item, *made)
+    if links := _smaller_links(self, name):
+        display(Markdown(links))
+
+
+@patch
+def said_of(self: Page, item: Item, say: Callable) -> list:  # of at most one sentence
+    "What `say` says of an item's table; nothing where there is none."
+    with contextlib.redirect_stdout(io.StringIO()):  # what is missing is told where the table stands
+        made = _make(self, item)
+    return [] if made is None else list(filter(None, [say(made[0])]))
 
 # %% ../../nbs/pages/03_page.ipynb #73bbf44a
 def groups_of(

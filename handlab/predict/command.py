@@ -267,7 +267,7 @@ def unsure_side(asked: Question) -> bool:
     "Whether a detector chose the side and may be wrong."
     return asked.certainty is not None and asked.certainty < SURE
 
-
+# %% ../../nbs/predict/04_command.ipynb #70d6bd95
 RINGED = [WRIST, *TIPS]  # rings around all joints would hide the hand
 
 
@@ -400,6 +400,11 @@ def ask(network: HandNetwork, words: list) -> list:  # words: as of the command 
         raise HandlabError(given.images[0], "no hand was found", "give its box")
     return answers
 
+# %% ../../nbs/predict/04_command.ipynb #2fc83478
+def _say_unsure(name: str, found: list, report: Callable):  # found: of Answer
+    for asked in (each.question for each in found if unsure_side(each.question)):
+        report(f"{name}: {asked.side} hand? ({asked.certainty:.2f}) give --side where it is wrong")
+
 # %% ../../nbs/predict/04_command.ipynb #f2b8d6e4
 def run(
     given: argparse.Namespace,  # the parsed command line
@@ -423,10 +428,7 @@ def run(
                 if not found:
                     report(f"{name}: no hand was found")
                     continue
-                for asked in (each.question for each in found if unsure_side(each.question)):
-                    report(
-                        f"{name}: {asked.side} hand? ({asked.certainty:.2f}) give --side where it is wrong"
-                    )
+                _say_unsure(name, found, report)
                 if not given.tables_only:
                     show(save_picture(out / f"{name}-hand.png", found))
                 answers += [_without_image(answer) for answer in found]

@@ -99,7 +99,7 @@ def table_convergence(runs: Iterable[RunFolder]) -> pd.DataFrame:  # RunFolders
         )
     return pd.DataFrame(rows).set_index(["network", "data"]) if rows else pd.DataFrame()
 
-
+# %% ../../nbs/results/09_convergence.ipynb #5c193b21
 CONTINUED = "rgb", ("rgb_steps", "rgb_time")  # a network of paper 1, and its trainings without depth
 
 

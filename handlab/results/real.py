@@ -124,7 +124,7 @@ def _row(measured: list, network: str) -> dict:  # measured: [(RunFolder, arrays
         f"real, turned by over {FAR} degrees (%)": 100 * (real["turn"] > FAR).mean(),
     }
 
-
+# %% ../../nbs/results/10_real.ipynb #f653550b
 def _apart(measured: list, network: str, first: list, other: str) -> dict:  # lists as in `_row`
     "How much larger a network's errors on real frames are than the first's, over the seeds of both."
     errors, others = (

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from handlab.core import (
     HandlabError,
@@ -59,7 +60,7 @@ def figures_folder(folder: str | Path) -> str:
     "Where the tables and figures of a folder of runs go; those of shipped runs are the project's own."
     return "figures" if is_shipped(folder) else f"{folder}/figures"
 
-
+# %% ../../nbs/results/03_runs.ipynb #b6edcdf7
 def seeds_in(folder: str | Path) -> int:
     "How many seeds the finished runs of a folder have, at least 1."
     names = [path.parent.name for path in project_path(folder).glob("*-seed*/metrics.json")]
@@ -172,56 +173,67 @@ class RunFolder:
             raise HandlabError(path, f"{what}: another run's", fix)
         return found
 
-    def file(self, name: str) -> Path:  # from the run's folder
-        "A file of the run, as `metrics.json` notes it; one that is missing or changed is an error."
-        again = "it is not shipped; train the run to have it" if self.shipped else _MADE_AGAIN
-        with read_errors_named(self.path / name, again):
-            (self.path / name).stat()
-        noted = self.metrics.get("files", {})
-        return check_noted(self.path / name, noted, name, f"delete it and {_MADE_AGAIN}")
-
-    @property
-    def lacking(self) -> list:  # names
-        "Noted files that are not there; `metrics.json` itself where it is damaged."
-        try:
-            notes = [self.metrics] if (self.path / "metrics.json").exists() else []
-            notes += [read_json(path, ()) for path in [self.path / "finished.json"] if path.exists()]
-        except HandlabError:
-            return ["metrics.json"]
-        names = dict.fromkeys(name for note in notes for name in note.get("files", {}))
-        return [name for name in names if not (self.path / name).exists()]
-
     @cached_property
     def predictions(self) -> dict:
         return self.predictions_on("")
 
-    def predictions_on(self, other: str) -> dict:  # another test set; '': its own
-        "The arrays of `predictions.npz`, or of the file for another test set."
-        name, fix = f"predictions{'-' * bool(other)}{other}.npz", f"delete it and {_MADE_AGAIN}"
-        arrays = read_arrays(self.file(name), fix)
-        if "frames" not in arrays:
-            return arrays
-        return restored(arrays, read_arrays(self.file(f"../frames/{arrays['frames']}.npz"), fix))
+# %% ../../nbs/results/03_runs.ipynb #accfdf2a
+@patch
+def file(self: RunFolder, name: str) -> Path:  # from the run's folder
+    "A file of the run, as `metrics.json` notes it; one that is missing or changed is an error."
+    again = "it is not shipped; train the run to have it" if self.shipped else _MADE_AGAIN
+    with read_errors_named(self.path / name, again):
+        (self.path / name).stat()
+    noted = self.metrics.get("files", {})
+    return check_noted(self.path / name, noted, name, f"delete it and {_MADE_AGAIN}")
 
-    def measured_before(self, name: str) -> dict | None:  # None: it was not measured
-        "What was measured with the run's network and lies with it."
-        file = f"measured/{name}.npz"
-        return read_arrays(self.file(file)) if (self.path / file).exists() else None
 
-    def measured(self, name: str, measure: Callable) -> dict:  # measure: () -> {name: array}
-        "What is measured with the run's network: of a shipped run what was shipped, else now, and kept."
-        if self.shipped:
-            return read_arrays(self.file(f"measured/{name}.npz"))
-        arrays = measure()
-        with contextlib.suppress(MachineError):  # a folder that cannot be written
-            write_arrays(self.path / f"measured/{name}.npz", arrays)
+@patch(as_prop=True)
+def lacking(self: RunFolder) -> list:  # names
+    "Noted files that are not there; `metrics.json` itself where it is damaged."
+    try:
+        notes = [self.metrics] if (self.path / "metrics.json").exists() else []
+        notes += [read_json(path, ()) for path in [self.path / "finished.json"] if path.exists()]
+    except HandlabError:
+        return ["metrics.json"]
+    names = dict.fromkeys(name for note in notes for name in note.get("files", {}))
+    return [name for name in names if not (self.path / name).exists()]
+
+# %% ../../nbs/results/03_runs.ipynb #e20bf71c
+@patch
+def predictions_on(self: RunFolder, other: str) -> dict:  # another test set; '': its own
+    "The arrays of `predictions.npz`, or of the file for another test set."
+    name, fix = f"predictions{'-' * bool(other)}{other}.npz", f"delete it and {_MADE_AGAIN}"
+    arrays = read_arrays(self.file(name), fix)
+    if "frames" not in arrays:
         return arrays
+    return restored(arrays, read_arrays(self.file(f"../frames/{arrays['frames']}.npz"), fix))
 
-    def losses(self, stage: str = "", split: str = "training") -> dict:  # {column: (n,) array}
-        "One split of `losses.csv`; of a stage's own table where the run has stages."
-        from handlab.train.files import read_losses  # here, since it imports torch
+# %% ../../nbs/results/03_runs.ipynb #5ace4112
+@patch
+def measured_before(self: RunFolder, name: str) -> dict | None:  # None: it was not measured
+    "What was measured with the run's network and lies with it."
+    file = f"measured/{name}.npz"
+    return read_arrays(self.file(file)) if (self.path / file).exists() else None
 
-        return read_losses(self.file(f"{stage}{'/' * bool(stage)}losses.csv"), split)
+
+@patch
+def measured(self: RunFolder, name: str, measure: Callable) -> dict:  # measure: () -> {name: array}
+    "What is measured with the run's network: of a shipped run what was shipped, else now, and kept."
+    if self.shipped:
+        return read_arrays(self.file(f"measured/{name}.npz"))
+    arrays = measure()
+    with contextlib.suppress(MachineError):  # a folder that cannot be written
+        write_arrays(self.path / f"measured/{name}.npz", arrays)
+    return arrays
+
+
+@patch
+def losses(self: RunFolder, stage: str = "", split: str = "training") -> dict:  # {column: (n,) array}
+    "One split of `losses.csv`; of a stage's own table where the run has stages."
+    from handlab.train.files import read_losses  # here, since it imports torch
+
+    return read_losses(self.file(f"{stage}{'/' * bool(stage)}losses.csv"), split)
 
 # %% ../../nbs/results/03_runs.ipynb #7c5e89a3
 def open_runs(

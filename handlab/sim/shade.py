@@ -378,6 +378,28 @@ def _mixed(r, g, b, share, to_r, to_g, to_b):
     "A colour moved towards another by a share."
     return r + share * (to_r - r), g + share * (to_g - g), b + share * (to_b - b)
 
+# %% ../../nbs/sim/04_shade.ipynb #e12dc690
+@compiled
+def _mottling(cube, shift, x, y, z, footprint):
+    "Noise at a spot: coarse, medium, and fine as far as a pixel of `footprint` mm shows it."
+    coarse = noise(cube, x * np.float32(0.06) + shift, y * np.float32(0.06), z * np.float32(0.06))
+    medium = noise(cube, x * np.float32(0.28), y * np.float32(0.28) + shift, z * np.float32(0.28))
+    fine = noise(cube, x * np.float32(0.9), y * np.float32(0.9), z * np.float32(0.9) + shift) * min(
+        np.float32(1), 1 / footprint
+    )
+    return coarse, medium, fine
+
+# %% ../../nbs/sim/04_shade.ipynb #7efc64b9
+@compiled
+def _skin_colour(skin, tone, red, palmar, dark):
+    "Bare skin as r, g, b."
+    left = 1 - min(np.float32(0.55), skin.creases * dark)
+    pale = palmar * (1 - skin.colour[0]) * np.float32(0.35)
+    r = (skin.colour[0] + pale) * tone * (1 + red) * (np.float32(0.2) + np.float32(0.8) * left)
+    g = (skin.colour[1] + pale * np.float32(0.8)) * tone * (1 - np.float32(0.25) * red) * left
+    b = (skin.colour[2] + pale * np.float32(0.7)) * tone * (1 - np.float32(0.25) * red) * left
+    return r, g, b
+
 # %% ../../nbs/sim/04_shade.ipynb #403ff65c
 @compiled
 def skin_tone(
@@ -391,12 +413,7 @@ def skin_tone(
     footprint: float,
 ) -> tuple:
     "Colour r, g, b of a rest-pose spot, its gloss and the sharpness of its highlight."
-    s = skin.shift
-    coarse = noise(cube, x * np.float32(0.06) + s, y * np.float32(0.06), z * np.float32(0.06))
-    medium = noise(cube, x * np.float32(0.28), y * np.float32(0.28) + s, z * np.float32(0.28))
-    fine = noise(cube, x * np.float32(0.9), y * np.float32(0.9), z * np.float32(0.9) + s) * min(
-        np.float32(1), 1 / footprint
-    )
+    coarse, medium, fine = _mottling(cube, skin.shift, x, y, z, footprint)
     wobble, nail, tip, ring = np.float32(1.6) * medium, np.float32(0), np.float32(0), np.float32(0)
     if 1 <= bone <= 15:
         dark, red, palmar, nail, tip, ring = _finger_tone(
@@ -410,13 +427,7 @@ def skin_tone(
         + np.float32(0.07) * palmar
     )
     red += np.float32(0.10) * skin.mottle * coarse + np.float32(0.04) * palmar
-    left = 1 - min(np.float32(0.55), skin.creases * dark)
-    pale = (
-        palmar * (1 - skin.colour[0]) * np.float32(0.35)
-    )  # the palm of a dark hand is lighter than its back
-    r = (skin.colour[0] + pale) * tone * (1 + red) * (np.float32(0.2) + np.float32(0.8) * left)
-    g = (skin.colour[1] + pale * np.float32(0.8)) * tone * (1 - np.float32(0.25) * red) * left
-    b = (skin.colour[2] + pale * np.float32(0.7)) * tone * (1 - np.float32(0.25) * red) * left
+    r, g, b = _skin_colour(skin, tone, red, palmar, dark)
     gloss, sharp = skin.gloss * (1 + np.float32(0.8) * medium), np.float32(16)
     if nail > 0:
         white = np.float32(0.30) * tip
@@ -439,7 +450,7 @@ def _facing_us(nx, ny, nz, vx, vy, vz):
 # %% ../../nbs/sim/04_shade.ipynb #2d629405
 @compiled
 def _lit(albedo, channel, cosine, sky_side, fill, reach, open_sky, light, wrap):
-    "One channel of a _lit surface, without its highlight."
+    "One channel of a lit surface, without its highlight."
     around = light.ground[channel] + (light.sky[channel] - light.ground[channel]) * sky_side
     sun = light.sun[channel] * _wrapped(cosine, wrap) * reach
     return albedo * (
@@ -453,10 +464,40 @@ def _dot(x, y, z, direction):
     "The product of a vector with a direction (3,)."
     return x * direction[0] + y * direction[1] + z * direction[2]
 
-# %% ../../nbs/sim/04_shade.ipynb #9b48449a
+# %% ../../nbs/sim/04_shade.ipynb #6e91be99
 _HAND_WRAP = numbers([0.30, 0.18, 0.18])  # how far red, green and blue reach beyond the terminator
 
 
+@compiled
+def _shade_skin(image, nearness, x, y, t, bone, screen, hand, skin, cube, light, shadow, focal):
+    "Colour one pixel, which shows triangle `t` of a hand."
+    half = np.float32(0.5)
+    spot = spot_weights(screen, hand.faces, t, x, y)
+    rx, ry, rz = blend3(hand.rest, *spot)
+    px, py, pz = blend3(hand.vertices, *spot)
+    nx, ny, nz = blend3(hand.normals, *spot)
+    nx, ny, nz = unit(nx, ny, nz)
+    vx, vy, vz = unit(-px, -py, -pz)
+    nx, ny, nz = _facing_us(nx, ny, nz, vx, vy, vz)
+    footprint = pz / focal
+    red, green, blue, gloss, sharp = skin_tone(hand.anatomy, skin, cube, bone, rx, ry, rz, footprint)
+    colour = (red, green, blue)
+    cosine, reach, bright = _dot(nx, ny, nz, light.direction), np.float32(1), np.float32(0)
+    if cosine > -0.3:
+        off = (px + 2 * nx, py + 2 * ny, pz + 2 * nz)
+        reach = 1 - light.umbra * (1 - sunlight(shadow.nearness, shadow.matrix, *off, np.float32(3)))
+    if cosine > 0:
+        bright = gloss * _shine(nx, ny, nz, vx, vy, vz, light.direction, sharp) * reach
+    sky_side, fill = half + half * _dot(nx, ny, nz, light.up), nx * vx + ny * vy + nz * vz
+    open_sky = _openness(nearness, x, y, 10 / footprint)
+    red_sky = np.float32(0.3) + np.float32(0.7) * open_sky  # red light also comes through the flesh
+    rim = gloss * np.float32(0.7) * (1 - fill) ** 4 * open_sky
+    for c in range(3):
+        sky, wrap = red_sky if c == 0 else open_sky, _HAND_WRAP[c]
+        base = _lit(colour[c], c, cosine, sky_side, fill, reach, sky, light, wrap)
+        image[y, x, c] = base + bright * light.sun[c] + rim * light.sky[c]
+
+# %% ../../nbs/sim/04_shade.ipynb #9b48449a
 @compiled
 def shade_hand(
     image: np.ndarray,
@@ -474,36 +515,12 @@ def shade_hand(
     focal: float,
 ):
     "Colour the pixels of one hand in `image` (H,W,3) f32, by its bones (H,W) and the finished depth buffer."
-    half = np.float32(0.5)
     for y in range(box[1], box[3]):
         for x in range(box[0], box[2]):
             t = triangle[y, x] - first
-            if t < 0 or t >= hand.faces.shape[0]:
-                continue
-            spot = spot_weights(screen, hand.faces, t, x, y)
-            rx, ry, rz = blend3(hand.rest, *spot)
-            px, py, pz = blend3(hand.vertices, *spot)
-            nx, ny, nz = blend3(hand.normals, *spot)
-            nx, ny, nz = unit(nx, ny, nz)
-            vx, vy, vz = unit(-px, -py, -pz)
-            nx, ny, nz = _facing_us(nx, ny, nz, vx, vy, vz)
-            footprint, bone = pz / focal, bones[y, x]
-            red, green, blue, gloss, sharp = skin_tone(hand.anatomy, skin, cube, bone, rx, ry, rz, footprint)
-            colour = (red, green, blue)
-            cosine, reach, bright = _dot(nx, ny, nz, light.direction), np.float32(1), np.float32(0)
-            if cosine > -0.3:
-                off = (px + 2 * nx, py + 2 * ny, pz + 2 * nz)
-                reach = 1 - light.umbra * (1 - sunlight(shadow.nearness, shadow.matrix, *off, np.float32(3)))
-            if cosine > 0:
-                bright = gloss * _shine(nx, ny, nz, vx, vy, vz, light.direction, sharp) * reach
-            sky_side, fill = half + half * _dot(nx, ny, nz, light.up), nx * vx + ny * vy + nz * vz
-            open_sky = _openness(nearness, x, y, 10 / footprint)
-            red_sky = np.float32(0.3) + np.float32(0.7) * open_sky  # red light also comes through the flesh
-            rim = gloss * np.float32(0.7) * (1 - fill) ** 4 * open_sky
-            for c in range(3):
-                sky, wrap = red_sky if c == 0 else open_sky, _HAND_WRAP[c]
-                base = _lit(colour[c], c, cosine, sky_side, fill, reach, sky, light, wrap)
-                image[y, x, c] = base + bright * light.sun[c] + rim * light.sky[c]
+            if 0 <= t < hand.faces.shape[0]:
+                bone = bones[y, x]
+                _shade_skin(image, nearness, x, y, t, bone, screen, hand, skin, cube, light, shadow, focal)
 
 # %% ../../nbs/sim/04_shade.ipynb #78a24558
 PLAIN, STRIPES, BANDS, CHECKS, ZIGZAG, SPECKS, FACE, HAIR, JACKET = range(9)
