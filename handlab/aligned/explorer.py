@@ -146,7 +146,7 @@ def _controls(steps: int) -> dict:
         for step, name in enumerate(names)
     ]
     return dict(
-        margin=dict(l=0, r=0, t=0, b=90),
+        margin=dict(l=0, r=0, t=0, b=130),
         updatemenus=[dict(type="buttons", buttons=[play], x=0, y=0, xanchor="left", yanchor="top")],
         sliders=[dict(steps=stops, x=0.12, len=0.86, y=0, currentvalue=dict(prefix="share of the walk "))],
     )
