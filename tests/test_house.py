@@ -54,8 +54,8 @@ EXPORTED = {  # (notebook, cell): source
     for cell in nbformat.read(path, 4).cells
     if cell.cell_type == "code" and re.match(r"#\| *export\b", cell.source)
 }
-# A class of settings has a line for each. With a function per pixel of a body, a frame takes 25 % longer.
-LONG = re.compile(r"^class \w*Settings\(|^class ExperimentSettings:|^def shade_body\(", re.M)
+# A class of settings has a line for each.
+LONG = re.compile(r"^class \w*Settings\(|^class ExperimentSettings:", re.M)
 
 
 def test_an_exported_cell_is_short():
@@ -63,7 +63,7 @@ def test_an_exported_cell_is_short():
     written = [sum(bool(line.strip()) and line[:2] != "#|" for line in each) for each in lines.values()]
     assert len(written) > 1000 and median(written) <= 12
     assert not [at for at, each in lines.items() if len(each) > 40 and not LONG.search(EXPORTED[at])]
-    assert sum(len(each) > 40 for each in lines.values()) <= 6
+    assert sum(len(each) > 40 for each in lines.values()) <= 5
 
 
 @pytest.mark.parametrize("path", MODULES, ids=own_name)

@@ -589,6 +589,24 @@ def _folds(cube, u, v, m):
     bend = noise(cube, u * np.float32(0.017), v * np.float32(0.040), m) + np.float32(0.6) * fine
     return bend, noise(cube, u * np.float32(0.035), v * np.float32(0.018) + 5, m + 4)
 
+# %% ../../nbs/sim/04_shade.ipynb #e29ff117
+_HALF, _CLOTH_SKY, _CLOTH_WRAP = np.float32(0.5), np.float32(0.9), np.float32(0.15)
+
+
+@compiled
+def _leaning(nx, ny, nz, fold, bend, lean):
+    "The unit normal of cloth that folds."
+    nx, ny = nx + fold * np.float32(1.2) * bend, ny + fold * np.float32(1.1) * lean
+    return unit(nx, ny, nz + fold * np.float32(0.4) * bend)
+
+
+@compiled
+def _cloth_tone(pattern, u, v, scale, fold, bend, cube):
+    "The share of the second colour at (u, v) mm, and the brightness of weave and folds."
+    mix = _face_mix(u, v, scale) if pattern == FACE else _pattern_mix(pattern, u, v, scale, cube)
+    weave = np.float32(0.10) * noise(cube, u * _HALF, v * _HALF, 1.0)
+    return mix, 1 + weave + fold * np.float32(0.35) * bend
+
 # %% ../../nbs/sim/04_shade.ipynb #e29ff118
 @compiled
 def shade_body(
@@ -603,7 +621,6 @@ def shade_body(
     shadow: Shadow,
 ):
     "Colour the pixels of the body in `image` (H,W,3) f32."
-    half = np.float32(0.5)
     for y in range(triangle.shape[0]):
         for x in range(triangle.shape[1]):
             t = triangle[y, x] - first
@@ -614,26 +631,21 @@ def shade_body(
             nx, ny, nz = blend3(body.normals, *spot)
             u, v, _ = blend3(body.texture, *spot)
             m = int(body.texture[spot[0], 2])
-            fold, scale, (bend, lean) = materials.folds[m], materials.scale[m], _folds(cube, u, v, m)
-            nx, ny = nx + fold * np.float32(1.2) * bend, ny + fold * np.float32(1.1) * lean
-            nx, ny, nz = unit(nx, ny, nz + fold * np.float32(0.4) * bend)
+            fold, (bend, lean) = materials.folds[m], _folds(cube, u, v, m)
             vx, vy, vz = unit(-px, -py, -pz)
-            nx, ny, nz = _facing_us(nx, ny, nz, vx, vy, vz)
-            pattern = materials.pattern[m]
-            mix = _face_mix(u, v, scale) if pattern == FACE else _pattern_mix(pattern, u, v, scale, cube)
-            weave = np.float32(0.10) * noise(cube, u * half, v * half, 1.0)
-            grain = 1 + weave + fold * np.float32(0.35) * bend
+            nx, ny, nz = _facing_us(*_leaning(nx, ny, nz, fold, bend, lean), vx, vy, vz)
+            mix, grain = _cloth_tone(materials.pattern[m], u, v, materials.scale[m], fold, bend, cube)
             cosine, bright = _dot(nx, ny, nz, light.direction), np.float32(0)
-            sun = sunlight(shadow.nearness, shadow.matrix, px, py, pz, np.float32(6))
-            reach = 1 - light.umbra * (1 - sun)
+            reach = 1 - light.umbra * (
+                1 - sunlight(shadow.nearness, shadow.matrix, px, py, pz, np.float32(6))
+            )
             if cosine > 0:
                 shine = _shine(nx, ny, nz, vx, vy, vz, light.direction, np.float32(14))
                 bright = materials.gloss[m] * shine * reach
-            sky_side, fill = half + half * _dot(nx, ny, nz, light.up), nx * vx + ny * vy + nz * vz
-            sky, wrap = np.float32(0.9), np.float32(0.15)
+            sky_side, fill = _HALF + _HALF * _dot(nx, ny, nz, light.up), nx * vx + ny * vy + nz * vz
             for c in range(3):
                 albedo = (materials.main[m, c] * (1 - mix) + materials.other[m, c] * mix) * grain
-                base = _lit(albedo, c, cosine, sky_side, fill, reach, sky, light, wrap)
+                base = _lit(albedo, c, cosine, sky_side, fill, reach, _CLOTH_SKY, light, _CLOTH_WRAP)
                 image[y, x, c] = base + bright * light.sun[c]
 
 # %% ../../nbs/sim/04_shade.ipynb #b28b6306
