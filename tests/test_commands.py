@@ -354,6 +354,7 @@ WRONG = {
         "run train_py, data rdh --output {0}/a, list more, papers --seeds 2, list --cores 2"
     ),
     "handlab.results.ship": "no-such-run, {0}/file, --limit nan, --limit -1, --limit x",
+    "handlab.pages.measure": "no-such-run, {0}/file, --only more, --device gpu, --real {0}/file",
     "handlab.pages.front": "--seeds -1, --seeds x, more",
     "handlab.pages.manifest": (
         "{0}/none, {0}/file, {0} --json {0}/file/a, {0} --json /proc/a, {0} --take {0}/b"

@@ -659,9 +659,11 @@ def test_names_of_any_length(tmp_path):
 
 MEMORY = """
 import sys
+from handlab.data import batches as held
 from handlab.data.prepare import CropSettings, prepare
 from handlab.data.batches import Batches
 from handlab.data.rhd import decode_frame, drawn_frame
+held._HELD = 400  # above it labels stay on the disk
 SAMPLE = decode_frame('drawn/0', *drawn_frame(0))
 class Same:
     source = 'same'
@@ -685,7 +687,7 @@ if __name__ == '__main__':
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    "20 000 frames have 10 MB of labels and 6 MB of pixels even at this size; none of it stays in memory."
+    "20 000 frames have 10 MB of labels and 6 MB of pixels even at this size; a large set keeps none of it."
     (tmp_path / "script.py").write_text(MEMORY)
     frees = {
         **ENVIRONMENT,

@@ -288,7 +288,7 @@ def test_bad_arguments_are_one_line(case, tmp_path, capsys):
         ([f"--{count}", "many"], "invalid int"),
         (["--frames", "3"], "unrecognized"),
         ([f"--{count}", "-1"], "negative"),
-        (["--workers", "-2"], "0 for one per core"),
+        (["--workers", "-2"], "not a number of 0 or more"),
     ):
         with pytest.raises(SystemExit) as stop:
             writer.main([case.source, str(folder), *words])

@@ -76,6 +76,7 @@ class Item:
     digits: int = 2  # of a table
     stored: str = ""  # a table's key in Page.tables; empty: its name
     timed: bool = False  # a table of times: measured once on a machine, then shown from its file
+    optional: bool = False  # it needs what few have, such as real frames: missing even where a page is strict
 
 # %% ../../nbs/pages/03_page.ipynb #a4a52a9d
 def every_run(runs: dict | Iterable[RunFolder]) -> list:  # {key: [RunFolder]}, nested or not, or [RunFolder]
@@ -114,7 +115,7 @@ def _make(page: "Page", item: Item) -> tuple | None:  # what was made, and its r
     try:
         return _made(page, item)
     except HandlabError as error:
-        if page.strict:
+        if page.strict and not item.optional:
             raise
         print(f"{item.place}: {error}".replace(f"{project_root()}/", ""))  # it is saved in notebooks
         return None

@@ -316,7 +316,9 @@ CONVERGENCE = (
     Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
     Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
 )
-ON_REAL = Item("real-frames", REAL, _on_real, _variants(*TABLE_1, "S1-own_view"), stored="real")
+ON_REAL = Item(
+    "real-frames", REAL, _on_real, _variants(*TABLE_1, "S1-own_view"), stored="real", optional=True
+)
 ITEMS = (*TABLES, *ABLATION_TABLES, *BY_JOINT, *CURVES, *PICTURES, *SMOOTH, *CONVERGENCE, ON_REAL)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #7d52512a

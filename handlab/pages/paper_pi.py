@@ -247,7 +247,7 @@ def _on_real(runs: dict, page: Page) -> pd.DataFrame:
     return table_real({label_of(runs["rhd"], name): (runs["rhd"], name) for name in networks})
 
 
-ON_REAL = Item("real-frames", REAL, _on_real, _all("rhd"), stored="real")
+ON_REAL = Item("real-frames", REAL, _on_real, _all("rhd"), stored="real", optional=True)
 ITEMS = (*TABLES, *FIG_3, *PICTURES, _mask_share("stereo_2d"), _mask_share("rhd_2d"), *CONVERGENCE, ON_REAL)
 
 # %% ../../nbs/pages/07_paper_pi.ipynb #d9bf4433

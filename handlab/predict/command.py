@@ -327,6 +327,10 @@ def given_by(parameters: dict) -> argparse.Namespace:  # of the notebook `predic
     if parameters["images"] and not where:
         fix = "give box='left top right bottom' in px, or a mask, or detect=True"
         raise HandlabError("parameters", "they do not say where the hand is", fix)
+    for name, four in (("box", "left top right bottom"), ("K", "fx fy cx cy")):
+        if len(parameters[name].split()) not in (0, 4):
+            fix = f"give '{four}' in px"
+            raise HandlabError(f"parameter {name}={parameters[name]!r}", "it does not have four numbers", fix)
     words = [each.strip() for each in parameters["images"].split(";")]
     words += ["--detect"] * (parameters["detect"] or not where)
     for name in ("box", "K"):
