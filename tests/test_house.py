@@ -126,3 +126,11 @@ def test_public_signatures_name_all_types(path):
 def test_a_bare_signature_is_noticed():
     source = "class A:\n def f(self, x, *y: int, z=1):\n  def g(): return 1\n  x()\n def h(self): yield 1"
     assert [untyped(each) for each in public_functions(ast.parse(source))] == [["x", "z"], ["return"]]
+
+
+def test_imports_have_cells_of_their_own():
+    "nbdev runs such a cell whole where only its imports are wanted."
+    for place, source in EXPORTED.items():
+        parts = ast.parse(source).body
+        imports = [isinstance(part, (ast.Import, ast.ImportFrom)) for part in parts]
+        assert all(imports) or not any(imports), place

@@ -22,6 +22,7 @@ from .render import depth_of
 from .rhd import actor_of
 from .scene import Frame, render_frame, sample_geometry
 
+# %% ../../nbs/sim/14_show.ipynb #7d1f14e0
 if TYPE_CHECKING:
     from IPython.display import Image
 
