@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from ..core import CommandLine, HandlabError, one_line_errors, write_arrays
+from ..core import HandlabError, one_line_errors, write_arrays
 from ..data.files import real_root
 from ..machine import pick_device
 from .aligned_figures import tips_of
@@ -19,7 +19,7 @@ from .aligned_scores import clouds_of, walks_of
 from ..results.measures import activation_shares
 from ..results.real import real_errors
 from ..results.runs import RunFolder
-from ..results.ship import add_measured, named_runs
+from ..results.ship import add_measured, command_of_runs, named_runs
 
 # %% ../../nbs/pages/15_measure.ipynb #f0ce340f
 OF_STRATEGY = {"S1": ("walks", "tips"), "S4": ("walks", "clouds", "tips")}
@@ -82,17 +82,13 @@ def measure(
 def main(arguments: list[str] | None = None):
     "The command line."
     text = "Measure what the pages show of finished runs beside their predictions, and keep it with the runs."
-    parser = CommandLine(prog="python -m handlab.pages.measure", description=text)
-    named = "names of runs, their folders, or folders of runs (all finished ones of runs/long and runs/full)"
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=named)
+    parser = command_of_runs("pages.measure", text)
     parser.add_argument("--only", action="append", choices=NAMES, help="a measure; may be given repeatedly")
     parser.add_argument("--again", action="store_true", help="also what was measured before")
     parser.add_argument("--real", default="", metavar="FOLDER", help="RHD (data/rhd or HANDLAB_REAL_RHD)")
     parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda', 'cuda:1'")
     given = parser.parse_args(arguments)
     runs, device = named_runs(given.runs), pick_device(given.device)
-    if not runs:
-        raise HandlabError("measure", "no run is finished", "train with make figures PROFILE=long")
     wrong = 0
     for run in runs:
         done = measure(run, given.only or (), given.again, given.real, device)

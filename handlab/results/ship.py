@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'MOST_APART', 'MOST_ROWS', 'WEIGHTS', 'STRATEGIES', 'WATTS', 'GPU_WATTS', 'ENERGY', 'VERSION', 'LIMIT',
            'LOOKED_IN', 'compact', 'write_packed', 'rounding_of', 'ship_predictions', 'thinned', 'weights_to_ship',
            'ship_weights', 'cost_of', 'machine_of', 'exact_command', 'size_of', 'ship', 'add_measured', 'finished_in',
-           'named_runs', 'ship_all', 'remove_unused', 'main']
+           'command_of_runs', 'named_runs', 'ship_all', 'remove_unused', 'main']
 
 # %% ../../nbs/results/08_ship.ipynb #8f1882f9
 import csv
@@ -343,6 +343,14 @@ def finished_in(folder: str | Path) -> list:  # of RunFolder
     return [RunFolder(path.parent) for path in paths]
 
 
+def command_of_runs(name: str, about: str) -> CommandLine:  # name: 'results.ship'
+    "A command line whose words name runs, for `named_runs`."
+    parser = CommandLine(prog=f"python -m handlab.{name}", description=about)
+    named = "names of runs, their folders, or folders of runs (all finished ones of runs/long and runs/full)"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=named)
+    return parser
+
+
 def named_runs(words: Sequence[str]) -> list:  # of RunFolder
     "The runs that the words of a command name; none: all of `long` and `full`."
     found = []
@@ -356,6 +364,8 @@ def named_runs(words: Sequence[str]) -> list:  # of RunFolder
             )
         whole = not place.name.startswith("train_")
         found += finished_in(place) if whole else [RunFolder(place)]
+    if not found:
+        raise HandlabError("runs", "no run is finished", "train with make figures PROFILE=long")
     return found
 
 # %% ../../nbs/results/08_ship.ipynb #f0695d3d
@@ -399,15 +409,11 @@ def remove_unused(folder: str | Path = SHIPPED):
 def main(arguments: list[str] | None = None):
     "The command line."
     text = "Make small copies of finished runs, with which every page can be made."
-    parser = CommandLine(prog="python -m handlab.results.ship", description=text)
-    named = "names of runs, their folders, or folders of runs (all finished ones of runs/long and runs/full)"
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=named)
+    parser = command_of_runs("results.ship", text)
     parser.add_argument("--to", default=SHIPPED, metavar="FOLDER", help=f"where they go ({SHIPPED})")
     parser.add_argument("--limit", type=at_least(0), default=LIMIT, help=f"MiB of all shipped runs ({LIMIT})")
     given = parser.parse_args(arguments)
     runs = named_runs(given.runs)
-    if not runs:
-        raise HandlabError("ship", "no run is finished", "train with make figures PROFILE=long")
     if wrong := ship_all(runs, given.to, given.limit):
         count = f"{len(wrong)} of {len(runs)} run{'s' * (len(runs) > 1)}"
         raise HandlabError("ship", f"{count} not shipped", "the lines above say why")
