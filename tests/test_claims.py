@@ -22,7 +22,7 @@ from handlab.pages import claims as claims_page
 from handlab.privileged.experiment import PiSettings
 from handlab.results import claims, measures, statistics
 from handlab.results.catalogue import _EXTRA_RUNS as EXTRA_RUNS
-from handlab.results.catalogue import PROFILES, graph_runs, page_folder
+from handlab.results.catalogue import PROFILES, graph_runs
 from handlab.results.claims import COLUMNS, read_claims
 from handlab.results.evidence import Evidence, Network, World, frame_scores
 from handlab.results.statistics import (
@@ -384,8 +384,6 @@ def write_world(folder, good=True, prefix="sim-", seeds=3):
             )
         for name, error in turned(ALIGNED_STEREO, good).items():
             write_aligned(folder, name, "stb", seed, good, prefix, error)
-    pages = folder / page_folder("paper_aligned", not prefix)
-    pages.mkdir()
     noise = np.random.default_rng(0).normal(0, 0.01, (seeds, 60))
     walk = (
         {
@@ -410,7 +408,24 @@ def write_world(folder, good=True, prefix="sim-", seeds=3):
             "clouds/reconstructed": 0.15,
         }
     )
-    np.savez(pages / "smoothness.npz", **{name: value + noise for name, value in walk.items()})
+    for seed in range(seeds):
+        write_walks(
+            folder / f"train_aligned-S4-{prefix}rhd-seed{seed}/measured",
+            {name: value + noise[seed] for name, value in walk.items()},
+        )
+
+
+def write_walks(folder, values):  # {'S4/...' | 'joints/...' | 'clouds/...': array}
+    "As a run keeps what was measured of its walks and clouds."
+    folder.mkdir(exist_ok=True)
+    parts = {name: name.partition("/") for name in values}
+    rows = {"S4": "latent", "joints": "joints"}
+    walks = {
+        f"{rows[row]}/measures/{what}": values[name] for name, (row, _, what) in parts.items() if row in rows
+    }
+    clouds = {what: values[name] for name, (row, _, what) in parts.items() if row == "clouds"}
+    np.savez(folder / "walks.npz", **walks)
+    np.savez(folder / "clouds.npz", **clouds)
 
 
 def stand_ins(monkeypatch, good):

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core import project_path, read_arrays
 from ..machine import pick_device
 from ..privileged import experiment as pi_experiment
 from ..privileged.diagram import paper_networks
 from ..privileged.networks import energy_on_hand
-from .catalogue import page_folder
 from .evidence import Evidence, Missing, Network, Unfit
-from .runs import RunFolder, page_home, unseeded
+from .runs import RunFolder, unseeded
 from handlab.results.statistics import (
     BOOTSTRAP_SEED,
     Estimate,
@@ -280,19 +278,24 @@ def forward_time(evidence: Evidence, *, kind: str) -> Measured:  # '3D' or '2D'
     return Measured([_median_time(forward_times(*paper_networks()[kind], "auto", _TIMINGS))])
 
 # %% ../../nbs/results/06_measures.ipynb #7741c3ca
+def _walks_of(run: RunFolder, key: str) -> np.ndarray:  # (pairs,) or (frames,)
+    row, _, name = key.partition("/")
+    kind, inside = "walks", f"{'joints' if row == 'joints' else 'latent'}/measures/{name}"
+    if row == "clouds":
+        kind, inside = row, name
+    arrays = run.measured_before(kind) or {}
+    if inside not in arrays:
+        raise Missing(f"paper_aligned: {kind} of {run.name}")
+    return arrays[inside]
+
+
 def _walks(evidence: Evidence, *networks: Network) -> list:
     "An estimate of each array, (seeds, pairs) or (seeds, frames)."
-    world, keys = evidence.world, [network.key for network in networks]
-    path = project_path(page_home(world.folder)) / page_folder("paper_aligned", world.real) / "smoothness.npz"
-    if not path.exists():
-        raise Missing("paper_aligned: smoothness.npz")
-    page = RunFolder(path.parent)
-    arrays = read_arrays(page.file(path.name) if (page.path / "metrics.json").exists() else path)
-    if lacking := set(keys) - set(arrays):
-        raise Missing(f"paper_aligned: {', '.join(sorted(lacking))} in smoothness.npz")
-    found = [arrays[key] for key in keys]
-    evidence.seeds, evidence.frames = list(range(len(found[0]))), found[0].shape[1]
-    of_frames = keys[0].startswith("clouds/")  # else of pairs of frames
+    found = [
+        np.stack([_walks_of(run, network.key) for run in evidence.runs_of(network)]) for network in networks
+    ]
+    evidence.frames = found[0].shape[1]
+    of_frames = networks[0].key.startswith("clouds/")  # else of pairs of frames
     groups = evidence.groups(networks[0]) if of_frames else None
     return [mean_estimate(each, groups) for each in found]
 
