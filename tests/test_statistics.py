@@ -76,6 +76,15 @@ def test_an_interval_moves_and_grows_with_the_numbers(seed, shift, factor, turne
 
 @quickly
 @given(seeds)
+def test_rounding_is_not_seen(seed):
+    "A draw of two seeds multiplies rounding by dozens, so that 32 bits would differ between processors."
+    errors = errors_of(seed, trainings=2)
+    low, high = mean_estimate(errors).interval()
+    assert mean_estimate(errors + 1000).interval() == pytest.approx((low + 1000, high + 1000), abs=1e-7)
+
+
+@quickly
+@given(seeds)
 def test_the_order_of_frames_is_without_effect(seed):
     errors, source = errors_of(seed), np.random.default_rng(seed)
     persons, order = np.repeat(list("abcdef"), 10), source.permutation(60)

@@ -143,6 +143,10 @@ def markdown_table(
     return f"*{caption}*\n\n{lines}" if caption else lines
 
 # %% ../../nbs/pages/01_output.ipynb #f8ec6647
+def _ten_digits(value: float) -> str:  # further ones differ between processors
+    return repr(float(f"{value:.10g}"))
+
+
 def save_table(
     table: pd.DataFrame,
     name: str,
@@ -152,7 +156,10 @@ def save_table(
     about: dict | None = None,  # for the manifest
 ) -> list:  # the files
     "Write a table to `<folder>/<name>.csv` and `.md`, atomically; return the paths."
-    texts = {"csv": table.to_csv(), "md": markdown_table(table, caption, digits) + "\n"}
+    texts = {
+        "csv": table.to_csv(float_format=_ten_digits),
+        "md": markdown_table(table, caption, digits) + "\n",
+    }
     paths = [project_path(folder) / f"{name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values()):
         with atomic_file(path, "w") as file:

@@ -30,20 +30,20 @@ BOOTSTRAP_SEED = 0
 
 # %% ../../nbs/results/04_statistics.ipynb #2f4bcc0b
 @lru_cache(maxsize=8)
-def _drawn(sizes: tuple, draws: int) -> tuple:  # (draws, G) float32, (draws, 1)
+def _drawn(sizes: tuple, draws: int) -> tuple:  # (draws, G), (draws, 1)
     "The weight of each frame of a group in each draw, and how far the draw is stretched."
     count, generator = len(sizes), numpy_generator(BOOTSTRAP_SEED, "frames")
     counts = generator.multinomial(count, np.full(count, 1 / count), draws)
     weights = counts / (counts @ np.array(sizes))[:, None]
     if count == 1:
-        return weights.astype(np.float32), np.full((draws, 1), np.nan)
-    return weights.astype(np.float32), np.sqrt(count / generator.chisquare(count - 1, (draws, 1)))
+        return weights, np.full((draws, 1), np.nan)
+    return weights, np.sqrt(count / generator.chisquare(count - 1, (draws, 1)))
 
 # %% ../../nbs/results/04_statistics.ipynb #3f9536e0
 def frame_weights(
     groups: ArrayLike,  # (frames,) equal numbers or names are drawn together; or how many single frames
     draws: int = DRAWS,
-) -> tuple:  # (draws, frames) float32, each row sums to 1; (draws, 1) factors, NaN for a single group
+) -> tuple:  # (draws, frames), each row sums to 1; (draws, 1) factors, NaN for a single group
     "The weight of each frame in each draw, and the factor by which the result is stretched around its mean."
     groups = np.arange(groups) if np.ndim(groups) == 0 else np.asarray(groups)
     _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -137,7 +137,7 @@ def mean_estimate(
     whole = ~np.isnan(values).any(0)
     values = values[:, whole]
     weights, stretch = frame_weights(whole.sum() if groups is None else np.asarray(groups)[whole])
-    return _over_frames_and_seeds(values.mean(1), weights @ values.T.astype(np.float32), stretch)
+    return _over_frames_and_seeds(values.mean(1), weights @ values.T, stretch)
 
 # %% ../../nbs/results/04_statistics.ipynb #0e09346e
 def seeds_estimate(values: ArrayLike) -> Estimate:  # (seeds,)
