@@ -154,6 +154,11 @@ def test_too_few_pairs_for_a_batch(data):
             "S4-labelled0.25-apart",
         ),  # section E, weakly supervised
         (dict(labelled_share=0.25, use_unlabelled=False), "S4-labelled0.25-alone"),
+        (dict(cloud_encoder="basis", cloud_decoder="bones"), "S4-basis-bones"),
+        (
+            dict(cloud_decoder="bones", labelled_share=0.25, use_unlabelled=False),
+            "S4-bones-labelled0.25-alone",
+        ),
     ],
 )
 def test_every_option_trains_under_its_own_name(data, tmp_path, changes, name):
@@ -168,7 +173,7 @@ def test_equal_parts_start_with_the_weights_of_a_trained_network(data, tmp_path)
     clouds = replace(ALIGNED, strategy="C2CP", cloud_encoder="basis", validation_frames=0)
     aligned.train_strategy(clouds, data, tmp_path / "clouds", report=silent)
     later = replace(clouds, strategy="S4", start_from=str(tmp_path / "clouds"))
-    assert run_name(later) == "train_aligned-S4-pretrained-sim-rhd-seed0"
+    assert run_name(later) == "train_aligned-S4-basis-pretrained-sim-rhd-seed0"
     network, plain = aligned.make_network(later), aligned.make_network(later).state_dict()
     assert aligned.start_parts(network, later.start_from) == ["encoders.C", "decoders.C", "decoders.P"]
     trained = aligned.trained_network(clouds, tmp_path / "clouds").state_dict()

@@ -240,6 +240,40 @@ def test_distances_of_clouds_are_the_runs_means(page):
         scores.table_cloud_distances({"S1": runs["S1"]})
 
 
+def test_clouds_that_show_fingers_are_shown_where_their_run_is(page, capsys):
+    "Beside S4 among the ablations and the distances, and as pictures from both codes."
+    by_name, bones = {item.name: item for item in ITEMS}, "S4-basis-bones"
+    tables = ("supplement-fig3-table", "supplement-fig3-joints", "fig3-distances")
+    assert not any(bones in by_name[name].wanted(page)[0] for name in tables)
+    page.show("fig3-fingers")
+    assert capsys.readouterr().out == ""
+    floors = {"resampled": dict(emd=8.0, chamfer=7.0), "mean_cloud": dict(emd=38.0, chamfer=31.0)}
+    made_up(page.folder, bones, 0, [17, 35], clouds=floors | {"RGB": dict(emd=24.0, chamfer=25.0)})
+    assert all(bones in by_name[name].wanted(page)[0] for name in tables)
+    page.show("supplement-fig3-table")
+    row = page.tables["ablations"].loc["S4, basis points, points on bones"]
+    assert row[["mean EPE (mm)", "minus S4"]].tolist() == pytest.approx([26, -2])
+    page.show("fig3-distances")
+    assert page.tables["fig3-distances"]["EMD (mm)"].to_dict() == {
+        "floor: the true cloud, drawn again": 8.0,
+        "S4, basis points, points on bones: decoded from RGB": 24.0,
+        "one cloud for all hands": 38.0,
+    }
+
+
+def test_pictures_of_clouds_on_bones_say_what_they_are(tmp_path):
+    path = tmp_path / "smoke" / "train_aligned-S4-basis-bones-sim-rhd-seed0"
+    parts = dict(cloud_encoder="basis", cloud_decoder="bones")
+    practice_run(make_settings(AlignedSettings, "smoke", strategy="S4", **parts), path)
+    page = aligned_page(tmp_path / "smoke", figures="")
+    for name, code in (("fig3-fingers", "from RGB alone"), ("fig3-fingers-own_code", "from the code of the")):
+        (item,) = (item for item in ITEMS if item.name == name)
+        figure = item.make(page.open(*item.wanted(page)), page)
+        text = figure.texts[-1].get_text()
+        assert "S4, basis points, points on bones; sim-rhd twin" in text and code in text
+        assert len(figure.axes) == 5 * 8
+
+
 # ---------------------------------------------------------------- curves
 @pytest.mark.parametrize("benchmark, title", [("rhd", "RHD"), ("stb", "STB")])
 def test_published_curves_are_dashed_and_named(page, benchmark, title):

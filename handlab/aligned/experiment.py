@@ -707,6 +707,8 @@ def equal_time_steps(
 def run_name(settings: AlignedSettings) -> str:
     "The name of a run: strategy, conditions, dataset and seed."
     words, share = [settings.strategy.replace(":", "_")], settings.labelled_share
+    words += ["basis"] * (settings.cloud_encoder == "basis")
+    words += ["bones"] * (settings.cloud_decoder == "bones")
     if share < 1:
         words += [f"labelled{share:g}{'-alone' * (not settings.use_unlabelled)}"]
         words += ["frames"] * (settings.labelled_by == "frames")

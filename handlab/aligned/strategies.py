@@ -189,6 +189,7 @@ LABELS = {
     "S4-apart": "S4 without corresponding data",
     "S1-batch3": "S1, three times the batch",
     "RC2HP": "S4 without the cloud decoder",
+    "S4-basis-bones": "S4, basis points, points on bones",
     "S4-labelled0.25-frames": "S4, 25 % labelled, frames of all persons",
     "S4-labelled0.25-apart": "S4, 25 % labelled, no corresponding data",
     "S4-pairs0.25": "S4, 25 % of the frames, paired",

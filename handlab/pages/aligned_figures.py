@@ -25,7 +25,7 @@ from .aligned_scores import label_of, opened, split_reference, weak_errors
 from .curves import draw_differences, draw_ours, draw_published, finish_pck, panel_axes
 from .page import every_run
 from ..results.published import published_curves
-from ..results.runs import RunFolder, source_line
+from ..results.runs import RunFolder, source_line, unseeded
 from ..train.experiment import crop_settings, prepared_reader
 from ..train.sets import evaluation_reader
 
@@ -93,7 +93,9 @@ def spread_frames(
 def _sign(figure: plt.Figure, run: RunFolder, text: str) -> plt.Figure:
     "A line under a picture: what it was drawn from."
     strategy, source = run.metrics["strategy"], source_line([run]).removesuffix("1 seed")
-    line = f"{LABELS.get(strategy, strategy)}; {source}seed {run.metrics['seed']}; {text}"
+    variant = unseeded(run.name).removeprefix("train_aligned-").removesuffix(f"-{run.metrics['source']}")
+    label = LABELS.get(variant, LABELS.get(strategy, strategy))
+    line = f"{label}; {source}seed {run.metrics['seed']}; {text}"
     figure.text(0.5, -0.01, line, ha="center", va="top", fontsize=9)
     return figure
 
@@ -116,13 +118,18 @@ def fig_walks_of(
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #6a41e9de
 def fig_reconstructions_of(
-    run: RunFolder, count: int = 8, offset: float = 0.0, device: str | torch.device = "cpu"
+    run: RunFolder,
+    count: int = 8,
+    offset: float = 0.0,
+    device: str | torch.device = "cpu",
+    letter: str = "R",  # of the encoder: 'R', RGB alone, or 'C', the true cloud's own code
 ) -> plt.Figure:
     "Images, true and estimated poses, true and reconstructed clouds of evenly spread test frames."
     settings, data, network = opened(run, device)
     frames = spread_frames(len(data.test), count, offset)
-    figure = fig_reconstructions(network, data.test, settings, frames, device)
-    return _sign(figure, run, "black: true pose; vermilion: from RGB alone; clouds: dark is near")
+    figure = fig_reconstructions(network, data.test, settings, frames, device, letter)
+    code = {"R": "from RGB alone", "C": "from the code of the true cloud"}[letter]
+    return _sign(figure, run, f"black: true pose; vermilion: {code}; clouds: dark is near")
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #e04d936f
 def fig_weak_of(runs: dict) -> plt.Figure:  # runs: {variant: [RunFolder]} with S4, its labelled shares and S1

@@ -35,9 +35,15 @@ class Run:
         return self.parameters["dataset"]
 
 # %% ../../nbs/results/00_catalogue.ipynb #3f117c7b
+def _network_words(parameters: dict) -> list:  # encoder, decoder
+    "The words of a name for parts of the network that are not the paper's."
+    parts = ("cloud_encoder", "basis"), ("cloud_decoder", "bones")
+    return [word for part, word in parts if parameters.get(part) == word]
+
+
 def _regime_of(parameters: dict) -> list:  # of train_aligned
     "The words of a name for what differs from the paper's main experiment."
-    words, share = [], parameters.get("labelled_share", 1.0)
+    words, share = _network_words(parameters), parameters.get("labelled_share", 1.0)
     if share < 1:
         words.append(f"labelled{share:g}" + "-alone" * (not parameters.get("use_unlabelled", True)))
         words += ["frames"] * (parameters.get("labelled_by") == "frames")
@@ -45,7 +51,8 @@ def _regime_of(parameters: dict) -> list:  # of train_aligned
         words.append(f"batch{factor}")
     if (pairs := parameters.get("paired_share", 1.0)) < 1:
         words.append(f"pairs{pairs:g}")
-    words += ["pretrained"] * (parameters.get("unpaired_steps", 0) > 0)
+    started = parameters.get("unpaired_steps", 0) > 0 or bool(parameters.get("start_from"))
+    words += ["pretrained"] * started
     if not parameters.get("correspondence", True):
         words.append("apart")
     if not parameters.get("viewpoint_correction", True):
@@ -137,6 +144,7 @@ def aligned_controls(profile: str) -> list:
         dict(strategy="S1", batch_factor=3),  # S4 draws three codes per frame
         dict(strategy="R2DP"),  # depth maps decoded where R2CP decodes clouds
         dict(strategy="RC2HP"),  # S4's encoders and alignment, no cloud decoder
+        dict(strategy="S4", cloud_encoder="basis", cloud_decoder="bones"),  # clouds that show fingers
         few_labels | dict(labelled_by="frames"),  # Fig. 8's first frames are whole persons
         few_labels | dict(correspondence=False),  # section E speaks of the weakly-supervised setting
         few_pairs,

@@ -129,7 +129,9 @@ def _words_of(metrics: dict) -> set:  # metrics: of a run
     return {*name_of(metrics["experiment"], settings).split("-")}
 
 
-_OF_A_REGIME = re.compile(r"sim|alone|frames|pretrained|apart|own_view|(labelled|batch|pairs)[\d.]+")
+_OF_A_REGIME = re.compile(
+    r"sim|alone|frames|pretrained|apart|own_view|basis|bones|(labelled|batch|pairs)[\d.]+"
+)
 
 
 def _not_of_name(metrics: dict, name: str) -> str:  # name: of the run's folder, without its seed

@@ -124,11 +124,11 @@ WEIGHTS = {  # experiment: the networks that people use
     "train_pi_2d": ("rgb_pi",),
     "train_aligned": ("",),
 }
-STRATEGIES = ("S1", "S4")  # of paper 2
+STRATEGIES = ("S1", "S4", "S4-basis-bones")  # of paper 2; the last draws fingers
 
 
 def weights_to_ship(run: RunFolder) -> list:  # names of files
-    "The weights of a run that are shipped: of the papers' own networks, seed 0."
+    "The weights of a run that are shipped: of the networks that people use, seed 0."
     kind, source = run.metrics["experiment"], run.metrics["source"]
     own = {f"{kind}-{source}"} if kind != "train_aligned" else {f"{kind}-{s}-{source}" for s in STRATEGIES}
     if run.name not in {f"{name}-seed0" for name in own}:
