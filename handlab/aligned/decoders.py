@@ -173,7 +173,7 @@ class LayeredCloudDecoder(nn.Sequential):
         super().__init__(*layers, nn.Linear(units, 3 * points), nn.Unflatten(1, (points, 3)))
 
 # %% ../../nbs/aligned/02_decoders.ipynb #b0e50002
-CLOUD_REACH = 0.3  # hand scales: a point's largest offset from a finger's bone, about 10 mm
+CLOUD_REACH = 0.25  # hand scales: a point's largest offset from a finger's bone, about its radius (8 mm)
 
 
 def bone_shares(points: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +199,7 @@ class BoneCloudDecoder(nn.Module):
     def __init__(self, latent: int = 64, width: float = 1.0, points: int = 256):
         super().__init__()
         shares, reach = bone_shares(points)
-        self.shares = nn.Parameter((shares + 1e-3).log())  # before softmax
+        self.register_buffer("shares", shares, persistent=False)  # fixed: learned ones leave their bones
         self.register_buffer("reach", reach, persistent=False)
         self.offsets = LayeredCloudDecoder(latent, width, points)
         self.offsets[-2].weight.data.mul_(0.1)
@@ -213,7 +213,7 @@ class BoneCloudDecoder(nn.Module):
         offset = self.offsets(z).float()
         length = offset.norm(dim=2, keepdim=True) + 1e-6
         offset = offset / length * self.reach * (length / self.reach).tanh()
-        return self.shares.softmax(1) @ self._pose[0](z).float() + offset  # (B, points, 3)
+        return self.shares @ self._pose[0](z).float() + offset  # (B, points, 3)
 
 # %% ../../nbs/aligned/02_decoders.ipynb #7cedbaf2
 class DepthDecoder(nn.Module):
