@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from handlab.aligned.decoders import BoneCloudDecoder, CloudDecoder, LayeredCloudDecoder
 from handlab.aligned.experiment import AlignedSettings, decode_all, make_network, open_run, run_name
 from handlab.aligned.explorer import choose_pairs, practice_run
 from handlab.aligned.figures import decode_walk, draw_walks, make_walk
@@ -44,6 +45,7 @@ from handlab.hand.solid import capsules, hand_faces, hand_vertices
 from handlab.settings import make_settings
 
 SMOKE = make_settings(AlignedSettings, "smoke")
+CLOUD_DECODERS = {"folding": CloudDecoder, "layers": LayeredCloudDecoder, "bones": BoneCloudDecoder}
 
 
 def papermill(notebook, folder, **parameters):
@@ -229,19 +231,24 @@ def practised(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["folding", "layered"])
+@pytest.fixture(scope="module", params=[("folding", "respel"), ("layers", "respel"), ("bones", "basis")])
 def atlas(practised, request):
-    "A network with either cloud decoder, whose batch norms have statistics, and ten frames in its space."
+    "A network with each cloud decoder, whose batch norms have statistics, and ten frames in its space."
     settings, data, network = open_run(practised)
-    settings = replace(settings, cloud_decoder=request.param)
+    decoder, encoder = request.param
+    settings = replace(settings, cloud_decoder=decoder, cloud_encoder=encoder)
     other = make_network(settings)
+    assert type(other.decoders["C"]) is CLOUD_DECODERS[decoder]
     torch.manual_seed(1)
     for layer in other.modules():
         if isinstance(layer, torch.nn.BatchNorm1d):
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
-    network.decoders["C"] = other.decoders["C"]
+    network.decoders["C"], network.encoders["C"] = other.decoders["C"], other.encoders["C"]
+    if decoder == "bones":
+        network.decoders["C"].follow(network.decoders["P"])
+        network.decoders["C"].offsets[-2].weight.data *= 10  # some offsets end at their reach
     return network.eval(), make_atlas(network, data.test, settings, 10)
 
 

@@ -38,11 +38,26 @@ function fold(layers, values, places, size) {  // the first layer sees the code 
   }
   return points;
 }
+function onBones({offsets, shares, reach}, values) {  // a share of each joint, and an offset that ends at the point's reach
+  const pose = through(model.pose, values), points = Float32Array.from(through(offsets, values));
+  for (let point = 0; point < reach.length; point++) {
+    const at = 3*point, far = reach[point], [x, y, z] = row(points, point, 3);
+    const length = Math.sqrt(x*x + y*y + z*z) + 1e-6, size = far/length*Math.tanh(length/far);
+    for (let axis = 0; axis < 3; axis++) {
+      let place = size*points[at + axis];
+      for (let joint = 0; joint < 21; joint++) place += shares[21*point + joint]*pose[3*joint + axis];
+      points[at + axis] = place;
+    }
+  }
+  return points;
+}
 function decodeCloud(values) {
   if (model.cloud) return Float32Array.from(through(model.cloud, values));
+  if (model.bones) return onBones(model.bones, values);
   const [first, second] = model.folds;
   return fold(second, values, fold(first, values, model.grid, model.gridSize), 3).map(value => model.reach*value);
 }
+const hasCloud = () => model.cloud || model.bones || model.folds;
 function doubled(step, input, side, output) {  // a 5x5 transposed convolution of stride 2, with ReLU but for the last
   // Maps lie in planes with a border of zeros. Each cell makes four cells of the larger map from itself and its eight neighbours.
   const {weight, bias, last} = step, P = side + 2, wide = 2*side, Q = wide + 2, sums = step.sums;
@@ -263,7 +278,7 @@ function draw() {
   requestAnimationFrame(() => { asked = false; render(); });
 }
 function decode() {  // once per code
-  if (decoded.code !== code) decoded = {code, pose: decodePose(code), cloud: (model.cloud || model.folds) && decodeCloud(code)};
+  if (decoded.code !== code) decoded = {code, pose: decodePose(code), cloud: hasCloud() && decodeCloud(code)};
   if (model.heat && !decoded.maps && $('joint').value !== 'off') decoded.maps = decodeMaps(code);
 }
 const known = frame => frame !== undefined && frames.known[frame];
@@ -553,7 +568,7 @@ function watchScene(canvas) {
 
 // ---- start
 function readNumbers() {
-  const layers = [model.pose, model.cloud || [], ...(model.folds || []), model.heat ? [model.heat.start, ...model.heat.grow] : []].flat();
+  const layers = [model.pose, model.cloud || [], model.bones?.offsets || [], ...(model.folds || []), model.heat ? [model.heat.start, ...model.heat.grow] : []].flat();
   layers.forEach(layer => {
     layer.weight = numbers(layer.weight);
     layer.bias = numbers(layer.bias);
@@ -561,6 +576,7 @@ function readNumbers() {
     layer.output = new Float32Array(layer.bias.length);
   });
   if (model.grid) model.grid = numbers(model.grid);
+  if (model.bones) ['shares', 'reach'].forEach(name => model.bones[name] = numbers(model.bones[name]));
   if (model.heat) makePlanes();
   ['poses', 'clouds', 'uv', 'middle', 'axes', 'spreads', 'shares', 'scales'].forEach(name => { if (frames[name]) frames[name] = numbers(frames[name]); });
   Object.values(frames.codes).forEach(each => { each.mean = numbers(each.mean); each.logVariance = numbers(each.logVariance); });
@@ -592,7 +608,7 @@ function makeControls() {
   options('colours', Object.keys(content.colours).map(name => [name, name]));
   options('joint', [['all', 'all joints'], ['off', 'none'], ...content.joints.map((name, number) => [number, name])]);
   $('experts').hidden = Object.keys(frames.codes).length < 2;
-  const has = {maps: model.heat, hand: true, cloud: model.cloud || model.folds};
+  const has = {maps: model.heat, hand: true, cloud: hasCloud()};
   document.querySelectorAll('#panels figure').forEach(figure => {
     if (figure.classList.contains('truth')) figure.dataset.true = 'yes';
     figure.hidden = !has[figure.dataset.part] && !(figure.dataset.part === 'maps' && figure.dataset.true);

@@ -25,7 +25,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from .decoders import CloudDecoder, Fold, HeatmapDecoder, LayeredCloudDecoder
+from handlab.aligned.decoders import (
+    BoneCloudDecoder,
+    CloudDecoder,
+    Fold,
+    HeatmapDecoder,
+    LayeredCloudDecoder,
+)
 from .encoders import Gaussian
 from .experiment import ENCODER_NAMES, AlignedSettings, modality_tensors, needed_pixels
 from .explorer import as_url
@@ -338,6 +344,20 @@ PALETTE = [
 ]  # cividis
 LETTERS = {**ENCODER_NAMES, "joint": "both (product)"}
 
+# %% ../../nbs/aligned/16_page.ipynb #44ddf3c9
+def _packed_cloud(cloud: nn.Module) -> dict:
+    "A decoder of clouds as the page's script needs it."
+    if isinstance(cloud, LayeredCloudDecoder):
+        return dict(cloud=_packed_layers(fused(cloud)))
+    if isinstance(cloud, BoneCloudDecoder):
+        fixed = dict(shares=numbers(cloud.shares), reach=numbers(cloud.reach))
+        return dict(bones=dict(offsets=_packed_layers(fused(cloud.offsets)), **fixed))
+    if isinstance(cloud, CloudDecoder):
+        folds = [_packed_layers(fold_layers(fold)) for fold in (cloud.first, cloud.second)]
+        return dict(folds=folds, grid=numbers(cloud.grid), gridSize=cloud.grid.shape[1], reach=3)
+    what = f"the page has no script for a {type(cloud).__name__}"
+    raise HandlabError("decoder of clouds", what, "add it to page.py and explorer.js")
+
 
 def _model(network: AlignedNetwork, device: str | torch.device = "cpu") -> dict:
     "The decoders as the page's script needs them."
@@ -348,12 +368,8 @@ def _model(network: AlignedNetwork, device: str | torch.device = "cpu") -> dict:
         start, steps = heat_layers(network.decoders["H"])
         side = network.settings.map_size // 2 ** len(steps)
         content["heat"] = dict(side=side, start=_packed_layers([start])[0], grow=_packed_layers(steps))
-    cloud = network.decoders["C"] if "C" in network.decoders else None
-    if isinstance(cloud, LayeredCloudDecoder):
-        content["cloud"] = _packed_layers(fused(cloud))
-    elif isinstance(cloud, CloudDecoder):  # the page has no script for points on bones
-        content |= dict(folds=[_packed_layers(fold_layers(fold)) for fold in (cloud.first, cloud.second)])
-        content |= dict(grid=numbers(cloud.grid), gridSize=cloud.grid.shape[1], reach=3)
+    if "C" in network.decoders:
+        content |= _packed_cloud(network.decoders["C"])
     return content
 
 # %% ../../nbs/aligned/16_page.ipynb #eb36f8ec
