@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .render import blend3, compiled, empty_buffers, raster, spot_weights, unit
+from .render import blend3, compiled, empty_buffers, joined, raster, spot_weights, unit
 from .shape import Person
 
 # %% ../../nbs/sim/04_shade.ipynb #724faeb3
@@ -26,10 +26,17 @@ def noise_cube(generator: np.random.Generator) -> np.ndarray:
     return generator.random((_NOISE_SIZE,) * 3, np.float32) - np.float32(0.5)
 
 # %% ../../nbs/sim/04_shade.ipynb #0b3e9f76
-@compiled
+@joined
+def _floor(x):
+    "The largest whole number up to `x`: rounded towards 0, which is a single instruction, and put right."
+    i = np.int64(x)
+    return i - (x < i)
+
+
+@joined
 def noise(cube: np.ndarray, x: float, y: float, z: float) -> float:
     "Smooth noise at a point; one cell of the cube is one unit."
-    i, j, k = math.floor(x), math.floor(y), math.floor(z)
+    i, j, k = _floor(x), _floor(y), _floor(z)
     fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
     fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
     i0, j0, k0 = int(i) & 31, int(j) & 31, int(k) & 31
@@ -60,13 +67,13 @@ def numbers(values: ArrayLike) -> tuple:
     return tuple(np.float32(value) for value in np.ravel(values))
 
 
-@compiled
+@joined
 def _wrapped(cosine, wrap):
     "Lambert's law, reaching a little beyond the terminator."
     return max(np.float32(0), (cosine + wrap) / (1 + wrap))
 
 # %% ../../nbs/sim/04_shade.ipynb #a5468813
-@compiled
+@joined
 def _shine(nx, ny, nz, vx, vy, vz, light, sharpness):
     "Blinn's highlight for unit normal and unit view direction."
     hx, hy, hz = light[0] + vx, light[1] + vy, light[2] + vz
@@ -121,7 +128,7 @@ def cast_shadow(direction: ArrayLike, vertices: np.ndarray, faces: np.ndarray, f
     return Shadow(nearness, numbers(matrix))
 
 # %% ../../nbs/sim/04_shade.ipynb #a8c4fe91
-@compiled
+@joined
 def sunlight(seen: np.ndarray, m: tuple, x: float, y: float, z: float, slack: float) -> float:
     "The share of the sun (0..1) that reaches a point; `slack` mm keep a surface from shadowing itself."
     size = seen.shape[0]
@@ -152,7 +159,7 @@ def _disc_taps() -> np.ndarray:
 _TAPS = _disc_taps()
 
 
-@compiled
+@joined
 def _openness(nearness, x, y, radius):
     "Share of open sky (0..1) at a pixel; `radius` in pixels."
     height, width = nearness.shape
@@ -226,28 +233,28 @@ _PALM_LINES = np.array(
 )  # fate line; x, y, x, y in mm on the mean hand
 
 
-@compiled
+@joined
 def _smoothstep(low, high, x):
     "0 below `low`, 1 above `high`, smooth between."
     t = min(max((x - low) / (high - low), np.float32(0)), np.float32(1))
     return t * t * (3 - 2 * t)
 
 # %% ../../nbs/sim/04_shade.ipynb #22d59436
-@compiled
+@joined
 def _bell(t):
     "A bump of height 1 and width about 1 that ends at t = 1.7: a Gaussian's cheap cousin."
     rest = np.float32(1) - t * t * np.float32(0.34)
     return rest * rest if rest > 0 else np.float32(0)
 
 
-@compiled
+@joined
 def _line_profile(distance, width, footprint):
     "Darkness of a crease at a distance from its middle (mm), seen with pixels of `footprint` mm."
     wide = max(np.float32(width), np.float32(0.5) * footprint)
     return _bell(distance / wide) * (width / wide)
 
 # %% ../../nbs/sim/04_shade.ipynb #d33e862b
-@compiled
+@joined
 def _stroke_distance(x, y, strokes):
     "Distance from (x, y) to the nearest of line segments (N,4)."
     nearest = np.float32(1e6)
@@ -259,7 +266,7 @@ def _stroke_distance(x, y, strokes):
     return math.sqrt(nearest)
 
 # %% ../../nbs/sim/04_shade.ipynb #3ef6ab8e
-@compiled
+@joined
 def _bone_coordinates(anatomy, bone, x, y, z):
     "Lateral, along and dorsal coordinate (mm) of a rest-pose spot on a bone."
     dx, dy, dz = x - anatomy[bone, 0], y - anatomy[bone, 1], z - anatomy[bone, 2]
@@ -270,7 +277,7 @@ def _bone_coordinates(anatomy, bone, x, y, z):
     )
 
 # %% ../../nbs/sim/04_shade.ipynb #52f9a2a2
-@compiled
+@joined
 def _joint_marks(lateral, along, dorsal, radius, wobble, footprint):
     "Darkness of the creases and redness of the knuckle around a finger joint at `along` 0."
     if abs(along) > 1.4 * radius:
@@ -291,7 +298,7 @@ def _joint_marks(lateral, along, dorsal, radius, wobble, footprint):
     ), np.float32(0)
 
 # %% ../../nbs/sim/04_shade.ipynb #233e3e0a
-@compiled
+@joined
 def _nail_field(lateral, along, dorsal, length, radius):
     "Super-ellipse value (below 1: on the nail) and the position along it, -1 cuticle .. 1 free edge."
     if dorsal < 0.1 * radius:
@@ -301,7 +308,7 @@ def _nail_field(lateral, along, dorsal, length, radius):
     return across**4 + lengthwise**4, lengthwise
 
 # %% ../../nbs/sim/04_shade.ipynb #53c897e1
-@compiled
+@joined
 def _finger_tone(anatomy, ring_bone, bone, x, y, z, wobble, footprint):
     "Darkness, redness and shares (0..1) of palm, nail, nail tip, ring at a spot of a finger bone (1..15)."
     k = (bone - 1) % 3
@@ -338,7 +345,7 @@ def _finger_tone(anatomy, ring_bone, bone, x, y, z, wobble, footprint):
     return dark, red, palmar, nail, tip, ring
 
 # %% ../../nbs/sim/04_shade.ipynb #12574c23
-@compiled
+@joined
 def _palm_tone(anatomy, veins, shift, cube, x, y, z, wobble, footprint):
     "Darkness, redness and share of palm (0..1) at a spot of the palm, the back of the hand or the forearm."
     size = anatomy[0, 0]
@@ -373,13 +380,13 @@ def _palm_tone(anatomy, veins, shift, cube, x, y, z, wobble, footprint):
     return dark, red, palmar
 
 # %% ../../nbs/sim/04_shade.ipynb #5f6dfdd3
-@compiled
+@joined
 def _mixed(r, g, b, share, to_r, to_g, to_b):
     "A colour moved towards another by a share."
     return r + share * (to_r - r), g + share * (to_g - g), b + share * (to_b - b)
 
 # %% ../../nbs/sim/04_shade.ipynb #e12dc690
-@compiled
+@joined
 def _mottling(cube, shift, x, y, z, footprint):
     "Noise at a spot: coarse, medium, and fine as far as a pixel of `footprint` mm shows it."
     coarse = noise(cube, x * np.float32(0.06) + shift, y * np.float32(0.06), z * np.float32(0.06))
@@ -390,7 +397,7 @@ def _mottling(cube, shift, x, y, z, footprint):
     return coarse, medium, fine
 
 # %% ../../nbs/sim/04_shade.ipynb #7efc64b9
-@compiled
+@joined
 def _skin_colour(skin, tone, red, palmar, dark):
     "Bare skin as r, g, b."
     left = 1 - min(np.float32(0.55), skin.creases * dark)
@@ -401,7 +408,7 @@ def _skin_colour(skin, tone, red, palmar, dark):
     return r, g, b
 
 # %% ../../nbs/sim/04_shade.ipynb #403ff65c
-@compiled
+@joined
 def skin_tone(
     anatomy: np.ndarray,
     skin: Skin,
@@ -439,7 +446,7 @@ def skin_tone(
     return r, g, b, gloss, sharp
 
 # %% ../../nbs/sim/04_shade.ipynb #14c82af6
-@compiled
+@joined
 def _facing_us(nx, ny, nz, vx, vy, vz):
     "The normal; one that leans away from the viewer (near an outline) is bent back until square to the view."
     cosine = nx * vx + ny * vy + nz * vz
@@ -448,7 +455,7 @@ def _facing_us(nx, ny, nz, vx, vy, vz):
     return unit(nx - cosine * vx, ny - cosine * vy, nz - cosine * vz)
 
 # %% ../../nbs/sim/04_shade.ipynb #2d629405
-@compiled
+@joined
 def _lit(albedo, channel, cosine, sky_side, fill, reach, open_sky, light, wrap):
     "One channel of a lit surface, without its highlight."
     around = light.ground[channel] + (light.sky[channel] - light.ground[channel]) * sky_side
@@ -459,7 +466,7 @@ def _lit(albedo, channel, cosine, sky_side, fill, reach, open_sky, light, wrap):
     )
 
 # %% ../../nbs/sim/04_shade.ipynb #27bba28f
-@compiled
+@joined
 def _dot(x, y, z, direction):
     "The product of a vector with a direction (3,)."
     return x * direction[0] + y * direction[1] + z * direction[2]
@@ -468,7 +475,7 @@ def _dot(x, y, z, direction):
 _HAND_WRAP = numbers([0.30, 0.18, 0.18])  # how far red, green and blue reach beyond the terminator
 
 
-@compiled
+@joined
 def _shade_skin(image, nearness, x, y, t, bone, screen, hand, skin, cube, light, shadow, focal):
     "Colour one pixel, which shows triangle `t` of a hand."
     half = np.float32(0.5)
@@ -537,7 +544,7 @@ class Materials(NamedTuple):
     gloss: np.ndarray  # (M,) f32
 
 # %% ../../nbs/sim/04_shade.ipynb #000ace98
-@compiled
+@joined
 def _pattern_mix(pattern, u, v, scale, cube):
     "How much of the second colour (0..1) a pattern shows at (u, v) mm."
     if pattern == STRIPES:
@@ -562,7 +569,7 @@ def _pattern_mix(pattern, u, v, scale, cube):
     return np.float32(0)
 
 # %% ../../nbs/sim/04_shade.ipynb #cb6596e8
-@compiled
+@joined
 def _face_mix(u, v, width):
     "Darkness of eyes, brows, mouth and nose on a head; u from the middle, v above the chin, in mm."
     u = abs(u)
@@ -582,7 +589,7 @@ class Body(NamedTuple):
     faces: np.ndarray  # (F,3) i32
 
 # %% ../../nbs/sim/04_shade.ipynb #f695b176
-@compiled
+@joined
 def _folds(cube, u, v, m):
     "How far cloth bends and leans at (u, v) mm of material `m`."
     fine = noise(cube, u * np.float32(0.05) + 9, v * np.float32(0.021), m)
@@ -593,14 +600,14 @@ def _folds(cube, u, v, m):
 _HALF, _CLOTH_SKY, _CLOTH_WRAP = np.float32(0.5), np.float32(0.9), np.float32(0.15)
 
 
-@compiled
+@joined
 def _leaning(nx, ny, nz, fold, bend, lean):
     "The unit normal of cloth that folds."
     nx, ny = nx + fold * np.float32(1.2) * bend, ny + fold * np.float32(1.1) * lean
     return unit(nx, ny, nz + fold * np.float32(0.4) * bend)
 
 
-@compiled
+@joined
 def _cloth_tone(pattern, u, v, scale, fold, bend, cube):
     "The share of the second colour at (u, v) mm, and the brightness of weave and folds."
     mix = _face_mix(u, v, scale) if pattern == FACE else _pattern_mix(pattern, u, v, scale, cube)
@@ -649,7 +656,7 @@ def shade_body(
                 image[y, x, c] = base + bright * light.sun[c]
 
 # %% ../../nbs/sim/04_shade.ipynb #b28b6306
-@compiled
+@joined
 def _on_outline(nearness, y, x):
     "Does depth jump by more than about 1.5 % between this pixel and one beside it?"
     left = nearness[y, x - 1]
