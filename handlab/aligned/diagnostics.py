@@ -8,6 +8,7 @@ __all__ = ['DIAGNOSTICS', 'posteriors_of', 'kl_per_dimension', 'active_units', '
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #83fe1b71
 import copy
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .losses import LossSettings
 from .posteriors import draw
 from .strategies import MODALITIES, AlignedNetwork, Views, make_recipe
 from ..data.prepare import Prepared
+from ..hand.draw import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from ..hand.metrics import epe
 from ..machine import pick_device
 from ..settings import torch_generator
@@ -236,16 +238,22 @@ class Balance:
         return {f"gradient_{name}": value for name, value in pulls.items()}
 
 # %% ../../nbs/aligned/14_diagnostics.ipynb #528fa895
+_TERM_STYLES = tuple(zip((BLUE, SKY, GREEN, VERMILION, PURPLE, ORANGE), "osD^vP"))  # by colour and marker
+
+
 def fig_balance(folders: dict) -> plt.Figure:  # folders: {label: run folder}
     "The gradients in z over the training, one panel per run."
-    figure, axes = plt.subplots(1, len(folders), figsize=(4 * len(folders), 2.8), squeeze=False, sharey=True)
+    size = (4 * len(folders) + 1, 2.8)
+    figure, axes = plt.subplots(1, len(folders), figsize=size, squeeze=False, sharey=True)
     for ax, (label, folder) in zip(axes[0], folders.items()):
         rows = read_losses(Path(folder) / "losses.csv", "validation")
-        for name in (name for name in rows if name.startswith("gradient_")):
-            ax.plot(rows["step"], rows[name], "o-", ms=3, label=name.removeprefix("gradient_"))
+        terms = [name for name in rows if name.startswith("gradient_")]
+        for name, (colour, marker) in zip(terms, itertools.cycle(_TERM_STYLES)):
+            term = name.removeprefix("gradient_")
+            ax.plot(rows["step"], rows[name], color=colour, marker=marker, ms=4, label=term)
         ax.set(xlabel="step", yscale="log", title=label)
         ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("length of the weighted gradient in z")
-    axes[0, -1].legend(fontsize=7)
+    axes[0, 0].set_ylabel("length of the weighted\ngradient in z")
+    axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.tight_layout()
     return figure

@@ -23,7 +23,7 @@ from ..privileged.experiment_2d import Pi2dSettings
 from ..results.catalogue import graph_runs
 from ..results.claims import World, claims_table, count_sentences, read_headlines
 from ..results.convergence import convergence_sentence
-from ..results.runs import RunFolder, origin_line, unseeded, untrained_line
+from ..results.runs import RunFolder, open_runs, origin_line, unseeded, untrained_line
 from ..results.statistics import FAILS, HOLDS, NOT_ANSWERABLE, NOT_RUN
 from ..settings import make_settings
 
@@ -89,8 +89,8 @@ _METHOD = """
 Each claim that a paper states with a number or an order is a row of a table, with the range in which
 its effect must lie. It holds if the whole 95 % interval, over persons and seeds, lies inside this
 range, and fails if all of it lies outside. Holm's correction covers all tests together. Controls
-that the papers lack, such as as many training steps without depth, have rows of their own. Settings
-are chosen on validation persons, never on test persons."""
+that the papers lack, such as a training with as many steps but without depth, have rows of their
+own. Settings are chosen on validation persons, never on test persons."""
 _SIZE = """
 The settings that decide how large a run is, beside those of the profile `full`, which has the
 papers' sizes:"""
@@ -139,8 +139,8 @@ def size_table(runs: Sequence[RunFolder]) -> pd.DataFrame:  # RunFolders; empty 
 def article(world: World) -> str:
     "The whole article as Markdown, from the runs of a world."
     table, folder = claims_table(world), world.folder
-    runs = list(world.opened)
     names = [unseeded(run.name) for run in graph_runs(world.graph_profile)]
+    runs = [run for name in dict.fromkeys(names) for run in open_runs(name, folder, world.seeds)]
     numbers = markdown_table(error_table(folder, world.seeds), "mean error (mm), root and scale known")
     parts = [
         f"# {title_of(table)}",

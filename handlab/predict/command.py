@@ -36,7 +36,7 @@ from handlab.core import (
     write_json,
 )
 from ..data.sample import Sample
-from ..hand.draw import bare_3d, draw_hand_2d, draw_hand_3d, plain_axes
+from ..hand.draw import COLOURS, bare_3d, draw_hand_2d, draw_hand_3d, plain_axes
 from ..hand.skeleton import JOINTS, TIPS, WRIST, normalise
 from ..machine import progress
 from .detect import HandDetector
@@ -202,25 +202,40 @@ def write_table(path: str | Path, answers: Iterable[Answer]):
         file.write(text.getvalue().encode())
 
 # %% ../../nbs/predict/04_command.ipynb #1a081fb8
-def fig_answers(answers: list, title: str = "") -> plt.Figure:  # answers: of one image
+def fig_answers(
+    answers: list,  # of one image
+    title: str = "",
+    truth: Sample | None = None,  # a frame whose true hand is drawn, too, in black
+) -> plt.Figure:
     "The joints over the image, and each hand in space from the camera's side."
-    image, count = answers[0].question.image, sum(answer.pose is not None for answer in answers)
-    figure = plt.figure(figsize=(4.2 * (1 + count), 4.2), dpi=100, layout="constrained")
-    axis = figure.add_subplot(1, 1 + count, 1)
+    image, posed = answers[0].question.image, [answer for answer in answers if answer.pose is not None]
+    figure = plt.figure(figsize=(4.2 * (1 + len(posed)), 4.2), dpi=100, layout="constrained")
+    axis = figure.add_subplot(1, 1 + len(posed), 1)
     axis.imshow(image)
+    if truth is not None:
+        draw_hand_2d(axis, truth.uv, colour=COLOURS["truth"], width=1)
     for answer in answers:
         draw_hand_2d(axis, answer.uv)
         _draw_spread(axis, answer)
     left, top, right, bottom = _window(answers)
     axis.set(xlim=(left, right), ylim=(bottom, top), title=title)
     plain_axes(axis)
-    axis.set_xlabel("\n".join(filter(None, (_rings(answers[0]), _agreement(answers)))), fontsize=7.5)
-    for number, answer in enumerate((each for each in answers if each.pose is not None), 2):
-        space = figure.add_subplot(1, 1 + count, number, projection="3d")
-        draw_hand_3d(space, answer.pose)
-        bare_3d(space, reach=1.05 * np.abs(answer.pose).max())
-        space.set_title(f"{answer.question.side} hand{'?' * unsure_side(answer.question)}")
+    notes = (_rings(answers[0]), _agreement(answers), "black: the true hand" * (truth is not None))
+    axis.set_xlabel("\n".join(filter(None, notes)), fontsize=7.5)
+    for number, answer in enumerate(posed, 2):
+        space = figure.add_subplot(1, 1 + len(posed), number, projection="3d")
+        _draw_in_space(space, answer, truth)
     return figure
+
+
+def _draw_in_space(space: plt.Axes, answer: Answer, truth: Sample | None):
+    hands = [answer.pose]
+    if truth is not None:
+        hands += [normalise(truth.joints)[0]]
+        draw_hand_3d(space, hands[1], colour=COLOURS["truth"], width=1)
+    draw_hand_3d(space, answer.pose)
+    bare_3d(space, reach=1.05 * np.abs(hands).max())
+    space.set_title(f"{answer.question.side} hand{'?' * unsure_side(answer.question)}")
 
 # %% ../../nbs/predict/04_command.ipynb #75e8dad9
 SMALL = 0.3  # of the image's shorter side: smaller hands are shown enlarged
