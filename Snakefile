@@ -5,7 +5,7 @@
 #   snakemake --cores 2 --config profile=quick seeds=1                    the same without make (options: profiles/default)
 #   snakemake --cores 2 runs/quick/train_pi-sim-stb-seed0/metrics.json    one run of it
 #
-# nbs/results/03_runs.ipynb lists the runs, nbs/graph explains the rest. Sources are no inputs here: a rule's `code` is
+# nbs/results/00_catalogue.ipynb lists the runs, nbs/graph explains the rest. Sources are no inputs here: a rule's `code` is
 # a fingerprint of the meaning of its notebook and of all modules that this imports, so that neither a fresh clone's file
 # dates nor a comment make anything again.
 import sys

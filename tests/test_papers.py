@@ -1,5 +1,6 @@
 "The pages of shipped runs: numbers and frames of the fresh ones, and plain lines for what is not shipped."
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -204,6 +205,9 @@ def test_a_smaller_profile_keeps_what_the_shipped_runs_do_not_make(tmp_path):
     page = pi_page("runs/shipped", figures=str(figures))
     assert _smaller_links(page, "fig7").count("](") == 1
     assert "pi-fig7-sim-stb-quick.md" in _smaller_links(page, "fig7") and not _smaller_links(page, "fig1")
+    save(figures, "pi-fig7-sim-stb-long", "long")  # replaces the smaller one
+    manifest.main([str(figures)])
+    assert "(pi-fig7-sim-stb-quick.csv)" not in (figures / "quick/README.md").read_text()
     with pytest.raises(HandlabError, match="no such folder"):
         manifest.take_items(tmp_path / "runs/quik/figures", figures / "quick")
 
@@ -216,6 +220,13 @@ def test_no_tracked_figure_of_a_smaller_profile_stands_beside_those_of_shipped_r
         for about in manifest.items(figures / lesser):
             assert about["profile"] == lesser and about["seeds"] == 1
             assert not (figures / "about" / f"{about['name']}.json".replace(lesser, profile)).exists()
+
+
+def test_every_link_of_the_tracked_lists_of_figures_leads_to_a_file():
+    figures = project_root() / "figures"
+    lists = [figures / "README.md", *figures.glob("*/README.md")]
+    links = [each.parent / name for each in lists for name in re.findall(r"\]\(([^)#]+)\)", each.read_text())]
+    assert len(links) > 100 and not [str(link) for link in links if not link.exists()]
 
 
 def test_the_papers_are_a_graph_without_trainings(tmp_path, monkeypatch):

@@ -138,10 +138,13 @@ def manifest_page(
 
 # %% ../../nbs/pages/12_manifest.ipynb #ab2ef9f5
 def write_manifest(folder: str | Path = "figures", command: str = "make figures") -> list:  # the items
-    "Write `README.md` of a folder of tables and figures, atomically."
+    "Write `README.md` of a folder of tables and figures, atomically, and of its folders of smaller profiles."
     found, nbs = items(folder), os.path.relpath(project_root() / "nbs", project_path(folder))
+    smaller = smaller_folders(folder)
     with atomic_file(project_path(folder) / "README.md", "w") as file:
-        file.write(manifest_page(found, command, other_files(folder), nbs, smaller_folders(folder)))
+        file.write(manifest_page(found, command, other_files(folder), nbs, smaller))
+    for profile in smaller:  # a larger item of this folder may have replaced one of theirs
+        write_manifest(Path(folder) / profile)
     return found
 
 # %% ../../nbs/pages/12_manifest.ipynb #d944aed2
