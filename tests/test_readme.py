@@ -52,7 +52,7 @@ def shown_texts(path):
 
 def markdown():
     "(file, text) of the guides and of every notebook's cells and outputs of Markdown."
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("figures/*.md"), *ROOT.glob("replication/*.md")):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("figures/**/*.md"), *ROOT.glob("replication/*.md")):
         yield path, path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" not in path.parts:
