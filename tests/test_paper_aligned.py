@@ -261,6 +261,15 @@ def test_clouds_that_show_fingers_are_shown_where_their_run_is(page, capsys):
     }
 
 
+def test_distances_are_of_every_run_with_clouds_that_is_there(page):
+    item = next(item for item in ITEMS if item.name == "fig3-distances")
+    wanted = ["R2CP", "R2CHP", "S3", "S4"]
+    assert list(item.wanted(page)[0]) == wanted
+    made_up(page.folder, "alternating-same_time", 0, [1, 2], steps=30)
+    made_up(page.folder, "S4-apart", 0, [1, 2])
+    assert list(item.wanted(page)[0]) == [*wanted, "S4-apart", "alternating-same_time"]
+
+
 def test_pictures_of_clouds_on_bones_say_what_they_are(tmp_path):
     path = tmp_path / "smoke" / "train_aligned-S4-basis-bones-sim-rhd-seed0"
     parts = dict(cloud_encoder="basis", cloud_decoder="bones")

@@ -100,13 +100,16 @@ def _controls(page: Page) -> tuple:
 FINGERS = "S4-basis-bones"  # not in the paper: its clouds show fingers
 
 
-def _with_fingers(*names: str, needs: Iterable[str] = ()) -> Callable:
+def _with_fingers(
+    *names: str,
+    needs: Iterable[str] = (),
+    more: Iterable[str] = (),  # further variants, each where a run of it is there
+) -> Callable:
     "Variants of RHD, and S4 with clouds that show fingers where a run of it is there."
 
     def wanted(page):
-        own = variant_runs([*names, FINGERS], page.sets["rhd"])
-        there = page.find({FINGERS: own[FINGERS]})
-        return own if there else variant_runs(names, page.sets["rhd"]), needs
+        found = page.find(variant_runs([FINGERS, *more], page.sets["rhd"]))
+        return variant_runs([*names, *found], page.sets["rhd"]), needs
 
     return wanted
 
@@ -322,7 +325,7 @@ SMOOTH = (
         "fig3-distances",
         "Fig. 3, distances",
         lambda runs, page: scores.table_cloud_distances(runs),
-        _with_fingers("R2CP", "R2CHP", "S3", "S4", needs=["S4"]),
+        _with_fingers("R2CP", "R2CHP", "S3", "S4", needs=["S4"], more=["S4-apart", *_ALTERNATING]),
     ),
     Item("latent", LATENT, _diagnostics, _variants(*TABLE_1, needs=["S4"]), first=True, digits=3),
 )
