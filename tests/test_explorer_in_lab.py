@@ -15,7 +15,10 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from handlab.aligned.experiment import AlignedSettings
+from handlab.aligned.explorer import practice_run
 from handlab.core import project_root
+from handlab.settings import make_settings
 
 LAB = "window.jupyterapp"  # its own object, shown by expose_app_in_browser
 KERNEL = f"{LAB}.shell.currentWidget.context.sessionContext.session?.kernel"
@@ -26,11 +29,12 @@ asked.onIOPub = ({{content}}) => said.push(content.text ?? content.evalue ?? '')
 asked.done.then(() => done(said.join('')));"""
 
 
-def copy_notebook(folder):
+def copy_notebook(folder, run):
     "The notebook in a folder of its own: JupyterLab saves what it runs, and its page goes there."
     notebook = nbformat.read(project_root() / "nbs/explore_latent.ipynb", 4)
     tagged = ["parameters" in cell.metadata.get("tags", []) for cell in notebook.cells]
-    given = f"images, umap, page, device = 12, False, {str(folder / 'page.html')!r}, 'cpu'"
+    page = str(folder / "page.html")
+    given = f"images, umap, page, device, run = 12, False, {page!r}, 'cpu', {str(run or '')!r}"
     notebook.cells.insert(tagged.index(True) + 1, nbformat.v4.new_code_cell(given))
     nbformat.write(notebook, folder / "explore_latent.ipynb")
 
@@ -53,11 +57,15 @@ def start_lab(folder, port, token):
         )
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "A browser with JupyterLab and the notebook's folder."
+@pytest.fixture(scope="module", params=["shipped", "bones"])
+def lab(tmp_path_factory, request):
+    "A browser with JupyterLab and the notebook's folder; it shows the shipped S4, or points on bones."
     browser, folder, token = headless.start(), tmp_path_factory.mktemp("lab"), secrets.token_hex()
-    copy_notebook(folder)
+    run = folder / "run" if request.param == "bones" else None
+    if run:
+        parts = dict(cloud_encoder="basis", cloud_decoder="bones")
+        practice_run(make_settings(AlignedSettings, "smoke", **parts), run)
+    copy_notebook(folder, run)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,8 +138,11 @@ def test_explorer_in_jupyterlab(lab):
     )
     decoded = json.loads(in_python(lab, "print(watch.decoded()['P'].ravel().tolist())"))
     np.testing.assert_allclose(pose, decoded, atol=1e-4)
+    cloud = lab.execute_script("return [...decodeCloud(code)]")
+    decoded = json.loads(in_python(lab, "print(watch.decoded()['C'].ravel().tolist())"))
+    np.testing.assert_allclose(cloud, decoded, atol=1e-4)
     middle = json.loads(in_python(lab, "watch.show(codes[:2].mean(0)); print(codes[:2].mean(0).tolist())"))
     assert until(lab, "$('told').textContent === 'set in Python'", 30)
     np.testing.assert_allclose(code_of(lab), middle, atol=1e-6)
-    assert "give 64 numbers" in in_python(lab, "watch.show([1])")
+    assert f"give {len(code)} numbers" in in_python(lab, "watch.show([1])")
     assert not headless.errors(lab)
