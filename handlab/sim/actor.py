@@ -20,7 +20,7 @@ import numpy as np
 from . import shade
 from .places import SKIN_COLOURS, muted
 from .pose import pose_hand, sample_pose
-from .render import tube, tube_faces
+from .render import compiled, tube, tube_faces
 from .shade import Materials, Skin, anatomy_table, numbers
 from .shape import Person, person_from, sample_traits
 
@@ -49,13 +49,20 @@ def make_piece(
     return Piece(vertices, normals, texture, _tube_faces(len(path), points))
 
 # %% ../../nbs/sim/07_actor.ipynb #1e324b78
+@functools.cache
+def _half_turn(rings: int) -> tuple:
+    "Cosine and sine (rings,1) of angles from one end of a ball to the other."
+    turn = np.linspace(0.08, np.pi - 0.08, rings)[:, None]
+    return np.cos(turn), np.sin(turn)
+
+
 def ball_piece(
     centre: list | np.ndarray, radii: list | np.ndarray, material: int, rings: int = 9, points: int = 14
 ) -> Piece:
     "An ellipsoid; radii (3,) mm along x, y, z."
-    turn = np.linspace(0.08, np.pi - 0.08, rings)
-    path = np.asarray(centre) - np.cos(turn)[:, None] * np.array([0, radii[1], 0])
-    around = np.sin(turn)[:, None] * np.array([[radii[2], radii[0]]])
+    cosine, sine = _half_turn(rings)
+    path = np.asarray(centre) - cosine * np.array([0, radii[1], 0])
+    around = sine * np.array([[radii[2], radii[0]]])
     return make_piece(path, around, np.array([0, 0, 1.0]), material, points)
 
 # %% ../../nbs/sim/07_actor.ipynb #171a6074
@@ -319,14 +326,22 @@ def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.array([b * f - c * e, c * d - a * f, a * e - b * d])
 
 # %% ../../nbs/sim/07_actor.ipynb #703c1f75
-def _bend_elbow(shoulder: np.ndarray, wrist: np.ndarray, hint: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@compiled
+def _square_to(vector, along):
+    "The part of a vector that is square to the unit vector `along`, scaled to length 1."
+    rest = vector - along * (vector * along).sum()
+    return rest / math.sqrt((rest * rest).sum())
+
+
+@compiled
+def _bend_elbow(shoulder, wrist, hint):
     "Elbow and wrist (moved into reach) of an arm; the elbow leans towards `hint`."
     way = wrist - shoulder
-    reach = min(max(math.sqrt(way @ way), 130.0), 0.985 * (UPPER_ARM + FOREARM))
-    along = unit_vector(way)
-    x = (reach**2 + UPPER_ARM**2 - FOREARM**2) / (2 * reach)
-    off = unit_vector(hint - along * (hint @ along))
-    return shoulder + along * x + off * math.sqrt(max(UPPER_ARM**2 - x**2, 0)), shoulder + along * reach
+    length = math.sqrt((way * way).sum())
+    reach = min(max(length, 130.0), 0.985 * (UPPER_ARM + FOREARM))
+    along, x = way / length, (reach**2 + UPPER_ARM**2 - FOREARM**2) / (2 * reach)
+    aside = _square_to(hint, along) * math.sqrt(max(UPPER_ARM**2 - x**2, 0.0))
+    return shoulder + along * x + aside, shoulder + along * reach
 
 # %% ../../nbs/sim/07_actor.ipynb #b1dad4aa
 _IN_FRONT = np.array([-400.0, -430, 170]), np.array([530.0, 620, 370])  # mm, low corner and size of a box
@@ -346,14 +361,19 @@ def sample_arm(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, 
 _WISH, _ROLL = np.array([-0.65, 0.6, 0.1]), math.radians(52)
 
 
+@compiled
+def _rolled(along, angle):
+    "The axes of a forearm whose back is turned by an angle from where it would like to face."
+    dorsal = _square_to(_WISH, along)
+    dorsal = math.cos(angle) * dorsal + math.sin(angle) * np.cross(along, dorsal)
+    axes = np.empty((3, 3))
+    axes[:, 0], axes[:, 1], axes[:, 2] = np.cross(along, dorsal), along, dorsal
+    return axes
+
+
 def sample_roll(generator: np.random.Generator, along: np.ndarray) -> np.ndarray:
     "Axes (3,3) of a right forearm (columns lateral, along, dorsal); its back faces roughly up and outwards."
-    dorsal = unit_vector(_WISH - along * (_WISH @ along))
-    lateral, angle = cross(along, dorsal), generator.normal() * _ROLL
-    dorsal = math.cos(angle) * dorsal + math.sin(angle) * lateral
-    axes = np.empty((3, 3))
-    axes[:, 0], axes[:, 1], axes[:, 2] = cross(along, dorsal), along, dorsal
-    return axes
+    return _rolled(along, generator.normal() * _ROLL)
 
 # %% ../../nbs/sim/07_actor.ipynb #8f558171
 _MIRRORS = {"left": np.array([-1.0, 1, 1]), "right": np.array([1.0, 1, 1])}
@@ -405,6 +425,7 @@ _UPPER_ARM = np.array([[52, 50], [50, 48], [46, 46], [43, 42], [40, 38]])
 _SHORT_SLEEVE = np.array([[62, 60], [60, 58], [57, 56], [55, 54]])
 _ELBOW = np.array([[27, 37], [33, 40], [37, 40], [33, 35]])
 _WRIST = np.array([[17, 28], [17.5, 28.5], [18, 29]])
+_QUARTERS = np.linspace(0, 1, 5)[:, None]
 
 
 def _forearm_piece(arm: Arm, at: np.ndarray, radii: np.ndarray, material: int) -> Piece:
@@ -412,19 +433,25 @@ def _forearm_piece(arm: Arm, at: np.ndarray, radii: np.ndarray, material: int) -
     return make_piece(arm.wrist - at[:, None] * arm.forearm[:, 1], radii, arm.forearm[:, 2], material)
 
 # %% ../../nbs/sim/07_actor.ipynb #256ee4d4
+@functools.lru_cache(maxsize=64)
+def _sleeve_profile(end: float, loose: float, thick: float, size: float) -> tuple:
+    "Places (R,) mm from the wrist and radii (R,2) of a sleeve that ends `end` mm from the wrist."
+    covered = _WRIST_TO_ELBOW[_WRIST_TO_ELBOW[:, 0] > end]
+    at = np.concatenate([[end], covered[:, 0], [FOREARM + 12]])
+    inside = np.stack([np.interp(at, _WRIST_TO_ELBOW[:, 0], _WRIST_TO_ELBOW[:, k]) for k in (1, 2)], 1)
+    return at, inside * thick * size + loose * np.linspace(1.1, 0.8, len(at))[:, None]
+
+
 def _sleeve(arm: Arm, actor: Actor, thick: float) -> Piece:
     "The sleeve around the forearm, from its end to the elbow."
-    covered = _WRIST_TO_ELBOW[_WRIST_TO_ELBOW[:, 0] > actor.sleeve]
-    at = np.concatenate([[actor.sleeve], covered[:, 0], [FOREARM + 12]])
-    inside = np.stack([np.interp(at, _WRIST_TO_ELBOW[:, 0], _WRIST_TO_ELBOW[:, k]) for k in (1, 2)], 1)
-    cloth = actor.loose * np.linspace(1.1, 0.8, len(at))[:, None]
-    return _forearm_piece(arm, at, inside * thick * actor.person.size + cloth, SLEEVE)
+    return _forearm_piece(arm, *_sleeve_profile(actor.sleeve, actor.loose, thick, actor.person.size), SLEEVE)
 
 # %% ../../nbs/sim/07_actor.ipynb #553a164e
 def _upper_arm(arm: Arm, actor: Actor, thick: float, clothed: bool) -> list[Piece]:
     "The upper arm, and balls that close the flat ends of its tube at elbow and shoulder."
     girth, cloth = 0.93 + 0.07 * thick, actor.loose if clothed else 0
-    path = np.linspace(arm.shoulder, arm.elbow - 12 * unit_vector(arm.shoulder - arm.elbow), 5)
+    elbow = arm.elbow - 12 * unit_vector(arm.shoulder - arm.elbow)
+    path = arm.shoulder + _QUARTERS * (elbow - arm.shoulder)
     surface, side = SLEEVE if clothed else SKIN, arm.forearm[:, 2] + 0.01
     return [
         make_piece(path, _UPPER_ARM * girth + cloth, side, surface),

@@ -528,6 +528,7 @@ def _free_style(noise, uniform, low, high, style):
     style[20] = 0.12 + 0.22 * noise[27] + 0.3 * style[1]
 
 # %% ../../nbs/sim/02_pose.ipynb #efbd5ca0
+_THUMB_DEGREES = np.array(list(_THUMBS.values()))
 _ACROSS, _ODD_ENDS = np.linspace(-1, 1, 4)[:, None], np.cumsum([0.65, 0.25, 0.1])
 _BEND, _BEND_RANGE = np.radians([-15.0, -4]), np.radians([88.0, 104]) - np.radians([-15.0, -4])  # MCP and PIP
 _FANNED, _OWN_BEND = np.radians([10, 12]), np.radians([6, 8])
@@ -547,8 +548,8 @@ def _together_style(generator: np.random.Generator) -> np.ndarray:  # (25,)
     fingers[:, 0] = generator.uniform(-0.1, 1.0)
     fingers[:, 1:3] = bends
     fingers[:, 3] = generator.uniform(0.05, 0.75) * bends[:, 1].clip(0)
-    first, second = (list(_THUMBS.values())[i] for i in generator.integers(len(_THUMBS), size=2))
-    thumb = np.radians(first) + generator.random() * np.radians(np.subtract(second, first))
+    first, second = _THUMB_DEGREES[generator.integers(len(_THUMBS), size=2)]
+    thumb = np.radians(first) + generator.random() * np.radians(second - first)
     style[:4], style[20] = thumb[:4], thumb[4]
     return style
 
@@ -561,6 +562,9 @@ _MIX = dict(gesture=0.3, blend=0.1, together=0.5, free=0.1)  # shares
 _MIX_ENDS = np.cumsum(list(_MIX.values()))[:-1]
 
 
+_style_of = functools.cache(gesture_style)  # not to be changed in place
+
+
 def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarray, high: np.ndarray) -> tuple:
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
@@ -569,15 +573,15 @@ def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarra
     if kind == "gesture":
         kind = names[generator.integers(len(names))]
     if kind == "blend":
-        first, second = (names[i] for i in generator.integers(len(names), size=2))
-        return (1 - uniform[3]) * gesture_style(first) + uniform[3] * gesture_style(second), "blend", 1.0
+        first, second = (_style_of(names[i]) for i in generator.integers(len(names), size=2))
+        return (1 - uniform[3]) * first + uniform[3] * second, "blend", 1.0
     if kind == "together":
         return _together_style(generator), "together", 0.3
     if kind == "free":
         style = np.zeros(25)
         _free_style(generator.standard_normal(32), uniform, low, high, style)
         return style, "free", 0.3
-    return gesture_style(kind), kind, 0.3 + 0.7 * uniform[4]
+    return _style_of(kind), kind, 0.3 + 0.7 * uniform[4]
 
 # %% ../../nbs/sim/02_pose.ipynb #648b8251
 _limits = functools.cache(joint_limits)

@@ -54,14 +54,19 @@ class Camera(NamedTuple):
     size: tuple  # px, height and width
 
 # %% ../../nbs/sim/08_scene.ipynb #c45f086e
-_STEPS, _HEAD = np.linspace(0, 0.93, 12)[:, None], np.array([0.0, 175, 10])
+_STEPS, _HEAD = np.linspace(0, 0.93, 12), (0.0, 175.0, 10.0)
 
 
+@compiled
 def hidden_by_body(eye: np.ndarray, target: np.ndarray) -> bool:
     "Does trunk or head stand between two points (3,)?"
-    way = eye + _STEPS * (target - eye)
-    trunk = ((way[:, 0] / 215) ** 2 + (way[:, 2] / 150) ** 2 < 1) & (way[:, 1] < 20) & (way[:, 1] > -680)
-    return bool((trunk | (np.linalg.norm(way - _HEAD, axis=1) < 135)).any())
+    for step in _STEPS:
+        x, y, z = eye + step * (target - eye)
+        if -680 < y < 20 and (x / 215) ** 2 + (z / 150) ** 2 < 1:
+            return True
+        if math.sqrt((x - _HEAD[0]) ** 2 + (y - _HEAD[1]) ** 2 + (z - _HEAD[2]) ** 2) < 135:
+            return True
+    return False
 
 # %% ../../nbs/sim/08_scene.ipynb #24f86599
 def look(eye_direction: np.ndarray, roll: float) -> np.ndarray:
@@ -351,13 +356,16 @@ class Geometry(NamedTuple):
     boxes: list  # x0, y0, x1, y1 of each hand
 
 # %% ../../nbs/sim/08_scene.ipynb #6e4522bf
+_PART_IDS = {side: part_ids(side) for side in SIDES}
+
+
 def draw_geometry(actor: Actor, placed: list[_Placed], pieces: Piece | None, camera: Camera) -> Geometry:
     "Hands and body in a camera's buffers, with the bones and parts of the hands."
     drawn, first, boxes = draw_meshes(placed, pieces, camera), 0, []
     parts, bones = (drawn.triangle >= 0).astype(np.uint8), np.full_like(drawn.triangle, 255, np.uint8)
     skin = actor.person.part_weight, actor.person.finger
     for each in placed:
-        mesh, ids = (each.screen, each.hand.faces, first), part_ids(each.side)
+        mesh, ids = (each.screen, each.hand.faces, first), _PART_IDS[each.side]
         boxes.append(fill_bones(*mesh, drawn.triangle, *skin, ids, bones, parts))
         first += len(each.hand.faces)
     return Geometry(drawn, bones, parts, boxes)

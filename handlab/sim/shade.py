@@ -91,18 +91,29 @@ class Shadow(NamedTuple):
     matrix: tuple  # 12 numbers: the rows of the (3,4) matrix from a camera-frame point to u, v, nearness
 
 # %% ../../nbs/sim/04_shade.ipynb #8fe0aa4d
-def _sun_matrix(direction: np.ndarray, points: np.ndarray) -> np.ndarray:
+@compiled
+def _sun_axes(direction):
+    "The axes (3,3) u, v and towards the sun: outward faces keep their winding."
+    x, y, z = direction
+    sx, sy, sz = (z, 0.0, -x) if abs(y) < 0.9 else (0.0, -z, y)
+    length = math.sqrt(sx * sx + sy * sy + sz * sz)
+    sx, sy, sz = sx / length, sy / length, sz / length
+    return np.array([[sx, sy, sz], [sy * z - sz * y, sz * x - sx * z, sx * y - sy * x], [x, y, z]])
+
+
+@compiled
+def _sun_matrix(direction, points):
     "The map (3,4) that fits `points` (N,3) mm into the shadow picture, seen from the unit `direction`."
-    side = np.cross([0.0, 1, 0] if abs(direction[1]) < 0.9 else [1.0, 0, 0], direction)
-    side /= np.linalg.norm(side)
-    axes = np.stack(
-        [side, np.cross(side, direction), direction]
-    )  # u, v, towards the sun: outward faces keep their winding
-    seen = points @ axes.T
-    low, high = seen.min(0), seen.max(0)
-    scale = (_SHADOW_SIZE - 5) / max(high[0] - low[0], high[1] - low[1])
-    shift = np.array([2 - low[0] * scale, 2 - low[1] * scale, 100 - low[2]])
-    return np.concatenate([axes * [[scale], [scale], [1]], shift[:, None]], 1).astype(np.float32)
+    axes, low, high = _sun_axes(direction), np.full(3, np.inf), np.full(3, -np.inf)
+    for x, y, z in points:
+        for i in range(3):
+            place = axes[i, 0] * x + axes[i, 1] * y + axes[i, 2] * z
+            low[i], high[i] = min(low[i], place), max(high[i], place)
+    scale, matrix = (_SHADOW_SIZE - 5) / max(high[0] - low[0], high[1] - low[1]), np.empty((3, 4), np.float32)
+    for i in range(3):
+        larger, start = (scale, 2.0) if i < 2 else (1.0, 100.0)
+        matrix[i, :3], matrix[i, 3] = axes[i] * larger, start - low[i] * larger
+    return matrix
 
 # %% ../../nbs/sim/04_shade.ipynb #88087e3c
 @compiled
