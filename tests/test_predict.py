@@ -45,7 +45,7 @@ from handlab.predict.command import (
 )
 from handlab.predict.command import run as run_command
 from handlab.predict.detect import Detected, HandDetector, Palm, decode_palms, hand_square
-from handlab.predict.networks import HandNetwork, find_network, load, read_calibration
+from handlab.predict.networks import FOLDERS, HandNetwork, available, find_network, load, read_calibration
 from handlab.predict.picture import (
     Question,
     assumed_camera,
@@ -231,6 +231,12 @@ def test_a_calibration_is_of_its_weights_and_scales_the_spread(run, sample, tmp_
     assert predict(network, question(sample), samples=0).expected is None
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
     assert read_calibration(network.found) == {}
+
+
+def test_a_name_stands_for_the_papers_own_network():
+    strategies = [each.name for each in available(FOLDERS[:1])]
+    assert strategies.count("S4") > 1  # so one of them is a variant
+    assert find_network("S4", FOLDERS[:1]).folder.name == "train_aligned-S4-sim-rhd-seed0"
 
 
 @pytest.mark.parametrize("name", ("S4", "RGB PI Net"))

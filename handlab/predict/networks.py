@@ -61,9 +61,9 @@ def _networks_in(folder: Path) -> list:  # of Found
 # %% ../../nbs/predict/01_networks.ipynb #7093d701
 def available(folders: Iterable[str | Path] = FOLDERS) -> list:  # of Found, the preferred ones first
     "Every trained RGB network on this machine."
-    places = [
-        path.parent for folder in folders for path in sorted(project_path(folder).glob("*/metrics.json"))
-    ]
+    runs = [[path.parent for path in project_path(folder).glob("*/metrics.json")] for folder in folders]
+    # variants of a network have more words in their names than the paper's own
+    places = [place for each in runs for place in sorted(each, key=lambda run: (len(run.name), run.name))]
     return [each for place in places for each in _networks_in(place)]
 
 # %% ../../nbs/predict/01_networks.ipynb #25f65807
