@@ -103,9 +103,9 @@ FINGERS = "S4-basis-bones"  # not in the paper: its clouds show fingers
 def _with_fingers(
     *names: str,
     needs: Iterable[str] = (),
-    more: Iterable[str] = (),  # further variants, each where a run of it is there
+    more: Iterable[str] = (),  # further variants
 ) -> Callable:
-    "Variants of RHD, and S4 with clouds that show fingers where a run of it is there."
+    "Variants of RHD, and S4 with clouds that show fingers and `more` of which runs are there."
 
     def wanted(page):
         found = page.find(variant_runs([FINGERS, *more], page.sets["rhd"]))

@@ -19,9 +19,8 @@ from .shape import part_of
 # %% ../../nbs/sim/03_render.ipynb #92d6ada4
 _OPTIONS = dict(fastmath=True, nogil=True, error_model="numpy")
 compiled = compiled_once(**_OPTIONS)
-joined = compiled_once(
-    **_OPTIONS, forceinline=True
-)  # for small functions: no call, no counting of references
+# for small functions: no call, no counting of references
+joined = compiled_once(**_OPTIONS, forceinline=True)
 
 # %% ../../nbs/sim/03_render.ipynb #bd6763cd
 NEAR = 40.0  # mm
