@@ -491,6 +491,10 @@ def test_shipped_page_is_made_with_its_map():
     np.testing.assert_allclose(places, stored["UMAP"], atol=1e-3)
 
 
+def test_shipped_page_is_small_enough_to_send():
+    assert (project_root() / "figures/explorer.html").stat().st_size < 5_000_000
+
+
 def test_umap_keeps_neighbours_together():
     pytest.importorskip("umap")
     middles = np.repeat(np.random.default_rng(0).normal(0, 20, (3, 16)), 12, axis=0)
