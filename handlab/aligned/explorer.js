@@ -241,7 +241,7 @@ function drawImage(context, frame) {
   const {width, height} = context.canvas;
   if (frame !== undefined && picture(frame).complete) context.drawImage(picture(frame), 0, 0, width, height);
 }
-const sheet = document.createElement('canvas'), WHITE = [255, 255, 255];
+const sheet = document.createElement('canvas');
 function drawMaps(context, maps) {  // each cell in the colour of the joint whose map is highest there
   const side = Math.sqrt(maps.length/21), only = $('joint').value;
   if (only === 'off') return;
@@ -250,7 +250,7 @@ function drawMaps(context, maps) {  // each cell in the colour of the joint whos
   for (let cell = 0; cell < cells; cell++) {
     let best = only === 'all' ? 0 : +only, most = maps[best*cells + cell];
     if (only === 'all') for (let joint = 1; joint < 21; joint++) if (maps[joint*cells + cell] > most) { best = joint; most = maps[best*cells + cell]; }
-    const colour = best ? solid.fingers[(best - 1) >> 2] : WHITE;
+    const colour = best ? solid.fingers[(best - 1) >> 2] : solid.wrist;
     for (let i = 0; i < 3; i++) data[4*cell + i] = colour[i];
     data[4*cell + 3] = 255*Math.min(1.6*most, .92);
   }
@@ -616,8 +616,9 @@ function makeControls() {
     if (figure.dataset.part !== 'maps') watchScene(figure.querySelector('canvas'));
   });
   $('heat').hidden = !model.heat;
-  const fingers = ['thumb', 'index', 'middle', 'ring', 'little'].map((name, number) => `<span><i style="background:${rgb(solid.fingers[number], 1)}"></i>${name}</span>`);
-  $('key').innerHTML = fingers.join('') + (has.cloud ? `<span>cloud: near<i class="scale" style="background:${gradient(.88)}"></i>far</span>` : '') + '<span>drag to turn, wheel or two fingers to zoom, double click to reset</span>';
+  const named = (name, colour) => `<span><i style="background:${rgb(colour, 1)}"></i>${name}</span>`;
+  const fingers = ['thumb', 'index', 'middle', 'ring', 'little'].map((name, number) => named(name, solid.fingers[number]));
+  $('key').innerHTML = fingers.join('') + (has.maps ? named("wrist's heat map", solid.wrist) : '') + (has.cloud ? `<span>cloud: near<i class="scale" style="background:${gradient(.88)}"></i>far</span>` : '') + '<span>drag to turn, wheel or two fingers to zoom, double click to reset</span>';
 }
 async function start() {
   content = JSON.parse(await unpack('content'));

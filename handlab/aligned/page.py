@@ -42,7 +42,7 @@ from ..core import HandlabError, atomic_file, file_digest, read_json, write_json
 from ..data.batches import Batch
 from ..data.prepare import Prepared
 from ..hand import solid
-from ..hand.draw import FINGER_COLOURS
+from ..hand.draw import FINGER_COLOURS, SKY
 from ..hand.skeleton import BONES, JOINTS
 from ..train.experiment import ExperimentData, at_root, ordered_batches
 
@@ -392,6 +392,7 @@ def _solid() -> dict:
         palmFaces=solid.hand_faces()[0][-2 * len(solid.PALM) :].tolist(),
         fingers=[_rgb(colour) for colour in FINGER_COLOURS],
         skin=_rgb(solid.PALM_COLOUR),
+        wrist=_rgb(SKY),  # of its heat map: no finger's colour, seen on dark images and on white
     )
 
 # %% ../../nbs/aligned/16_page.ipynb #28ddce0c
