@@ -20,7 +20,7 @@ from handlab.core import HandlabError
 from handlab.data import rhd as rhd_files
 from handlab.pages import claims as claims_page
 from handlab.privileged.experiment import PiSettings
-from handlab.results import claims, measures, statistics
+from handlab.results import claims, measures, need, statistics
 from handlab.results.catalogue import _EXTRA_RUNS as EXTRA_RUNS
 from handlab.results.catalogue import PROFILES, graph_runs
 from handlab.results.claims import COLUMNS, read_claims
@@ -752,6 +752,32 @@ def test_a_claim_that_lacks_power_says_how_many_seeds_would_answer_it(world):
     assert 0.78 < power < 0.86 and f"about {row['seeds needed']:.0f} seeds" in row["reason"]
     alone = verdict(World(world.folder, 1), "joint-faster-same-time")
     assert np.isnan(alone["seeds needed"]) and "3 seeds" in alone["reason"]
+
+
+def test_runs_are_trained_where_a_headline_needs_them_most(world, monkeypatch):
+    "First the seeds that a headline without power asks for, then headlines not run, then the rest."
+    rows = {"s1-s4": (HOLDS, np.nan), "poe-kl": (LACKS_POWER, 5.0), "weak-0.25": (NOT_RUN, np.nan)}
+    rows |= {
+        "s1-s2": (LACKS_POWER, np.inf),
+        "corresponding": (LACKS_POWER, np.nan),
+        "best-2d-stb": (NOT_RUN, 0),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["verdict", "seeds needed"])
+    finished = [f"train_aligned-{name}-sim-rhd-seed0" for name in ("S1", "S3", "S4")]
+    order = need.runs_by_need(table, World(world.folder, 1), finished)
+    names, why = list(order), list(order.values())
+    first = {f"train_aligned-{name}-sim-rhd-seed{seed}" for name in ("S3", "S4") for seed in range(1, 5)}
+    assert set(names[:8]) == first and all("about 5 seeds" in each for each in why[:8])
+    assert names[8] == "train_aligned-S4-apart-sim-rhd-seed0" and "3 seeds would tell" in why[8]
+    assert [int(name[-1]) for name in names[8:11]] == [0, 1, 2]
+    assert {name.partition("-labelled")[2] for name in names[11:13]} == {
+        "0.25-sim-rhd-seed0",
+        "0.25-alone-sim-rhd-seed0",
+    }
+    assert set(why[11:13]) == {"Unlabelled frames help a quarter of the labels: not run"}
+    assert set(why[13:]) == {need.REST} and {name[-6:] for name in names[13:]} == {"-seed0"}
+    graph = {run.name for run in graph_runs("quick")}
+    assert graph <= {*names, *finished} and not set(finished) & set(names)
 
 
 @pytest.mark.end_to_end

@@ -183,7 +183,9 @@ def _add_commands(parts: Any, usual: CommandLine):
     text = "the pages of both papers from the shipped runs, in minutes; options of Snakemake follow"
     papers = parts.add_parser("papers", help=text, description=text)
     papers.add_argument("--cores", type=at_least(0, int), default=0, help="how many to use (all)")
-    add("list", "the runs, with their commands")
+    listed = add("list", "the runs, with their commands")
+    by_need = "names of those still to be trained, each with the headline claim that needs it most"
+    listed.add_argument("--by-need", action="store_true", help=by_need)
     add("adopt", "accept finished runs made by hand as runs of the present code")
 
 # %% ../../nbs/graph/05_run.ipynb #7e5d076d
@@ -211,6 +213,10 @@ def main(arguments: list[str] | None = None) -> None:
         prepare_data(given.name, *graph, given.output, given.real)
     elif given.what == "adopt":
         print("\n".join(adopt(*graph, given.real)) or "nothing to adopt")
+    elif given.by_need:
+        from handlab.results.need import lines_by_need  # imports torch, which the graph itself does not need
+
+        print(*lines_by_need(*graph, given.real), sep="\n")
     else:
         print(*(run_command(run, given.profile) for run in whole_graph(*graph, given.real)[0]), sep="\n")
 
