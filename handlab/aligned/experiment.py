@@ -35,10 +35,10 @@ from handlab.aligned.strategies import (
 from ..core import HandlabError, project_path, read_json
 from ..data.batches import Augment, Batch, Batches, own_part
 from ..data.prepare import Prepared
-from ..hand.camera import heatmaps, rotate, rotate_back, viewpoint_rotation
+from ..hand.camera import cell_centres, heatmaps, rotate, rotate_back, viewpoint_rotation
 from ..hand.metrics import thresholds_3d
 from ..hand.skeleton import ROOT, as_like, denormalise
-from ..machine import pick_device, process_share
+from ..machine import compiled_once, pick_device, process_share
 from ..settings import make_settings, numpy_generator, torch_generator
 from ..train import experiment as shared
 from ..train.experiment import ExperimentData, ExperimentSettings, part_of
@@ -230,7 +230,27 @@ def viewpoint(
     "Rotations (B,3,3) from the camera frame to the view along the crop's centre."
     if not correct:
         return torch.eye(3, device=K.device, dtype=K.dtype).expand(len(K), 3, 3)
+    if K.device.type == "cpu" and K.dtype == torch.float32:
+        return torch.from_numpy(_turns_to_centre(K.numpy(), np.float32((size - 1) / 2)))
     return viewpoint_rotation(as_like([(size - 1) / 2, (size - 1) / 2, size], K), K)
+
+# %% ../../nbs/aligned/06_experiment.ipynb #ed3fdd8b
+def _root(squares: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(squares).sqrt().numpy()
+
+
+def _turns_to_centre(K: np.ndarray, middle: np.float32) -> np.ndarray:  # (B,3,3) f32, (S - 1)/2
+    "`viewpoint_rotation` of the crops' centres, (B,3,3)."
+    y = (middle - K[:, 1, 2]) / K[:, 1, 1]
+    x = (middle - K[:, 0, 2] - K[:, 0, 1] * y) / K[:, 0, 0]
+    level = _root(x * x + 1)
+    length = _root(level * level + y * y)
+    cos_y, sin_y, cos_x, sin_x = 1 / level, x / level, level / length, y / length
+    turn = np.zeros((len(K), 3, 3), np.float32)
+    turn[:, 0, 0], turn[:, 0, 2] = cos_y, 0 - sin_y  # 0 - 0 has no sign, as in a product of matrices
+    turn[:, 1, 0], turn[:, 1, 1], turn[:, 1, 2] = 0 - sin_x * sin_y, cos_x, 0 - sin_x * cos_y
+    turn[:, 2, 0], turn[:, 2, 1], turn[:, 2, 2] = 0 + cos_x * sin_y, 0 + sin_x, cos_x * cos_y
+    return turn
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3d627224
 TENSORS = {  # letter: (what the batches must hold, (batch, settings, turn) -> (B,...))
@@ -257,8 +277,10 @@ def _heat_maps(
     settings: AlignedSettings,
 ) -> torch.Tensor:  # (B,21,s,s)
     crop, last = settings.crop, settings.channels_last
-    sigma = settings.heat_sigma * crop
-    return heatmaps(batch.uv, settings.map_size, crop_size=crop, sigma=sigma, channels_last=last)
+    size, sigma = settings.map_size, settings.heat_sigma * crop
+    if last and batch.uv.device.type == "cpu":
+        return _heat_maps_at_once(batch.uv, size, crop, sigma)
+    return heatmaps(batch.uv, size, crop_size=crop, sigma=sigma, channels_last=last)
 
 
 def _depth_maps(
@@ -267,6 +289,32 @@ def _depth_maps(
 ) -> torch.Tensor:  # (B,1,s,s)
     hand = torch.where(batch.mask > 0.5, batch.depth, 1.0)
     return F.interpolate(hand, settings.map_size, mode="nearest-exact")
+
+# %% ../../nbs/aligned/06_experiment.ipynb #5ab20002
+@compiled_once(nogil=True)
+def _fill_exponents(uv, centres, square, crop, along):
+    "Exponents along u and v"
+    # (B,21,2) px, (s,) px, sigma^2, S, all f32; (2,B,s,21) f32 is filled: -inf along v for a joint outside
+    for b in range(uv.shape[0]):
+        for joint in range(uv.shape[1]):
+            u, v = uv[b, joint, 0], uv[b, joint, 1]
+            inside = -1 <= u <= crop and -1 <= v <= crop  # not so for NaN
+            for axis in range(2):
+                at = uv[b, joint, axis] if inside else np.float32(0)
+                for cell in range(len(centres)):
+                    away = centres[cell] - at
+                    along[axis, b, cell, joint] = -(away * away) / square
+                    if axis == 1 and not inside:
+                        along[axis, b, cell, joint] = -np.inf
+
+
+def _heat_maps_at_once(uv: torch.Tensor, size: int, crop: int, sigma: float) -> torch.Tensor:
+    "`heatmaps` with channels last."
+    along, centres = torch.empty(2, len(uv), size, uv.shape[1]), cell_centres(size, crop)
+    numbers = centres.astype(np.float32), np.float32(sigma**2), np.float32(crop)
+    _fill_exponents(uv.contiguous().numpy(), *numbers, along.numpy())
+    along_u, along_v = along.exp_()
+    return (along_v[:, :, None] * along_u[:, None]).moveaxis(-1, -3)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #2342ae3f
 def needed_pixels(letters: Iterable[str]) -> tuple:
@@ -324,28 +372,29 @@ def _paired_part(train: Prepared, settings: AlignedSettings) -> Prepared:
     return train.subset(slice(0, _first_frames(train, settings, "paired_share", "paired")))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #7170a9ba
-def _with_noise(
-    views: Views,
+def _drawn(
     recipe: Recipe,
     settings: AlignedSettings,
+    step: int,
+    frames: int,  # of all processes
     device: torch.device,
     share: tuple = (0, 1),  # as in `Batches`
     parts: int = 1,  # number of batches in the views
-) -> Views:
-    "Add the random numbers: noise of every posterior, clouds to decode, and points for the EMD to match."
-    generator = torch_generator(settings.seed, "latent", views.step, device=device)
-    count, frames = len(posterior_names(recipe)), share[1] * len(views)  # of all processes
+) -> dict:
+    "The random numbers of `Views`: noise of every posterior, clouds to decode, and points for the EMD to match."
+    generator = torch_generator(settings.seed, "latent", step, device=device)
+    count = len(posterior_names(recipe))
     noise = torch.randn(count, frames, settings.latent, generator=generator, device=device)
-    views.noise = own_part(noise, share, 1, parts)
+    views = dict(noise=own_part(noise, share, 1, parts))
     if "C" not in recipe.decoders:
         return views
     drawn = settings.cloud_posteriors or count
     if drawn < count:
         order = torch.rand(count, frames, generator=generator, device=device).argsort(0)
-        views.drawn = own_part(order[:drawn], share, 1, parts)
+        views["drawn"] = own_part(order[:drawn], share, 1, parts)
     if 0 < settings.matched_points < settings.points:
         chosen = subsets(drawn * frames, settings.points, settings.matched_points, generator)
-        views.chosen = own_part(chosen, share, 1, drawn * parts)
+        views["chosen"] = own_part(chosen, share, 1, drawn * parts)
     return views
 
 # %% ../../nbs/aligned/06_experiment.ipynb #3ccd29ba
@@ -391,15 +440,18 @@ class ViewsAt:
     def __call__(self, step: int) -> Views:
         "The views of one step."
         unpaired = step < self.settings.unpaired_steps
-        batches = [batches.at(step) for batches in (self.unpaired if unpaired else self.batches)]
+        used = self.unpaired if unpaired else self.batches
+        frames = sum(min(each.batch_size, len(each.prepared)) for each in used)
+        drawn = _drawn(self.recipe, self.settings, step, frames, self.device, self.share, len(used))
+        batches = [each.at(step) for each in used]
         tensors = _joined([modality_tensors(batch, self.letters, self.settings) for batch in batches])
         beta = beta_at(step, self.steps, self.settings.beta_first, self.settings.beta_last)
-        views = Views(tensors, beta=beta, step=step)
+        views = Views(tensors, beta=beta, step=step, **drawn)
         if len(batches) > 1:
             views.labelled = torch.arange(len(views), device=self.device) < len(batches[0])
         if unpaired or not self.settings.correspondence:
             views.sensor = torch.cat([batch.index for batch in batches]) % len(self.recipe.encoders)
-        return _with_noise(views, self.recipe, self.settings, self.device, self.share, len(batches))
+        return views
 
 # %% ../../nbs/aligned/06_experiment.ipynb #51947fb7
 def make_network(settings: AlignedSettings) -> AlignedNetwork:

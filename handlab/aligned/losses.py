@@ -184,8 +184,10 @@ def ascending(keys: torch.Tensor) -> torch.Tensor:  # keys: (...,N) float32, non
     packed.sort(-1)
     order = torch.from_numpy((packed & np.uint64(2**32 - 1)).view(np.int64))
     packed >>= np.uint64(32)
-    tied = torch.from_numpy((packed[..., 1:] == packed[..., :-1]).any(-1))
-    order[tied] = keys[tied].argsort(-1)  # rare; each sort orders these its own way
+    tied = (packed[..., 1:] == packed[..., :-1]).any(-1)
+    if tied.any():  # rare; each sort orders these its own way
+        tied = torch.from_numpy(tied)
+        order[tied] = keys[tied].argsort(-1)
     return order
 
 

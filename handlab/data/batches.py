@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REACH', 'Augment', 'check_augment', 'Change', 'draw_change', 'axis_rotation', 'change_matrix', 'change_labels',
-           'colour_matrix', 'change_colours', 'change_pixels', 'change_grid', 'change_back', 'draw_pixels', 'Batch',
-           'epoch_order', 'epoch_rows', 'own_part', 'as_tensor', 'depth_mm', 'memory_of_machine', 'read_at_random',
-           'free_memory', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches', 'relative_depth', 'draw_clouds',
-           'draw_clouds_at_once']
+           'change_labels_at_once', 'colour_matrix', 'change_colours', 'change_pixels', 'change_grid', 'change_back',
+           'draw_pixels', 'Batch', 'epoch_order', 'epoch_rows', 'own_part', 'as_tensor', 'depth_mm',
+           'memory_of_machine', 'read_at_random', 'free_memory', 'PixelStore', 'crop_labels', 'LabelStore', 'Batches',
+           'relative_depth', 'draw_clouds', 'draw_clouds_at_once']
 
 # %% ../../nbs/data/06_batches.ipynb #4fa297f3
 import functools
@@ -155,6 +155,77 @@ def change_labels(
     root = rotate(root[:, None], rotation)[:, 0]
     return rotate(pose, rotation), root, transform_uv(matrix, uv), matrix @ K @ rotation.mT
 
+# %% ../../nbs/data/06_batches.ipynb #5ab10001
+@compiled_once(nogil=True)
+def _times(a, b, product):  # (N,K), (K,M); (N,M) f32 to fill
+    for n in range(a.shape[0]):
+        for m in range(b.shape[1]):
+            total = np.float32(0)
+            for k in range(a.shape[1]):
+                total += a[n, k] * b[k, m]
+            product[n, m] = total
+
+
+@compiled_once(nogil=True)
+def _times_transposed(a, b, product):  # (N,K), (M,K); (N,M) f32 to fill
+    for n in range(a.shape[0]):
+        for m in range(b.shape[0]):
+            total = np.float32(0)
+            for k in range(a.shape[1]):
+                total += a[n, k] * b[m, k]
+            product[n, m] = total
+
+
+@compiled_once(nogil=True)
+def _invert(matrix, margin, back):  # (3,3) from crop to changed crop, px; (2,3) f32 to fill
+    "The map from changed crop to stored pixels"
+    a, b, d, e = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
+    c, f = matrix[0, 2] - margin * (a + b), matrix[1, 2] - margin * (d + e)
+    area = a * e - b * d
+    back[0, 0], back[0, 1], back[0, 2] = e / area, -b / area, (b * f - c * e) / area
+    back[1, 0], back[1, 1], back[1, 2] = -d / area, a / area, (c * d - a * f) / area
+
+# %% ../../nbs/data/06_batches.ipynb #5ab10002
+@compiled_once(nogil=True)
+def _move_labels(turns, middle, margin, pose, root, uv, K, new_pose, new_root, new_uv, new_K, back):
+    "Labels after the change, and the maps from crop to stored pixels"
+    # turns (5,B): cosine, sine, scale, shift in px; (S - 1)/2, (P - S)//2; (B,...) f32 as in `change_labels`
+    turn, to_stored, product = (
+        np.zeros((3, 3), np.float32),
+        np.zeros((3, 3), np.float32),
+        np.empty((3, 3), np.float32),
+    )
+    matrix = np.zeros((3, 3), np.float32)
+    turn[2, 2] = matrix[2, 2] = np.float32(1)
+    for b in range(len(pose)):
+        cosine, sine, scale = turns[0, b], turns[1, b], turns[2, b]
+        turn[0, 0], turn[0, 1], turn[1, 0], turn[1, 1] = cosine, -sine, sine, cosine
+        c, s = scale * cosine, scale * sine
+        matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1] = c, -s, s, c
+        matrix[0, 2] = middle - middle * c + middle * s + turns[3, b]
+        matrix[1, 2] = middle - middle * s - middle * c + turns[4, b]
+        _times_transposed(pose[b], turn, new_pose[b])
+        _times_transposed(root[b : b + 1], turn, new_root[b : b + 1])
+        _times_transposed(uv[b], matrix[:2, :2], new_uv[b])
+        for n in range(uv.shape[1]):
+            new_uv[b, n, 0] += matrix[0, 2]
+            new_uv[b, n, 1] += matrix[1, 2]
+        _times(matrix, K[b], product)
+        _times_transposed(product, turn, new_K[b])
+        _invert(matrix, margin, back[b])
+
+# %% ../../nbs/data/06_batches.ipynb #5ab10003
+_MOVED = ("pose", "root", "uv", "K")  # labels that change with the picture
+
+
+def change_labels_at_once(change: Change, size: int, labels: dict, edge: int) -> tuple:
+    "`change_labels` of a batch on a CPU by compiled code, and its `change_back` for stored edges of P px."
+    turns = np.stack([change.angle.cos(), change.angle.sin(), change.scale, *(change.shift.T * size)])
+    given = [labels[key].contiguous().numpy() for key in _MOVED]
+    moved, back = [np.empty_like(each) for each in given], np.empty((len(given[0]), 2, 3), np.float32)
+    _move_labels(turns, np.float32((size - 1) / 2), np.float32((edge - size) // 2), *given, *moved, back)
+    return dict(zip(_MOVED, map(torch.from_numpy, moved))), back
+
 # %% ../../nbs/data/06_batches.ipynb #f0e15637
 def colour_matrix(
     hue: torch.Tensor,  # (B,) turns
@@ -292,51 +363,64 @@ def _draw_borders(stored, back, v, line):  # (P,P,3) u8, map (2,3), row, (3,S) f
 
 # %% ../../nbs/data/06_batches.ipynb #d4cb60c9
 @compiled_once(fastmath=_STEADY, nogil=True)
-def _light_line(line, light, lit, drawn, v):  # (3,S) f32, (3,4), (3,S) f32 to fill, (S,S,3) f32, its row
+def _light_line(line, light, drawn, first):  # (3,S) f32, (3,4); (B*S*S*3,) f32 to fill from `first`
     "A line with other colours"
-    half = np.float32(0.5)
-    for c in range(3):
-        red, green, blue, offset = light[c, 0], light[c, 1], light[c, 2], light[c, 3]
-        for u in range(line.shape[1]):
-            value = red * line[0, u] + green * line[1, u]
-            value = value + blue * line[2, u] + offset
-            lit[c, u] = min(max(value, -half), half)
+    half, channels, place = np.float32(0.5), np.uintp(3), np.uintp(first)
+    # The nine numbers are read before the loop: only then is a pixel three sums and one write.
+    rr, rg, rb, r = light[0, 0], light[0, 1], light[0, 2], light[0, 3]
+    gr, gg, gb, g = light[1, 0], light[1, 1], light[1, 2], light[1, 3]
+    br, bg, bb, b = light[2, 0], light[2, 1], light[2, 2], light[2, 3]
     for u in range(line.shape[1]):
-        drawn[v, u, 0], drawn[v, u, 1], drawn[v, u, 2] = lit[0, u], lit[1, u], lit[2, u]
+        red, green, blue = line[0, u], line[1, u], line[2, u]
+        to = place + channels * np.uintp(u)
+        drawn[to] = min(max(rr * red + rg * green + rb * blue + r, -half), half)
+        drawn[to + np.uintp(1)] = min(max(gr * red + gg * green + gb * blue + g, -half), half)
+        drawn[to + np.uintp(2)] = min(max(br * red + bg * green + bb * blue + b, -half), half)
 
 # %% ../../nbs/data/06_batches.ipynb #8f0a0003
+@compiled_once(nogil=True)
+def _copy(numbers, copied):  # (n,) and (n,) to fill
+    for place in range(len(numbers)):
+        copied[place] = numbers[place]
+
+
 @compiled_once(fastmath=_STEADY, nogil=True)
-def _draw_image(stored, back, light, drawn):  # (B,P,P,3) u8, (B,2,3), (B,3,4), (B,S,S,3) f32 to fill
+def _draw_image(stored, rows, back, light, drawn):
     "Crops with other colours"
+    # (N,P,P,3) u8, (B,) which of them, maps (B,2,3), (B,3,4); (B,S,S,3) f32 is filled
     edge, size = stored.shape[1], drawn.shape[1]
     places, shares = np.empty(size, np.int32), np.empty((4, size), np.float32)
-    words, line, lit = (
+    words, line, all_drawn = (
         np.empty((4, size), np.uint32),
         np.empty((3, size), np.float32),
-        np.empty((3, size), np.float32),
+        drawn.reshape(-1),
     )
-    for b in range(len(stored)):
-        one, flat, onto = stored[b], stored[b].reshape(-1), drawn[b]  # not per line: a slice has its price
-        step, colours = back[b], light[b]
+    one = np.empty((edge, edge, 3), np.uint8)  # a turned line jumps through it: it has to lie near
+    flat = one.reshape(-1)
+    for b in range(len(rows)):
+        _copy(stored[rows[b]].reshape(-1), flat)
+        step, colours = back[b], light[b]  # not per line: a slice has its price
         for v in range(size):
             _line_places(step, v, edge, places, shares)
             _blend_line(flat, edge, places, shares, words, line)
             _draw_borders(one, step, v, line)
-            _light_line(line, colours, lit, onto, v)
+            _light_line(line, colours, all_drawn, 3 * size * (b * size + v))
 
 # %% ../../nbs/data/06_batches.ipynb #88655a68
 @compiled_once(fastmath=_STEADY, nogil=True)
-def _draw_map(stored, back, unit, drawn):  # (B,P,P) counts, maps (B,2,3), counts in one, (B,S,S) f32 to fill
+def _draw_map(stored, rows, back, unit, drawn):
     "Crops of the nearest pixels; 0 beyond the border"
+    # (N,P,P) counts, (B,) which of them, maps (B,2,3), counts in one; (B,S,S) f32 is filled
     edge, size = stored.shape[1], drawn.shape[1]
-    for b in range(len(stored)):
+    for b in range(len(rows)):
+        one = stored[rows[b]]
         for v in range(size):
             for u in range(size):
                 x = back[b, 0, 0] * u + back[b, 0, 1] * v + back[b, 0, 2]
                 y = back[b, 1, 0] * u + back[b, 1, 1] * v + back[b, 1, 2]
                 column, row = int(math.floor(x + 0.5)), int(math.floor(y + 0.5))
                 if 0 <= column < edge and 0 <= row < edge:
-                    drawn[b, v, u] = stored[b, row, column] / np.float32(unit)
+                    drawn[b, v, u] = one[row, column] / np.float32(unit)
                 else:
                     drawn[b, v, u] = np.float32(0)
 
@@ -345,28 +429,53 @@ def change_back(change: Change, edge: int, size: int) -> np.ndarray:  # edge: P
     "Affine maps (B,2,3) from crop to stored pixels, an array."
     return invert_affine(_stored_matrix(change, edge, size))[:, :2].contiguous().numpy()
 
+# %% ../../nbs/data/06_batches.ipynb #5ab10004
+@compiled_once(nogil=True)
+def _fill_light(numbers, light):
+    "Colour matrices, operation by operation as above, and brightness"
+    # (5,B): cosine, sine, saturation, contrast, brightness; (B,3,4) f32 is filled
+    third, one, zero = np.float32(1 / 3), np.float32(1), np.float32(0)
+    cross = one / np.float32(3**0.5)
+    for b in range(len(light)):
+        cosine, sine, strong, contrast, brightness = numbers[:, b]
+        for i in range(3):
+            for j in range(3):
+                away = (one if i == j else zero) - third
+                side = zero if i == j else (cross if (i - j) % 3 == 1 else -cross)
+                light[b, i, j] = contrast * (third + strong * cosine * away + strong * sine * side)
+            light[b, i, 3] = brightness
+
+# %% ../../nbs/data/06_batches.ipynb #5ab10005
+def _light(change: Change) -> np.ndarray:
+    "`colour_matrix` and brightness (B,3,4) of each sample."
+    angle, even = 2 * np.pi * change.hue, torch.ones_like(change.hue)
+    saturation = even if change.saturation is None else change.saturation
+    numbers = np.stack([angle.cos(), angle.sin(), saturation, change.contrast, change.brightness])
+    light = np.empty((len(change.hue), 3, 4), np.float32)
+    _fill_light(numbers, light)
+    return light
+
 # %% ../../nbs/data/06_batches.ipynb #6560cd5a
 def draw_pixels(
-    stored: dict,  # {'image': (B,P,P,3) u8, 'depth': (B,P,P) i16, 'mask': (B,P,P) u8}, those that there are
+    stored: dict,  # {'image': (N,P,P,3) u8, 'depth': (N,P,P) i16, 'mask': (N,P,P) u8}, those that there are
     change: Change,
     size: int,  # S
     back: np.ndarray | None = None,  # of `change_back`, where it is known
+    rows: np.ndarray | None = None,  # (B,) which of the stored ones; None: all
 ) -> tuple:
     "Image (B,3,S,S) in -0.5..0.5, depth in mm and mask (B,1,S,S) by compiled code; None where there is none."
     drawn = dict.fromkeys(PIXELS)
     for key, array in stored.items():
         back = change_back(change, array.shape[1], size) if back is None else back
-        pixels = torch.empty(len(array), size, size, *array.shape[3:])
+        rows = np.arange(len(array)) if rows is None else rows
+        pixels = torch.empty(len(rows), size, size, *array.shape[3:])
         if key == "image":
-            matrix = colour_matrix(change.hue, change.contrast, change.saturation)
-            offset = change.brightness[:, None, None]
-            light = torch.cat([matrix, offset.expand(-1, 3, 1)], 2)
-            _draw_image(array.numpy(), back, light.numpy(), pixels.numpy())
+            _draw_image(array.numpy(), rows, back, _light(change), pixels.numpy())
             drawn[key] = pixels.permute(0, 3, 1, 2)
         else:
             unit = DEPTH_STEPS if key == "depth" else 1
             counts = array.numpy().view(np.uint16) if key == "depth" else array.numpy()
-            _draw_map(counts, back, unit, pixels.numpy())
+            _draw_map(counts, rows, back, unit, pixels.numpy())
             drawn[key] = pixels[:, None]
     return drawn["image"], drawn["depth"], drawn["mask"]
 
@@ -498,6 +607,12 @@ class PixelStore:
 
 # %% ../../nbs/data/06_batches.ipynb #cb95828c
 @patch
+def places(self: PixelStore, rows: torch.Tensor) -> torch.Tensor:  # rows: (B,) long, on the CPU
+    "Where some rows lie in the arrays, (B,)."
+    return rows if self.resident or self.rows is None else self.rows[rows]
+
+
+@patch
 def gather(
     self: PixelStore,
     key: str,
@@ -506,8 +621,7 @@ def gather(
     "Rows (B,...) of one array, on the device."
     if self.resident:
         return self.arrays[key].index_select(0, to_device(rows, self.device))
-    rows = rows if self.rows is None else self.rows[rows]
-    return to_device(self.arrays[key].index_select(0, rows), self.device)
+    return to_device(self.arrays[key].index_select(0, self.places(rows)), self.device)
 
 # %% ../../nbs/data/06_batches.ipynb #7e8632d0
 def crop_labels(
@@ -669,18 +783,22 @@ def _rows(self: Batches, step: int) -> torch.Tensor:
     return torch.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.prepared)))
 
 # %% ../../nbs/data/06_batches.ipynb #3b0f4d78
-def _change_back(self: Batches, change: Change) -> np.ndarray | None:
-    "Maps from crop to stored pixels for compiled code; None: it is not used."
-    if not (self.store.arrays and self.augment.moves and self.device.type == "cpu"):
+def _move(self: Batches, change: Change, labels: dict) -> np.ndarray | None:
+    "Change the labels; returns maps from crop to stored pixels for compiled code, None: it is not used."
+    if self.device.type != "cpu":
+        labels.update(zip(_MOVED, change_labels(change, self.size, *(labels[key] for key in _MOVED))))
         return None
-    return change_back(change, next(iter(self.store.arrays.values())).shape[1], self.size)
+    edges = [array.shape[1] for array in self.store.arrays.values()]
+    moved, back = change_labels_at_once(change, self.size, labels, edges[0] if edges else self.size)
+    labels.update(moved)
+    return back if edges else None
 
 # %% ../../nbs/data/06_batches.ipynb #e0ed1194
 def _pixels(self: Batches, rows: torch.Tensor, change: Change, back: np.ndarray | None) -> tuple:
     "Image in [-0.5,0.5], depth in mm (0: none) and mask, each (B,C,S,S) or None."
     if back is not None:
-        keys = [key for key in self.store.arrays if key in self.modalities]
-        return draw_pixels({key: self.store.gather(key, rows) for key in keys}, change, self.size, back)
+        stored = {key: array for key, array in self.store.arrays.items() if key in self.modalities}
+        return draw_pixels(stored, change, self.size, back, self.store.places(rows).numpy())
     moved, image, maps, grid = change if self.augment.moves else None, None, {}, None
     if "image" in self.store.arrays:
         stored = self.store.gather("image", rows).permute(0, 3, 1, 2)
@@ -701,9 +819,6 @@ def _pixels(self: Batches, rows: torch.Tensor, change: Change, back: np.ndarray 
     return image, maps.get("depth"), maps.get("mask")
 
 # %% ../../nbs/data/06_batches.ipynb #72b7fd32
-_MOVED = ("pose", "root", "uv", "K")  # labels that change with the picture
-
-
 @patch
 def make(self: Batches, step: int) -> Batch:
     "Batch number `step`, made in this thread."
@@ -714,34 +829,38 @@ def make(self: Batches, step: int) -> Batch:
         change = Change(*change)
     index = to_device(rows, self.device)
     labels = self.labels.gather(rows, index)
-    if self.augment.moves:
-        labels.update(zip(_MOVED, change_labels(change, self.size, *(labels[key] for key in _MOVED))))
-    back = _change_back(self, change)
+    back = _move(self, change, labels) if self.augment.moves else None
+    chance = _chance(self, step, len(rows)) if self.cloud_points and back is not None else None
     image, mm, mask = _pixels(self, rows, change, back)
-    cloud = _cloud(self, step, rows, back, labels, mm, mask) if self.cloud_points else None
+    cloud = _cloud(self, step, rows, back, chance, labels, mm, mask) if self.cloud_points else None
     relative = relative_depth(mm, labels["root"]) if "depth" in self.modalities else None
     mask = mask if "mask" in self.modalities else None
     return Batch(image, relative, mask, cloud=cloud, index=index, **labels)
 
 # %% ../../nbs/data/06_batches.ipynb #dd3ed932
+def _chance(self: Batches, step: int, count: int) -> torch.Tensor:
+    "Random numbers (B,count) for the points of a step, drawn for all processes."
+    generator, whole = torch_generator(self.seed, "cloud", step), self.share[1] * count
+    return own_part(torch.rand(whole, self.cloud_points, generator=generator), self.share)
+
+
 def _cloud(
     self: Batches,
     step: int,
     rows: torch.Tensor,
     back: np.ndarray | None,  # None: not by compiled code
+    chance: torch.Tensor | None,  # of `_chance`, for compiled code
     labels: dict,
     mm: torch.Tensor,
     mask: torch.Tensor,
 ) -> torch.Tensor:
     "Points (B,count,3) of a step."
-    number, count = self.share
     if back is None:  # several processes draw numbers of their own here: one for each pixel
+        number, count = self.share
         generator = torch_generator(self.seed, "cloud", step, *[number] * (count > 1), device=self.device)
         return draw_clouds(mm, mask, labels, self.cloud_points, generator)
-    generator = torch_generator(self.seed, "cloud", step)
-    chance = own_part(torch.rand(count * len(rows), self.cloud_points, generator=generator), self.share)
-    stored = [self.store.gather(key, rows) for key in ("depth", "mask")]
-    return draw_clouds_at_once(*stored, back, labels, self.size, chance)
+    stored = [self.store.arrays[key] for key in ("depth", "mask")]
+    return draw_clouds_at_once(*stored, back, labels, self.size, chance, self.store.places(rows).numpy())
 
 # %% ../../nbs/data/06_batches.ipynb #a973b1d6
 REACH = 200.0  # mm about the root, for depth and clouds
@@ -775,91 +894,111 @@ def _depth_on_hand(depth, mask, hand):  # (P,P) u16, (P,P) u8; (P*P + 1,) u16 to
 
 
 @compiled_once(nogil=True)
-def _line_nearest(back, v, edge, stored):  # map (2,3), row, P; (S,) i32 to fill
-    "The stored pixel nearest to each pixel of a line, P*P where there is none"
-    x_start, y_start, beyond = back[0, 1] * v, back[1, 1] * v, float(edge)
-    for u in range(len(stored)):
-        column = np.floor(back[0, 0] * u + x_start + back[0, 2] + 0.5)
-        row = np.floor(back[1, 0] * u + y_start + back[1, 2] + 0.5)
-        within = (column >= 0) & (column < beyond) & (row >= 0) & (row < beyond)
-        stored[u] = np.int32(row * beyond + column if within else beyond * beyond)
+def _nearest(back, u, x_start, y_start, beyond):  # map (2,3), column, its row's part, P
+    "The stored pixel nearest to a pixel, P*P where there is none"
+    column = np.floor(back[0, 0] * u + x_start + back[0, 2] + 0.5)
+    row = np.floor(back[1, 0] * u + y_start + back[1, 2] + 0.5)
+    within = (column >= 0) & (column < beyond) & (row >= 0) & (row < beyond)
+    return np.int32(row * beyond + column if within else beyond * beyond)
 
 
 @compiled_once(nogil=True)
-def _line_on_hand(hand, stored, columns, counts):  # of the two above; (S + 1,) i32 and u16 to fill
-    "List the columns of a line's pixels on the hand and their stored depths; returns how many"
-    found = 0
+def _line_nearest(back, v, edge, hand, stored, counts):  # (P*P + 1,) u16; (S,) i32 and u16 to fill
+    "The stored depth on the hand nearest to each pixel of a line; returns whether there is any"
+    x_start, y_start, beyond, some = back[0, 1] * v, back[1, 1] * v, float(edge), np.uint16(0)
     for u in range(len(stored)):
-        count = hand[np.uintp(stored[u])]
-        columns[found], counts[found] = u, count  # the next one writes over what does not count
-        found += np.intp(count != 0)
-    return found
+        stored[u] = _nearest(back, u, x_start, y_start, beyond)
+    for u in range(len(stored)):
+        counts[u] = hand[np.uintp(stored[u])]
+        some |= counts[u]
+    return some != 0
 
 # %% ../../nbs/data/06_batches.ipynb #b0337a0f
 @compiled_once(nogil=True)
-def _line_within_reach(ray, root, v, columns, counts, within):  # (n,) i32 and u16; (n,) u8 to fill
-    "Whether each listed pixel of a line is near the root"
+def _line_within_reach(ray, root, v, counts, within):  # (S,) u16; (S,) u8 to fill
+    "Whether each pixel of a line is on the hand and near the root"
     x_start, y_start = ray[0, 1] * v, ray[1, 1] * v
-    for n in range(len(columns)):
-        u, z = columns[n], counts[n] / DEPTH_STEPS
+    for u in range(len(counts)):
+        z = counts[u] / DEPTH_STEPS
         x = (ray[0, 0] * u + x_start + ray[0, 2]) * z
         y = (ray[1, 0] * u + y_start + ray[1, 2]) * z
-        within[n] = (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2
+        near = (x - root[0]) ** 2 + (y - root[1]) ** 2 + (z - root[2]) ** 2 < REACH**2
+        within[u] = near & (counts[u] != 0)
 
 
 @compiled_once(nogil=True)
-def _on_hand(hand, edge, back, ray, root, size, places, far):
-    "List the crop's pixels on the hand and their stored depths; returns how many"
-    # hand of `_depth_on_hand`, back (2,3), ray (3,3), root (3,) mm; places and far (S*S + 1,) are filled
-    stored, columns = np.empty(size, np.int32), np.empty(size + 1, np.int32)
-    counts, within, count = np.empty(size + 1, np.uint16), np.empty(size, np.uint8), 0
+def _on_hand(hand, edge, back, ray, root, size, places):
+    "List the crop's pixels on the hand; returns how many"
+    # hand of `_depth_on_hand`, back (2,3), ray (3,3), root (3,) mm; places (S*S + 1,) is filled
+    stored, counts, within = np.empty(size, np.int32), np.empty(size, np.uint16), np.empty(size, np.uint8)
+    count = 0
     for v in range(size):
-        _line_nearest(back, v, edge, stored)
-        found = _line_on_hand(hand, stored, columns, counts)
-        _line_within_reach(ray, root, v, columns[:found], counts[:found], within)
-        for n in range(found):
-            places[count], far[count] = v * size + columns[n], counts[n]
-            count += within[n]
+        if not _line_nearest(back, v, edge, hand, stored, counts):
+            continue
+        _line_within_reach(ray, root, v, counts, within)
+        for u in range(size):  # the next one writes over what does not count
+            places[np.uintp(count)] = v * size + u
+            count += np.intp(within[u])
     return count
+
+# %% ../../nbs/data/06_batches.ipynb #b0337a10
+@compiled_once(nogil=True)
+def _invert_camera(K, inverse):  # (3,3); (3,3) f64 to fill
+    "The inverse of a camera matrix, whose diagonal is large; in LAPACK's order of operations"
+    lower = K.astype(np.float64)
+    for k in range(2):
+        for i in range(k + 1, 3):
+            lower[i, k] *= 1 / lower[k, k]
+            for j in range(k + 1, 3):
+                lower[i, j] -= lower[i, k] * lower[k, j]
+    for column in range(3):
+        for i in range(3):
+            inverse[i, column] = 1.0 if i == column else 0.0
+            for k in range(i):
+                inverse[i, column] -= lower[i, k] * inverse[k, column]
+        for i in range(2, -1, -1):
+            for k in range(2, i, -1):
+                inverse[i, column] -= lower[i, k] * inverse[k, column]
+            inverse[i, column] *= 1 / lower[i, i]
 
 # %% ../../nbs/data/06_batches.ipynb #6695ef19
 @compiled_once(nogil=True)
-def _draw_points(depth, mask, back, ray, root, scale, size, chance, cloud):
+def _draw_points(depth, mask, rows, back, K, root, scale, size, chance, cloud):
     "Random points on each hand, root-relative and in units of its scale"
-    # (B,...) of the above, scale (B,) mm, chance (B,N) in 0..1; cloud (B,N,3) is filled
-    edge = depth.shape[1]
-    places, far = np.empty(size * size + 1, np.int32), np.empty(size * size + 1, np.uint16)
-    hand = np.empty(edge * edge + 1, np.uint16)
-    for b in range(len(depth)):
-        _depth_on_hand(depth[b], mask[b], hand)
-        count = _on_hand(hand, edge, back[b], ray[b], root[b], size, places, far)
+    # (N,P,P) u16 and u8, (B,) which of them; maps (B,2,3), K (B,3,3), root (B,3) mm, scale (B,) mm,
+    # chance (B,C) in 0..1; cloud (B,C,3) is filled
+    edge, places = depth.shape[1], np.empty(size * size + 1, np.int32)
+    hand, ray = np.empty(edge * edge + 1, np.uint16), np.empty((3, 3))
+    for b in range(len(rows)):
+        step = back[b]
+        _invert_camera(K[b], ray)
+        _depth_on_hand(depth[rows[b]], mask[rows[b]], hand)
+        count = _on_hand(hand, edge, step, ray, root[b], size, places)
         for n in range(cloud.shape[1]):
             if n < count:
                 other = n + min(int(chance[b, n] * (count - n)), count - n - 1)
                 places[n], places[other] = places[other], places[n]
-                far[n], far[other] = far[other], far[n]
             m = n % max(count, 1)  # go round a small cloud again
-            u, v, z = places[m] % size, places[m] // size, far[m] / DEPTH_STEPS
+            v = places[m] // size
+            u = places[m] - v * size
+            z = hand[_nearest(step, u, step[0, 1] * v, step[1, 1] * v, float(edge))] / DEPTH_STEPS
             for axis in range(3):
-                place = (ray[b, axis, 0] * u + ray[b, axis, 1] * v + ray[b, axis, 2]) * z
+                place = (ray[axis, 0] * u + ray[axis, 1] * v + ray[axis, 2]) * z
                 cloud[b, n, axis] = (place - root[b, axis]) / scale[b] if count > 0 else 0
 
 # %% ../../nbs/data/06_batches.ipynb #b9dc7e76
 def draw_clouds_at_once(
-    depth: torch.Tensor,  # (B,P,P) as stored
-    mask: torch.Tensor,  # (B,P,P) as stored
+    depth: torch.Tensor,  # (N,P,P) as stored
+    mask: torch.Tensor,  # (N,P,P) as stored
     back: np.ndarray,  # (B,2,3) of `change_back`
     labels: dict,  # K, root and scale after the change
     size: int,  # S
     chance: torch.Tensor,  # (B,count) random numbers from 0 to 1
+    rows: np.ndarray | None = None,  # (B,) which of the stored ones; None: all
 ) -> torch.Tensor:
     "`draw_clouds` by compiled code, from stored depth and mask."
-    cloud = torch.empty(*chance.shape, 3)
-    ray, root, scale = (
-        torch.linalg.inv(labels["K"].double()),
-        labels["root"].double(),
-        labels["scale"].double(),
-    )
-    hands = depth.numpy().view(np.uint16), mask.numpy(), back, ray.numpy(), root.numpy(), scale.numpy()
-    _draw_points(*hands, size, chance.numpy(), cloud.numpy())
+    cloud, rows = torch.empty(*chance.shape, 3), np.arange(len(depth)) if rows is None else rows
+    labels = [labels[key].contiguous().numpy() for key in ("K", "root", "scale")]
+    stored = depth.numpy().view(np.uint16), mask.numpy(), rows
+    _draw_points(*stored, back, *labels, size, chance.numpy(), cloud.numpy())
     return cloud
