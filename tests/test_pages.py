@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from handlab.core import HandlabError, project_path, project_root, read_json
+from handlab.core import HandlabError, project_path, project_root, read_json, write_json
 from handlab.pages import claims, paper_aligned, paper_pi
 from handlab.pages.front import with_outputs
 from handlab.pages.output import choose_folder, markdown_table, save_table
@@ -187,6 +187,36 @@ def test_an_item_that_is_left_out_names_what_it_compares_and_what_is_there():
         "can be read here: train_aligned-S1-sim-rhd, train_aligned-S4-sim-rhd"
     )
     assert {"S4-labelled0.25", "S4-labelled0.25-alone"} < set(names)  # named, though they are not trained
+
+
+@pytest.mark.parametrize("make", [paper_pi.pi_page, paper_aligned.aligned_page])
+def test_every_run_that_is_not_trained_is_named_once_where_it_is_first_wanted(make, tmp_path):
+    page = make(tmp_path / "quick", seeds=2)
+    names = list(dict.fromkeys(page.run_names))
+    write_json(tmp_path / "quick" / f"{names[0]}-seed0/metrics.json", {"source": "sim-rhd"})
+    table = page.untrained()
+    none, few = (
+        [name for cell in table[column] for name in cell.partition("; ")[2].split(", ") if name]
+        for column in table
+    )
+    assert len(none) == len(set(none)) == len(names) - 1 and all(
+        any(each in name for name in names) for each in none
+    )
+    assert [cell for cell in table.iloc[:, 1] if cell][0].endswith("(1)") and not few
+    shown = page.origin().data
+    assert (
+        f"{len(none)} of {len(names)} kinds of runs are not trained yet; 1 has fewer than 2 seeds." in shown
+    )
+    assert max(map(len, re.split(r"[ \n]", shown.partition("|---")[0]))) < 60  # what cannot be broken
+
+
+def test_lines_on_shipped_runs_end_between_words(capsys):
+    page = paper_aligned.aligned_page("runs/shipped", figures="")
+    names = {name: name for name in page.run_names}
+    page.open({**names, "never": "train_aligned-never-sim-rhd"}, place="Fig. 8")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 88
+    assert " ".join(line.strip() for line in lines).startswith("Fig. 8: ")
 
 
 @pytest.mark.parametrize("page", [paper_pi.pi_page, paper_aligned.aligned_page])

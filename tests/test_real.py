@@ -71,6 +71,27 @@ def test_the_other_estimator_stands_in_the_table_of_its_frames(tmp_path):
     assert 20 < table["real (mm)"].iloc[1] < 40
 
 
+def test_joints_are_told_apart_where_they_are_known_and_else_a_dash_stands(tmp_path):
+    runs = [made_up(tmp_path, seed, [1] * 4, [20, 30, 40, 50]) for seed in (0, 1)]
+    joints = np.tile(np.arange(21), (4, 1)).astype(np.float16)
+    arrays = runs[0].measured_before("real")
+    write_arrays(
+        runs[0].path / "measured/real.npz",
+        arrays | {"RGB/joints": joints, "visible": np.tile(np.arange(21) < 11, (4, 1))},
+    )
+    other = [made_up(tmp_path / "other", 0, [1] * 4, [20] * 4)]
+    table = real.table_real_joints({"one": (runs, "RGB"), "old": (other, "RGB"), "never": (other, "rgb")})
+    assert list(table.index) == ["one", "old"]
+    row = table.loc["one"]
+    assert (row["seeds"], row["seeds with joints"]) == ("2", "1")
+    assert (row["visible joints"], row["hidden joints"], row["wrist"]) == (5, 15.5, 0)
+    assert [row[kind] for kind in ("MCP", "PIP", "DIP", "tip")] == [9, 10, 11, 12]
+    assert row["Procrustes EPE (mm)"] == 17.5 and row["rotation (degrees)"] == 10
+    assert set(table.loc["old"].iloc[4:]) == {real.UNKNOWN} and table.loc["old", "Procrustes EPE (mm)"] == 10
+    with pytest.raises(HandlabError, match=r"^never: none of its runs"):
+        real.table_real_joints({"never": (other, "rgb")})
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("long") / "train_aligned-S4-sim-rhd-seed0"
@@ -84,6 +105,13 @@ def test_errors_on_real_frames_are_those_of_the_network(trained, monkeypatch):
     found = real.real_errors(trained)
     expected = np.nanmean(joint_errors(trained.predictions["RGB"], trained.predictions["true"]), 1)
     np.testing.assert_allclose(found["RGB/error"], expected, rtol=1e-4)
+    np.testing.assert_allclose(np.float32(found["RGB/joints"]).mean(1), expected, rtol=1e-3)
+    assert found["visible"].shape == found["RGB/joints"].shape == (len(expected), 21)
+    before = {"name": found["name"], "gone/error": np.ones(len(expected))}
+    monkeypatch.setattr(type(trained), "measured_before", lambda run, name: before)
+    assert real.real_errors(trained)["gone/error"].sum() == len(expected)  # its weights are not there
+    before["name"] = before["name"][1:]
+    assert "gone/error" not in real.real_errors(trained)
     assert (found["RGB/procrustes"] <= found["RGB/error"] + 1e-3).all() and found["name"].size == len(
         expected
     )

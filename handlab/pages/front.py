@@ -125,7 +125,7 @@ def front_block(folder: str | Path = SHIPPED, seeds: int = 1) -> str:  # its lin
     pages = paper_pi.pi_page(folder, seeds=seeds), paper_aligned.aligned_page(folder, seeds=seeds)
     runs = [run for page in pages for run in page.all_runs()]
     names = [unseeded(run.name) for run in graph_runs(world.graph_profile)]
-    untrained = f"{untrained_line(names, folder, seeds).partition(':')[0]}."  # the pages name them
+    untrained = f"{untrained_line(names, folder, seeds)}."  # the pages name them
     sentences = finding_sentences(table, runs, untrained)
     listed = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
     numbers = (

@@ -9,6 +9,7 @@ __all__ = ['SETS', 'ONE_SEED', 'Paper', 'Item', 'every_run', 'check_steps', 'Pag
 # %% ../../nbs/pages/03_page.ipynb #af68d222
 import contextlib
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from handlab.results.runs import (
     RunFolder,
     about_item,
     figures_folder,
+    is_shipped,
     missing_line,
     open_runs,
     origin_line,
@@ -76,6 +78,7 @@ class Item:
     digits: int = 2  # of a table
     stored: str = ""  # a table's key in Page.tables; empty: its name
     timed: bool = False  # a table of times: measured once on a machine, then shown from its file
+    kind: str = ""  # of its runs, in words, where the place does not say it: 'weak supervision'
     optional: bool = False  # it needs what few have, such as real frames: missing even where a page is strict
 
 # %% ../../nbs/pages/03_page.ipynb #a4a52a9d
@@ -111,6 +114,11 @@ def _items_named(page: "Page", name: str) -> list:
     return items
 
 # %% ../../nbs/pages/03_page.ipynb #938c4a11
+def _say(text: str):
+    "Print a text in lines that a narrow page has room for: JupyterLab breaks longer ones inside words."
+    print(textwrap.fill(text, 88, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+
+
 def _make(page: "Page", item: Item) -> tuple | None:  # what was made, and its runs
     try:
         return _made(page, item)
@@ -133,7 +141,7 @@ def _made(page: "Page", item: Item) -> tuple | None:
     runs = page.open(names, needs, item.place)
     if names and len(runs) < item.least:
         if runs:
-            print(_too_few(item, names, runs))
+            _say(_too_few(item, names, runs))
         return None
     if item.first:
         runs = {key: each[:1] for key, each in runs.items()}
@@ -261,18 +269,53 @@ def all_runs(self: Page) -> list:  # RunFolders
     return self.once("all runs", lambda: every_run(self.find({name: name for name in self.run_names})))
 
 # %% ../../nbs/pages/03_page.ipynb #f82ea663
-@patch
-def origin(self: Page) -> str:
-    "Where the page's numbers are from, and what is not trained yet: two lines."
-    known = untrained_line(self.run_names, self.folder, self.seeds)
-    return f"{origin_line(self.all_runs(), self.folder)}\n{known}"
-
-
 @patch(as_prop=True)
 def own_figures(self: Page) -> Path:
     "Where files go if `figures` has them made of more."
     real = not self.sets["rhd"].startswith("sim-")
     return page_home(self.folder) / page_folder(self.paper.notebook, real) / "figures"
+
+# %% ../../nbs/pages/03_page.ipynb #c14272c2
+def _groups(page: Page) -> dict:  # {place: names of runs}
+    "The runs of a page, each at the first item that wants it."
+    places = {}
+    for item in page.items:
+        for name in item.wanted(page)[0].values():
+            places.setdefault(name, f"{item.place}: {item.kind}" if item.kind else item.place)
+    return {place: [name for name in places if places[name] == place] for place in places.values()}
+
+
+@patch
+def untrained(self: Page) -> pd.DataFrame:
+    "What is not trained yet, or with fewer seeds, by item."
+    notebooks = {name.partition("-")[0] for name in self.run_names}
+    begin, end = (f"{min(notebooks)}-", f"-{self.sets['rhd']}") if len(notebooks) == 1 else ("", "")
+    rows = {}
+    for place, names in _groups(self).items():
+        counts = {name: len(self.find({name: name}).get(name, ())) for name in names}
+        short = {name: name.removeprefix(begin).removesuffix(end) for name in names}
+        none = [short[name] for name in names if not counts[name]]
+        few = [f"{short[name]} ({counts[name]})" for name in names if 0 < counts[name] < self.seeds]
+        if none or few:
+            count = f"{len(none)} of {len(names)}" if none else ""
+            rows[place] = ["; ".join([count, ", ".join(none)][: 1 + bool(none)]), ", ".join(few)]
+    columns = ["kinds of runs not trained", f"fewer than {self.seeds} seeds"][: 1 + (self.seeds > 1)]
+    return pd.DataFrame([row[: len(columns)] for row in rows.values()], list(rows), columns).rename_axis(
+        "for"
+    )
+
+
+@patch
+def origin(self: Page) -> Markdown:
+    "Where the page's numbers are from, and what is not trained yet."
+    known = untrained_line(self.run_names, self.folder, self.seeds)
+    lines = [origin_line(self.all_runs(), self.folder), f"{known[0].upper()}{known[1:]}."]
+    table = self.untrained()
+    if len(table):
+        command = f"python -m handlab.graph.run list --by-need --profile {self.profile}"
+        lines[1] += f" `{command}` has their full names, those that a headline claim needs most first."
+        lines.append(markdown_table(table))
+    return Markdown("\n\n".join(lines))
 
 # %% ../../nbs/pages/03_page.ipynb #23fd45ff
 @patch
@@ -286,7 +329,8 @@ def open(
     if self.strict:
         require(names.values(), self.folder, self.seeds)
     if line := missing_line(names.values(), self.folder, self.seeds):
-        print(f"{place}: {line}" if place else line)
+        tell = _say if is_shipped(self.folder) else print  # a command stays on one line
+        tell(f"{place}: {line}" if place else line)
     found = self.find(names)
     check_steps(every_run(found))
     return found if all(key in found for key in needs) else {}

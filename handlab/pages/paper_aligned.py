@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER', 'OPTIONS', 'FINGERS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES', 'ABLATIONS', 'ABLATION_TABLES',
            'BY_JOINT', 'OURS', 'CURVES', 'PICTURES', 'SMOOTHNESS', 'LATENT', 'SMOOTH', 'STANDS', 'REAL', 'CONVERGENCE',
-           'ON_REAL', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page', 'show_equal_time', 'found',
-           'findings', 'write_paper']
+           'ON_REAL', 'REAL_JOINTS', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page',
+           'show_equal_time', 'found', 'findings', 'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ from .page import Item, Page, Paper, compared, every_run, groups_of, show_findin
 from ..results.catalogue import BUDGETS
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.published import published_strategies
-from ..results.real import sentence_real, table_real
+from ..results.real import sentence_real, table_real, table_real_joints
 from ..results.runs import control_variants, source_line
 from ..results.statistics import difference
 from ..train.experiment import close_run
@@ -136,6 +136,7 @@ TABLES = (
         lambda runs, page: scores.table_strategies(runs),
         _variants(*TABLE_1),
         stored="table1",
+        kind="the strategies",
     ),
     Item(
         "viewpoint",
@@ -148,8 +149,17 @@ TABLES = (
         "Table 2",
         lambda runs, page: scores.table_state_of_the_art(_by_set(runs)),
         _on_both("S4", "S1"),
+        kind="the second set",
     ),
-    Item("fig8-table", "Fig. 8", lambda runs, page: scores.table_weak(runs), _weak, least=3, stored="fig8"),
+    Item(
+        "fig8-table",
+        "Fig. 8",
+        lambda runs, page: scores.table_weak(runs),
+        _weak,
+        least=3,
+        stored="fig8",
+        kind="weak supervision",
+    ),
 )
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #926b099c
@@ -161,12 +171,14 @@ ABLATION_TABLES = (
         _compared_with("S4"),
         **ABLATIONS | dict(wanted=_with_fingers("S4", "RD2DHP", *_ALTERNATING, needs=["S4"])),
         stored="ablations",
+        kind="ablations",
     ),
     Item(
         "section_e",
         "supplement, section E",
         _compared_with("S4"),
         _variants("S4", "S1", "S4-apart", needs=["S4", "S4-apart"]),
+        kind="without corresponding data",
     ),
     Item("controls", "controls of section 5.3, not in the paper", _compared_with("S4"), _controls, least=2),
     Item(
@@ -335,8 +347,11 @@ STANDS = "convergence, not in the paper"
 REAL = "real frames, not in the paper"
 
 
-def _on_real(runs: dict, page: Page) -> pd.DataFrame:
-    return table_real({scores.label_of(name): (each, "RGB") for name, each in runs.items()})
+def _on_real(table: Callable) -> Callable:  # table: `table_real` or `table_real_joints`
+    def make(runs, page):
+        return table({scores.label_of(name): (each, "RGB") for name, each in runs.items()})
+
+    return make
 
 
 def _trained(page: Page) -> tuple:
@@ -349,10 +364,20 @@ CONVERGENCE = (
     Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
     Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
 )
-ON_REAL = Item(
-    "real-frames", REAL, _on_real, _variants(*TABLE_1, "S1-own_view"), stored="real", optional=True
+_TESTED = dict(wanted=_variants(*TABLE_1, "S1-own_view"), optional=True)
+ON_REAL = Item("real-frames", REAL, _on_real(table_real), stored="real", **_TESTED)
+REAL_JOINTS = Item("real-frames-joints", f"{REAL}, errors by joint", _on_real(table_real_joints), **_TESTED)
+ITEMS = (
+    *TABLES,
+    *ABLATION_TABLES,
+    *BY_JOINT,
+    *CURVES,
+    *PICTURES,
+    *SMOOTH,
+    *CONVERGENCE,
+    ON_REAL,
+    REAL_JOINTS,
 )
-ITEMS = (*TABLES, *ABLATION_TABLES, *BY_JOINT, *CURVES, *PICTURES, *SMOOTH, *CONVERGENCE, ON_REAL)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #7d52512a
 def show_equal_time(page: Page, folder: str | Path) -> None:  # folder: where the trainings go

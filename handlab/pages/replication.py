@@ -160,7 +160,7 @@ def article(world: World) -> str:
         markdown_table(scope_summary(scope_table(table))),
         "## Did the trainings end?",
         convergence_sentence(runs) or "No training has a log here.",
-        f"{untrained_line(names, folder, world.seeds).partition(':')[0]}; the papers' pages name them.",
+        f"{untrained_line(names, folder, world.seeds)}; the papers' pages name them.",
         "## Limits",
         _paragraph(_LIMITS),
         "## What it cost",

@@ -275,7 +275,7 @@ def command_of(names: Iterable[str], folder: str | Path = "runs/quick", seeds: i
     return make_command(folder, seeds, not any("-sim-" in name for name in names))
 
 
-def _by_run(missing: Iterable[str], most: int = 6) -> str:  # names with seeds
+def _by_run(missing: Iterable[str], most: int = 3) -> str:  # names with seeds
     "The runs with the seeds of each; many are cut off and counted."
     seeds = {}
     for name in missing:
@@ -379,14 +379,13 @@ def origin_line(runs: Sequence[RunFolder], folder: str | Path) -> str:  # folder
 
 
 def untrained_line(names: Iterable[str], folder: str | Path, seeds: int = 1) -> str:  # names: without seeds
-    "Which runs are not trained yet, in one line."
-    counts = {name: len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)}
-    none = [name for name, count in counts.items() if not count]
-    fewer = [f"{name} ({count})" for name, count in counts.items() if 0 < count < seeds]
-    verb = "is" if len(none) == 1 else "are"
-    first = f"{len(none)} of {len(counts)} kinds of runs {verb} not trained yet: {', '.join(none)}"
-    parts = [first] * bool(none)
-    parts += [f"fewer than {seeds} seeds: {', '.join(fewer)}"] * bool(fewer)
+    "How many kinds of runs are not trained yet, or have fewer seeds, in one line."
+    counts = [len(open_runs(name, folder, seeds)) for name in dict.fromkeys(names)]
+    none, fewer = counts.count(0), sum(0 < count < seeds for count in counts)
+    parts = [f"{none} of {len(counts)} kinds of runs {'is' if none == 1 else 'are'} not trained yet"] * bool(
+        none
+    )
+    parts += [f"{fewer} {'has' if fewer == 1 else 'have'} fewer than {seeds} seeds"] * bool(fewer)
     return (
         "; ".join(parts)
         or f"all {len(counts)} kinds of runs are trained, with {seeds} seed{'s' * (seeds > 1)}"
