@@ -267,8 +267,10 @@ def test_visibility_follows_what_real_frames_show():
 
 @pytest.mark.parametrize("side", scene.SIDES)
 def test_the_parts_of_a_hand_are_those_without_its_forearm(side):
-    ids = np.arange(256, dtype=np.uint8)
-    assert (scene._of_hand(ids, side) == np.isin(ids, part_ids(side)[:16])).all()
+    ids, first = np.arange(256, dtype=np.uint8)[None], scene._FIRST_PART[side]
+    assert set(range(first, first + 16)) == set(part_ids(side)[:16].tolist())
+    assert scene._count_parts(ids, (0, 0, 256, 1), first) == 16
+    assert scene._count_parts(ids, (first + 1, 0, 256, 1), first) == 15
 
 
 def test_shares_are_drawn_as_numpy_draws_them():
@@ -282,7 +284,7 @@ def test_shares_are_drawn_as_numpy_draws_them():
 def test_a_background_is_a_window_with_a_gain_per_channel():
     pool, flipped = places.pool_background(7, "training", 0), 0
     for number in range(12):
-        image = places.take_background(numpy_generator(number, "window"), pool, 64)
+        image = places.as_light(*places.take_background(numpy_generator(number, "window"), pool, 64))
         draw = numpy_generator(number, "window")
         side = int(320 * draw.uniform(0.6, 1.0))
         x, y = draw.integers(0, 320 - side + 1, 2)

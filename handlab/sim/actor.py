@@ -44,8 +44,8 @@ def make_piece(
     path: np.ndarray, radii: np.ndarray, side: np.ndarray, material: int, points: int = 14
 ) -> Piece:
     "A tube of one material."
-    vertices, normals, texture = tube(path, radii, side, points)
-    texture = np.concatenate([texture, np.full((len(texture), 1), material, np.float32)], 1)
+    vertices, normals, texture = tube(path, radii, side, points, columns=3)
+    texture[:, 2] = material
     return Piece(vertices, normals, texture, _tube_faces(len(path), points))
 
 # %% ../../nbs/sim/07_actor.ipynb #1e324b78
@@ -68,9 +68,10 @@ def ball_piece(
 # %% ../../nbs/sim/07_actor.ipynb #171a6074
 def join(pieces: list[Piece]) -> Piece:
     "Several pieces as one."
-    shifts = np.cumsum([0] + [len(piece.vertices) for piece in pieces[:-1]])
-    faces = np.concatenate([piece.faces + np.int32(shift) for piece, shift in zip(pieces, shifts)])
-    return Piece(*(np.concatenate([piece[i] for piece in pieces]) for i in range(3)), faces)
+    vertices, normals, texture, faces = (np.concatenate(parts) for parts in zip(*pieces))
+    shifts = np.cumsum([0] + [len(piece.vertices) for piece in pieces[:-1]], dtype=np.int32)
+    faces += np.repeat(shifts, [len(piece.faces) for piece in pieces])[:, None]
+    return Piece(vertices, normals, texture, faces)
 
 
 def mirrored(piece: Piece) -> Piece:

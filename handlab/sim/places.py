@@ -6,7 +6,7 @@
 __all__ = ['BACKGROUND_SIZE', 'SKIN_COLOURS', 'POOL_SIZE', 'fractal', 'blend', 'relief', 'canvas', 'ink', 'draw_strip',
            'draw_box', 'draw_ellipse', 'draw_writing', 'muted', 'paint_sky', 'paint_ground', 'paint_land',
            'paint_woods', 'paint_street', 'draw_shelf', 'paint_room', 'paint_blobs', 'paint_leaves', 'paint_crowd',
-           'spectrum', 'natural', 'paint_background', 'pool_background', 'take_background']
+           'spectrum', 'natural', 'paint_background', 'pool_background', 'take_background', 'as_light']
 
 # %% ../../nbs/sim/05_places.ipynb #6c8a8d42
 import functools
@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..machine import compiled_once
 from ..settings import numpy_generator
 
 # %% ../../nbs/sim/05_places.ipynb #f6c69770
@@ -510,8 +511,10 @@ def pool_background(seed: int, split: str, number: int) -> np.ndarray:
     return paint_background(numpy_generator(seed, "sim", split, "background", number))
 
 # %% ../../nbs/sim/05_places.ipynb #1ccf6972
-def take_background(generator: np.random.Generator, pool_image: np.ndarray, size: int) -> np.ndarray:
-    "A window of a background, (size,size,3) f32 in 0..1."
+def take_background(
+    generator: np.random.Generator, pool_image: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    "A window of a background, (size,size,3) u8, and what its channels (3,) f32 are multiplied with, to 0..1."
     full = pool_image.shape[0]
     side = int(full * generator.uniform(0.6, 1.0))
     x, y = generator.integers(0, full - side + 1, 2)
@@ -522,7 +525,20 @@ def take_background(generator: np.random.Generator, pool_image: np.ndarray, size
     if generator.random() < 0.12:
         image = cv2.GaussianBlur(image, (0, 0), size * generator.uniform(0.002, 0.012))
     gain = np.float32(generator.uniform(0.75, 1.2) / 255)
-    gains = gain * (1 + 0.06 * generator.standard_normal(3)).astype(np.float32)
-    rows = image.reshape(size, -1).astype(np.float32)
-    rows *= np.tile(gains, size)  # NumPy is slow where the last axis is short
-    return rows.reshape(size, size, 3)
+    return image, gain * (1 + 0.06 * generator.standard_normal(3)).astype(np.float32)
+
+
+@compiled_once
+def _multiplied(rows, gains, gain):
+    "Rows (H,N) u8 times `gains` (N,) f32 times `gain` f32."
+    out = np.empty(rows.shape, np.float32)
+    for y in range(rows.shape[0]):
+        for x in range(rows.shape[1]):
+            out[y, x] = np.float32(rows[y, x]) * gains[x] * gain
+    return out
+
+
+def as_light(image: np.ndarray, gains: np.ndarray, gain: np.float32 = np.float32(1)) -> np.ndarray:
+    "A picture (H,W,3) u8 as f32, its channels multiplied by `gains` (3,) f32, then all by `gain`."
+    height, width, _ = image.shape
+    return _multiplied(image.reshape(height, -1), np.tile(gains, width), gain).reshape(image.shape)

@@ -9,6 +9,7 @@ __all__ = ['FINGER_DIRECTION', 'FINGER_FLEXION', 'THUMB_ABDUCTION', 'THUMB_FLEXI
            'overlap', 'contact_depths', 'penetration_depth', 'gesture_style', 'sample_pose', 'pose_path']
 
 # %% ../../nbs/sim/02_pose.ipynb #50dadca8
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -76,16 +77,23 @@ def pose_from(
 @compiled_once
 def turn(axis: np.ndarray, angle: float) -> np.ndarray:
     "Rotation (3,3) about a unit axis."
-    x, y, z = axis
+    x, y, z = axis[0], axis[1], axis[2]
     s, c = math.sin(angle), math.cos(angle)
-    d = 1 - c
-    return np.array(
-        [
-            [c + x * x * d, x * y * d - z * s, x * z * d + y * s],
-            [y * x * d + z * s, c + y * y * d, y * z * d - x * s],
-            [z * x * d - y * s, z * y * d + x * s, c + z * z * d],
-        ]
-    )
+    d, out = 1 - c, np.empty((3, 3))
+    out[0, 0], out[0, 1], out[0, 2] = c + x * x * d, x * y * d - z * s, x * z * d + y * s
+    out[1, 0], out[1, 1], out[1, 2] = y * x * d + z * s, c + y * y * d, y * z * d - x * s
+    out[2, 0], out[2, 1], out[2, 2] = z * x * d - y * s, z * y * d + x * s, c + z * z * d
+    return out
+
+
+@compiled_once
+def _product(a, b):
+    "The product of two matrices, of which (3,3) are read; NumPy's takes longer for so few numbers."
+    out = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            out[i, j] = a[i, 0] * b[0, j] + a[i, 1] * b[1, j] + a[i, 2] * b[2, j]
+    return out
 
 # %% ../../nbs/sim/02_pose.ipynb #95f8f2a7
 @compiled_once
@@ -99,18 +107,20 @@ def forward_finger(
     transforms: np.ndarray,
 ):
     "Fill the posed joints and bone transforms of one finger."
-    placed = np.eye(3)
+    placed = turn(frames[finger, 0, 2], vector[4 * finger] - rest_abduction[finger])
+    if finger == 0:
+        placed = _product(turn(frames[0, 0, 1], vector[20]), placed)
     for k in range(3):
-        lateral, along, dorsal = frames[finger, k, 0], frames[finger, k, 1], frames[finger, k, 2]
-        if k == 0:
-            placed = turn(dorsal, vector[4 * finger] - rest_abduction[finger])
-            if finger == 0:
-                placed = turn(along, vector[20]) @ placed
-        placed = placed @ turn(lateral, -vector[4 * finger + 1 + k])
+        placed = _product(placed, turn(frames[finger, k, 0], -vector[4 * finger + 1 + k]))
         start, bone = 1 + 4 * finger + k, 1 + 3 * finger + k
-        transforms[bone, :, :3] = placed
-        transforms[bone, :, 3] = posed[start] - placed @ joints[start]
-        posed[start + 1] = posed[start] + placed @ (joints[start + 1] - joints[start])
+        for i in range(3):
+            away = ahead = 0.0
+            for j in range(3):
+                transforms[bone, i, j] = placed[i, j]
+                away += placed[i, j] * joints[start, j]
+                ahead += placed[i, j] * (joints[start + 1, j] - joints[start, j])
+            transforms[bone, i, 3] = posed[start, i] - away
+            posed[start + 1, i] = posed[start, i] + ahead
 
 # %% ../../nbs/sim/02_pose.ipynb #cad8cb2d
 @compiled_once
@@ -129,13 +139,13 @@ def forward(
     posed[:] = joints
     for finger in range(5):
         forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
-    wrist = (
-        turn(np.array([0.0, 0, 1]), vector[22])
-        @ turn(np.array([1.0, 0, 0]), -vector[21])
-        @ turn(np.array([0.0, 1, 0]), vector[23])
-    )
-    transforms[16, :, :3] = wrist.T
-    transforms[16, :, 3] = joints[0] - wrist.T @ joints[0]
+    deviated, flexed = turn(np.array([0.0, 0, 1]), vector[22]), turn(np.array([1.0, 0, 0]), -vector[21])
+    wrist = _product(_product(deviated, flexed), turn(np.array([0.0, 1, 0]), vector[23]))
+    for i in range(3):
+        transforms[16, i, 3] = joints[0, i]
+        for j in range(3):
+            transforms[16, i, j] = wrist[j, i]
+            transforms[16, i, 3] -= wrist[j, i] * joints[0, j]
 
 # %% ../../nbs/sim/02_pose.ipynb #82a98a21
 def pose_hand(
@@ -155,36 +165,33 @@ def half_rotation(rotation: np.ndarray) -> np.ndarray:
     "The rotation about the same axis by half the angle (below 180 degrees)."
     w = (
         math.sqrt(max(1 + rotation[0, 0] + rotation[1, 1] + rotation[2, 2], 1e-9)) / 2
-    )  # quaternion of the whole
-    q = np.array(
-        [
-            w,
-            (rotation[2, 1] - rotation[1, 2]) / (4 * w),
-            (rotation[0, 2] - rotation[2, 0]) / (4 * w),
-            (rotation[1, 0] - rotation[0, 1]) / (4 * w),
-        ]
-    )
-    q[0] += 1  # half way between no rotation and this one
-    a, b, c, d = q / math.sqrt((q * q).sum())
-    return np.array(
-        [
-            [1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)],
-        ]
-    )
+    )  # the whole's quaternion
+    b = (rotation[2, 1] - rotation[1, 2]) / (4 * w)
+    c = (rotation[0, 2] - rotation[2, 0]) / (4 * w)
+    d = (rotation[1, 0] - rotation[0, 1]) / (4 * w)
+    a = w + 1  # half way between no rotation and this one
+    length = math.sqrt(a * a + b * b + c * c + d * d)
+    a, b, c, d = a / length, b / length, c / length, d / length
+    out = np.empty((3, 3))
+    out[0, 0], out[0, 1], out[0, 2] = 1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)
+    out[1, 0], out[1, 1], out[1, 2] = 2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)
+    out[2, 0], out[2, 1], out[2, 2] = 2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)
+    return out
 
 # %% ../../nbs/sim/02_pose.ipynb #16c35f81
 @compiled_once
 def _add_half_bones(joints, transforms, parents, children, at, full):
     "Fill (33,3,4) float32 transforms: the 17 bones, then the half bones."
     full[:17] = transforms
-    for i in range(len(parents)):
-        parent, child, joint = transforms[parents[i]], transforms[children[i]], joints[at[i]]
-        before = np.ascontiguousarray(parent[:, :3])
-        half = before @ half_rotation(before.T @ np.ascontiguousarray(child[:, :3]))
-        full[17 + i, :, :3] = half
-        full[17 + i, :, 3] = before @ joint + parent[:, 3] - half @ joint
+    for number in range(len(parents)):
+        parent, child, joint = transforms[parents[number]], transforms[children[number]], joints[at[number]]
+        half = _product(parent, half_rotation(_product(parent[:, :3].T, child)))
+        for i in range(3):
+            moved = parent[i, 3]
+            for j in range(3):
+                full[17 + number, i, j] = half[i, j]
+                moved += (parent[i, j] - half[i, j]) * joint[j]
+            full[17 + number, i, 3] = moved
 
 # %% ../../nbs/sim/02_pose.ipynb #d116568d
 @compiled_once(fastmath=True)
@@ -241,7 +248,7 @@ def mirror_posed(
     return vertices * flip, joints * flip.astype(joints.dtype), np.ascontiguousarray(faces[:, ::-1])
 
 # %% ../../nbs/sim/02_pose.ipynb #a5034529
-@compiled_once(fastmath=True)
+@compiled_once(fastmath=True, forceinline=True)
 def overlap(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, ra: float, rb: float, rc: float, rd: float
 ) -> float:
@@ -265,10 +272,10 @@ def _palm_depth(start, end, radius_start, radius_end, palm):
     "How deep (mm) three balls along a bone sink into the palm's flesh."
     deepest = -1e3
     for share in (0.0, 0.5, 1.0):
-        x, y, z = start + share * (end - start)
-        surface = 1e3
-        for cone in palm:
-            surface = smooth_minimum(surface, cone_distance(x, y, z, cone), PALM_BLEND)
+        x, y = start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+        z, surface = start[2] + share * (end[2] - start[2]), 1e3
+        for i in range(len(palm)):
+            surface = smooth_minimum(surface, cone_distance(x, y, z, palm[i]), PALM_BLEND)
         deepest = max(deepest, radius_start + share * (radius_end - radius_start) - surface)
     return deepest
 
@@ -461,18 +468,17 @@ _PRESSED_DEPTH = 1.5  # mm
 @compiled_once
 def _rest_on_palm(joints, frames, radii, rest_abduction, palm, allowed, vector, posed, transforms):
     "Open each finger that sinks into the palm, in small steps; pose vector and posed joints change in place."
+    middle, tip = np.empty(3), np.empty(3)
     for finger in range(1, 5):
         for step in range(14):
-            a, b, tip = posed[2 + 4 * finger], posed[3 + 4 * finger], posed[4 + 4 * finger]
-            tip = tip - (tip - b) * (TIP_SETBACK * radii[finger, 3] / math.sqrt(((tip - b) ** 2).sum()))
-            if (
-                max(
-                    _palm_depth((a + b) / 2, b, radii[finger, 1], radii[finger, 2], palm),
-                    _palm_depth(b, tip, radii[finger, 2], radii[finger, 3], palm),
-                )
-                < allowed
-            ):
-                break
+            a, b, end = posed[2 + 4 * finger], posed[3 + 4 * finger], posed[4 + 4 * finger]
+            long = math.sqrt((end[0] - b[0]) ** 2 + (end[1] - b[1]) ** 2 + (end[2] - b[2]) ** 2)
+            for i in range(3):
+                middle[i] = (a[i] + b[i]) / 2
+                tip[i] = end[i] - (end[i] - b[i]) * (TIP_SETBACK * radii[finger, 3] / long)
+            if _palm_depth(middle, b, radii[finger, 1], radii[finger, 2], palm) < allowed:
+                if _palm_depth(b, tip, radii[finger, 2], radii[finger, 3], palm) < allowed:
+                    break
             vector[4 * finger + 1 : 4 * finger + 4] *= 0.975
             forward_finger(finger, joints, frames, rest_abduction, vector, posed, transforms)
 
@@ -528,8 +534,9 @@ def _free_style(noise, uniform, low, high, style):
     style[20] = 0.12 + 0.22 * noise[27] + 0.3 * style[1]
 
 # %% ../../nbs/sim/02_pose.ipynb #efbd5ca0
-_THUMB_DEGREES = np.array(list(_THUMBS.values()))
+_THUMB_ANGLES = np.radians(np.array(list(_THUMBS.values())))
 _ACROSS, _ODD_ENDS = np.linspace(-1, 1, 4)[:, None], np.cumsum([0.65, 0.25, 0.1])
+_ODD_ENDS = (_ODD_ENDS / _ODD_ENDS[-1]).tolist()
 _BEND, _BEND_RANGE = np.radians([-15.0, -4]), np.radians([88.0, 104]) - np.radians([-15.0, -4])  # MCP and PIP
 _FANNED, _OWN_BEND = np.radians([10, 12]), np.radians([6, 8])
 
@@ -537,19 +544,19 @@ _FANNED, _OWN_BEND = np.radians([10, 12]), np.radians([6, 8])
 def _together_style(generator: np.random.Generator) -> np.ndarray:  # (25,)
     "Fingers that bend together, but for one or two; any thumb."
     style, bends = np.zeros(25), _BEND + _BEND_RANGE * generator.random(2)
-    bends = bends[None] + _FANNED * _ACROSS * generator.normal()
+    bends = bends + _FANNED * _ACROSS * generator.normal()
     bends = bends + _OWN_BEND * generator.standard_normal((4, 2))
-    for _ in range(np.searchsorted(_ODD_ENDS / _ODD_ENDS[-1], generator.random(), "right")):
+    for _ in range(bisect.bisect_right(_ODD_ENDS, generator.random())):
         odd = 0 if generator.random() < 0.4 else generator.integers(4)
         bends[odd] = _BEND + _BEND_RANGE * generator.random(2)
         if generator.random() < 0.4:  # straight from a bent base
-            bends[odd, 1] = np.radians(abs(generator.normal()) * 10)
+            bends[odd, 1] = math.radians(abs(generator.normal()) * 10)
     fingers = style[4:20].reshape(4, 4)
     fingers[:, 0] = generator.uniform(-0.1, 1.0)
     fingers[:, 1:3] = bends
-    fingers[:, 3] = generator.uniform(0.05, 0.75) * bends[:, 1].clip(0)
-    first, second = _THUMB_DEGREES[generator.integers(len(_THUMBS), size=2)]
-    thumb = np.radians(first) + generator.random() * np.radians(second - first)
+    fingers[:, 3] = generator.uniform(0.05, 0.75) * np.maximum(bends[:, 1], 0)
+    first, second = _THUMB_ANGLES[generator.integers(len(_THUMBS), size=2)]
+    thumb = first + generator.random() * (second - first)
     style[:4], style[20] = thumb[:4], thumb[4]
     return style
 
@@ -559,7 +566,7 @@ _WRIST_DEVIATIONS = np.radians([22, 9, 6])
 _MIX = dict(gesture=0.3, blend=0.1, together=0.5, free=0.1)  # shares
 
 
-_MIX_ENDS = np.cumsum(list(_MIX.values()))[:-1]
+_MIX_ENDS = np.cumsum(list(_MIX.values()))[:-1].tolist()
 
 
 _style_of = functools.cache(gesture_style)  # not to be changed in place
@@ -569,7 +576,7 @@ def _draw_style(generator: np.random.Generator, kind: str | None, low: np.ndarra
     "A style before variation, its name, and how much it should vary."
     names, uniform = list(GESTURES), generator.random(8)
     if kind is None:
-        kind = list(_MIX)[int(np.searchsorted(_MIX_ENDS, uniform[2], "right"))]
+        kind = list(_MIX)[bisect.bisect_right(_MIX_ENDS, uniform[2])]
     if kind == "gesture":
         kind = names[generator.integers(len(names))]
     if kind == "blend":

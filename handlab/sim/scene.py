@@ -10,6 +10,7 @@ __all__ = ['SIDES', 'HIDDEN_BY', 'FEWEST_VISIBLE', 'FEWEST_PIXELS', 'Camera', 'h
            'render_frame']
 
 # %% ../../nbs/sim/08_scene.ipynb #63dd0ec4
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -18,14 +19,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ..machine import compiled_once
 from ..settings import numpy_generator
 from .actor import Actor, Arm, Piece, body_pieces, cross, move_arm, pose_arm, unit_vector
-from .places import take_background
+from .places import as_light, take_background
 from .pose import skin_hand
 from handlab.sim.render import (
     compiled,
     depth_of,
     empty_buffers,
+    f32,
     fill_bones,
     part_ids,
     project_vertices,
@@ -133,18 +136,24 @@ _SETUPS = {  # share of the frames; sun, sky, ground, fill, umbra
 
 
 _SETUP_ENDS = np.cumsum([share for share, _ in _SETUPS.values()])
+_SETUP_ENDS = (_SETUP_ENDS / _SETUP_ENDS[-1]).tolist()
 
 
 def _sample_setup(generator: np.random.Generator) -> tuple:
     "The name of a set-up of lights, and its numbers."
-    name = list(_SETUPS)[np.searchsorted(_SETUP_ENDS / _SETUP_ENDS[-1], generator.random(), "right")]
+    name = list(_SETUPS)[bisect.bisect_right(_SETUP_ENDS, generator.random())]
     return name, _SETUPS[name][1]
 
 # %% ../../nbs/sim/08_scene.ipynb #141ec7e8
+def _coloured(white: list, strength: float, factors: tuple = (1, 1, 1)) -> tuple:
+    "A light's colour: a white of some strength, times a factor for each channel."
+    return tuple(f32(strength * channel * factor) for channel, factor in zip(white, factors))
+
+
 def sample_light(
     generator: np.random.Generator, camera: Camera, background: np.ndarray
 ) -> tuple[Light, float]:
-    "A light in the camera's frame, and the gain of the background (H,W,3) f32."
+    "A light in the camera's frame, and the gain of the background (H,W,3) f32, which may be coarse."
     name, (sun, sky, ground, fill, umbra) = _sample_setup(generator)
     hard = generator.uniform(0.5, 1.0)  # what a haze leaves of the sun; the rest comes from all around
     sky, ground, sun = sky + 0.5 * sun * (1 - hard), ground + 0.3 * sun * (1 - hard), sun * hard
@@ -152,21 +161,21 @@ def sample_light(
     direction = camera.rotation @ on_sphere(azimuth, height)
     if (name == "backlit") != (direction[2] > 0.2):
         direction[2] *= -1
-    around = background[::8, ::8].mean((0, 1)) + 0.02
+    around = background.mean((0, 1)) + 0.02
     tint = 1 + (around / around.mean() - 1) * generator.beta(1.2, 3) * 0.8
     warm = generator.normal() * 0.09
-    white = np.array([1 + warm, 1, 1 - warm]) * tint
+    white = [plain * channel for plain, channel in zip((1 + warm, 1, 1 - warm), tint.tolist())]
     mood = generator.normal()
     bright = min(1.18 * math.exp(0.29 * mood + 0.13 * generator.normal()), 1.45)
     gain = min(0.86 * math.exp(0.24 * mood + 0.22 * generator.normal()), 1.15)
     light = Light(
         numbers(direction),
-        numbers(camera.rotation @ np.array([0, 1.0, 0])),
-        sun=numbers(bright * sun * white * [1.03, 1, 0.95]),
-        sky=numbers(bright * sky * white * [0.97, 1, 1.05]),
-        ground=numbers(bright * ground * white * [1.08, 1, 0.88]),
-        fill=numbers(bright * fill * white),
-        umbra=np.float32(umbra),
+        numbers(camera.rotation[:, 1]),
+        sun=_coloured(white, bright * sun, (1.03, 1, 0.95)),
+        sky=_coloured(white, bright * sky, (0.97, 1, 1.05)),
+        ground=_coloured(white, bright * ground, (1.08, 1, 0.88)),
+        fill=_coloured(white, bright * fill),
+        umbra=f32(umbra),
     )
     return light, gain
 
@@ -179,10 +188,11 @@ def sample_tint(generator: np.random.Generator) -> np.ndarray:
     strong = math.exp(0.3 * generator.normal() - 0.1)
     if generator.random() < _GREY_SHARE:
         strong = generator.uniform(0, 0.3)
-    angle = generator.normal() * np.radians(9)
-    third, cross = np.full((3, 3), 1 / 3), np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
-    turn = math.cos(angle) * (np.eye(3) - third) + math.sin(angle) * cross
-    return (third + strong * turn).astype(np.float32)
+    angle = generator.normal() * math.radians(9)
+    even, odd = strong * math.cos(angle) / 3, strong * math.sin(angle) / 3**0.5
+    own, following, leading = 1 / 3 + 2 * even, 1 / 3 - even - odd, 1 / 3 - even + odd
+    rows = [own, following, leading], [leading, own, following], [following, leading, own]
+    return np.array(rows, np.float32)
 
 # %% ../../nbs/sim/08_scene.ipynb #cfff8fc6
 _TILE = 512
@@ -288,28 +298,45 @@ def place_hand(actor: Actor, arm: Arm, camera: Camera) -> _Placed:
     return _Placed(arm.side, arm.joints @ turn.T + shift, hand, project_vertices(seen, camera.K))
 
 # %% ../../nbs/sim/08_scene.ipynb #c1a9dad2
+@compiled_once
+def _project(points, focal_x, focal_y, middle_x, middle_y):
+    "Pixels (N,2) of points (N,3)."
+    uv = np.empty((len(points), 2))
+    for i in range(len(points)):
+        z = points[i, 2]
+        if abs(z) < 1:
+            z = 1.0
+        uv[i, 0], uv[i, 1] = points[i, 0] / z * focal_x + middle_x, points[i, 1] / z * focal_y + middle_y
+    return uv
+
+
 def project_joints(joints: np.ndarray, K: np.ndarray) -> np.ndarray:
     "Pixels (...,2) f64 of points; those beside or behind the camera get pixels outside the picture."
-    z = np.where(np.abs(joints[..., 2:]) < 1, 1, joints[..., 2:])
-    return joints[..., :2] / z * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]]
+    lens = float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])
+    return _project(joints.reshape(-1, 3), *lens).reshape(*joints.shape[:-1], 2)
 
 
-def _of_hand(parts: np.ndarray, side: str) -> np.ndarray:
-    "Which of these parts (RHD's ids) belong to a hand without its forearm."
-    first = 2 if side == "left" else 18
-    return (parts >= first) & (parts < first + 16)
+_FIRST_PART = dict(left=2, right=18)  # RHD's ids of a hand without its forearm are 16 in a row
+
+
+@compiled_once
+def _seen_joints(joints, uv, depth, parts, first):
+    "Which joints (21,) count as visible; `first` is the least id of their hand's parts."
+    seen, size = np.zeros(len(joints), np.bool_), len(depth)
+    for i in range(len(joints)):
+        u, v, z = np.rint(uv[i, 0]), np.rint(uv[i, 1]), joints[i, 2]
+        if 0 <= u < size and 0 <= v < size and z > 60:
+            row, column = int(v), int(u)
+            behind = 0 < depth[row, column] < z - HIDDEN_BY
+            seen[i] = first <= parts[row, column] < first + 16 or not behind
+    return seen
 
 
 def visible_joints(
     joints: np.ndarray, uv: np.ndarray, depth: np.ndarray, parts: np.ndarray, side: str
 ) -> np.ndarray:
     "Which joints (21,) count as visible."
-    size, spots = len(depth), np.rint(uv)
-    column, row = np.clip(spots, 0, size - 1).astype(int).T
-    inside = ((spots >= 0) & (spots < size)).all(1) & (joints[:, 2] > 60)
-    nearest = depth[row, column]
-    behind = (nearest > 0) & (nearest < joints[:, 2] - HIDDEN_BY)
-    return inside & (_of_hand(parts[row, column], side) | ~behind)
+    return _seen_joints(joints, uv, depth, parts, _FIRST_PART[side])
 
 # %% ../../nbs/sim/08_scene.ipynb #7080cd57
 def _see_body(pieces: Piece, camera: Camera) -> tuple[Body, np.ndarray]:
@@ -354,6 +381,7 @@ class Geometry(NamedTuple):
     bones: np.ndarray  # (H,W) u8
     parts: np.ndarray  # (H,W) u8
     boxes: list  # x0, y0, x1, y1 of each hand
+    depth: np.ndarray  # (H,W) f32 mm, 0 = nothing
 
 # %% ../../nbs/sim/08_scene.ipynb #6e4522bf
 _PART_IDS = {side: part_ids(side) for side in SIDES}
@@ -362,36 +390,44 @@ _PART_IDS = {side: part_ids(side) for side in SIDES}
 def draw_geometry(actor: Actor, placed: list[_Placed], pieces: Piece | None, camera: Camera) -> Geometry:
     "Hands and body in a camera's buffers, with the bones and parts of the hands."
     drawn, first, boxes = draw_meshes(placed, pieces, camera), 0, []
-    parts, bones = (drawn.triangle >= 0).astype(np.uint8), np.full_like(drawn.triangle, 255, np.uint8)
+    parts, bones = (drawn.triangle >= 0).view(np.uint8), np.full(drawn.triangle.shape, 255, np.uint8)
     skin = actor.person.part_weight, actor.person.finger
     for each in placed:
         mesh, ids = (each.screen, each.hand.faces, first), _PART_IDS[each.side]
         boxes.append(fill_bones(*mesh, drawn.triangle, *skin, ids, bones, parts))
         first += len(each.hand.faces)
-    return Geometry(drawn, bones, parts, boxes)
+    return Geometry(drawn, bones, parts, boxes, depth_of(drawn.nearness))
 
 # %% ../../nbs/sim/08_scene.ipynb #d88e02ad
 FEWEST_VISIBLE, FEWEST_PIXELS, _NEAREST_HAND = 13, 90, 120.0  # joints; pixels at 320; mm
 
 
+@compiled
+def _count_parts(parts, box, first):
+    "The pixels in a box whose part is one of the 16 from `first` on."
+    count = 0
+    for y in range(box[1], box[3]):
+        for x in range(box[0], box[2]):
+            count += first <= parts[y, x] < first + 16
+    return count
+
+
 def hand_pixels(geometry: Geometry, number: int) -> int:
     "How many pixels show this hand without its forearm."
-    x0, y0, x1, y1 = geometry.boxes[number]
-    if x1 <= x0:
-        return 0
-    return int(np.count_nonzero(_of_hand(geometry.parts[y0:y1, x0:x1], geometry.drawn.placed[number].side)))
+    first = _FIRST_PART[geometry.drawn.placed[number].side]
+    return _count_parts(geometry.parts, geometry.boxes[number], first)
 
 # %% ../../nbs/sim/08_scene.ipynb #d34746c9
 def _acceptable(geometry: Geometry, size: int) -> bool:
     "Can the hand with more pixels be seen, and is no visible hand so near that it hits the lens?"
-    placed, nearness = geometry.drawn.placed, geometry.drawn.nearness
+    placed = geometry.drawn.placed
     pixels = [hand_pixels(geometry, number) for number in range(len(placed))]
     near = [count and each.joints[:, 2].min() < _NEAREST_HAND for count, each in zip(pixels, placed)]
     if pixels[0] < FEWEST_PIXELS * (size / 320) ** 2 or any(near):
         return False
-    main = placed[int(np.argmax(pixels))]
+    main = placed[pixels.index(max(pixels))]
     uv = project_joints(main.joints, geometry.drawn.camera.K)
-    visible = visible_joints(main.joints, uv, depth_of(nearness), geometry.parts, main.side)
+    visible = visible_joints(main.joints, uv, geometry.depth, geometry.parts, main.side)
     return visible.sum() >= FEWEST_VISIBLE
 
 # %% ../../nbs/sim/08_scene.ipynb #9fa3989c
@@ -443,25 +479,29 @@ def _noise() -> np.ndarray:
     return noise_cube(numpy_generator(0, "sim", "noise"))
 
 
+_FLESH = 14 * np.array([[-1.0, -1, -1], [1, 1, 1]])  # mm around a joint
+
+
 def _fitted_shadow(placed: _Placed, light: Light) -> Shadow:
     "The shadow map of one hand: it must hold its joints and the flesh around them."
-    around = (placed.joints[:, None] + 14 * np.array([[-1.0, -1, -1], [1, 1, 1]])).reshape(-1, 3)
+    around = (placed.joints[:, None] + _FLESH).reshape(-1, 3)
     return cast_shadow(light.direction, placed.hand.vertices, placed.hand.faces, around)
 
 # %% ../../nbs/sim/08_scene.ipynb #4a76dc0c
 def shade_geometry(geometry: Geometry, actor: Actor, light: Light, image: np.ndarray) -> np.ndarray:
-    "Colour body and hands on `image` (H,W,3) f32, in place; a copy with soft outlines."
-    drawn, bones, _, boxes = geometry
+    "Colour body and hands, with soft outlines, on `image` (H,W,3) f32, in place."
+    drawn, bones, _, boxes, depth = geometry
     on_body, first, focal = _fitted_shadow(drawn.placed[0], light), 0, float(drawn.camera.K[0, 0])
     for each, box in zip(drawn.placed, boxes):
         if box[2] > box[0]:
             shadow = on_body if first == 0 else _fitted_shadow(each, light)
             mesh, look_of = (first, each.screen, box, each.hand), (actor.skin, _noise(), light, shadow, focal)
-            shade_hand(image, drawn.nearness, drawn.triangle, bones, *mesh, *look_of)
+            shade_hand(image, depth, drawn.triangle, bones, *mesh, *look_of)
         first += len(each.hand.faces)
     body = first, drawn.body_screen, drawn.body
     shade_body(image, drawn.triangle, *body, actor.materials, _noise(), light, on_body)
-    return soften_outlines(image, drawn.nearness)
+    soften_outlines(image, drawn.nearness)
+    return image
 
 # %% ../../nbs/sim/08_scene.ipynb #0f07958c
 def render_frame(
@@ -475,10 +515,11 @@ def render_frame(
     geometry = sample_geometry(generator, actor, size, zoom)
     drawn, image = geometry.drawn, None
     if background is not None:
-        behind = take_background(generator, background, size)
-        light, gain = sample_light(generator, drawn.camera, behind)
-        image = sense(generator, shade_geometry(geometry, actor, light, behind * np.float32(gain)))
-    depth, K = depth_of(drawn.nearness), drawn.camera.K
+        window, gains = take_background(generator, background, size)
+        light, gain = sample_light(generator, drawn.camera, window[::8, ::8] * gains)
+        behind = as_light(window, gains, f32(gain))
+        image = sense(generator, shade_geometry(geometry, actor, light, behind))
+    depth, K = geometry.depth, drawn.camera.K
     hands = sorted(drawn.placed, key=lambda each: SIDES.index(each.side))
     joints = np.stack([each.joints for each in hands])
     uv = project_joints(joints, K)
