@@ -304,7 +304,7 @@ def untrained(self: Page) -> pd.DataFrame:
         "for"
     )
 
-
+# %% ../../nbs/pages/03_page.ipynb #7af37a46
 @patch
 def origin(self: Page) -> Markdown:
     "Where the page's numbers are from, and what is not trained yet."

@@ -239,6 +239,8 @@ CONVERGENCE = (
     Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
     Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
 )
+
+# %% ../../nbs/pages/07_paper_pi.ipynb #10312cfa
 REAL = "real frames, not in the paper"
 
 
