@@ -230,7 +230,7 @@ def viewpoint(
     "Rotations (B,3,3) from the camera frame to the view along the crop's centre."
     if not correct:
         return torch.eye(3, device=K.device, dtype=K.dtype).expand(len(K), 3, 3)
-    if K.device.type == "cpu" and K.dtype == torch.float32:
+    if (K.device.type, K.dtype) == ("cpu", torch.float32) and not torch.compiler.is_compiling():
         return torch.from_numpy(_turns_to_centre(K.numpy(), np.float32((size - 1) / 2)))
     return viewpoint_rotation(as_like([(size - 1) / 2, (size - 1) / 2, size], K), K)
 

@@ -27,7 +27,7 @@ from ..privileged import experiment_2d as privileged_2d
 from ..privileged.pose_machine import maps_to_uv
 from ..settings import make_settings
 from ..train.experiment import at_root
-from ..train.layers import fold_batch_norms
+from ..train.layers import fold_batch_norms, pack_convolutions
 
 # %% ../../nbs/predict/01_networks.ipynb #817bd975
 FOLDERS = ("runs/shipped", "runs/full", "runs/long", "runs/quick", "runs/smoke")  # where a name is looked for
@@ -220,6 +220,6 @@ def load(
     name: str = "S4",  # such as 'S4', 'RGB PI Net', 'RGB + PI training' (2D); or a run folder
     device: str | torch.device = "cpu",
 ) -> HandNetwork:
-    "A trained network with its preprocessing, ready for use: in evaluation mode, batch norms folded."
+    "A trained network with its preprocessing, ready for use: in evaluation mode, norms folded, weights packed."
     network = HandNetwork(find_network(name), pick_device(str(device))).eval()
-    return fold_batch_norms(network)
+    return pack_convolutions(fold_batch_norms(network))

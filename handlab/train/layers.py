@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'output_shape', 'observe', 'parameters_of', 'multiplications', 'layer_table', 'part_table',
-           'fold_batch_norms']
+           'fold_batch_norms', 'PackedConv2d', 'pack_convolutions']
 
 # %% ../../nbs/train/06_layers.ipynb #71da7f60
 from collections.abc import Callable
@@ -108,3 +108,40 @@ def fold_batch_norms(
                 setattr(part, name, fuse_conv_bn_eval(layer, norm))
                 setattr(part, after, nn.Identity())
     return network.to(memory_format=torch.channels_last)
+
+# %% ../../nbs/train/06_layers.ipynb #f01d0005
+class PackedConv2d(nn.Conv2d):
+    "A convolution that also keeps its weights as oneDNN uses them, for inference on a CPU."
+
+    packed = None, None  # what they were packed for, the weights
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B,C,H,W)
+        if not _can_pack(x):
+            return super().forward(x)
+        weight, how = self.weight, (self.padding, self.stride, self.dilation, self.groups)
+        kind = x.shape[1:], weight.data_ptr(), None if weight.is_inference() else weight._version
+        if weight.is_contiguous(memory_format=torch.channels_last):  # packed ones do not show their order
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.packed[0] != kind:
+            order = torch._C._nn.mkldnn_reorder_conv2d_weight
+            self.packed = kind, order(weight.detach().to_mkldnn(), *how, list(x.shape))
+        return torch.ops.mkldnn._convolution_pointwise(x, self.packed[1], self.bias, *how, "none", [], "")
+
+    def __getstate__(self) -> dict:  # packed weights can be neither copied nor pickled
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+
+def _can_pack(x: torch.Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return False
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
+    known = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and torch.backends.mkldnn.is_available()
+    return known and torch.backends.mkldnn.enabled and not traced
+
+# %% ../../nbs/train/06_layers.ipynb #f01d0006
+def pack_convolutions(network: nn.Module) -> nn.Module:
+    "The same network, changed: its convolutions keep packed weights once they are used."
+    for part in network.modules():
+        if type(part) is nn.Conv2d and part.padding_mode == "zeros" and isinstance(part.padding, tuple):
+            part.__class__ = PackedConv2d
+    return network
