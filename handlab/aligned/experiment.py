@@ -381,7 +381,7 @@ def _drawn(
     share: tuple = (0, 1),  # as in `Batches`
     parts: int = 1,  # number of batches in the views
 ) -> dict:
-    "The random numbers of `Views`: noise of every posterior, clouds to decode, and points for the EMD to match."
+    "The random numbers of `Views`: noise of every posterior, clouds to decode, points for the EMD to match."
     generator = torch_generator(settings.seed, "latent", step, device=device)
     count = len(posterior_names(recipe))
     noise = torch.randn(count, frames, settings.latent, generator=generator, device=device)

@@ -190,12 +190,8 @@ def _invert(matrix, margin, back):  # (3,3) from crop to changed crop, px; (2,3)
 def _move_labels(turns, middle, margin, pose, root, uv, K, new_pose, new_root, new_uv, new_K, back):
     "Labels after the change, and the maps from crop to stored pixels"
     # turns (5,B): cosine, sine, scale, shift in px; (S - 1)/2, (P - S)//2; (B,...) f32 as in `change_labels`
-    turn, to_stored, product = (
-        np.zeros((3, 3), np.float32),
-        np.zeros((3, 3), np.float32),
-        np.empty((3, 3), np.float32),
-    )
-    matrix = np.zeros((3, 3), np.float32)
+    turn, matrix = np.zeros((3, 3), np.float32), np.zeros((3, 3), np.float32)
+    product = np.empty((3, 3), np.float32)
     turn[2, 2] = matrix[2, 2] = np.float32(1)
     for b in range(len(pose)):
         cosine, sine, scale = turns[0, b], turns[1, b], turns[2, b]

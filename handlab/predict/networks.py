@@ -220,6 +220,6 @@ def load(
     name: str = "S4",  # such as 'S4', 'RGB PI Net', 'RGB + PI training' (2D); or a run folder
     device: str | torch.device = "cpu",
 ) -> HandNetwork:
-    "A trained network with its preprocessing, ready for use: in evaluation mode, norms folded, weights packed."
+    "A trained network with its preprocessing, ready for use: evaluation mode, norms folded, weights packed."
     network = HandNetwork(find_network(name), pick_device(str(device))).eval()
     return pack_convolutions(fold_batch_norms(network))
