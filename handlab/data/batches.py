@@ -122,9 +122,8 @@ def draw_change(
         augment.contrast,
     )
     middles = np.float32([[0], [middle], [0], [0], [0], [0], [1]])
-    strong = 1 + augment.saturation * generator.uniform(
-        -1, 1, count
-    )  # after the others: they stay what they were
+    # drawn after the others, so that these stay what they were
+    strong = 1 + augment.saturation * generator.uniform(-1, 1, count)
     strong = np.where(generator.random(count) < augment.grey, 0, strong).astype(np.float32)
     numbers = np.concatenate([unit * np.float32(reaches)[:, None] + middles, strong[None]])
     numbers = to_device(torch.from_numpy(numbers), torch.device(device))
@@ -167,16 +166,6 @@ def _times(a, b, product):  # (N,K), (K,M); (N,M) f32 to fill
 
 
 @compiled_once(nogil=True)
-def _times_transposed(a, b, product):  # (N,K), (M,K); (N,M) f32 to fill
-    for n in range(a.shape[0]):
-        for m in range(b.shape[0]):
-            total = np.float32(0)
-            for k in range(a.shape[1]):
-                total += a[n, k] * b[m, k]
-            product[n, m] = total
-
-
-@compiled_once(nogil=True)
 def _invert(matrix, margin, back):  # (3,3) from crop to changed crop, px; (2,3) f32 to fill
     "The map from changed crop to stored pixels"
     a, b, d, e = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
@@ -200,14 +189,14 @@ def _move_labels(turns, middle, margin, pose, root, uv, K, new_pose, new_root, n
         matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1] = c, -s, s, c
         matrix[0, 2] = middle - middle * c + middle * s + turns[3, b]
         matrix[1, 2] = middle - middle * s - middle * c + turns[4, b]
-        _times_transposed(pose[b], turn, new_pose[b])
-        _times_transposed(root[b : b + 1], turn, new_root[b : b + 1])
-        _times_transposed(uv[b], matrix[:2, :2], new_uv[b])
+        _times(pose[b], turn.T, new_pose[b])
+        _times(root[b : b + 1], turn.T, new_root[b : b + 1])
+        _times(uv[b], matrix[:2, :2].T, new_uv[b])
         for n in range(uv.shape[1]):
             new_uv[b, n, 0] += matrix[0, 2]
             new_uv[b, n, 1] += matrix[1, 2]
         _times(matrix, K[b], product)
-        _times_transposed(product, turn, new_K[b])
+        _times(product, turn.T, new_K[b])
         _invert(matrix, margin, back[b])
 
 # %% ../../nbs/data/06_batches.ipynb #5ab10003
