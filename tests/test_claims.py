@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -455,6 +456,25 @@ def test_twins_in_the_real_sets_layout_decide_nothing_about_the_real_sets(tmp_pa
         not set(table.verdict) & {"holds", "does not hold"}
         and table.reason.str.contains("sim-rhd, a twin in the real set's layout").sum() > 50
     )
+
+
+def test_activations_of_the_seeds_whose_weights_were_kept(worlds, monkeypatch):
+    flat = np.linspace(-0.01, 0.01, 60)
+
+    def some_shares(run, kept):
+        shares = dict(rgb=0.40 + flat, rgb_steps=0.41 + flat, rgb_pi=0.47 + flat)
+        return {key: each for key, each in shares.items() if key != "rgb_steps" or run.name in kept}
+
+    for kept, seeds in (({"train_pi-sim-rhd-seed2"}, 1), (set(), 0)):
+        monkeypatch.setattr(measures, "activation_shares", partial(some_shares, kept=kept))
+        table = claims.claims_table(World(str(worlds[True, False]), 3, False))
+        assert table.loc["activations-rhd", ["seeds", "verdict"]].tolist() == [3, HOLDS]
+        found = table.loc["activations-rhd-same-steps"]
+        assert found.seeds == seeds and found.verdict == (HOLDS if seeds else NOT_RUN)
+        if seeds:
+            assert found.ours == pytest.approx(0.06)
+        else:
+            assert "activations of rgb_steps" in found.reason
 
 
 @pytest.mark.parametrize("good", [True, False])

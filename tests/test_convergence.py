@@ -74,8 +74,10 @@ def test_every_network_has_a_row_and_seeds_are_counted(tmp_path):
 def test_more_steps_of_the_same_network_are_told_with_their_fall(tmp_path):
     curves = {"rgb": [40.0, 30.0, 20.0], "rgb_pi": [20.0, 19.0], "rgb_steps": [20.0, 19.0]}
     run = make_run(tmp_path, "train_pi-sim-rhd-seed0", curves | {"rgb_time": [20.0, 19.5, 19.0, 18.0]})
-    said = longer_sentence([run])
-    assert "ended after 200 steps, falls by 5.0 % after 100 and by 10.0 % after 300 more." in said
+    other = make_run(tmp_path, "train_pi_2d-sim-stb-seed0", {"rgb": [9.0, 8.0], "rgb_steps": [8.4]})
+    said = longer_sentence([run, other])
+    assert "RGB Net on sim-rhd (200 steps) 5.0 % lower after 100 and 10.0 % lower after 300; " in said
+    assert said.endswith("Baseline RGB on sim-stb (100 steps) 5.0 % higher after 0.")
     assert longer_sentence([make_run(tmp_path, "train_aligned-S4-sim-rhd-seed0", {"": [2.0, 1.0]})]) == ""
 
 

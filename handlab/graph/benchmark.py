@@ -153,11 +153,12 @@ def _sets_below() -> list[str]:
     return [name for name, more in needs.items() if more in hardware()["instructions"]]
 
 
-def in_child(function: str, argument: Any, instructions: str = "") -> Any:
-    "What a function of this module returns in a new process with one thread."
-    words = "import json, sys; from handlab.graph import benchmark; benchmark.torch.set_num_threads(1); "
+def in_child(function: str, argument: Any, instructions: str = "", threads: int = 1) -> Any:
+    "What a function of this module returns in a new process with so many threads."
+    words = "import json, sys; from handlab.graph import benchmark; "
+    words += f"benchmark.torch.set_num_threads({threads}); "
     words += f"print(json.dumps(benchmark.{function}(json.load(sys.stdin))))"
-    environment = {**os.environ, **thread_variables(1), **restrict(instructions)}
+    environment = {**os.environ, **thread_variables(threads), **restrict(instructions)}
     asked = dict(input=json.dumps(argument), env=environment, capture_output=True, text=True)
     done = subprocess.run([sys.executable, "-c", words], **asked)
     if done.returncode:
@@ -391,6 +392,29 @@ def simulator_rows(place: Place) -> list[Row]:
         rows.append(Row(what, "frames per second of a core, one process", alone / each, ">= 0.9"))
     return rows
 
+# %% ../../nbs/graph/07_benchmark.ipynb #c10c4ed2
+def _clocked_here(argument: tuple) -> float:  # (px, width, turns)
+    "The median milliseconds by the clock of one image through ResNet-18, with this process's threads."
+    size, width, turns = argument
+    network, times = pack_convolutions(fold_batch_norms(ResNet18(width).eval())), []
+    image = torch.rand(1, 3, size, size)
+    for _ in range(turns + 3):  # three that are not counted
+        begun = time.perf_counter()
+        with torch.no_grad():
+            network(image)
+        times.append(1000 * (time.perf_counter() - begun))
+    return float(np.median(times[3:]))
+
+
+def _two_core_rows(place: Place, width: float) -> list[Row]:
+    "Milliseconds of one image on two cores of a CPU."
+    if place.device.type != "cpu" or usable_cores() < 2:
+        return []
+    asked = place.size, width, 20 * place.rounds
+    one, two = (in_child("_clocked_here", asked, threads=threads) for threads in (1, 2))
+    what, note = f"one image, ResNet-18, {place.size} px, 2 cores", f"one core: {one:.1f} ms"
+    return [Row(what, "ms by the clock; needs idle cores", two, "<= 15", note)]
+
 # %% ../../nbs/graph/07_benchmark.ipynb #bea70acf
 def _forward_rows(place: Place, width: float = 1.0) -> list[Row]:
     "Milliseconds of a forward pass, ready for use; exported and as trained against it."
@@ -415,7 +439,7 @@ def _forward_rows(place: Place, width: float = 1.0) -> list[Row]:
         for way in ("exported", "as trained"):
             ratio = seconds[way] / seconds["ready"]
             rows.append(Row(f"{what}, {way}", "the network ready for use", ratio))
-    return rows
+    return [*rows, *_two_core_rows(place, width)]
 
 # %% ../../nbs/graph/07_benchmark.ipynb #a7088670
 def _start_here(argument: tuple) -> float:  # (folder of the frames, profile)

@@ -103,25 +103,36 @@ def table_convergence(runs: Iterable[RunFolder]) -> pd.DataFrame:  # RunFolders
 CONTINUED = "rgb", ("rgb_steps", "rgb_time")  # a network of paper 1, and its trainings without depth
 
 
+def _longer_falls(
+    runs: Iterable[RunFolder],
+) -> dict:  # {(run without seed, network): {training: [(steps before, more steps, relative fall)]}}
+    found, (first, more) = {}, CONTINUED
+    for run in {run.path: run for run in runs}.values():
+        curves, name = curves_of(run), unseeded(run.name).removeprefix("train_")
+        for training in more if first in curves else ():
+            if training in curves:
+                (before, errors), (steps, later) = curves[first], curves[training]
+                group = found.setdefault((name, first), {}).setdefault(training, [])
+                group.append((before[-1], steps[-1], 1 - later[-1] / errors[-1]))
+    return found
+
+
 def longer_sentence(runs: Iterable[RunFolder]) -> str:  # RunFolders; '' where no network was trained on
     "What more steps without depth bring to a network that was trained to the end of its schedule."
-    falls, (first, more) = {}, CONTINUED
-    for curves in map(curves_of, {run.path: run for run in runs}.values()):
-        for name in more if first in curves else ():
-            if name in curves:
-                steps, errors = curves[name]
-                falls.setdefault(int(steps[-1]), []).append(1 - errors[-1] / curves[first][1][-1])
-                before = int(curves[first][0][-1])
-    if not falls:
+    each = []
+    for (name, network), trainings in _longer_falls(runs).items():
+        means = [np.mean(rows, axis=0) for rows in trainings.values()]
+        parts = [
+            f"{100 * abs(fall):.1f} % {'lower' if fall > 0 else 'higher'} after {more:,.0f}"
+            for _, more, fall in means
+        ]
+        label, data = _named(name, network)
+        each.append(f"{label} on {data} ({means[0][0]:,.0f} steps) {' and '.join(parts)}")
+    if not each:
         return ""
-    parts = [f"by {100 * np.mean(each):.1f} % after {steps:,}" for steps, each in sorted(falls.items())]
-    label = ARMS[first].label
-    return (
-        f"More steps still help: trained on without depth, {label}'s validation error, where it ended after "
-        f"{before:,} steps, falls {' and '.join(parts)} more."
-    )
+    return f"Validation errors after more steps of training without depth or masks: {'; '.join(each)}."
 
-
+# %% ../../nbs/results/09_convergence.ipynb #5c193b22
 def convergence_sentence(runs: Sequence[RunFolder], paper: str = "") -> str:  # paper: whose networks they are
     "How many networks have stopped improving."
     verdicts = [verdict_of(fall_at_end(*curve)) for each in _groups(runs).values() for curve in each]

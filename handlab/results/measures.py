@@ -245,11 +245,15 @@ def _shares_of(run: RunFolder) -> dict:
 @_measure
 def on_hand(evidence: Evidence, before: Network, after: Network) -> Measured:
     "How much more of the activation energy lies on the hand in the second stage."
-    shares = []
-    for run in evidence.runs_of(before):
-        shares.append(evidence.world.keep((run.name, "activations"), lambda: _shares_of(run)))
-        if lacking := [stage.key for stage in (before, after) if stage.key not in shares[-1]]:
-            raise Missing(f"{unseeded(run.name)}: activations of {', '.join(lacking)}")
+    runs, stages = evidence.runs_of(before), (before.key, after.key)
+    found = [evidence.world.keep((run.name, "activations"), lambda: _shares_of(run)) for run in runs]
+    # A control's weights may have been kept for some seeds only.
+    kept = [seed for seed, each in zip(evidence.seeds, found) if set(stages) <= set(each)]
+    if not kept:
+        lacking = sorted(set(stages) - set(found[-1]))
+        raise Missing(f"{unseeded(runs[-1].name)}: activations of {', '.join(lacking)}")
+    shares = [each for seed, each in zip(evidence.seeds, found) if seed in kept]
+    evidence.seeds = kept
     evidence.frames = len(shares[0][before.key])
     groups = evidence.groups(before)
     first, second = (mean_estimate([each[stage.key] for each in shares], groups) for stage in (before, after))
