@@ -6,15 +6,22 @@ import numpy as np
 import pytest
 
 from handlab.data.sample import Sample
+from handlab.hand.camera import project
 from handlab.sim.rhd import SimRHD, rhd_frame
 
 KNOWN = Path(__file__).with_name("known_frames.npz")  # windows of 64 px of frames without JPEG
 SHIPPED = sorted((Path(__file__).parents[1] / "runs/shipped/frames").glob("sim-rhd-*.npz"))
 
 
-def _as_right(sample: Sample) -> np.ndarray:
-    "Joints as shipped results have them: those of a left hand are mirrored."
-    return sample.joints * [-1 if sample.side == "left" else 1, 1, 1]
+def _as_right(
+    sample: Sample,
+    dims: int,  # 3: camera frame (mm); 2: image (px)
+) -> np.ndarray:  # (21, dims), as shipped results have them: a left hand is mirrored
+    left = sample.side == "left"
+    if dims == 3:
+        return sample.joints * [-1 if left else 1, 1, 1]
+    uv = project(sample.joints, sample.K)
+    return np.where([left, False], [sample.image.shape[1] - 1, 0] - uv, uv)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -24,7 +31,9 @@ def test_labels_are_those_of_shipped_results(path):
         for index in (0, 1, 80, 161, 240):
             sample = reader[index]
             assert shipped["name"][index] == sample.name
-            np.testing.assert_allclose(_as_right(sample), shipped["true"][index], atol=1e-3)  # mm
+            np.testing.assert_allclose(
+                _as_right(sample, shipped["true"].shape[-1]), shipped["true"][index], atol=1e-3
+            )
             assert (sample.visible == shipped["visible"][index]).all()
 
 
