@@ -30,7 +30,16 @@ from handlab.graph.plan import data_names, needed_names, whole_graph
 from handlab.graph.progress import Tally, log_error
 from handlab.machine import gpu_count, gpu_names
 from handlab.privileged.stages import PiSettings, check_pi
-from handlab.results.catalogue import BUDGETS, PROFILES, REAL_SETS, STEPS, command_for, graph_runs
+from handlab.results.catalogue import (
+    BUDGETS,
+    LONGER,
+    LONGER_STRATEGIES,
+    PROFILES,
+    REAL_SETS,
+    STEPS,
+    command_for,
+    graph_runs,
+)
 from handlab.settings import make_settings
 
 
@@ -49,7 +58,7 @@ def test_names_are_the_notebooks_own(profile):
             else f"{run.notebook}-{run.dataset}-seed{run.seed}"
         )
         named = run.name
-        for word in (*BUDGETS, "controls"):
+        for word in (*BUDGETS, *LONGER, "controls"):
             named = named.replace(f"-{word}", "")
         assert named == own
     assert len({run.name for run in runs}) == len(runs)
@@ -136,8 +145,11 @@ def test_ablations_are_trained_as_long_as_what_they_are_compared_with(profile):
         if "strategy" in run.parameters
     }
     alternating = {name: each for name, each in runs.items() if each.strategy == "alternating"}
-    steps = {each.steps for name, each in runs.items() if name not in alternating}
+    longer = {name: each for name, each in runs.items() if any(f"-{budget}-" in name for budget in LONGER)}
+    steps = {each.steps for name, each in runs.items() if name not in {*alternating, *longer}}
     assert steps == {STEPS[profile]}
+    assert {each.strategy for each in longer.values()} == set(LONGER_STRATEGIES if profile == "long" else ())
+    assert {each.steps for each in longer.values()} <= {2 * STEPS[profile]}
     by_budget = {
         budget: runs[f"train_aligned-alternating-{budget}-sim-rhd-seed0"].steps for budget in BUDGETS
     }

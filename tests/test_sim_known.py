@@ -21,7 +21,7 @@ def _as_right(
     if dims == 3:
         return sample.joints * [-1 if left else 1, 1, 1]
     uv = project(sample.joints, sample.K)
-    return np.where([left, False], [sample.image.shape[1] - 1, 0] - uv, uv)
+    return np.where([left, False], [sample.shape[1] - 1, 0] - uv, uv)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

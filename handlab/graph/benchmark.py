@@ -113,12 +113,13 @@ def _clock_of(device: torch.device) -> Callable:
 
 
 def _in_turns(
-    works: dict,
+    works: dict,  # {name: () -> ...}
     rounds: int,
     device: torch.device = torch.device("cpu"),
-) -> dict:  # {name: () -> ...}; {name: s}
+    clock: Callable | None = None,  # () -> s; by default the one of the device
+) -> dict:  # {name: s}
     "The median time of each piece of work, done in turns after a first round that is not counted."
-    clock, times = _clock_of(device), {name: [] for name in works}
+    clock, times = clock or _clock_of(device), {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
             begun = clock()
@@ -396,14 +397,10 @@ def simulator_rows(place: Place) -> list[Row]:
 def _clocked_here(argument: tuple) -> float:  # (px, width, turns)
     "The median milliseconds by the clock of one image through ResNet-18, with this process's threads."
     size, width, turns = argument
-    network, times = pack_convolutions(fold_batch_norms(ResNet18(width).eval())), []
-    image = torch.rand(1, 3, size, size)
-    for _ in range(turns + 3):  # three that are not counted
-        begun = time.perf_counter()
-        with torch.no_grad():
-            network(image)
-        times.append(1000 * (time.perf_counter() - begun))
-    return float(np.median(times[3:]))
+    network, image = pack_convolutions(fold_batch_norms(ResNet18(width).eval())), torch.rand(1, 3, size, size)
+    with torch.no_grad():
+        works = {"image": lambda: network(image)}
+        return 1000 * _in_turns(works, turns, clock=time.perf_counter)["image"]
 
 
 def _two_core_rows(place: Place, width: float) -> list[Row]:

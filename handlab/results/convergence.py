@@ -105,14 +105,14 @@ CONTINUED = "rgb", ("rgb_steps", "rgb_time")  # a network of paper 1, and its tr
 
 def _longer_falls(
     runs: Iterable[RunFolder],
-) -> dict:  # {(run without seed, network): {training: [(steps before, more steps, relative fall)]}}
+) -> dict:  # {run without seed: {training: [(steps before, more steps, relative fall)]}}
     found, (first, more) = {}, CONTINUED
     for run in {run.path: run for run in runs}.values():
         curves, name = curves_of(run), unseeded(run.name).removeprefix("train_")
         for training in more if first in curves else ():
             if training in curves:
                 (before, errors), (steps, later) = curves[first], curves[training]
-                group = found.setdefault((name, first), {}).setdefault(training, [])
+                group = found.setdefault(name, {}).setdefault(training, [])
                 group.append((before[-1], steps[-1], 1 - later[-1] / errors[-1]))
     return found
 
@@ -120,13 +120,13 @@ def _longer_falls(
 def longer_sentence(runs: Iterable[RunFolder]) -> str:  # RunFolders; '' where no network was trained on
     "What more steps without depth bring to a network that was trained to the end of its schedule."
     each = []
-    for (name, network), trainings in _longer_falls(runs).items():
+    for name, trainings in _longer_falls(runs).items():
         means = [np.mean(rows, axis=0) for rows in trainings.values()]
         parts = [
             f"{100 * abs(fall):.1f} % {'lower' if fall > 0 else 'higher'} after {more:,.0f}"
             for _, more, fall in means
         ]
-        label, data = _named(name, network)
+        label, data = _named(name, CONTINUED[0])
         each.append(f"{label} on {data} ({means[0][0]:,.0f} steps) {' and '.join(parts)}")
     if not each:
         return ""
