@@ -37,7 +37,7 @@ from handlab.privileged import diagram
 from handlab.privileged.experiment import make_network
 from handlab.privileged.stages import ARMS, STAGES, PiSettings
 from handlab.results.published import published_curves, published_numbers
-from handlab.results.runs import open_runs
+from handlab.results.runs import missing_runs, open_runs
 from handlab.settings import make_settings
 from handlab.train.experiment import prepared_reader
 from handlab.train.files import save_network, write_losses
@@ -637,6 +637,12 @@ def test_missing_runs_are_named(tmp_path, capsys):
         pi_page(tmp_path / "quick", strict=True).show("fig3-top-left")
     with pytest.raises(HandlabError, match="no item of this name"):
         page.show("fig99")
+
+
+def test_more_seeds_than_each_run_has_are_not_asked_of_the_others(tmp_path):
+    runs = [f"train_pi-sim-rhd-seed{seed}" for seed in range(5)]
+    assert missing_runs(["train_pi-sim-rhd"], tmp_path / "shipped", 5) == runs[:3]
+    assert missing_runs(["train_pi-sim-rhd"], tmp_path / "long", 5) == runs
 
 
 def test_seeds_that_are_there_are_drawn(three, tmp_path, capsys):

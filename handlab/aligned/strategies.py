@@ -199,7 +199,7 @@ LABELS = {
 # %% ../../nbs/aligned/05_strategies.ipynb #e2bdd892
 def base_variant(variant: str) -> str:
     "A variant's name without the budget of its training, which does not change its colour."
-    return re.sub(r"-same_\w+", "", variant)
+    return re.sub(r"-same_\w+|-twice", "", variant)
 
 # %% ../../nbs/aligned/05_strategies.ipynb #8972fca0
 @dataclass

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ALONE', 'BOTH', 'variant_runs', 'label_of', 'labelled_share', 'weak_variants', 'opened', 'run_errors',
            'comparison_table', 'table_variants', 'table_joints', 'table_strategies', 'train_for_equal_time',
-           'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak', 'table_test_time', 'flat',
-           'nested', 'walks_of', 'smoothness_of', 'table_smoothness', 'clouds_of', 'cloud_smoothness_of',
-           'table_clouds', 'table_cloud_distances']
+           'table_longer', 'sentence_longer', 'table_state_of_the_art', 'weak_errors', 'split_reference', 'table_weak',
+           'table_test_time', 'flat', 'nested', 'walks_of', 'smoothness_of', 'table_smoothness', 'clouds_of',
+           'cloud_smoothness_of', 'table_clouds', 'table_cloud_distances']
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #cb3b8dc2
 import functools
@@ -38,7 +38,7 @@ from ..hand.metrics import joint_errors
 from .page import every_run, groups_of, split_means, split_scores
 from ..results.catalogue import LABELLED_SHARES
 from ..results.published import published_numbers, published_strategies
-from ..results.runs import RunFolder, profile_of, source_line
+from ..results.runs import RunFolder, profile_of, seed_text, source_line
 from ..results.statistics import Interval, difference
 from ..settings import make_settings
 from ..train.scores import forward_times
@@ -222,6 +222,54 @@ def train_for_equal_time(
         name: split_means([truth | {"RGB": one} for one in each], "RGB") for name, each in predicted.items()
     }
     return errors, _with_split(table, splits | {"S4": split_scores(runs, "RGB")})
+
+# %% ../../nbs/pages/09_aligned_scores.ipynb #a23b6481
+def _apart_of(runs: dict, first: str, second: str) -> Interval:  # runs: {variant: [RunFolder]}
+    "The difference of two variants over the seeds that both have; NaN where there is nothing to compare."
+    pair = {variant: runs.get(variant, []) for variant in (first, second)}
+    seeds = [{run.metrics["seed"] for run in each} for each in pair.values()]
+    if first == second or not set.intersection(*seeds):
+        return Interval(np.nan, np.nan, np.nan)
+    return difference(*run_errors(pair).values(), groups_of(runs[first][0]))
+
+
+def _longer_row(runs: dict, variant: str) -> dict:
+    base = base_variant(variant)
+    row = {"strategy": LABELS[base], "steps": runs[variant][0].metrics["settings"]["steps"]}
+    row |= {
+        "seeds": len(runs[variant]),
+        "mean EPE (mm)": run_errors({variant: runs[variant]})[variant].mean(),
+    }
+    for name, other in (("usual steps", base), ("S1", variant.replace(base, "S1", 1))):
+        columns = f"minus {name}", f"{name}, 95 % from", f"{name}, to"
+        row |= dict(zip(columns, _apart_of(runs, variant, other)))
+    return row
+
+
+def table_longer(runs: dict) -> pd.DataFrame:  # {variant: [RunFolder]}
+    "Each strategy after its usual steps and after more, and against S1 after as many."
+    longer = dict.fromkeys(base_variant(variant) for variant in runs if base_variant(variant) != variant)
+    shown = [variant for base in longer for variant in runs if base_variant(variant) == base]
+    return pd.DataFrame([_longer_row(runs, variant) for variant in shown]).set_index(["strategy", "steps"])
+
+# %% ../../nbs/pages/09_aligned_scores.ipynb #f5586fc8
+def sentence_longer(table: pd.DataFrame) -> str:  # of `table_longer`
+    "What more steps change, and whether S4 stays ahead of S1."
+    longer = table[table["minus usual steps"].notna()]
+    if longer.empty:
+        return ""
+    changes = [f"{row['minus usual steps']:+.2f} mm ({name})" for (name, _), row in longer.iterrows()]
+    usual, steps = table.index[0][1], longer.index[0][1]
+    said = [
+        f"{steps:,} steps instead of {usual:,} ({seed_text(longer['seeds'])}) change the mean error by "
+        + " and ".join(changes)
+    ]
+    said += [
+        f"{name} minus S1 is then {row['minus S1']:.2f} mm "
+        f"(95 % interval {row['S1, 95 % from']:.2f} to {row['S1, to']:.2f})"
+        for (name, _), row in longer.dropna(subset="minus S1").iterrows()
+    ]
+    return f"{'; '.join(said)}."
 
 # %% ../../nbs/pages/09_aligned_scores.ipynb #635b9374
 def _published_table() -> pd.DataFrame:

@@ -22,11 +22,12 @@ import torch
 from fastcore.basics import patch
 from IPython.display import Markdown, display
 
+# %% ../../nbs/pages/03_page.ipynb #7be1c0d2
 from ..core import HandlabError, choose, project_path, project_root, read_json
 from ..hand.metrics import scores_split
 from ..machine import hardware, pick_device
 from .output import choose_folder, markdown_table, save_figure, save_table
-from ..results.catalogue import BUDGETS, PROFILES, page_folder
+from ..results.catalogue import BUDGETS, LONGER, PROFILES, page_folder
 from ..results.evidence import frame_scores
 from handlab.results.runs import (
     RunFolder,
@@ -42,6 +43,7 @@ from handlab.results.runs import (
     seed_text,
     source_line,
     untrained_line,
+    wanted_seeds,
 )
 from ..results.statistics import Interval, mean_estimate
 from ..train.scores import split_columns
@@ -93,7 +95,7 @@ def check_steps(runs: Iterable[RunFolder]) -> None:  # [RunFolder]
     "Raise an error where runs on the same data have different numbers of steps, unless a budget sets them."
     by_source = {}
     for run in runs:
-        if any(f"-{budget}-" in run.name for budget in BUDGETS):
+        if any(f"-{budget}-" in run.name for budget in (*BUDGETS, *LONGER)):
             continue
         steps = run.metrics.get("settings", {}).get("steps")
         by_source.setdefault(run.metrics["source"], {})[run.name] = steps
@@ -290,16 +292,16 @@ def untrained(self: Page) -> pd.DataFrame:
     "What is not trained yet, or with fewer seeds, by item."
     notebooks = {name.partition("-")[0] for name in self.run_names}
     begin, end = (f"{min(notebooks)}-", f"-{self.sets['rhd']}") if len(notebooks) == 1 else ("", "")
-    rows = {}
+    rows, seeds = {}, wanted_seeds(self.folder, self.seeds)
     for place, names in _groups(self).items():
         counts = {name: len(self.find({name: name}).get(name, ())) for name in names}
         short = {name: name.removeprefix(begin).removesuffix(end) for name in names}
         none = [short[name] for name in names if not counts[name]]
-        few = [f"{short[name]} ({counts[name]})" for name in names if 0 < counts[name] < self.seeds]
+        few = [f"{short[name]} ({counts[name]})" for name in names if 0 < counts[name] < seeds]
         if none or few:
             count = f"{len(none)} of {len(names)}" if none else ""
             rows[place] = ["; ".join([count, ", ".join(none)][: 1 + bool(none)]), ", ".join(few)]
-    columns = ["kinds of runs not trained", f"fewer than {self.seeds} seeds"][: 1 + (self.seeds > 1)]
+    columns = ["kinds of runs not trained", f"fewer than {seeds} seeds"][: 1 + (seeds > 1)]
     return pd.DataFrame([row[: len(columns)] for row in rows.values()], list(rows), columns).rename_axis(
         "for"
     )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'OPTIONS', 'FINGERS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES', 'ABLATIONS', 'ABLATION_TABLES',
-           'BY_JOINT', 'OURS', 'CURVES', 'PICTURES', 'SMOOTHNESS', 'LATENT', 'SMOOTH', 'STANDS', 'REAL', 'CONVERGENCE',
-           'ON_REAL', 'REAL_JOINTS', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page',
+           'BY_JOINT', 'CURVES', 'PICTURES', 'SMOOTHNESS', 'LATENT', 'SMOOTH', 'STANDS', 'REAL', 'LONGER_TABLE',
+           'CONVERGENCE', 'ON_REAL', 'REAL_JOINTS', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page',
            'show_equal_time', 'found', 'findings', 'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
@@ -28,7 +28,7 @@ from . import aligned_figures as figures
 from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
 from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
-from ..results.catalogue import BUDGETS
+from ..results.catalogue import BUDGETS, LONGER, LONGER_STRATEGIES
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.published import published_strategies
 from ..results.real import sentence_real, table_real, table_real_joints
@@ -209,7 +209,7 @@ def _by_joint(item: Item) -> Item:
 BY_JOINT = tuple(_by_joint(item) for item in (*TABLES, *ABLATION_TABLES) if item.place != SECTION_6)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #8e765b4c
-OURS = ["Aligned latent spaces (RC2CHP)"]  # the paper's own published curve
+_OURS = ["Aligned latent spaces (RC2CHP)"]  # the paper's own published curve
 
 
 def _pck(name: str, place: str, title: str, wanted: Callable, **more: Any) -> Item:
@@ -220,7 +220,7 @@ def _pck(name: str, place: str, title: str, wanted: Callable, **more: Any) -> It
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #c8e7b2d9
 CURVES = (
-    _pck("fig5", "Fig. 5", "Fig. 5: strategies", _variants(*TABLE_1, "S1-own_view"), methods=OURS),
+    _pck("fig5", "Fig. 5", "Fig. 5: strategies", _variants(*TABLE_1, "S1-own_view"), methods=_OURS),
     _pck("fig6", "Fig. 6", "Fig. 6: state of the art, RHD", _variants("S4", "S1"), benchmark="rhd"),
     _pck(
         "fig7",
@@ -233,7 +233,7 @@ CURVES = (
     Item(
         "supplement-fig3",
         "supplement, Fig. 3",
-        lambda runs, page: figures.fig_pck_of(runs, "Supplement, Fig. 3: ablations", methods=OURS),
+        lambda runs, page: figures.fig_pck_of(runs, "Supplement, Fig. 3: ablations", methods=_OURS),
         **ABLATIONS,
     ),
     Item("convergence", SECTION_D, lambda runs, page: figures.fig_convergence(runs), _ALL),
@@ -354,15 +354,34 @@ def _on_real(table: Callable) -> Callable:  # table: `table_real` or `table_real
     return make
 
 
+def _longer(page: Page) -> tuple:
+    "The strategies and their longer trainings, which the profile `long` has."
+    longer = [f"{strategy}-{budget}" for strategy in LONGER_STRATEGIES for budget in LONGER]
+    longer = variant_runs(longer if page.profile == "long" else (), page.sets["rhd"])
+    found = page.find(longer)
+    return variant_runs(LONGER_STRATEGIES, page.sets["rhd"]) | longer, () if found else ["longer"]
+
+
+LONGER_TABLE = Item(
+    "longer",
+    "longer trainings, not in the paper",
+    lambda runs, page: scores.table_longer(runs),
+    _longer,
+    optional=True,
+)
+
+
 def _trained(page: Page) -> tuple:
     "Every run of the paper."
-    names = {name: name for item in (*TABLES, *ABLATION_TABLES) for name in item.wanted(page)[0].values()}
+    items = (*TABLES, *ABLATION_TABLES, LONGER_TABLE)
+    names = {name: name for item in items for name in item.wanted(page)[0].values()}
     return names, ()
 
-
+# %% ../../nbs/pages/11_paper_aligned.ipynb #2f6a90b3
 CONVERGENCE = (
     Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
     Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
+    LONGER_TABLE,
 )
 _TESTED = dict(wanted=_variants(*TABLE_1, "S1-own_view"), optional=True)
 ON_REAL = Item("real-frames", REAL, _on_real(table_real), stored="real", **_TESTED)
@@ -457,6 +476,7 @@ def found(page: Page) -> tuple:  # table, sentences, source
     ]
     table = table.set_index("mean EPE (mm)") if len(table) else table
     sentences += page.said_of(ON_REAL, lambda real: sentence_real(real, scores.label_of("S4")))
+    sentences += page.said_of(LONGER_TABLE, scores.sentence_longer)
     runs = [run for each, *_ in each_pair.values() for run in every_run(each)]
     if page.all_runs():
         sentences.append(convergence_sentence(page.all_runs(), "paper 2"))

@@ -167,11 +167,10 @@ def fig_convergence_of(
     )
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
-    for axis, ((name, network), curves) in zip(axes.flat, groups.items()):
-        _draw_panel(axis, _panel_title(name, network), curves)
     units = {_unit(name) for name, _ in groups}
-    for axis, (name, _) in zip(axes.flat, groups if len(units) > 1 else ()):
-        axis.set_title(f"{axis.get_title()} ({_unit(name)})", fontsize=9, pad=3)
+    for axis, ((name, network), curves) in zip(axes.flat, groups.items()):
+        unit = f" ({_unit(name)})" * (len(units) > 1)
+        _draw_panel(axis, _panel_title(name, network) + unit, curves)
     text = f"{source_line(runs)}; per cent: fall over the shaded quarter"
     figure.suptitle("\n".join(textwrap.wrap(text, 38 * columns)), fontsize=9)
     figure.supxlabel("thousand steps", fontsize=9)
@@ -216,7 +215,7 @@ def _draw_panel(axis: plt.Axes, name: str, curves: list):
     for steps, errors in curves:
         axis.plot(steps / 1000, errors, color=colour, linewidth=1.1)
     axis.axvspan((1 - LAST) * last, last, color="#000000", alpha=0.07, linewidth=0)
-    axis.set_title(name, fontsize=9, pad=3)
+    axis.set_title(textwrap.fill(name, 32), fontsize=9, pad=3)
     style = dict(color=colour, fontsize=9, ha="right", va="top", transform=axis.transAxes)
     axis.text(0.97, 0.95, f"{verdict}: {100 * fall:z.1f} %", **style)
     axis.tick_params(labelsize=8, length=2, pad=1)

@@ -124,14 +124,15 @@ WEIGHTS = {  # experiment: the networks that people use
     "train_pi_2d": ("rgb_pi",),
     "train_aligned": ("",),
 }
-STRATEGIES = ("S1", "S4", "S4-basis-bones")  # of paper 2; the last draws fingers
+STRATEGIES = ("S1", "S4", "S4-basis-bones")  # of paper 2, on RHD and its twin; the last draws fingers
 
 
 def weights_to_ship(run: RunFolder) -> list:  # names of files
     "The weights of a run that are shipped: of the networks that people use, seed 0."
     kind, source = run.metrics["experiment"], run.metrics["source"]
-    own = {f"{kind}-{source}"} if kind != "train_aligned" else {f"{kind}-{s}-{source}" for s in STRATEGIES}
-    if run.name not in {f"{name}-seed0" for name in own}:
+    of_stereo = source.endswith("stb")  # there, paper 2's weights would leave too little room for other runs
+    variants = ("",) if kind != "train_aligned" else () if of_stereo else [f"{s}-" for s in STRATEGIES]
+    if run.name not in {f"{kind}-{variant}{source}-seed0" for variant in variants}:
         return []
     names = [f"{stage}/model.safetensors".lstrip("/") for stage in WEIGHTS[kind]]
     return [name for name in names if (run.path / name).exists()]
