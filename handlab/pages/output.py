@@ -7,6 +7,7 @@ __all__ = ['REQUIRED', 'ABOUT', 'UNDATED', 'write_about', 'remove_item', 'choose
            'markdown_table', 'save_table']
 
 # %% ../../nbs/pages/01_output.ipynb #e323365e
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,13 +39,17 @@ def write_about(
     write_json(project_path(folder) / "about" / f"{name}.json", note)
     _remove_lesser(project_path(folder), name, about.get("profile", ""))
 
+# %% ../../nbs/pages/01_output.ipynb #5d3e81fa
+_TWO_SETS = re.compile(r"((?:sim-)?rhd)[-_](?:sim-)?stb")
+
 
 def _remove_lesser(folder: Path, name: str, profile: str):
-    "Remove the same table or figure of smaller profiles: `pi-fig5-sim-stb-quick` gives way to `...-long`."
-    for lesser in PROFILES[: PROFILES.index(profile)] if profile in PROFILES else ():
-        smaller = name.replace(f"-{profile}", f"-{lesser}")
-        for place in (folder, folder / lesser) if smaller != name else ():
-            remove_item(place, smaller)
+    "Remove the same item of smaller profiles or of RHD alone: `x-rhd-quick` gives way to `x-rhd-stb-long`."
+    for lesser in PROFILES[: PROFILES.index(profile) + 1] if profile in PROFILES else ():
+        names = {each.replace(f"-{profile}", f"-{lesser}") for each in (name, _TWO_SETS.sub(r"\1", name))}
+        for smaller in names - {name}:
+            for place in (folder, folder / lesser):
+                remove_item(place, smaller)
 
 
 def remove_item(folder: Path, name: str):
