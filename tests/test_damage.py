@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from handlab.data import prepare as preparing
 from handlab.data.prepare import CropSettings, open_prepared, prepare
 from handlab.results.runs import RunFolder, seeds_in
 from handlab.train.experiment import close_run, prepared_folder
-from handlab.train.files import load_network, read_losses, weights_fingerprint
+from handlab.train.files import load_checkpoint, load_network, read_losses, weights_fingerprint
 from handlab.train.loop import TrainSettings, fit
 
 SMALL = CropSettings(size=24)
@@ -382,6 +383,37 @@ def test_no_flipped_bit_changes_where_a_training_goes_on(tmp_path):
             train(tmp_path / "run")
         assert kept(tmp_path / "run") == true
     assert noticed
+
+
+def test_every_changed_byte_of_a_checkpoints_structure_is_noticed(tmp_path):
+    path = half_trained(tmp_path)
+    whole, names = path.read_bytes(), ("network", "optimiser", "random", "progress", "of")
+
+    def content() -> str:
+        state = torch.load(path, map_location="cpu")
+        return repr([state[name] for name in names])
+
+    true = content()
+    inside, noticed = zipfile.ZipFile(path).getinfo("archive/data.pkl"), 0
+    for place in range(inside.header_offset, inside.header_offset + inside.file_size):
+        flip(path, (place + 0.5) / len(whole), 1 << place % 8)
+        try:
+            load_checkpoint(path, line(), torch.optim.Adam(line().parameters()))
+        except HandlabError as error:
+            noticed += 1
+            assert "delete the file to train from the start" in str(error)
+        else:
+            assert content() == true, place
+        path.write_bytes(whole)
+    assert noticed > inside.file_size / 2
+
+
+@pytest.mark.parametrize("name", [b"sums", b"digest"])  # of an empty dict, and of the digest itself
+def test_a_changed_name_in_a_checkpoint_is_noticed(tmp_path, name):
+    path = half_trained(tmp_path)
+    flip(path, (path.read_bytes().index(name) + 0.5) / path.stat().st_size, 2)
+    with pytest.raises(HandlabError, match="checkpoint.pt: the checkpoint is damaged: .*; delete the file"):
+        train(tmp_path)
 
 
 def test_an_empty_or_anothers_checkpoint_is_not_taken_up(tmp_path):

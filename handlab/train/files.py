@@ -147,7 +147,7 @@ def _content_digest(state: Any) -> str:
         if isinstance(value, torch.Tensor):
             flat = value.detach().cpu().contiguous().reshape(-1)
             return [f"{name} {value.dtype} {tuple(value.shape)}", flat.view(torch.uint8).numpy()]
-        if isinstance(value, (dict, list, tuple)):
+        if isinstance(value, (dict, list, tuple)) and value:  # an empty one is noted as it is, with its name
             items = value.items() if isinstance(value, dict) else enumerate(value)
             return [part for key, item in items for part in parts(item, f"{name}/{key!r}")]
         return [f"{name} {value!r}"]
@@ -178,7 +178,7 @@ def _check_checkpoint(path: Path, state: dict):
     "Raise an error if a checkpoint is damaged, or belongs to another training than its folder."
     fix = "delete the file to train from the start"
     noted, of = state.pop(SEAL, None), training_of(path.parent)
-    if noted is not None and noted != _content_digest(state):
+    if noted != _content_digest(state):
         raise HandlabError(path, "the checkpoint is damaged: its content is not what was written", fix)
     if of and state.get("of", of) != of:
         raise HandlabError(path, "it is the checkpoint of another training", fix)
