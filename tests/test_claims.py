@@ -977,28 +977,41 @@ def test_an_id_is_there_once_and_columns_are_known(tmp_path):
 def test_a_forest_has_every_measured_claim_in_full():
     "Claims are wrapped, not cut; a claim that lacks power says how many seeds it needs."
     long = "The larger the share of images with the mask loss, the lower the error: none, a fifth, all"
+    further = "also against as many more steps without privileged data (control"
     row = dict(paper="p", unit="mm", base=10.0, published=1.0, lower=0.0, upper=np.inf, low=-1.0, high=2.0)
     row |= {"published base": 10.0, "seeds needed": np.nan, "also together": ""}
     rows = [
         row | {"claim": long, "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": 7.0},
-        row | {"claim": "... also here", "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": np.nan},
+        row
+        | {
+            "claim": f"... {further} not in the paper)",
+            "verdict": LACKS_POWER,
+            "ours": 0.5,
+            "seeds needed": np.nan,
+        },
         row | {"claim": "Few persons", "verdict": LACKS_POWER, "ours": 0.5, "seeds needed": np.inf},
         row | {"claim": "True alone", "verdict": HOLDS, "ours": 0.5, "also together": "no"},
         row | {"claim": "True with all", "verdict": HOLDS, "ours": 0.5, "also together": "yes"},
+        row | {"claim": "Far away", "verdict": FAILS, "ours": -50.0, "low": -60.0, "high": -40.0},
         row | {"claim": "Not measured", "verdict": "not run", "ours": np.nan, "seeds needed": np.nan},
     ]
     axis = claims_page.fig_forest(pd.DataFrame(rows), "Claims", "made up.").axes[0]
     texts = [label.get_text().replace("\n", " ").replace("\xa0", " ") for label in axis.get_yticklabels()]
     assert texts[::-1] == [
         f"{long}: lacks power (about 7 seeds needed)",
-        f"{long}, also here: lacks power (3 seeds or more)",
+        f"{long}, {further}): lacks power (3 seeds or more)",
         "Few persons: lacks power (more test persons needed)",
         "True alone: holds",
         "True with all: holds †",
+        "Far away: does not hold",
     ]
+    assert [line.get_marker() for line in axis.lines].count("<") == 1  # at the edge
+    assert "A triangle at the edge: an effect beyond the axis." in axis.get_title().replace("\n", " ")
+    apart = np.diff(axis.get_yticks())
+    assert apart[-1] > apart[0] * 1.1  # more room for a claim of three lines
     assert "Not drawn: 1 claim without" in axis.get_title()
     legend = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert legend[:2] == ["ours: holds", "ours: lacks power"] and "ours: does not hold" not in legend
+    assert legend[:3] == ["ours: holds", "ours: does not hold", "ours: lacks power"]
     assert "published, real data" in legend
 
 

@@ -262,7 +262,7 @@ def sentence_longer(table: pd.DataFrame) -> str:  # of `table_longer`
     usual, steps = table.index[0][1], longer.index[0][1]
     said = [
         f"{steps:,} steps instead of {usual:,} ({seed_text(longer['seeds'])}) change the mean error by "
-        + " and ".join(changes)
+        + " and ".join(filter(None, [", ".join(changes[:-1]), changes[-1]]))
     ]
     said += [
         f"{name} minus S1 is then {row['minus S1']:.2f} mm "

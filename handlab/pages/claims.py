@@ -193,7 +193,7 @@ def waiting_claims(table: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/pages/05_claims.ipynb #62a657a2
 VERDICT_MARKS = {  # {verdict: (colour, marker, face)}
     HOLDS: (BLUE, "o", BLUE),
-    FAILS: (VERMILION, "X", VERMILION),
+    FAILS: (VERMILION, "s", VERMILION),
     LACKS_POWER: (GREY, "o", "white"),
     NOT_ANSWERABLE: (GREY, "", GREY),
     NOT_RUN: (GREY, "", GREY),
@@ -213,15 +213,20 @@ def in_percent(table: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/pages/05_claims.ipynb #f88f78f8
 _HOLLOW = dict(marker="D", markerfacecolor="none", markeredgecolor="black", markersize=5)
 _TRUE = dict(color=SKY, alpha=0.25, linewidth=0)  # where a claim is true
+_EDGES = (-110, 130)  # per cent, of the axis
 _WIDE = 1000  # per cent, beyond the axis
 
 
-def _draw_claim(axis: plt.Axes, place: int, row: Any):
+def _draw_claim(axis: plt.Axes, place: float, height: float, row: Any):
     "One line of the forest, over a band that covers the effects with which the claim is true."
     colour, marker, face = VERDICT_MARKS[row.verdict]
-    axis.fill_betweenx([place - 0.4, place + 0.4], *np.clip([row.lower, row.upper], -_WIDE, _WIDE), **_TRUE)
+    band = place - 0.4 * height, place + 0.4 * height
+    axis.fill_betweenx(band, *np.clip([row.lower, row.upper], -_WIDE, _WIDE), **_TRUE)
     axis.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-    axis.plot(row.ours, place, marker, color=colour, markerfacecolor=face, markersize=5.5)
+    if not _EDGES[0] < row.ours < _EDGES[1]:
+        marker = "<" if row.ours < 0 else ">"
+    shown = np.clip(row.ours, *_EDGES)
+    axis.plot(shown, place, marker, color=colour, markerfacecolor=face, markersize=5.5, clip_on=False)
     axis.plot(row.published, place, markeredgewidth=0.8, **_HOLLOW)
 
 # %% ../../nbs/pages/05_claims.ipynb #a1675de9
@@ -247,11 +252,17 @@ def fig_forest(table: pd.DataFrame, title: str, source: str) -> plt.Figure:
     rows = in_percent(table.assign(claim=whole_claims(table)))
     rows = rows[rows.ours.notna()].iloc[::-1]
     source += f" Not drawn: {count_of(len(table) - len(rows), 'claim')} without an effect of ours."
-    figure, axis = plt.subplots(figsize=(5, 1.4 + 0.43 * len(rows)), dpi=100)
+    if not rows.ours.between(*_EDGES).all():
+        source += " A triangle at the edge: an effect beyond the axis."
+    texts = [_claim_text(row) for _, row in rows.iterrows()]
+    heights = np.array([max(1, (text.count("\n") + 1.2) / 2.2) for text in texts])  # 1: room for two lines
+    places = heights.cumsum() - heights / 2
+    figure, axis = plt.subplots(figsize=(5, 1.4 + 0.41 * heights.sum()), dpi=100)
     axis.axvline(0, color="black", linewidth=0.8)
-    for place, row in enumerate(rows.itertuples()):
-        _draw_claim(axis, place, row)
-    axis.set_yticks(range(len(rows)), [_claim_text(row) for _, row in rows.iterrows()], fontsize=8)
+    for place, height, row in zip(places, heights, rows.itertuples()):
+        _draw_claim(axis, place, height, row)
+    axis.set_yticks(places, texts, fontsize=8)
+    axis.set_ylim(-0.1, heights.sum() + 0.1)
     _scale_forest(axis)
     _label_forest(axis, title, source, _drawn_marks(rows))
     return figure
@@ -263,7 +274,7 @@ def _scale_forest(axis: plt.Axes):
     axis.set_xscale("symlog", linthresh=5, linscale=1)
     axis.set_xticks(ticks, ticks, fontsize=8)
     axis.minorticks_off()
-    axis.set(xlim=(-110, 130), ylim=(-1, None))
+    axis.set_xlim(_EDGES)
     axis.grid(axis="x", alpha=0.3)
 
 # %% ../../nbs/pages/05_claims.ipynb #04cc6cfc

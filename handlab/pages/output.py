@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'ABOUT', 'UNDATED', 'write_about', 'remove_item', 'choose_folder', 'page_file', 'save_figure',
-           'markdown_table', 'save_table']
+           'show_figure', 'markdown_table', 'save_table']
 
 # %% ../../nbs/pages/01_output.ipynb #e323365e
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import Image as Picture
+from IPython.display import display
+from PIL import Image
 
 from ..core import HandlabError, atomic_file, project_path, project_root, read_json, write_json
 from ..results.catalogue import PROFILES
@@ -129,6 +133,15 @@ def save_figure(
     if about is not None:
         write_about(folder, name, about, UNDATED)
     return paths
+
+# %% ../../nbs/pages/01_output.ipynb #cdc2a970
+def show_figure(figure: plt.Figure) -> None:
+    "Show a figure in a notebook as a picture of 256 colours, and close it."
+    whole, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", bbox_inches="tight")
+    Image.open(whole).convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    plt.close(figure)
+    display(Picture(small.getvalue()))
 
 # %% ../../nbs/pages/01_output.ipynb #b8559489
 def markdown_table(

@@ -26,7 +26,7 @@ from IPython.display import Markdown, display
 from ..core import HandlabError, choose, project_path, project_root, read_json
 from ..hand.metrics import scores_split
 from ..machine import hardware, pick_device
-from .output import choose_folder, markdown_table, save_figure, save_table
+from .output import choose_folder, markdown_table, save_figure, save_table, show_figure
 from ..results.catalogue import BUDGETS, LONGER, PROFILES, page_folder
 from ..results.evidence import frame_scores
 from handlab.results.runs import (
@@ -359,7 +359,7 @@ def keep(
     else:
         if folder:
             files = save_figure(thing, name, folder, about)
-        plt.show()
+        show_figure(thing)
     if files:
         print(*(path.name for path in files))
 

@@ -38,7 +38,7 @@ from handlab.core import (
 )
 from ..hand.metrics import joint_errors
 from .catalogue import PROFILES, command_for
-from .runs import COMMON, SHIPPED, RunFolder, restored, subtracted, unseeded
+from .runs import EXACT, SHIPPED, RunFolder, restored, subtracted, unseeded
 
 # %% ../../nbs/results/08_ship.ipynb #fb198678
 GRID = 64  # steps per mm or px
@@ -73,7 +73,7 @@ def rounding_of(arrays: dict, back: dict) -> dict:  # {'mean', 'largest'} in mm 
     "By how much shipping changes the mean error of a network, and the error of a single joint, at most."
     means, largest = [0.0], [0.0]
     for name, predicted in arrays.items():
-        if name in COMMON:
+        if name in EXACT:
             continue
         apart = joint_errors(back[name], arrays["true"]) - joint_errors(predicted, arrays["true"])
         means.append(abs(np.nanmean(apart)))
@@ -86,10 +86,11 @@ def ship_predictions(
 ) -> tuple:  # (file's name, rounding)
     "Write a run's predictions on one test set, and the frames they are of, where these are not there yet."
     arrays = run.predictions_on(other)
-    common = {name: arrays[name] for name in COMMON if name in arrays}
+    common = {name: arrays[name] for name in (*EXACT, "mean_pose") if name in arrays}
     name = f"{other or run.metrics['source']}-{fingerprint(common)}"
     networks = {key: compact(each, arrays["true"]) for key, each in arrays.items() if key not in common}
-    rounding = rounding_of(arrays, restored(networks, common))
+    shared = {key: each if key in EXACT else compact(each, arrays["true"]) for key, each in common.items()}
+    rounding = rounding_of(arrays, restored(networks, shared))
     if rounding["mean"] > MOST_APART:
         what = f"as float16 its mean error would change by {rounding['mean']:.3f}"
         raise HandlabError(run.path, what, "check its predictions")
@@ -97,7 +98,7 @@ def ship_predictions(
         folder / f"predictions{'-' * bool(other)}{other}.npz", {"frames": np.array(name), **networks}
     )
     if not (frames / f"{name}.npz").exists():
-        write_packed(frames / f"{name}.npz", common)
+        write_packed(frames / f"{name}.npz", shared)
     return f"../frames/{name}.npz", rounding
 
 # %% ../../nbs/results/08_ship.ipynb #e9ab1d0a
@@ -130,8 +131,9 @@ STRATEGIES = ("S1", "S4", "S4-basis-bones")  # of paper 2, on RHD and its twin; 
 def weights_to_ship(run: RunFolder) -> list:  # names of files
     "The weights of a run that are shipped: of the networks that people use, seed 0."
     kind, source = run.metrics["experiment"], run.metrics["source"]
-    of_stereo = source.endswith("stb")  # there, paper 2's weights would leave too little room for other runs
-    variants = ("",) if kind != "train_aligned" else () if of_stereo else [f"{s}-" for s in STRATEGIES]
+    if source.endswith("stb") and kind != "train_pi":  # these would leave too little room for other runs
+        return []
+    variants = [f"{s}-" for s in STRATEGIES] if kind == "train_aligned" else ("",)
     if run.name not in {f"{kind}-{variant}{source}-seed0" for variant in variants}:
         return []
     names = [f"{stage}/model.safetensors".lstrip("/") for stage in WEIGHTS[kind]]
