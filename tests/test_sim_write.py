@@ -1,5 +1,7 @@
 "The writer of twins: stream and disk agree, workers change nothing, a stopped job leaves nothing half done."
 
+import dataclasses
+import itertools
 import os
 import pickle
 import signal
@@ -8,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from handlab.sim.bighand import SimBigHand
 from handlab.sim.dexter_object import SimDexterObject
 from handlab.sim.rhd import SimRHD
 from handlab.sim.stb import SimSTB
-from handlab.sim.write import TWINS, files_of, write
+from handlab.sim.write import TWINS, TwinFiles, files_of, write
 
 FIELDS = ("image", "depth", "mask", "joints", "uv", "visible", "K", "side", "name")
 IMAGES = (".png", ".bmp")
@@ -166,6 +169,73 @@ def test_a_killed_job_counts_for_nothing_and_goes_on(case, written, tmp_path):
     before = {path.relative_to(growing / "files"): when for path, when in kept.items() if path != last}
     again = sum((root / path).stat().st_mtime_ns != when for path, when in before.items())
     assert again <= 3  # the images of one frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers(TwinFiles):
+    "Two parts of two frames: a file each, and a list of their labels."
+
+    source: ClassVar[str] = "sim-numbers"
+
+    def frames(self):
+        return {"odd": 2, "even": 2}
+
+    def first_frame(self):
+        return "1"
+
+    def places(self, part):
+        return [f"images/{part}", f"{part}.txt"]
+
+    def write_frame(self, folder, part, number):
+        (folder / "images" / part).mkdir(parents=True, exist_ok=True)
+        (folder / "images" / part / f"{number}.txt").write_text(f"{part} {number}")
+        return str(number).encode()
+
+    def write_labels(self, folder, part, labels):
+        (folder / f"{part}.txt").write_bytes(b" ".join(labels))
+
+
+class NumbersTogether(Numbers):
+    whole = True
+
+
+class Killed(BaseException):
+    "The end of a process, which nothing catches."
+
+
+def killed_at(call, monkeypatch):
+    "From here on, the given call (from 0 on) that changes files kills the job, and so does every later one."
+    calls = itertools.count()
+
+    def dying(change):
+        def changed(*given, **options):
+            if next(calls) >= call:
+                raise Killed
+            return change(*given, **options)
+
+        return changed
+
+    for name in ("mkdir", "replace", "rename", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+
+
+@pytest.mark.parametrize("twin", [Numbers, NumbersTogether])
+def test_a_job_killed_at_any_change_of_files_goes_on(twin, tmp_path, monkeypatch):
+    options, killed = dict(workers=1, show_progress=False), 0
+    one = write(twin, tmp_path / "one" / "set", **options)
+    for call in range(1000):
+        root = tmp_path / f"two{call}" / "set"
+        with monkeypatch.context() as patches:
+            killed_at(call, patches)
+            try:
+                write(twin, root, **options)
+                break
+            except Killed:
+                killed += 1
+        write(twin, root, **options)
+        assert contents(root) == contents(one), call
+        assert [path.name for path in root.parent.iterdir()] == ["set"], call
+    assert 20 < killed < 999
 
 
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path):

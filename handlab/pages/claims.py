@@ -252,7 +252,7 @@ def fig_forest(table: pd.DataFrame, title: str, source: str) -> plt.Figure:
     rows = in_percent(table.assign(claim=whole_claims(table)))
     rows = rows[rows.ours.notna()].iloc[::-1]
     source += f" Not drawn: {count_of(len(table) - len(rows), 'claim')} without an effect of ours."
-    if not rows.ours.between(*_EDGES).all():
+    if not rows.ours.between(*_EDGES, inclusive="neither").all():
         source += " A triangle at the edge: an effect beyond the axis."
     texts = [_claim_text(row) for _, row in rows.iterrows()]
     heights = np.array([max(1, (text.count("\n") + 1.2) / 2.2) for text in texts])  # 1: room for two lines

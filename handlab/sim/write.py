@@ -289,12 +289,21 @@ def _remove_leftovers(folder: Path):
             left.unlink()
 
 
+def _ready(writer: Writer, known: dict) -> list:
+    "The finished parts; labels that a job left of one, as it was killed while it removed them, go."
+    places = {part: writer.root / writer.twin.places(part)[-1] for part in known}
+    ready = [part for part, place in places.items() if place.exists()]
+    for part in ready:
+        shutil.rmtree(writer.growing / "labels" / part, ignore_errors=True)
+    return ready
+
+
 def _run(writer: Writer, workers: int, show_progress: bool):
     "Write what is missing."
     for folder in (writer.root, writer.growing):
         _remove_leftovers(folder)
     twin, known = writer.twin, _known(writer, writer.root)
-    ready = [part for part in known if (writer.root / twin.places(part)[-1]).exists()]
+    ready = _ready(writer, known)
     missing = {part: writer.missing(part) for part in writer.frames if part not in ready}
     if missing:
         grown = _known(writer, writer.growing) if (writer.growing / "labels").exists() else {}
