@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kills import kills_of
 from test_data_dexter_object import frame as dexter_frame
 from test_data_dexter_object import write as write_dexter
 
@@ -325,6 +326,22 @@ def half_trained(folder, about="a"):
 
 def kept(folder):
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "losses.csv")}
+
+
+def test_a_training_killed_at_any_change_of_files_goes_on(tmp_path):
+    def job(name):
+        return weights_fingerprint(train(tmp_path / str(name)))
+
+    true, killed = job("whole"), list(kills_of(job))
+    for call in killed:
+        assert job(call) == true and kept(tmp_path / str(call)) == kept(tmp_path / "whole"), call
+        assert names_in(tmp_path / str(call)) == names_in(tmp_path / "whole"), call
+    assert len(killed) > 20
+
+
+def names_in(folder):
+    "Without hidden names: a half-written file stays where it was."
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
 
 
 FILES = ("model.safetensors", "losses.csv", "finished.json", "run.json", "checkpoint.pt")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from kills import kills_of
 from scipy.ndimage import map_coordinates
 
 from handlab.core import HandlabError, write_json
@@ -513,6 +514,19 @@ def test_killed_half_way_nothing_counts_as_done(tmp_path, workers):
     assert len(whole) == 16 and not list(tmp_path.glob(".crops.*.partial"))  # and what was left is gone
     fresh = quiet(RHD(tmp_path / "rhd", "evaluation"), tmp_path / "fresh")
     same_files(whole.folder, fresh.folder)
+
+
+def test_killed_at_any_change_of_files_it_goes_on(tmp_path):
+    def job(name):
+        return quiet(Drawn(3), tmp_path / str(name) / "crops").folder
+
+    whole, killed = job("whole"), list(kills_of(job))
+    for call in killed:
+        same_files(job(call), whole)
+        assert [path.name for path in whole.parent.iterdir()] == [
+            path.name for path in job(call).parent.iterdir()
+        ]
+    assert len(killed) > 20
 
 
 class Recording(RHD):

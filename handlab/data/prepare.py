@@ -477,8 +477,8 @@ def _fill(reader: Frames, wanted: dict, identity: str, workers: int, show_progre
         _crop_all(CropJob(reader, tuple(files)), done, workers, show_progress)
         for each in files:
             _finish(each, reader, identity)
-    for folder in wanted:
-        (folder / f"{DIGESTS}.npy").unlink(missing_ok=True)
+        for each in files:  # all are complete; a finished folder has no digests
+            (each.folder / f"{DIGESTS}.npy").unlink()
 
 # %% ../../nbs/data/05_prepare.ipynb #f6ab4463
 def _finish(files: CropFiles, reader: Frames, identity: str):
