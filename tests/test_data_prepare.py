@@ -522,10 +522,10 @@ def test_killed_at_any_change_of_files_it_goes_on(tmp_path):
 
     whole, killed = job("whole"), list(kills_of(job))
     for call in killed:
-        same_files(job(call), whole)
-        assert [path.name for path in whole.parent.iterdir()] == [
-            path.name for path in job(call).parent.iterdir()
-        ]
+        folder = job(call)
+        same_files(folder, whole)
+        left, without = (sorted(path.name for path in each.parent.iterdir()) for each in (folder, whole))
+        assert left == without, call
     assert len(killed) > 20
 
 
