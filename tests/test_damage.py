@@ -335,13 +335,32 @@ def test_a_training_killed_at_any_change_of_files_goes_on(tmp_path):
     true, killed = job("whole"), list(kills_of(job))
     for call in killed:
         assert job(call) == true and kept(tmp_path / str(call)) == kept(tmp_path / "whole"), call
-        assert names_in(tmp_path / str(call)) == names_in(tmp_path / "whole"), call
     assert len(killed) > 20
 
 
+def test_a_file_that_was_half_written_goes_when_it_is_old(tmp_path):
+    def job(name):
+        return train(tmp_path / str(name))
+
+    job("whole")
+    left = {path for call in kills_of(job) for path in (tmp_path / str(call)).glob(".*.partial")}
+    for path in left:
+        os.utime(path, (0, 0))
+    for folder in {path.parent for path in left}:
+        job(folder.name)
+        assert names_in(folder) == names_in(tmp_path / "whole"), folder.name
+    assert len(left) > 2
+
+
+def test_a_file_that_was_just_written_to_stays(tmp_path):
+    tmp_path.joinpath("run").mkdir()
+    tmp_path.joinpath("run", ".checkpoint.pt.abcdefgh.partial").write_bytes(b"half")
+    train(tmp_path / "run")
+    assert ".checkpoint.pt.abcdefgh.partial" in names_in(tmp_path / "run")
+
+
 def names_in(folder):
-    "Without hidden names: a half-written file stays where it was."
-    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+    return sorted(path.name for path in folder.iterdir())
 
 
 FILES = ("model.safetensors", "losses.csv", "finished.json", "run.json", "checkpoint.pt")

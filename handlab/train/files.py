@@ -10,6 +10,7 @@ __all__ = ['AGAIN', 'RUN', 'CHECKPOINT', 'LOSSES', 'WEIGHTS', 'FINISHED', 'write
 # %% ../../nbs/train/00_files.ipynb #f11e0003
 import csv
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,19 @@ def _dotted(value: Any, prefix: str = "") -> dict:
     }
 
 # %% ../../nbs/train/00_files.ipynb #a989d650
+_ABANDONED = 3600  # s since the last change; a younger file may be another process's, at work
+
+
+def _remove_leftovers(folder: str | Path):
+    "Remove the half-written files of killed processes."
+    for left in Path(folder).glob(".*.partial"):
+        if left.is_file() and time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
+
+
 def bind_folder(folder: str | Path, made_with: dict) -> None:
     "Record in `run.json` what a folder is made with, or check that it was made with the same."
+    _remove_leftovers(folder)
     path, made_with = Path(folder) / RUN, plain(made_with)
     if not path.exists():
         return write_json(path, made_with, sealed=True)
