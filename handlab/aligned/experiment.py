@@ -214,12 +214,19 @@ def check_aligned(settings: AlignedSettings) -> AlignedSettings:
     return shared.require_settings(settings, _requirements(settings))
 
 # %% ../../nbs/aligned/06_experiment.ipynb #8a856391
+def _images_per_step(settings: AlignedSettings) -> int:
+    "The images of a labelled batch, and as many of frames without labels where these are used."
+    parts = 2 if settings.labelled_share < 1 and settings.use_unlabelled else 1
+    return parts * settings.batch_factor * settings.batch_size
+
+
 def train_settings(
     settings: AlignedSettings,
     steps: int = 0,  # 0 = as in the settings
 ) -> TrainSettings:
     "The loop's settings."
-    return part_of(TrainSettings, settings, steps=steps or settings.steps)
+    size = _images_per_step(settings)
+    return part_of(TrainSettings, settings, steps=steps or settings.steps, batch_size=size)
 
 # %% ../../nbs/aligned/06_experiment.ipynb #ed3fdd89
 def viewpoint(
