@@ -561,7 +561,8 @@ def test_what_is_compared_was_trained_as_long(profile):
     }
     compared = 0
     for claim in read_claims(profile):
-        arms = {name: settings[name] for name in arms_of(claim) if name in settings and "-same_" not in name}
+        own_budget = {name for name in arms_of(claim) if "-same_" in name or "-batch" in name}
+        arms = {name: settings[name] for name in arms_of(claim) if name in settings.keys() - own_budget}
         for dataset in {each.dataset for each in arms.values()}:
             own = [each for each in arms.values() if each.dataset == dataset]
             efforts = {(each.steps, each.batch_size, each.batch_factor, each.train_frames) for each in own}

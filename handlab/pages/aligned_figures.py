@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'TIP_ALIGNMENTS', 'style_of', 'fig_pck_of', 'spread_frames', 'fig_walks_of', 'fig_reconstructions_of',
-           'fig_weak_of', 'tip_curves', 'measure_tips', 'tips_of', 'fig_tips', 'fig_convergence']
+           'fig_weak_of', 'tip_curves', 'measure_tips', 'tips_of', 'fig_tips', 'fig_convergence', 'images_seen',
+           'fig_images']
 
 # %% ../../nbs/pages/10_aligned_figures.ipynb #9b3d2da3
 from collections.abc import Iterable
@@ -17,9 +18,9 @@ import torch
 from ..aligned.comparison import fig_validation, validation_curves
 from ..aligned.experiment import predict
 from ..aligned.figures import fig_reconstructions, fig_walks, fig_weak
-from ..aligned.strategies import LABELS, base_variant
+from ..aligned.strategies import LABELS, base_variant, make_recipe
 from ..data.prepare import Prepared
-from ..hand.draw import STYLES, line_of
+from ..hand.draw import STYLES, legend_below, line_of
 from ..hand.metrics import align, joint_errors, pck, thresholds_100
 from .aligned_scores import label_of, opened, split_reference, weak_errors
 from .curves import draw_differences, draw_ours, draw_published, finish_pck, panel_axes
@@ -241,4 +242,47 @@ def fig_convergence(runs: dict) -> plt.Figure:  # runs: {variant: [RunFolder]}
     figure = fig_validation(curves, times if len(times) == len(curves) else None, styles)
     text = f"{source_line(every_run(runs))}; validation persons"
     figure.text(0.5, 1.0, text, ha="center", va="bottom", fontsize=9)
+    return figure
+
+# %% ../../nbs/pages/10_aligned_figures.ipynb #1a9e5c02
+def images_seen(run: RunFolder) -> int:  # of paper 2
+    "How many images the RGB encoder saw while training, each as often as it came."
+    settings, recipe = run.metrics["settings"], make_recipe(run.metrics["settings"]["strategy"])
+    per_step = settings["batch_size"] * settings.get("batch_factor", 1)
+    encoders = len(recipe.encoders) if recipe.alignment == "alternating" else 1
+    return run.metrics["training"]["steps"] * per_step // encoders
+
+# %% ../../nbs/pages/10_aligned_figures.ipynb #1a9e5c04
+def _length_points(runs: dict) -> list:  # of one strategy
+    "Images seen, mean EPE and whether the batch was larger, by the images seen."
+    return sorted(
+        (
+            images_seen(each[0]),
+            np.mean([run.metrics["values"]["RGB"]["epe_mean"] for run in each]),
+            "-batch" in name,
+        )
+        for name, each in runs.items()
+    )
+
+
+def fig_images(
+    runs: dict,
+) -> plt.Figure:  # runs: {variant: [RunFolder]} whose training frames all have labels
+    "Mean EPE over the images seen; the trainings of one strategy are joined, larger batches are hollow."
+    figure, axis = plt.subplots(figsize=(5, 3.6))
+    strategies = {variant: each[0].metrics["settings"]["strategy"] for variant, each in runs.items()}
+    for strategy in dict.fromkeys(strategies.values()):
+        points = _length_points({name: runs[name] for name in runs if strategies[name] == strategy})
+        style = line_of(strategy) | dict(markevery=None)
+        axis.plot(*zip(*[point[:2] for point in points]), label=LABELS[strategy], **style)
+        for *place, larger in points:
+            if larger:
+                axis.plot(*place, **style | dict(markerfacecolor="white"))
+    ticks = sorted({images_seen(each[0]) for each in runs.values()})
+    axis.set(xscale="log", xlabel="images seen in training, thousands", ylabel="mean EPE, mm")
+    axis.set_xticks(ticks, [f"{tick / 1000:,.4g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.set_title(source_line(every_run(runs)), fontsize=9)
+    legend_below(axis, ncols=2)
     return figure

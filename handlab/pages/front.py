@@ -83,7 +83,13 @@ ANSWERS = {  # claim: (which question it answers, {claim: (network, what it is c
             "pi-3d-rhd": ("RGB PI Net", "RGB Net, which trained for fewer steps, as in the paper"),
         },
     ),
-    "s1-s4": ("Paper 2, aligned latent spaces", {"s1-s4": ("S4", "S1")}),
+    "s1-s4": (
+        "Paper 2, aligned latent spaces",
+        {
+            "s1-s4": ("S4", "S1"),
+            "s1-s4-same-codes": ("S4", "S1 with three times the batch, as S4 draws three codes per image"),
+        },
+    ),
 }
 
 
@@ -91,8 +97,8 @@ def _answer(table: pd.DataFrame, main: str, paper: str, differences: dict) -> st
     row, meanings = table.loc[main], read_headlines().loc[main]
     meaning = {HOLDS: meanings.holds, FAILS: meanings.fails}.get(row.verdict, "")
     parts = [f"**{paper}: {marked(row.verdict, row)}.**", meaning]
-    for claim, names in differences.items():
-        ours, low, high = table.loc[claim, ["ours", "low", "high"]].astype(float)
+    measured = table.reindex([*differences])[["ours", "low", "high"]].astype(float)  # a profile may lack one
+    for names, (ours, low, high) in zip(differences.values(), measured.to_numpy()):
         if not np.isnan(low):  # an effect is positive where the network is better
             parts.append(compared(*names, Interval(-ours, -high, -low), "mean 3D error"))
     return " ".join(filter(None, parts))

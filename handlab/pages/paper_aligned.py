@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER', 'OPTIONS', 'FINGERS', 'SECTION_5_3', 'SECTION_D', 'SECTION_6', 'TABLES', 'ABLATIONS', 'ABLATION_TABLES',
            'BY_JOINT', 'CURVES', 'PICTURES', 'SMOOTHNESS', 'LATENT', 'SMOOTH', 'STANDS', 'REAL', 'LONGER_TABLE',
-           'CONVERGENCE', 'ON_REAL', 'REAL_JOINTS', 'ITEMS', 'UNLABELLED', 'COMPARISONS', 'SENTENCES', 'aligned_page',
+           'CONVERGENCE', 'ON_REAL', 'REAL_JOINTS', 'ITEMS', 'COMPARISONS', 'SENTENCES', 'aligned_page',
            'show_equal_time', 'found', 'findings', 'write_paper']
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #357c4a1c
@@ -28,7 +28,7 @@ from . import aligned_figures as figures
 from . import aligned_scores as scores
 from .aligned_scores import run_errors, variant_runs
 from .page import Item, Page, Paper, compared, every_run, groups_of, show_findings
-from ..results.catalogue import BUDGETS, LONGER, LONGER_STRATEGIES
+from ..results.catalogue import BUDGETS, LABELLED_SHARES, LONGER, LONGER_STRATEGIES
 from ..results.convergence import convergence_sentence, fig_convergence_of, table_convergence
 from ..results.published import published_strategies
 from ..results.real import sentence_real, table_real, table_real_joints
@@ -371,6 +371,12 @@ LONGER_TABLE = Item(
 )
 
 
+def _by_images(page: Page) -> tuple:
+    "The same, and what sees more images in a step or fewer."
+    more = variant_runs(["S1-batch3", *_ALTERNATING], page.sets["rhd"])
+    return _longer(page)[0] | {name: more[name] for name in page.find(more)}, ()
+
+
 def _trained(page: Page) -> tuple:
     "Every run of the paper."
     items = (*TABLES, *ABLATION_TABLES, LONGER_TABLE)
@@ -382,6 +388,7 @@ CONVERGENCE = (
     Item("stands-table", STANDS, lambda runs, page: table_convergence(every_run(runs)), _trained),
     Item("stands", STANDS, lambda runs, page: fig_convergence_of(every_run(runs)), _trained),
     LONGER_TABLE,
+    Item("images", LONGER_TABLE.place, lambda runs, page: figures.fig_images(runs), _by_images, least=2),
 )
 _TESTED = dict(wanted=_variants(*TABLE_1, "S1-own_view"), optional=True)
 ON_REAL = Item("real-frames", REAL, _on_real(table_real), stored="real", **_TESTED)
@@ -412,16 +419,20 @@ def show_equal_time(page: Page, folder: str | Path) -> None:  # folder: where th
     page.keep(Item(f"table1-budgets-{seeds}", "Table 1", None), plot, found)
 
 # %% ../../nbs/pages/11_paper_aligned.ipynb #2c35ae1b
-UNLABELLED = "S4-labelled0.25"
+_WEAK = {
+    f"{share:.0%} of the labels: with minus without the unlabelled frames".replace("%", " %"): (
+        f"S4-labelled{share:g}",
+        f"S4-labelled{share:g}-alone",
+        "rhd",
+    )
+    for share in LABELLED_SHARES["full"]
+}
 COMPARISONS = {  # row: (first variant, second variant, role of the data)
     "S4 minus S1": ("S4", "S1", "rhd"),
+    "S4 minus S1 with three times the batch": ("S4", "S1-batch3", "rhd"),
     "S4 minus S1, STB": ("S4", "S1", "stereo"),
     "more decoders alone (R2CHP) minus S1": ("R2CHP", "S1", "rhd"),
-    "25 % of the labels: with minus without the unlabelled frames": (
-        UNLABELLED,
-        f"{UNLABELLED}-alone",
-        "rhd",
-    ),
+    **_WEAK,
     "no corresponding data minus S4": ("S4-apart", "S4", "rhd"),
     "no viewpoint correction minus S1": ("S1-own_view", "S1", "rhd"),
 }
@@ -456,6 +467,10 @@ def _finding(name: str, page: Page, found: tuple) -> dict:
 # %% ../../nbs/pages/11_paper_aligned.ipynb #c11efe16
 SENTENCES = {  # row of COMPARISONS: (name of the first, name of the second)
     "S4 minus S1": ("S4 (aligned by product of experts)", "S1 (RGB alone)"),
+    "S4 minus S1 with three times the batch": (
+        "S4",
+        "S1 with three times the batch, as S4 draws three codes per image",
+    ),
     "S4 minus S1, STB": ("S4", "S1"),
     "25 % of the labels: with minus without the unlabelled frames": (
         "S4 with a quarter of the labels and the other frames unlabelled",
